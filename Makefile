@@ -1,0 +1,71 @@
+# Python >= 3.10 and make are all this needs; every target builds .venv first when it is missing or stale.
+# Another Python: `make PYTHON=python3.12 demo`. Another package index, or wheels from a folder: pip's own configuration
+# (`pip config set global.index-url …`, `global.find-links …`, or PIP_INDEX_URL, PIP_FIND_LINKS). On Linux
+# the ordinary index serves torch with CUDA, several GB; a machine without a GPU saves them with an index of CPU wheels.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/made-in
+
+# The stamp names the folder the environment was made in: half-made, moved or without its Python, it is made anew.
+FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python -c '' 2>/dev/null || echo fresh)
+# $(call unchanged,FILES,COMMAND,WHAT): run COMMAND and fail when it changes FILES.
+unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
+	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
+
+.PHONY: help demo test lab export clean-notebooks readme prepare lock clean fresh
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
+	  while IFS=: read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
+
+demo: $(MADE) ## the toy world from raw stories to a scored, illustrated report
+	@$(BIN)/arldm-demo
+
+test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
+	@echo "== exported: arldm/ is what the notebooks say"
+	@$(call unchanged,arldm/*.py,$(BIN)/nbdev-export,the modules in arldm/ were out of step with nbs/)
+	@echo "== clean: notebooks are as nbdev-clean leaves them"
+	@$(call unchanged,nbs/*.ipynb,$(BIN)/nbdev-clean,some notebooks were not clean)
+	@echo "== README.md is what nbs/index.ipynb says"
+	@$(BIN)/python docs/readme.py --check
+	@echo "== notebooks: every cell runs"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	@echo "== tests/"
+	@$(BIN)/python -m pytest -q tests
+
+lab: $(MADE) ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+export: $(MADE) ## write arldm/ from the notebooks
+	@$(BIN)/nbdev-export
+
+clean-notebooks: $(MADE) ## strip from the notebooks what is not committed
+	@$(BIN)/nbdev-clean
+
+readme: $(MADE) ## write README.md from nbs/index.ipynb
+	@$(BIN)/python docs/readme.py
+
+prepare: export clean-notebooks readme ## all three, before a commit
+
+lock: $(MADE) ## write constraints.txt from what .venv holds now
+	@$(BIN)/python .ci/lock.py
+
+clean: ## remove .venv and everything built
+	@rm -rf $(VENV) build dist *.egg-info _docs _proc .pytest_cache
+
+$(MADE): constraints.txt settings.ini setup.py pyproject.toml $(FRESH)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "Python 3.10 or newer is needed; $(PYTHON) says: $$($(PYTHON) --version 2>&1)"; \
+	  echo "name another one: make PYTHON=python3.12"; exit 1; }
+	@[ -z "$(FRESH)" ] || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $@
+	@echo "installing (some minutes; everything pip says goes to $(VENV)/pip.log)"
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pip.log --progress-bar off \
+	  -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | while read -r line; do case "$$line" in \
+	  FAILED) echo "installing failed: $(VENV)/pip.log has the whole story"; exit 1;; \
+	  Collecting*"(from arldm"*|Downloading*MB*|ERROR*) echo "  $$line";; \
+	  "Installing collected"*) echo "  unpacking, this takes a while";; esac; done
+	@pwd > $@
+
+fresh:

@@ -1,0 +1,80 @@
+"""Write README.md from nbs/index.ipynb and its pictures into docs/readme_files/; `--check` only fails on a difference.
+
+Left out: raw cells, cells marked `#| hide`, directive lines, what goes to stderr; `#| echo: false` leaves out a cell's
+code, `#| output: false` what it shows. Links of the notebook are turned to where they lead from the top folder.
+"""
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+notebook, readme, pictures = root/'nbs/index.ipynb', root/'README.md', root/'docs/readme_files'
+SUFFIX = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
+HEAD = '<!-- Written by `make readme` from nbs/index.ipynb: edit the notebook. -->'
+DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
+
+
+def split_directives(source):
+    "The directives of a cell and the rest of its source."
+    lines = source.splitlines()
+    found = [DIRECTIVE.match(line) for line in lines]
+    return {m[1]: m[2].strip() for m in found if m}, '\n'.join(l for l, m in zip(lines, found) if not m).strip()
+
+
+def relink(text):
+    "The same links, leading from the top folder instead of from nbs/."
+    def turn(m):
+        path, mark, part = m[2].partition('#')
+        target = (notebook.parent/path).resolve()
+        inside = path and ':' not in path and target.is_relative_to(root)
+        return m[1] + (target.relative_to(root).as_posix() + mark + part if inside else m[2])
+    return re.sub(r'(\]\(|(?:src|href)=")([^)"\s]+)', turn, text)
+
+
+def shown(output, name, files):
+    "One output as Markdown; a picture joins `files`."
+    data = output.get('data', {})
+    data = {kind: ''.join(value) for kind, value in data.items() if isinstance(value, (str, list))}
+    if output['output_type'] == 'error': sys.exit(f'nbs/index.ipynb: cell {name} holds an error; run it again')
+    for kind, suffix in SUFFIX.items():
+        if kind in data:
+            file = f'{name}.{suffix}'
+            files[file] = data[kind].encode() if suffix == 'svg' else base64.b64decode(data[kind])
+            return f'![]({(pictures/file).relative_to(root).as_posix()})'
+    if 'text/markdown' in data: return relink(data['text/markdown'])
+    if 'text/html' in data: return data['text/html']
+    text = data.get('text/plain') or (''.join(output.get('text', '')) if output.get('name') == 'stdout' else '')
+    return f'```\n{text.rstrip()}\n```' if text.strip() else ''
+
+
+def render():
+    "README.md's text and its pictures, name to bytes."
+    parts, files = [HEAD], {}
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        directives, source = split_directives(''.join(cell['source']))
+        if cell['cell_type'] == 'raw' or 'hide' in directives: continue
+        if cell['cell_type'] == 'markdown': parts.append(relink(source))
+        else:
+            if source and directives.get('echo') != 'false': parts.append(f'```python\n{source}\n```')
+            wanted = cell['outputs'] if directives.get('output') != 'false' else []
+            parts += [shown(output, f'{cell["id"]}-{k}', files) for k, output in enumerate(wanted)]
+    return '\n\n'.join(part for part in parts if part) + '\n', files
+
+
+def main(check):
+    if not notebook.exists(): sys.exit('nbs/index.ipynb, the source of README.md, is missing')
+    text, files = render()
+    old = {path.name: path.read_bytes() for path in pictures.glob('*')}
+    if check:
+        if not readme.exists() or readme.read_text(encoding='utf-8') != text or old != files:
+            sys.exit('README.md is out of step with nbs/index.ipynb: run `make readme` and commit what it writes')
+        return
+    readme.write_text(text, encoding='utf-8')
+    for name in old.keys() - files.keys(): (pictures/name).unlink()
+    if files: pictures.mkdir(exist_ok=True)
+    for name, data in files.items(): (pictures/name).write_bytes(data)
+
+
+if __name__ == '__main__': main('--check' in sys.argv[1:])

@@ -1,0 +1,272 @@
+"The rules of the house: what every chapter, module and settings file keeps to."
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+try: import tomllib
+except ImportError: import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
+MODULES = sorted(path for path in (ROOT/'arldm').glob('*.py') if path.stem[0] != '_')
+CORPORA = 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
+DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'dependencies', 'optional-dependencies',
+    'scripts', 'entry-points', 'readme'}
+ENTRIES = {'description', 'keywords', 'author', 'license', 'requirements', 'dev_requirements', 'console_scripts'}
+FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
+DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
+IMPORTED_AS = {'pil': 'pillow'}   # imported name -> required name, where they differ
+
+
+def each(paths): return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
+
+def cells(path, kind='code'):
+    "The cells of one kind in a notebook, each with its `text` and, for code, its `directives` and `body` without them."
+    found = []
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        if cell['cell_type'] != kind: continue
+        text = ''.join(cell['source'])
+        directives = {m[1]: m[2].strip() for m in map(DIRECTIVE.match, text.splitlines()) if m}
+        body = [line for line in text.splitlines() if not DIRECTIVE.match(line)]
+        found.append(SimpleNamespace(id=cell['id'], text=text, directives=directives, body=body,
+            outputs=cell.get('outputs', [])))
+    return found
+
+def module_of(path):
+    "The module a chapter exports, or None."
+    return next((cell.directives['default_exp'] for cell in cells(path) if 'default_exp' in cell.directives), None)
+
+def order():
+    "Module -> the chapter's number."
+    return {module_of(path): int(path.name[:2]) for path in CHAPTERS if module_of(path)}
+
+def tree(path): return ast.parse(path.read_text(encoding='utf-8'))
+
+def imports(node):
+    "(level, module, names) of every import under `node`, wherever it stands."
+    for one in ast.walk(node):
+        if isinstance(one, ast.Import): yield from ((0, alias.name, []) for alias in one.names)
+        if isinstance(one, ast.ImportFrom): yield one.level, one.module or '', [alias.name for alias in one.names]
+
+def our_modules(node):
+    "The modules of our own package imported under `node`."
+    for level, module, names in imports(node):
+        parts = module.split('.') if module else []
+        if not level:
+            if parts[0] != 'arldm': continue
+            parts = parts[1:]
+        yield from parts[:1] or names
+
+def plain(text):
+    "Python out of a notebook cell: magics and shell lines left out."
+    return '\n'.join('pass' if re.match(r'[%!]', line) else line for line in text.splitlines())
+
+def settings():
+    config = ConfigParser(interpolation=None)
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+def lines(name): return [line for line in settings()[name].splitlines() if line]
+
+def required(*entries):
+    "Names of the required packages."
+    return {re.match(r'[\w.-]+', line)[0].lower().replace('_', '-') for entry in entries for line in lines(entry)}
+
+def setup_call(monkeypatch):
+    "What setup.py hands to setuptools."
+    said = {}
+    fake = SimpleNamespace(setup=lambda **facts: said.update(facts), find_packages=lambda **_: [])
+    monkeypatch.setitem(sys.modules, 'setuptools', fake)
+    exec((ROOT/'setup.py').read_text(encoding='utf-8'), dict(__file__=str(ROOT/'setup.py')))
+    return said
+
+
+# the book
+
+@each(NOTEBOOKS)
+def test_opening(path):
+    "A chapter opens with its title and its claim."
+    first = cells(path, 'markdown')[0].text.splitlines()
+    assert first[0].startswith('# '), 'the first cell opens with "# Title"'
+    assert any(line.startswith('> ') for line in first[1:]), 'a "> " claim follows the title'
+
+@each(NOTEBOOKS)
+def test_notebook_size(path):
+    assert path.stat().st_size <= 400_000, 'smaller figures (dpi), fewer stored outputs'
+
+@each(NOTEBOOKS)
+def test_no_saved_error(path):
+    assert not [cell.id for cell in cells(path) for output in cell.outputs if output['output_type'] == 'error']
+
+@each(NOTEBOOKS)
+def test_code_cells(path):
+    "Exported cells are short; no line of code is wide; nothing is star-imported from our own package."
+    wrong = []
+    for cell in cells(path):
+        if {'export', 'exporti', 'exports'} & cell.directives.keys() and len(cell.body) > 30:
+            wrong.append(f'cell {cell.id}: {len(cell.body)} exported lines')
+        wrong += [f'cell {cell.id}: {len(line)} columns: {line.strip()[:40]}' for line in cell.body if len(line) > 120]
+        wrong += [f'cell {cell.id}: a star import from {module}' for level, module, names in
+            imports(ast.parse(plain(cell.text))) if '*' in names and (level or module.split('.')[0] == 'arldm')]
+    assert not wrong, '\n'.join(wrong)
+
+@each(CHAPTERS)
+def test_named_alike(path):
+    "05_dataset.ipynb exports arldm/dataset.py."
+    if (module := module_of(path)): assert path.stem == f'{path.name[:2]}_{module}'
+
+
+# the modules
+
+@each(MODULES)
+def test_module_size(path):
+    length = len(path.read_text(encoding='utf-8').splitlines())
+    assert length <= 250, 'is this one noun?'
+
+@each(MODULES)
+def test_module_has_its_notebook(path):
+    assert path.stem in order(), 'no notebook exports this module any more'
+
+@each(MODULES)
+def test_no_later_chapter(path):
+    "A module imports only from lower-numbered chapters."
+    numbers = order()
+    later = [name for name in our_modules(tree(path)) if name in numbers and numbers[name] >= numbers[path.stem]]
+    assert not later, f'{path.name} imports from later chapters: {later}'
+
+def test_no_later_chapter_sees():
+    "The two ways of importing a sibling are both seen, wherever they stand."
+    for text in ('from arldm.cli import f', 'import arldm.cli', 'from arldm import cli', 'from . import cli',
+            'from .cli import f'):
+        assert list(our_modules(ast.parse(f'def g():\n    {text}'))) == ['cli']
+
+@each(MODULES)
+def test_imports_are_required(path):
+    "A module imports nothing that settings.ini does not require."
+    ours = {'arldm', *sys.stdlib_module_names}
+    names = {module.split('.')[0].lower() for level, module, _ in imports(tree(path)) if not level}
+    missing = {IMPORTED_AS.get(name, name) for name in names - ours} - required('requirements')
+    assert not missing, f'settings.ini requires no {missing}'
+
+def test_export_in_step(tmp_path):
+    "nbdev-export writes exactly what is committed, once and again, and touches nothing else."
+    for name in 'nbs', 'arldm':
+        shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+    for name in 'pyproject.toml', 'settings.ini': shutil.copy(ROOT/name, tmp_path)
+    def state(): return {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    before = state()
+    surroundings = {key: value for key, value in os.environ.items() if key != 'IN_TEST'}   # with it nothing is exported
+    for _ in range(2):
+        subprocess.run([Path(sys.executable).parent/'nbdev-export'], cwd=tmp_path, env=surroundings, check=True)
+        after = state()
+        assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
+
+
+# the settings
+
+def test_pyproject_holds_no_facts():
+    "pyproject.toml names the package and leaves every other fact to settings.ini and arldm/__init__.py."
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
+    assert project.keys() == {'build-system', 'project', 'tool'} and project['tool'].keys() == {'nbdev'}
+    assert project['project'].keys() <= {'name', 'requires-python', 'dynamic', 'urls'}
+    assert set(project['project']['dynamic']) == DYNAMIC
+    assert project['tool']['nbdev']['update_pyproject'] is False
+
+def test_settings_hold_each_fact_once():
+    assert set(settings()) == ENTRIES
+    facts = [value for name in ENTRIES for value in lines(name)]
+    for file in 'pyproject.toml', 'setup.py', 'MANIFEST.in', 'Makefile':
+        text = (ROOT/file).read_text(encoding='utf-8')
+        assert not [fact for fact in facts if fact in text], f'{file} repeats a fact of settings.ini'
+
+def test_setup_reads_settings(monkeypatch):
+    said = setup_call(monkeypatch)
+    assert [said[name] for name in ('description', 'keywords', 'author', 'license')] == [
+        settings()[name] for name in ('description', 'keywords', 'author', 'license')]
+    assert said['install_requires'] == lines('requirements')
+    assert said['extras_require'] == dict(dev=lines('dev_requirements'))
+    assert said['entry_points'] == dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d'])
+
+def test_version_has_one_home(monkeypatch):
+    version = importlib.import_module('arldm').__version__
+    assert setup_call(monkeypatch)['version'] == version
+    for file in 'settings.ini', 'setup.py', 'pyproject.toml':
+        assert f'"{version}"' not in (ROOT/file).read_text(encoding='utf-8')
+
+def test_requirements():
+    "Nothing that breaks beside a CPU torch, nothing of one machine, and an exact version for each requirement."
+    pins = [line.split(' ;')[0] for line in (ROOT/'constraints.txt').read_text().splitlines() if line[0] != '#']
+    assert all(re.fullmatch(r'[a-z0-9.-]+==[\w.]+', pin) for pin in pins), 'name==version, no +cpu'
+    pinned = {pin.split('==')[0] for pin in pins}
+    assert required('requirements', 'dev_requirements') <= pinned
+    assert not FORBIDDEN & (pinned | required('requirements', 'dev_requirements'))
+    assert not [name for name in pinned if re.match('nvidia-|cuda-|triton', name)]
+
+@pytest.mark.parametrize('script', lines('console_scripts'))
+def test_console_script(script):
+    "Every command leads to a function."
+    module, function = re.fullmatch(r'arldm-[\w-]+=([\w.]+):(\w+)', script).groups()
+    assert callable(getattr(importlib.import_module(module), function))
+
+@pytest.mark.parametrize('corpus', CORPORA)
+def test_data_readme(corpus):
+    "Each corpus says where it comes from, on what terms, how its files lie and which command reads them."
+    text = (ROOT/'data'/corpus/'README.md').read_text(encoding='utf-8')
+    for heading in 'Source', 'Licence', 'Tree', 'Command': assert f'\n## {heading}\n' in text
+    commands = {script.split('=')[0] for script in lines('console_scripts')}
+    assert set(re.findall(r'arldm-[a-z-]+', text)) <= commands
+
+
+# README.md from a notebook
+
+SAMPLE = [
+    dict(cell_type='raw', source=['---\n', 'title: left out\n', '---']),
+    dict(cell_type='markdown', source=['# Sample\n', '\n', '> A claim.\n', '\n',
+        '[a chapter](00_core.ipynb#part), [the licence](../LICENSE), [a site](https://example.org/a), [below](#below)']),
+    dict(cell_type='code', id='aa', source='#| hide\nsecret = 1', outputs=[]),
+    dict(cell_type='code', id='bb', source='#| eval: false\nstory[0]', outputs=[
+        dict(output_type='execute_result', data={'image/png': 'aGVsbG8=\n', 'text/plain': ['<Image>']})]),
+    dict(cell_type='code', id='cc', source='#| echo: false\nprint(1)', outputs=[
+        dict(output_type='stream', name='stdout', text=['1\n', '2\n']),
+        dict(output_type='stream', name='stderr', text='progress')]),
+]
+
+@pytest.fixture
+def readme(tmp_path):
+    "A folder with the sample as its index.ipynb, and a function running docs/readme.py there."
+    for name in 'docs', 'nbs': (tmp_path/name).mkdir()
+    shutil.copy(ROOT/'docs/readme.py', tmp_path/'docs')
+    (tmp_path/'nbs/index.ipynb').write_text(json.dumps(dict(cells=SAMPLE)), encoding='utf-8')
+    command = [sys.executable, tmp_path/'docs/readme.py']
+    return lambda *flags: subprocess.run([*command, *flags], capture_output=True, text=True)
+
+def test_readme(readme, tmp_path):
+    assert readme().returncode == 0
+    text = (tmp_path/'README.md').read_text(encoding='utf-8').split('\n\n', 1)[1]
+    assert text == ('# Sample\n\n> A claim.\n\n[a chapter](nbs/00_core.ipynb#part), [the licence](LICENSE), '
+        '[a site](https://example.org/a), [below](#below)\n\n'
+        '```python\nstory[0]\n```\n\n![](docs/readme_files/bb-0.png)\n\n```\n1\n2\n```\n')
+    assert (tmp_path/'docs/readme_files/bb-0.png').read_bytes() == b'hello'
+
+def test_readme_check(readme, tmp_path):
+    "The check sees a missing README, a changed text, a changed picture and one too many, and is content after writing."
+    assert readme('--check').returncode == 1
+    stray = tmp_path/'docs/readme_files/stray.png'
+    for spoil in (lambda: (tmp_path/'README.md').write_text('other'), lambda: stray.write_bytes(b''),
+        lambda: (tmp_path/'docs/readme_files/bb-0.png').write_bytes(b'other')):
+        readme()
+        assert readme('--check').returncode == 0 and not stray.exists()
+        spoil()
+        said = readme('--check')
+        assert said.returncode == 1 and 'make readme' in said.stderr and 'Traceback' not in said.stderr
