@@ -20,27 +20,23 @@ from tqdm.auto import tqdm
 
 from .core import StoryError, save_json
 
-# %% ../nbs/13_score.ipynb #b7cb25c5
-class _Features(nn.Module): # uint8 (B, 3, h, w) anywhere -> (B, num_features) on the CPU
-    def __init__(self, features):
-        super().__init__()
-        self.features, self.num_features = features.eval(), features.num_features
-        self.device = next((p.device for p in features.parameters()), 'cpu')
-    def forward(self, x): return self.features(x.to(self.device)).cpu()
-
+# %% ../nbs/13_score.ipynb #8baff1f5
 def _gaussian(n, total, products): # n, sum x, sum x x' -> mean, covariance
     if n < 2: raise StoryError(f'a Fréchet distance needs two pictures or more on each side, got {n}')
     return total/n, (products - total.outer(total)/n)/(n - 1)
 
+@torch.no_grad()
 def frechet(
     features:nn.Module,  # uint8 (B, 3, h, w) -> float (B, num_features); says `num_features`
     real,                # Iterable of uint8 batches (B, 3, h, w)
     drawn,               # The same
 )->float:                # The squared distance of the formula, >= 0
     "Fréchet distance between two sets of pictures, which are held one batch at a time."
-    m = FrechetInceptionDistance(feature=_Features(features))
-    for batch in real: m.update(batch, real=True)
-    for batch in drawn: m.update(batch, real=False)
+    as_given = nn.Identity()
+    as_given.num_features = features.num_features
+    m, device = FrechetInceptionDistance(as_given), next((p.device for p in features.eval().parameters()), 'cpu')
+    for batch in real: m.update(features(batch.to(device)).cpu(), real=True)
+    for batch in drawn: m.update(features(batch.to(device)).cpu(), real=False)
     mean1, cov1 = _gaussian(int(m.real_features_num_samples), m.real_features_sum, m.real_features_cov_sum)
     mean2, cov2 = _gaussian(int(m.fake_features_num_samples), m.fake_features_sum, m.fake_features_cov_sum)
     values, vectors = torch.linalg.eigh(cov1)
