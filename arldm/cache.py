@@ -14,15 +14,16 @@ from .core import StoryError
 from .dataset import StoryDataset
 from .model import ARLDM
 
-# %% ../nbs/10_cache.ipynb #373e22b5
+# %% ../nbs/10_cache.ipynb #55fc9695
 def cache_moments(
     model:ARLDM,
     stories:StoryDataset,  # All stories of the same length, frames not cropped at random
     batch:int=64,          # Frames per call of the autoencoder
-    progress:bool=True,
+    progress:bool=True,    # Show a bar
 )->Tensor:                 # (n_stories, n, 8, h, w)
     "The latent moments of every frame of a split, each different picture encoded once."
-    rows = [tuple(stories.split.rows(i).ravel().tolist()) for i in range(len(stories))]
+    def pictures(r): return r.reshape(len(r), -1)[:, 0].tolist()          # the first one where a frame has several
+    rows = [pictures(stories.split.rows(i)) for i in range(len(stories))]
     if len(set(map(len, rows))) > 1: raise StoryError('only stories of one length can be cached in one block')
     first = {}                                                            # picture row -> (story, frame) that shows it
     for i, r in enumerate(rows):

@@ -6,12 +6,11 @@
 __all__ = ['SCHEDULERS', 'make_scheduler', 'Memory', 'squash', 'see', 'denoise', 'draw_frames', 'decode', 'StoryOutput',
            'StoryPipeline', 'draw_split']
 
-# %% ../nbs/12_draw.ipynb #ad609bfc
-import inspect, shutil, uuid
+# %% ../nbs/12_draw.ipynb #0aa6241b
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, PNDMScheduler
 from diffusers.utils import BaseOutput
@@ -20,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import StoryError, one_of, save_json, story_generator
-from .dataset import Vocabulary, to_memory
+from .core import StoryError, one_of, story_generator, whole_folder
+from .dataset import Vocabulary, pixels, to_memory
 from .encoders import encode_captions
 from .history import context_visible
 from .model import ARLDM, PARTS, TOKENS, vae_factor
-from .show import strips
+from .show import as_picture, strips
 
 # %% ../nbs/12_draw.ipynb #a0865e52
 _noise = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=0)
@@ -37,7 +36,7 @@ def make_scheduler(name:str): # Key of `SCHEDULERS`
     "A scheduler by name."
     return SCHEDULERS[one_of('scheduler', name, SCHEDULERS)]()
 
-# %% ../nbs/12_draw.ipynb #d5eaf652
+# %% ../nbs/12_draw.ipynb #54f618f1
 class Memory:
     "The slots of the frames so far, each encoded once."
     def __init__(self, model:ARLDM): self.model, self.slots, self.real = model, [], []
@@ -52,15 +51,14 @@ class Memory:
     def __len__(self): return len(self.slots)
 
 def squash(
-    frames:Tensor,  # uint8 (B, 3, H, W)
-    side:int,       # Memory encoder's picture size
-)->Tensor:          # float (B, 3, side, side), CLIP-normalised
-    "Drawn frames as the memory encoder wants them."
-    if frames.shape[-2:] == (side, side): return to_memory(frames)
-    ims = [Image.fromarray(f.permute(1, 2, 0).numpy()).resize((side, side), Image.BILINEAR) for f in frames.cpu()]
-    return to_memory(torch.stack([torch.from_numpy(np.array(im)).permute(2, 0, 1) for im in ims]).to(frames.device))
+    frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
+    side:int,            # Memory encoder's picture size
+)->Tensor:               # float (n, 3, side, side), CLIP-normalised
+    "Frames as the memory encoder wants them, whatever their size."
+    ims = [as_picture(f).resize((side, side), Image.BILINEAR) for f in frames]
+    return to_memory(pixels(ims))
 
-# %% ../nbs/12_draw.ipynb #675b36dd
+# %% ../nbs/12_draw.ipynb #5992a3d5
 def see(
     memory:Memory,
     tokens:dict,           # The caption of the frame to draw: ids and masks, each (B, S)
@@ -69,7 +67,9 @@ def see(
     "What the next frame of each story is told and remembers."
     (B, S), N, model = tokens['caption_ids'].shape, len(memory), memory.model
     if nothing: caption, slots = nothing[0].expand(B, -1, -1), [nothing[1].expand(B, -1, -1)]*N
-    else: caption, slots = encode_captions(model.text_encoder, tokens['caption_ids'], tokens['caption_real']), memory.slots
+    else:
+        caption = encode_captions(model.text_encoder, tokens['caption_ids'], tokens['caption_real'])
+        slots = memory.slots
     past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, *caption.shape[1:])    # (B, N, S, D)
     real = torch.stack(memory.real, 1) if N else tokens['memory_real'].new_zeros(B, 0, S) # (B, N, S)
     every, dropped = torch.ones(1, N, dtype=torch.bool), torch.full((B, 1), bool(nothing), device=caption.device)
@@ -102,7 +102,7 @@ def denoise(
         if on_step: z = on_step(i, t, z)
     return z
 
-# %% ../nbs/12_draw.ipynb #c25d7ee1
+# %% ../nbs/12_draw.ipynb #b58e14d9
 @torch.no_grad()
 def draw_frames(
     model:ARLDM, scheduler,
@@ -120,7 +120,7 @@ def draw_frames(
         told, untold = see(memory, at(k)), see(memory, at(k), nothing) if nothing else None
         z = denoise(model, scheduler, latents[:, k - G], told, untold, guidance, steps, generator, on_step)
         frame = decode(model, z)
-        if k + 1 < n: memory.add(squash(frame, model.memory_side), at(k))  # the last slot is seen by nobody
+        if k + 1 < n: memory.add(squash(frame, model.memory_side).to(z), at(k))  # the last slot is seen by nobody
         yield z, frame
 
 def decode(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
@@ -128,7 +128,7 @@ def decode(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
     x = model.vae.decode((z/model.vae.config.scaling_factor).to(model.vae.dtype)).sample
     return ((x.float()/2 + .5).clamp(0, 1)*255).round().byte()
 
-# %% ../nbs/12_draw.ipynb #608d636e
+# %% ../nbs/12_draw.ipynb #707866ce
 @dataclass
 class StoryOutput(BaseOutput):
     "What `StoryPipeline` returns; in a notebook it shows itself as a strip."
@@ -142,8 +142,7 @@ class StoryPipeline(DiffusionPipeline):
     "Draws stories: `pipe(['a big red circle is at the beach on the left', 'it jumps'])`."
     def __init__(self, vae, unet, text_encoder, memory_encoder, history, tokenizer, memory_tokenizer, scheduler):
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, text_encoder=text_encoder, memory_encoder=memory_encoder, history=history,
-                              tokenizer=tokenizer, memory_tokenizer=memory_tokenizer, scheduler=scheduler)
+        self.register_modules(**{k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
     @property
     def model(self) -> ARLDM:
@@ -157,75 +156,75 @@ class StoryPipeline(DiffusionPipeline):
         return cls(**{n: getattr(model, n) for n in PARTS}, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer, scheduler=make_scheduler(scheduler))
 
-# %% ../nbs/12_draw.ipynb #f40cd83d
-def _nested(x, of=str): # one story -> a list of one story
-    return x if not x or not isinstance(x[0], of) else [x]
-
+# %% ../nbs/12_draw.ipynb #733cd928
 @patch
-def __call__(self:StoryPipeline,
-    captions:list,                 # One story (list of str) or several; given frames need captions too
-    given:list=None,               # Opening pictures of the story, or one list per story
-    num_inference_steps:int=50,
-    guidance_scale:float=7.5,      # 1 = no guidance
-    height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
-    seed:int|list=0,               # Story i starts from the random numbers of `seed + i`; a list names one seed per story
-    latents:Tensor=None,           # (B, V, 4, h, w) instead of `seed`
-    output_type:str='pil',         # 'pil', 'np' (uint8 h, w, 3), 'pt' (uint8 3, h, w) or 'latent'
-    callback_on_step_end=None,     # f(pipe, i, t, {'latents': z}) -> dict
-)->StoryOutput:
-    "Draw stories."
-    one_of('output type', output_type, ('pil', 'np', 'pt', 'latent'))
-    captions, given = _nested(captions), _nested(given, Image.Image) if given else None
-    opening = [len(g) for g in given] if given else [0]*len(captions)
-    if len(opening) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(opening)}')
-    seeds = seed if isinstance(seed, list) else [seed + i for i in range(len(captions))]
-    groups, out = {}, [None]*len(captions)
-    for i, (c, g) in enumerate(zip(captions, opening)):
-        if len(c) <= g: raise StoryError(f'story {i} has {len(c)} captions and {g} given frames; nothing is left to draw')
-        groups.setdefault((len(c), g), []).append(i)
-    with self.progress_bar(total=sum(n - g for n, g in groups)*num_inference_steps) as bar:
-        for (n, g), rows in groups.items():
-            frames = self._draw_group([captions[i] for i in rows], [given[i] for i in rows] if g else None, [seeds[i] for i in rows],
-                                      latents[rows] if latents is not None else None, (num_inference_steps, guidance_scale),
-                                      (height, width), output_type, callback_on_step_end, bar)
-            for i, f in zip(rows, frames): out[i] = f
-    return StoryOutput(out, [c[g:] for c, g in zip(captions, opening)])
-
-# %% ../nbs/12_draw.ipynb #430262af
-@patch
-def _draw_group(self:StoryPipeline, captions, given, seeds, latents, how, size, output_type, callback, bar):
-    "Draw stories of one length; returns one list of frames per story."
+def _draw_group(self:StoryPipeline, captions, given, seeds, latents, how, size, on_step):
+    "Draw stories of one length; yields latents and uint8 frames, one frame of each story at a time."
     model, (steps, guidance), device = self.model, how, self._execution_device
     encoded = [model.vocab.encode(c) for c in captions]
     tokens = {k: torch.stack([e[k] for e in encoded]).to(device) for k in TOKENS}
-    opening = None if given is None else torch.stack([_pictures(g, model.memory_side) for g in given]).to(device)
+    opening = torch.stack([squash(g, model.memory_side) for g in given]).to(device, self.unet.dtype) if given else None
     generators = [story_generator(s) for s in seeds]
     if latents is None:
         V = len(captions[0]) - (len(given[0]) if given else 0)
-        shape = (V, model.vae.config.latent_channels, *self._latent_size(*size))
+        shape = V, model.vae.config.latent_channels, *self._latent_size(*size)
         latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    def on_step(i, t, z):
-        bar.update()
-        return callback(self, i, t, {'latents': z}).get('latents', z) if callback else z
-    drawn = list(draw_frames(model, self.scheduler, tokens, latents.to(device, self.unet.dtype), opening, guidance, steps,
-                             generators, on_step))
-    as_output = {'pil': lambda z, f: Image.fromarray(f.permute(1, 2, 0).cpu().numpy()), 'pt': lambda z, f: f,
-                 'np': lambda z, f: f.permute(1, 2, 0).cpu().numpy(), 'latent': lambda z, f: z}[output_type]
-    return [[as_output(z[b], f[b]) for z, f in drawn] for b in range(len(captions))]
+    latents = latents.to(device, self.unet.dtype)
+    return draw_frames(model, self.scheduler, tokens, latents, opening, guidance, steps, generators, on_step)
 
 @patch
 def _latent_size(self:StoryPipeline, height, width):
     factor = vae_factor(self.vae)
-    default = self.unet.config.sample_size*factor
-    for v in (height, width):
-        if v and v % factor: raise StoryError(f'height and width must be multiples of {factor}, got {v}')
-    return (height or default)//factor, (width or default)//factor
+    if any(v and v % factor for v in (height, width)):
+        raise StoryError(f'height and width must be multiples of {factor}, got {height} and {width}')
+    return tuple(v//factor if v else self.unet.config.sample_size for v in (height, width))
 
-def _pictures(ims, side): # PIL pictures -> float (n, 3, side, side), CLIP-normalised
-    ims = [im.convert('RGB').resize((side, side), Image.BILINEAR) for im in ims]
-    return to_memory(torch.stack([torch.from_numpy(np.array(im)).permute(2, 0, 1) for im in ims]))
+# %% ../nbs/12_draw.ipynb #f135123d
+def _nested(x, of=str): return [x] if x and isinstance(x[0], of) else x  # one story -> a list of one story
 
-# %% ../nbs/12_draw.ipynb #232b621b
+_AS = {'pil': lambda z, f: as_picture(f), 'pt': lambda z, f: f, 'latent': lambda z, f: z,
+       'np': lambda z, f: f.permute(1, 2, 0).cpu().numpy()}
+
+def _groups(captions, opening): # {(frames, given): rows}
+    "Which stories can be drawn side by side."
+    groups = {}
+    for i, (c, g) in enumerate(zip(captions, opening, strict=True)):
+        if len(c) <= g: raise StoryError(f'story {i}: {len(c)} captions, {g} given frames; nothing is left to draw')
+        groups.setdefault((len(c), g), []).append(i)
+    return groups
+
+# %% ../nbs/12_draw.ipynb #0c039f73
+@patch
+def __call__(self:StoryPipeline,
+    captions:list,                    # One story (list of str) or several; given frames need captions too
+    given:list=None,                  # Opening pictures of the story, or one list per story
+    num_inference_steps:int=50,
+    guidance_scale:float=7.5,         # 1 = no guidance
+    height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
+    seed:int|list=0,                  # Story i starts from `seed + i`; a list names one seed per story
+    latents:Tensor=None,              # (B, V, 4, h, w) noise instead of `seed`
+    output_type:str='pil',            # 'pil', 'np' (uint8 h, w, 3), 'pt' (uint8 3, h, w) or 'latent'
+    callback_on_step_end=None,        # f(pipe, i, t, {'latents': z}) -> dict
+)->StoryOutput:
+    "Draw stories."
+    convert, captions = _AS[one_of('output type', output_type, _AS)], _nested(captions)
+    given = _nested(given, Image.Image) or [[] for _ in captions]
+    if len(given) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(given)}')
+    seeds = seed if isinstance(seed, list) else [seed + i for i in range(len(captions))]
+    groups, out, how = _groups(captions, map(len, given)), [None]*len(captions), (num_inference_steps, guidance_scale)
+    with self.progress_bar(total=sum(n - g for n, g in groups)*num_inference_steps) as bar:
+        def on_step(i, t, z):
+            bar.update()
+            return callback_on_step_end(self, i, t, {'latents': z}).get('latents', z) if callback_on_step_end else z
+        for (_, g), rows in groups.items():
+            def pick(x): return [x[i] for i in rows]
+            noise = None if latents is None else latents[rows]
+            drawn = list(self._draw_group(pick(captions), pick(given) if g else None, pick(seeds), noise, how,
+                                          (height, width), on_step))
+            for b, i in enumerate(rows): out[i] = [convert(z[b], f[b]) for z, f in drawn]
+    return StoryOutput(out, [c[len(g):] for c, g in zip(captions, given)])
+
+# %% ../nbs/12_draw.ipynb #72cdffb4
 def draw_split(
     pipe:StoryPipeline,
     stories,                # `StorySplit`
@@ -238,7 +237,6 @@ def draw_split(
 ):                          # -> yields (story_id, [frames]) as stories are finished
     "Draw the stories of a split that are not drawn yet."
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     todo = [i for i in range(min(len(stories), limit or len(stories))) if not (out/stories[i].id).is_dir()]
     for at in range(0, len(todo), batch):
         rows = todo[at:at + batch]
@@ -246,13 +244,6 @@ def draw_split(
         given = [s.pictures()[:n_given] for s in group] if n_given else None
         drawn = pipe([list(s.captions) for s in group], given, seed=[seed + i for i in rows], **how)
         for story, frames in zip(group, drawn.frames):
-            _save_story(out/story.id, frames, n_given)
+            with whole_folder(out/story.id) as tmp:
+                for k, im in enumerate(frames): im.save(tmp/f'{k + 1 + n_given}.png')
             yield story.id, frames
-
-def _save_story(folder, frames, n_given):
-    "Write the frames of one story; the folder appears under its name when it is complete."
-    tmp = folder.with_name(f'.{folder.name}-{uuid.uuid4().hex[:8]}')
-    tmp.mkdir()
-    for k, im in enumerate(frames): im.save(tmp/f'{k + 1 + n_given}.png')
-    shutil.rmtree(folder, ignore_errors=True)
-    tmp.rename(folder)

@@ -12,10 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel, CLIPTextConfig, CLIPTextModel
 
-# %% ../nbs/07_encoders.ipynb #a5ea6920
+# %% ../nbs/07_encoders.ipynb #8acca127
 def encode_captions(
     text_encoder:CLIPTextModel,
-    ids:Tensor,   # int64 (..., S)
+    ids:Tensor,   # int64 (..., S) tokens
     real:Tensor,  # bool (..., S); True = a real token
 )->Tensor:        # (..., S, D), after the final layer norm
     "Encode captions, however many leading dimensions they have."

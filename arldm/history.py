@@ -21,7 +21,7 @@ def history_visible(
     "Which slots each frame may look at."
     return torch.ones(n_frames, n_frames + n_given, dtype=torch.bool).tril(n_given - 1)
 
-# %% ../nbs/06_history.ipynb #f9d6a8cb
+# %% ../nbs/06_history.ipynb #f0d19dfc
 def context_visible(
     caption_real:Tensor,      # bool (B, V, S); True = a real token of the frame's own caption
     slot_real:Tensor,         # bool (B, N, S); True = a real token of the slot's caption
@@ -33,7 +33,7 @@ def context_visible(
     if dropped is None: dropped = torch.zeros(B, V, dtype=torch.bool, device=caption_real.device)
     d = dropped[:, :, None]
     own = caption_real | d                                                          # (B, V, S)
-    slots = (slot_real[:, None] | d[..., None]) & history.to(d.device)[None, :, :, None]  # (B, V, N, S)
+    slots = (slot_real[:, None] | d[..., None]) & history.to(d.device)[None, :, :, None]   # (B, V, N, S)
     return torch.cat([own, slots.reshape(B, V, N*S)], -1).reshape(B*V, (1+N)*S)
 
 # %% ../nbs/06_history.ipynb #b59730cf
@@ -45,7 +45,7 @@ def drop_frames(
     "Which frames learn to be drawn from nothing, for classifier-free guidance (arXiv 2207.12598)."
     return torch.rand(B, V, generator=generator) < p
 
-# %% ../nbs/06_history.ipynb #ec575922
+# %% ../nbs/06_history.ipynb #48812ec3
 class HistoryEmbeddings(ModelMixin, ConfigMixin):
     "Put captions and slots together into the context of every frame."
     @register_to_config
@@ -61,10 +61,11 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         captions:Tensor,  # (B, V, S, D) encoded captions, null ones where dropped
         slots:Tensor,     # (B, V, N, S, D) encoded slots as each frame sees them; V may be 1 to share them
     )->Tensor:            # (B·V, (1+N)·S, D)
+        "The context of every frame: its caption's tokens, then those of its slots."
         (B, V, S, D), N = captions.shape, slots.shape[2]
         if N > self.config.n_slots:
             raise StoryError(f'{N} slots of history, but the model has time embeddings for {self.config.n_slots}')
         captions = captions + self.type_embedding.weight[0]
-        slots = slots + self.type_embedding.weight[1] + self.time_embedding.weight[:N, None]            # (B, V, N, S, D)
+        slots = slots + self.type_embedding.weight[1] + self.time_embedding.weight[:N, None]  # (B, V, N, S, D)
         slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
         return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)

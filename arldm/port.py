@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIXES', 'NAMES', 'rename', 'split_original', 'resize_grid', 'blip_sizes', 'load_blip']
 
-# %% ../nbs/09_port.ipynb #aaee3f19
+# %% ../nbs/09_port.ipynb #c57649fc
 import re
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from .core import CORPORA, StoryError
+from .core import CORPORA, StoryError, one_of
 from .dataset import Vocabulary
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .history import HistoryEmbeddings
@@ -55,7 +55,7 @@ def rename(
         if name is not None: out[name] = x
     return out
 
-# %% ../nbs/09_port.ipynb #cf3b09a8
+# %% ../nbs/09_port.ipynb #a2790635
 def split_original(
     state:dict,  # The original's `state_dict`
 )->dict:         # part -> state dict under our names
@@ -74,7 +74,8 @@ def load_original(self:ARLDM,
     for part, weights in split_original(state).items():
         missing, unknown = getattr(self, part).load_state_dict(weights, strict=False)
         if missing or unknown:
-            raise StoryError(f'{part}: {len(missing)} tensors missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}')
+            raise StoryError(f'{part}: {len(missing)} tensors missing {missing[:3]}, '
+                             f'{len(unknown)} unknown {unknown[:3]}')
     return self
 
 # %% ../nbs/09_port.ipynb #25b09840
@@ -89,14 +90,15 @@ def resize_grid(
     grid = F.interpolate(grid.reshape(1, g, g, D).permute(0, 3, 1, 2), size=(n, n), mode='bicubic', align_corners=False)
     return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
 
-# %% ../nbs/09_port.ipynb #0bef4f47
+# %% ../nbs/09_port.ipynb #b913a06a
 def blip_sizes(
     state:dict,    # Our names
     side:int=224,  # Memory pictures, pixels
 )->dict:           # `vision` and `text` arguments of `MemoryEncoder`
     "The sizes of a BLIP encoder, read off its tensors."
     def layers(prefix): return 1 + max(int(k[len(prefix):].split('.')[0]) for k in state if k.startswith(prefix))
-    w, words = state['vision_model.embeddings.patch_embedding.weight'], state['text_encoder.embeddings.word_embeddings.weight']
+    w = state['vision_model.embeddings.patch_embedding.weight']
+    words = state['text_encoder.embeddings.word_embeddings.weight']
     positions = state['text_encoder.embeddings.position_embeddings.weight']
     return dict(
         vision=dict(image_size=side, patch_size=w.shape[-1], hidden_size=w.shape[0], num_attention_heads=w.shape[0]//64,
@@ -107,7 +109,7 @@ def blip_sizes(
                   num_hidden_layers=layers('text_encoder.encoder.layer.'), layer_norm_eps=1e-12,
                   max_position_embeddings=positions.shape[0], bos_token_id=words.shape[0] - 2))
 
-# %% ../nbs/09_port.ipynb #e67c9557
+# %% ../nbs/09_port.ipynb #7a81771b
 def load_blip(
     path:str|Path,     # BLIP's own `.pth`: a dict with `model`
     enc_token_id:int,  # Id of `[ENC]`
@@ -118,7 +120,8 @@ def load_blip(
     except FileNotFoundError: raise StoryError(f'{path}: no such file; BLIP publishes it as model_large.pth') from None
     except Exception as e: raise StoryError(f'{path}: not a BLIP checkpoint ({str(e).splitlines()[0]})') from None
     if 'model' not in state: raise StoryError(f'{path}: not a BLIP checkpoint (no `model` in it)')
-    state = rename({k: v for k, v in state['model'].items() if k.startswith(('visual_encoder.', 'text_encoder.'))}, _BLIP)
+    own = ('visual_encoder.', 'text_encoder.')
+    state = rename({k: v for k, v in state['model'].items() if k.startswith(own)}, _BLIP)
     sizes = blip_sizes(state, side)
     grid = 'vision_model.embeddings.position_embedding'
     state[grid] = resize_grid(state[grid], side//sizes['vision']['patch_size'])
@@ -127,7 +130,7 @@ def load_blip(
     if missing: raise StoryError(f'{path}: {len(missing)} tensors missing, among them {missing[0]}')
     return encoder.eval()
 
-# %% ../nbs/09_port.ipynb #3d94ac61
+# %% ../nbs/09_port.ipynb #3887eb1b
 def _part(cls, where, sub=None):
     "`cls.from_pretrained`, with one line instead of a page when it is not there."
     kw = dict(subfolder=sub) if sub else {}
@@ -143,14 +146,16 @@ def from_pretrained(cls:ARLDM,
     blip:str|Path,                # BLIP weights: `.pth`
     corpus:str='ssid',            # Key of `CORPORA`
     bert:str='bert-base-uncased', # Folder or hub name of BLIP's vocabulary
-    n_slots:int=5,
+    n_slots:int=5,                # Slots that a story can have
 )->ARLDM:                         # Ready to train; new rows and history embeddings are random
     "A model that starts from Stable Diffusion and BLIP."
-    vocab = Vocabulary(_part(CLIPTokenizer, sd, 'tokenizer'), _part(BertTokenizer, bert), CORPORA[corpus].length,
-                       CORPORA[corpus].names)
+    c = CORPORA[one_of('corpus', corpus, CORPORA)]
+    vocab = Vocabulary(_part(CLIPTokenizer, sd, 'tokenizer'), _part(BertTokenizer, bert), c.length, c.names)
     clip = _part(CLIPTextModel, sd, 'text_encoder')
     resize_vocabulary(resize_positions(clip, vocab.length), len(vocab.caption_tokenizer))
     memory = load_blip(blip, vocab.enc)
-    resize_vocabulary(memory.text_encoder, len(vocab.memory_tokenizer))
+    words = len(vocab.memory_tokenizer)
+    resize_vocabulary(memory.text_encoder, words)
+    memory.register_to_config(text={**memory.config['text'], 'vocab_size': words})  # saved with the size it now has
     return cls(_part(AutoencoderKL, sd, 'vae'), _part(UNet2DConditionModel, sd, 'unet'), clip, memory,
                HistoryEmbeddings(clip.config.hidden_size, n_slots), vocab)

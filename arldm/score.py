@@ -187,7 +187,7 @@ def batches(pictures, size:int=50): # RGB pictures of one size -> uint8 (B, 3, h
     pictures = iter(pictures)
     while batch := list(islice(pictures, size)): yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
 
-# %% ../nbs/13_score.ipynb #88c17825
+# %% ../nbs/13_score.ipynb #de5c4da6
 def halves(split, matched:list) -> tuple: # two lists like `matched` that share no album
     "Divide stories into two halves by album, at random but always alike."
     albums = sorted({split.albums[i] for i, _ in matched})
@@ -207,7 +207,8 @@ def distance_rows(split, matched, features=None, progress=True) -> list:
     if features is None: return [row('FID64', None, n, f'not measured, for want of weights: {_HOW}')]
     name = getattr(features, 'label', f'Fréchet distance in {type(features).__name__}')
     rows = [row(name, frechet(features, told(matched), show('drawn frames', _drawn(matched), matched)), n,
-                f'drawn against as many told frames of {len(matched)} stories, split {split.name}, at {SIDE} px')]
+                f'against the told frames of {len(matched)} stories, split {split.name}; '
+                f'{type(features).__name__}, pictures at {SIDE} px')]
     n, name = min(count(a), count(b)), f'{name}, noise floor'
     floor = frechet(features, told(a), told(b)) if n > 1 else None
     return rows + [row(name, floor, n, 'told against told frames of other albums: what chance alone makes of it')]

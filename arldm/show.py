@@ -23,7 +23,7 @@ def as_picture(
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return (x if isinstance(x, Image.Image) else Image.fromarray(x)).convert('RGB')
 
-# %% ../nbs/01_show.ipynb #041a41a2
+# %% ../nbs/01_show.ipynb #ed256e7a
 _GAP, _LINE, _INK, _PAPER = 6, 14, (60, 60, 60), (255, 255, 255)
 
 def strips(
@@ -34,9 +34,9 @@ def strips(
 )->Image.Image:
     "Rows of frames above their captions."
     font = ImageFont.load_default(11)
-    n, left = max(map(len, rows)), 48 if labels else _GAP
+    n, left, below = max(map(len, rows)), 48 if labels else _GAP, len(rows)*(side + _GAP) + _GAP
     texts = [textwrap.wrap(c, max(8, side//6)) for c in captions or []]
-    high = len(rows)*(side + _GAP) + _GAP + _LINE*max(map(len, texts), default=0)
+    high = below + _LINE*max(map(len, texts), default=0)
     out = Image.new('RGB', (left + n*(side + _GAP), high), _PAPER)
     d = ImageDraw.Draw(out)
     for j, row in enumerate(rows):
@@ -44,7 +44,7 @@ def strips(
         if labels: d.text((6, y + side//2), labels[j], _INK, font, anchor='lm')
         for i, x in enumerate(row): _paste(out, x, left + i*(side + _GAP), y, side)
     for i, lines in enumerate(texts):
-        d.multiline_text((left + i*(side + _GAP), high - _LINE*max(map(len, texts)) - 2), '\n'.join(lines), _INK, font, spacing=3)
+        d.multiline_text((left + i*(side + _GAP), below - 2), '\n'.join(lines), _INK, font, spacing=3)
     return out
 
 def _paste(out, x, left, top, side):
@@ -55,10 +55,10 @@ def _paste(out, x, left, top, side):
     how = Image.NEAREST if max(x.size) < side//2 else Image.LANCZOS
     out.paste(x.resize((w, h), how), (left + (side - w)//2, top + (side - h)//2))
 
-# %% ../nbs/01_show.ipynb #4408149a
+# %% ../nbs/01_show.ipynb #e922a58c
 def show_visible(
-    visible:Tensor,     # bool (V, N); True = row's frame may look at column's slot
-    given:int=0,        # How many of the slots hold given frames
+    visible:Tensor,     # bool (V, columns); True = the row's frame may look at the column's slot or token
+    given:int=0,        # Opening frames that are given, so that the first row is a later frame
     cell:int=26,        # Pixels per cell
 )->Image.Image:
     "A mask as a grid: filled where a frame may look."

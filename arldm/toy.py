@@ -50,18 +50,19 @@ class Scene:
         columns = list(POSITIONS)
         return columns[(columns.index(self.position) + 1) % 3]
 
-# %% ../nbs/04_toy.ipynb #115cee6c
+# %% ../nbs/04_toy.ipynb #c7c5e691
 _K, _HORIZON, _FLOOR = 4, 40, 56  # oversampling; the ground's upper edge and the hero's feet, in pixels
 
 def _landmark(d, place):
     "Draw the landmark of `place`."
     def box(x0, y0, x1, y1, fill, kind='rectangle'): getattr(d, kind)([v*_K for v in (x0, y0, x1, y1)], fill=fill)
-    def poly(pts, fill): d.polygon([(x*_K, y*_K) for x, y in pts], fill=fill)
+    def peak(x, y, r, fill):
+        d.polygon([(a*_K, b*_K) for a, b in ((x-r, _HORIZON), (x, y), (x+r, _HORIZON))], fill=fill)
     if place == 'beach': box(0, 34, 64, 40, (60, 130, 200)); box(46, 5, 57, 16, (255, 225, 80), 'ellipse')
     if place == 'forest':
-        for x in (8, 26, 44, 60): poly([(x-8, 40), (x, 12), (x+8, 40)], (35, 95, 50))
-    if place == 'desert': box(8, 4, 22, 18, (245, 130, 60), 'ellipse'); poly([(34, 40), (48, 20), (62, 40)], (196, 140, 85))
-    if place == 'mountain': poly([(0, 40), (16, 14), (32, 40)], (150, 165, 190)); poly([(26, 40), (44, 20), (62, 40)], (170, 182, 205))
+        for x in (8, 26, 44, 60): peak(x, 12, 8, (35, 95, 50))
+    if place == 'desert': box(8, 4, 22, 18, (245, 130, 60), 'ellipse'); peak(48, 20, 14, (196, 140, 85))
+    if place == 'mountain': peak(16, 14, 16, (150, 165, 190)); peak(44, 20, 18, (170, 182, 205))
     if place == 'city':
         for x, y in ((2, 16), (18, 24), (34, 10), (50, 20)): box(x, y, x+12, 40, (128, 122, 140))
     if place == 'moon':
@@ -86,10 +87,10 @@ def _figure(d, colour, shape, r, x, up):
     e = r/6
     for dx in (-.32*r, .32*r): d.ellipse([(x+dx-e)*_K, (y-e)*_K, (x+dx+e)*_K, (y+e)*_K], fill=(25, 25, 25))
 
-# %% ../nbs/04_toy.ipynb #d64696ee
+# %% ../nbs/04_toy.ipynb #298732d8
 FRIEND_RADIUS, JUMP = 4.5, 18  # pixels
 
-def draw_columns(place, columns) -> Image.Image:  # columns: {position: (colour, shape, radius, lift)}; returns 64 x 64 RGB
+def draw_columns(place, columns) -> Image.Image: # columns {position: (colour, shape, radius, lift)}; 64 x 64 RGB
     "A place with figures in some of its three columns."
     sky, ground = PLACES[place]
     im = Image.new('RGB', (SIDE*_K, SIDE*_K), sky)
@@ -105,15 +106,15 @@ def draw(s:Scene) -> Image.Image: # 64 x 64 RGB
     if s.friend: columns[s.friend_position] = (*s.friend, FRIEND_RADIUS, 0)
     return draw_columns(s.place, columns)
 
-# %% ../nbs/04_toy.ipynb #235d1c4e
+# %% ../nbs/04_toy.ipynb #ce361750
 _EVENTS = {'go': ('it goes to the {position}', 'it walks to the {position}'),
            'jump': ('it jumps', 'it hops up high'),
            'meet': ('it meets a {friend}', 'a {friend} comes by'),
            'rest': ('it rests', 'it waits a while')}
-_HERO = 'a {size} {colour} {shape}'
-_FULL = {'open': (_HERO + ' is at the {place} on the {position}', 'at the {place} ' + _HERO + ' stands on the {position}'),
-         'jump': (_HERO + ' jumps at the {place} on the {position}', 'at the {place} ' + _HERO + ' hops up high on the {position}'),
-         'meet': (_HERO + ' meets a {friend} at the {place} on the {position}',)}
+_HERO, _AT, _ON = 'a {size} {colour} {shape} ', 'at the {place} ', 'on the {position}'
+_FULL = {'open': (_HERO + 'is ' + _AT + _ON, _AT + _HERO + 'stands ' + _ON),
+         'jump': (_HERO + 'jumps ' + _AT + _ON, _AT + _HERO + 'hops up high ' + _ON),
+         'meet': (_HERO + 'meets a {friend} ' + _AT + _ON,)}
 
 def _next(s, event, rng):
     "The scene after `event`."
@@ -150,7 +151,7 @@ def invent(
 WORDS = sorted({w for t in (*sum(_FULL.values(), ()), *sum(_EVENTS.values(), ())) for w in t.split() if '{' not in w}
                | set(sum(LASTING.values(), ())) | set(POSITIONS))   # every word that a caption can hold
 
-# %% ../nbs/04_toy.ipynb #6a4c6902
+# %% ../nbs/04_toy.ipynb #6fac1ade
 _CUTS = (0, 21, 43, 64)  # the three columns, in pixels
 
 @lru_cache(1)
@@ -158,8 +159,9 @@ def _templates():
     "Every figure a column can hold, and its pixels: (figures, [place][column] -> (n, pixels) float32)."
     heroes = [(c, sh, r, up) for c in COLOURS for sh in SHAPES for r in SIZES.values() for up in (0, JUMP)]
     figures = [None] + heroes + [(c, sh, FRIEND_RADIUS, 0) for c in COLOURS for sh in SHAPES]
-    def row(place): return np.stack([np.asarray(draw_columns(place, {p: f for p in POSITIONS} if f else {})) for f in figures])
-    return figures, [[_flat(ims, j) for j in range(3)] for ims in map(row, PLACES)]
+    cast = [dict.fromkeys(POSITIONS, f) if f else {} for f in figures]  # the same figure in all three columns
+    rows = (np.stack([np.asarray(draw_columns(place, c)) for c in cast]) for place in PLACES)
+    return figures, [[_flat(ims, j) for j in range(3)] for ims in rows]
 
 def _flat(ims, j): # (n, 64, 64, 3) -> (n, 64 * width * 3)
     return ims[:, :, _CUTS[j]:_CUTS[j+1]].reshape(len(ims), -1).astype(np.float32)/255
@@ -213,35 +215,33 @@ def check_facts(
 
 check_facts.chance = {f'carried {k}': 1/len(v) for k, v in {**LASTING, 'position': POSITIONS}.items()}
 
-# %% ../nbs/04_toy.ipynb #911e9f32
+# %% ../nbs/04_toy.ipynb #2a4cca16
 def _records(album, tellings, rng):
     "One album: its scenes, and SSID's nested records of every story told about it."
     story = invent(rng)
-    records = []
-    for t in range(tellings):
-        for k, (s, event) in enumerate(story):
-            records.append([dict(storylet_id=album*tellings + t, storytext=tell(s, event, rng), album_id=album,
-                                 youtube_image_id=f'{album}_{k+1}', story_id=album*tellings + t, image_order=k+1)])
-    return [s for s, _ in story], records
+    ids = range(album*tellings, (album + 1)*tellings)  # of its stories
+    return [s for s, _ in story], [
+        [dict(storylet_id=i, storytext=tell(s, event, rng), album_id=album, youtube_image_id=f'{album}_{k}', story_id=i,
+              image_order=k)] for i in ids for k, (s, event) in enumerate(story, 1)]
 
 def write_toy(
     raw:str|Path,                      # Folder to write
     n_albums:tuple=(1000, 100, 100),   # Albums in train, validation and test
     tellings:int=1,                    # Stories told about each album (SSID has four)
-    seed:int=0,
-    progress:bool=True,
+    seed:int=0,                        # The same seed and numbers give the same corpus
+    progress:bool=True,                # Show a bar
 ):
     "Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`."
     raw, rng, albums = Path(raw), random.Random(seed), iter(range(sum(n_albums)))
     (raw/'SSID_Images').mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=sum(n_albums), desc='inventing albums', disable=not progress)
     for split, n in zip(('Train', 'Validation', 'Test'), n_albums):
-        annotations = []
+        told = []
         for album in itertools.islice(albums, n):
             scenes, records = _records(album, tellings, rng)
             for k, s in enumerate(scenes): draw(s).save(raw/'SSID_Images'/f'{album}_{k+1}.png')
-            annotations += records
+            told += records
             bar.update()
-        with atomic_path(raw/'SSID_Annotations'/f'SSID_{split}.json') as tmp:
-            tmp.write_text(json.dumps({'annotations': annotations}))
+        with atomic_path(raw/f'SSID_Annotations/SSID_{split}.json') as tmp:
+            tmp.write_text(json.dumps({'annotations': told}))
     bar.close()

@@ -84,18 +84,24 @@ def test_page_is_self_contained(run):
     assert set(re.findall(r'https?://[^"\s]+', page.html)) <= {'http://www.w3.org/2000/svg'}  # a name, not an address
 
 def test_pictures_have_texts_and_sizes(run):
-    for img in Page(report(run)).all('img'):
+    images = Page(report(run)).all('img')
+    assert sum(img['alt'] == f'told: {WILD}' for img in images) == 2
+    for img in images:
         assert img['alt'] and int(img['width']) <= 900 and int(img['height']) <= 900
 
 def test_strips_stand_in_the_order_of_steps(run):
     html = report(run).read_text(encoding='utf-8')
-    places = [html.index(f'<figcaption>{step}<') for step in (90, 100, 1000)]
+    places = [html.index(f'<figcaption>step {step}<') for step in (90, 100, 1000)]
     assert places == sorted(places)
 
 def test_many_strips_keep_the_last(run):
     for step in range(2000, 2030): picture(1, 200).save(run/'strips'/f'{step}.png')
     html = report(run).read_text(encoding='utf-8')
-    assert '<figcaption>2029<' in html and 4 <= len(re.findall(r'<figcaption>\d+<', html)) <= 8
+    assert '<figcaption>step 2029<' in html and 4 <= len(re.findall(r'<figcaption>step \d+<', html)) <= 8
+
+def test_strips_name_their_story(run):
+    (run/'strips'/'1000.png').rename(run/'strips'/'001000-<b>.png')
+    assert 'step 1000, story <b>' in Page(report(run)).text
 
 def test_no_more_than_twelve_stories(run):
     for i in range(20): shutil.copytree(run/'drawn'/'s0', run/'drawn'/f't{i}')
@@ -126,6 +132,15 @@ def test_split_may_be_given(run):
     assert page_of_told(run, StoryFile(run/'stories.h5')['test']) == 6
 
 def page_of_told(run, split): return len(Page(report(run, split)).all('div', **{'data-name': 'told'}))
+
+def test_told_frames_come_from_what_was_drawn(run):
+    "Trained on one file, drawn from another that has the same ids."
+    other = [Story(f's{i}', 'a', ('elsewhere',), (encoded(picture(1)),)) for i in range(2)]
+    write_stories(run/'other.h5', dict(val=other), 'toy')
+    (run/'scores.json').unlink()
+    save_json(run/'drawing.json', dict(data=str(run/'other.h5'), split='val', seed=7))
+    page = Page(report(run))
+    assert page.text.count('elsewhere') == 2 and WILD not in page.text.replace(WILD, '', 1) and 'drawing.seed' in page.text
 
 def test_unknown_split_is_said(run): assert 'no split' in Page(report(run, 'valid')).text
 
@@ -188,11 +203,16 @@ def test_nothing_sticks_out_of_the_page(run, width, tmp_path):
     "In a browser the page is never wider than its window."
     probe = """<script>const right = e => e.getBoundingClientRect().right
         const outside = [...document.querySelectorAll('body *')].filter(e => !e.closest('.frames'))
-        parent.document.title = 'wide ' + Math.max(...outside.map(right), document.documentElement.scrollWidth)</script>"""
+        const rows = new Set([...document.querySelectorAll('.frames')[0].children].map(e => e.offsetTop && e.offsetHeight && e.offsetTop))
+        rows.delete(0)
+        const wide = Math.max(...outside.map(right), document.documentElement.scrollWidth)
+        parent.document.title = `wide ${wide} rows ${rows.size}`</script>"""
     inside = report(run).read_text(encoding='utf-8').replace("default-src 'none'", "script-src 'unsafe-inline'")
     inside = escape(inside.replace('<details>', '<details open>').replace('</body>', probe + '</body>'))
     (tmp_path/'frame.html').write_text(f'<title>x</title><iframe width="{width}" height="900" srcdoc="{inside}"></iframe>', 'utf-8')
     flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
              '--disable-component-update --disable-sync --dump-dom').split() + [f'--user-data-dir={tmp_path/"profile"}']
     out = subprocess.run(['chromium', *flags, (tmp_path/'frame.html').as_uri()], capture_output=True, text=True, timeout=120).stdout
-    assert width - 40 < float(re.search(r'<title>wide ([\d.]+)', out)[1]) <= width
+    wide, rows = map(float, re.search(r'<title>wide ([\d.]+) rows (\d+)', out).groups())
+    assert 300 < wide <= width
+    assert rows == (3 if width == 390 else 1)  # frames below each other on a telephone, beside each other on a screen

@@ -1,0 +1,209 @@
+"The commands: the whole chain on toy and on real stories, mistakes in one line, stopping and going on."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arldm import cli
+from arldm.core import StoryError
+from arldm.story import StoryFile
+
+MINI = Path(__file__).parent.parent.parent/'shared/ssid-mini'
+needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason='the real SSID stories stand beside the repository only in CI')
+
+
+@pytest.fixture(scope='module')
+def toy_file(tmp_path_factory):
+    "A small toy corpus, converted."
+    d = tmp_path_factory.mktemp('toy')
+    cli.toy.write_toy(d/'raw', (12, 2, 4), progress=False)
+    cli.convert('toy', d/'raw', d/'toy.h5')
+    return d/'toy.h5'
+
+
+@pytest.fixture(scope='module')
+def run(toy_file, tmp_path_factory):
+    "A tiny model trained for three steps, and its drawings."
+    d = tmp_path_factory.mktemp('runs')/'tiny'
+    cli.train(d, data=toy_file, preset='tiny')
+    cli.draw(d, steps=2)
+    return d
+
+
+def shell(command, args, cwd=None):
+    "Run a command in a process of its own."
+    code = f'from arldm.cli import {command}; {command}()'
+    env = {**os.environ, 'PYTHONPATH': str(Path(cli.__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+def says(capsys, monkeypatch, command, args):
+    "What a command says on standard error, and its exit code, in this process."
+    monkeypatch.setattr(sys, 'argv', ['arldm', *map(str, args)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped: getattr(cli, command)()
+    return stopped.value.code, capsys.readouterr().err.strip().splitlines()
+
+
+def test_a_run_folder_explains_itself(run, toy_file):
+    assert {'settings.json', 'log.csv', 'checkpoints', 'pipeline', 'drawn', 'drawing.json'} <= {p.name for p in run.iterdir()}
+    settings = json.loads((run/'settings.json').read_text())
+    assert settings['preset'] == 'tiny' and settings['data'] == str(toy_file) and settings['versions']['torch']
+    drawn = sorted(str(p.relative_to(run/'drawn')) for p in run.glob('drawn/*/*'))
+    ids = StoryFile(toy_file)['test'].ids
+    assert drawn == sorted(f'{i}/{k}.png' for i in ids for k in range(1, 6))
+
+
+def test_score_and_report(run):
+    scores = cli.score(run)
+    assert {r['name'].split(':')[0] for r in scores['scores']} and all('n' in r for r in scores['scores'])
+    page = cli.report(run).read_text()
+    assert page.count('data:image') >= 4*5*2 and not re.search('(src|href)="(?!data:)', page)
+
+
+def test_pictures_do_not_depend_on_the_batch(run, tmp_path):
+    "The same stories one by one: at most one grey level apart."
+    other = tmp_path/'one-by-one'
+    other.mkdir()
+    for name in ('settings.json', 'pipeline'): (other/name).symlink_to(run/name)
+    cli.draw(other, steps=2, batch=1)
+    for p in run.glob('drawn/*/*.png'):
+        a, b = (np.asarray(Image.open(x)).astype(int) for x in (p, other/p.relative_to(run)))
+        assert abs(a - b).max() <= 1, p
+
+
+def test_drawing_goes_on(run):
+    "A lost story is drawn again, the others are left alone, and the pictures are the same."
+    first = next((run/'drawn').iterdir())
+    before = {p.name: p.read_bytes() for p in first.iterdir()}
+    kept = {p: p.stat().st_mtime_ns for p in run.glob('drawn/*/*.png') if p.parent != first}
+    for p in first.iterdir(): p.unlink()
+    first.rmdir()
+    cli.draw(run, steps=2)
+    assert before.keys() == {p.name for p in first.iterdir()}
+    for p in first.iterdir(): assert abs(np.asarray(Image.open(p)).astype(int) - _decoded(before[p.name])).max() <= 1
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def _decoded(data):
+    import io
+    return np.asarray(Image.open(io.BytesIO(data))).astype(int)
+
+
+def test_continuation_starts_with_frame_2(toy_file, tmp_path):
+    cli.train(tmp_path/'run', data=toy_file, preset='tiny', task='continuation', steps=1)
+    cli.draw(tmp_path/'run', steps=1, limit=1, scheduler='pndm')
+    assert sorted(p.name for p in (tmp_path/'run').glob('drawn/*/*')) == ['2.png', '3.png', '4.png', '5.png']
+    cli.score(tmp_path/'run')
+    assert 'given' in cli.report(tmp_path/'run').read_text()
+
+
+def test_own_captions(run, tmp_path):
+    (tmp_path/'mine.txt').write_text('a big red star is at the beach on the left\n\nit jumps\n')
+    folder = cli.draw(run, captions=tmp_path/'mine.txt', steps=1)
+    assert sorted(p.name for p in folder.iterdir()) == ['1.png', '2.png', 'strip.png']
+
+
+@needs_mini
+def test_the_chain_on_real_stories(tmp_path):
+    "SSID's own layout, tiny untrained weights: convert, train, draw, score, report."
+    counts = cli.convert('ssid', MINI, tmp_path/'ssid.h5')
+    assert sum(counts[s]['stories'] for s in ('train', 'val', 'test')) == 48
+    run = tmp_path/'run'
+    cli.train(run, data=tmp_path/'ssid.h5', preset='tiny', steps=3)
+    cli.draw(run, steps=2, limit=4)
+    scores = cli.score(run)
+    assert scores['n_stories'] == 4 and scores['scores'][0]['value'] is None and 'ARLDM_INCEPTION' in scores['scores'][0]['note']
+    page = cli.report(run).read_text()
+    story = StoryFile(tmp_path/'ssid.h5')['test'][0]
+    assert page.count('data:image') >= 4*5*2 and story.captions[1].split("'")[0] in page
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(toy_file, tmp_path):
+    args = ['--data', toy_file, '--preset', 'tiny', '--steps', 30, '--save-every', 5]
+    assert shell('train', [tmp_path/'whole', *args]).returncode == 0
+    env = {**os.environ, 'PYTHONPATH': str(Path(cli.__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen([sys.executable, '-c', 'from arldm.cli import train; train()', tmp_path/'cut', *map(str, args)],
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    while not list((tmp_path/'cut').glob('checkpoints/0*.pt')) and p.poll() is None: time.sleep(.02)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert shell('train', [tmp_path/'cut']).returncode == 0
+    last = [torch.load(tmp_path/d/'checkpoints/000030.pt', weights_only=True) for d in ('whole', 'cut')]
+    assert last[0]['model'].keys() == last[1]['model'].keys()
+    for k, v in last[0]['model'].items(): assert torch.equal(v, last[1]['model'][k]), k
+    losses = [[line.split(',')[1] for line in (tmp_path/d/'log.csv').read_text().splitlines()] for d in ('whole', 'cut')]
+    assert losses[0] == losses[1]
+
+
+def test_dry_runs_write_nothing(toy_file, run, tmp_path):
+    before = sorted(run.rglob('*'))
+    cli.convert('toy', toy_file.parent/'raw', tmp_path/'x.h5', dry_run=True)
+    cli.train(tmp_path/'new', data=toy_file, dry_run=True)
+    cli.draw(run, seed=5, dry_run=True)
+    cli.score(run, dry_run=True)
+    assert not list(tmp_path.iterdir()) and sorted(run.rglob('*')) == before
+
+
+WRONG = [
+    ('convert', ['sid', 'RAW', 'OUT/x.h5'], "no source 'sid'"),
+    ('convert', ['ssid', 'OUT', 'OUT/x.h5'], 'SSID_Train.json'),
+    ('convert', ['ssid', 'OUT/nowhere', 'OUT/x.h5'], 'no such folder'),
+    ('convert', ['ssid', 'RAW', 'OUT/x.h5', '--skip-the-bad'], 'unrecognized arguments'),
+    ('convert', ['ssid'], 'required: raw, out'),
+    ('train', ['OUT/new'], '--data'),
+    ('train', ['OUT/new', '--data', 'OUT/none.h5'], 'no such file'),
+    ('train', ['OUT/new', '--data', 'RAW/SSID_Annotations/SSID_Test.json'], 'not an HDF5 file'),
+    ('train', ['OUT/new', '--data', 'FILE', '--preset', 'huge'], "no preset 'huge'"),
+    ('train', ['OUT/new', '--data', 'FILE', '--task', 'drawing'], "no task 'drawing'"),
+    ('train', ['OUT/new', '--data', 'FILE', '--steps', 'many'], 'invalid int'),
+    ('train', ['OUT/new', '--data', 'FILE', '--model', 'OUT/nothing'], 'neither toy-base'),
+    ('train', ['RUN', '--seed', '7'], 'was trained with seed=0'),
+    ('draw', ['OUT/nowhere'], 'names no story file'),
+    ('draw', ['OUT/nowhere', '--data', 'FILE'], 'no pipeline there'),
+    ('draw', ['RUN', '--split', 'valid'], "no split 'valid'"),
+    ('draw', ['RUN', '--scheduler', 'euler'], "no scheduler 'euler'"),
+    ('draw', ['RUN', '--captions', 'OUT/none.txt'], 'no text file'),
+    ('draw', ['RUN', '--steps', '2', '--seed', '9'], 'made with seed=0'),
+    ('score', ['OUT'], 'does not say what was drawn'),
+    ('score', ['OUT', '--data', 'FILE', '--split', 'test'], 'no drawings'),
+    ('score', ['RUN', '--split', 'dev'], "no split 'dev'"),
+    ('score', ['RUN', '--inception', 'OUT/none.pth'], 'no such file'),
+    ('report', ['OUT'], 'no run folder'),
+    ('demo', ['--size', 'big'], 'unrecognized arguments'),
+]
+
+
+@pytest.mark.parametrize('command,args,expected', WRONG, ids=[f'{c}-{e}' for c, _, e in WRONG])
+def test_mistakes_cost_one_line(command, args, expected, run, toy_file, tmp_path, capsys, monkeypatch):
+    places = dict(RAW=toy_file.parent/'raw', FILE=toy_file, RUN=run, OUT=tmp_path)
+    for name, place in places.items(): args = [a.replace(name, str(place)) for a in args]
+    code, lines = says(capsys, monkeypatch, command, args)
+    assert code == 1 and len(lines) == 1 and expected in lines[0], (code, lines)
+    assert lines[0].startswith(f'arldm-{command}: ') and not list(tmp_path.iterdir())
+
+
+def test_in_a_shell(tmp_path):
+    "The same in a process of its own: exit code 1, one line, no traceback."
+    r = shell('convert', ['ssid', tmp_path, tmp_path/'x.h5'])
+    assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'Traceback' not in r.stderr, r.stderr
+    help_text = shell('train', ['--help'])
+    assert help_text.returncode == 0 and '--save-every' in help_text.stdout and 'default: the one named' in help_text.stdout
+
+
+def test_demo_in_small(tmp_path, monkeypatch):
+    "The demo's own road, shortened."
+    monkeypatch.setattr(cli, 'DEMO_ALBUMS', (12, 2, 3))
+    page = cli.demo(tmp_path/'demo', steps=2, limit=2)
+    assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
+    facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']
+    assert {f['name'] for f in facts} >= {'carried colour', 'carried place', 'told action'}
