@@ -6,7 +6,7 @@
 __all__ = ['DEMO_ALBUMS', 'command', 'convert', 'train', 'validation_strip', 'open_pipeline', 'keep_way', 'draw', 'draw_stories',
            'draw_text', 'score', 'report', 'demo']
 
-# %% ../nbs/15_cli.ipynb #acc8a8b8
+# %% ../nbs/15_cli.ipynb #e76c9451
 import dataclasses, functools, os, sys, warnings
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from .core import (SETTINGS, TASKS, StoryError, asset, load_json, machine, one_o
                         save_json, whole_folder)
 from .dataset import StoryDataset
 from .draw import StoryPipeline, draw_split, make_scheduler
-from .model import count_trained, quiet_loading
+from .encoders import quiet_loading
+from .model import count_trained
 from .report import as_text, report as make_report
 from .score import LatentFeatures, load_inception, score as make_scores
 from .show import strips
@@ -182,7 +183,7 @@ def draw_stories(run, stories, s, way, batch, n):
     for _ in tqdm(done, 'drawing', n, initial=there, unit=' stories'): pass
     return run/'drawn'
 
-# %% ../nbs/15_cli.ipynb #8d636a93
+# %% ../nbs/15_cli.ipynb #5b5a0c41
 def draw_text(run, path, way, dry_run=False):
     "Draw the story of a text file into `own/`, frame by frame and as a strip."
     try: told = [line for line in map(str.strip, path.read_text(encoding='utf-8').splitlines()) if line]
@@ -190,8 +191,7 @@ def draw_text(run, path, way, dry_run=False):
     if not told: raise StoryError(f'{path}: no captions in it; expected one a line')
     if dry_run: return print(f'would draw {len(told)} frames; nothing was written')
     out = open_pipeline(run, way)(told, None, way['steps'], way['guidance'], seed=way['seed'])
-    folder = run/'own'/path.stem
-    with whole_folder(folder) as tmp:
+    with whole_folder(folder := run/'own'/path.stem) as tmp:
         for k, im in enumerate(out.frames[0]): im.save(tmp/f'{k + 1}.png')
         out.strip().save(tmp/'strip.png')
     print(folder/'strip.png')

@@ -105,7 +105,7 @@ def one_of(
 TASKS = {'visualization': 0, 'continuation': 1}  # task -> frames given
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
-# %% ../nbs/00_core.ipynb #fb824bac
+# %% ../nbs/00_core.ipynb #39b75a7a
 @dataclass(frozen=True)
 class Settings:
     "All that decides what a training run computes."
@@ -115,7 +115,7 @@ class Settings:
     model: str = 'toy-base'         # 'toy-base', 'tiny' (random), a pipeline folder, or Stable Diffusion's
     blip: str = ''                  # BLIP weights that go with a Stable Diffusion `model`
     side: int = 64                  # Frame height and width in pixels
-    steps: int = 400                # Optimiser steps
+    steps: int = 300                # Optimiser steps
     batch: int = 8                  # Stories per step and process
     lr: float = 1e-3                # Peak learning rate
     schedule: str = 'cosine'        # 'cosine', 'constant', or 'original' (the original's warm-up and cosine)
@@ -125,6 +125,7 @@ class Settings:
     ema: float = 0.99               # Decay of the weights' running average; 0 = none
     drop: float = 0.1               # Chance that a frame loses its whole condition, for guidance
     weighting: str = 'p2'           # Loss weight by noise level: 'none', 'min-snr' or 'p2' (chapter 8)
+    noise_bias: float = 2.0         # Training times are drawn as u^(1/bias): 1 = evenly, more = noisier pictures
     freeze: tuple = ()              # Which of 'clip', 'blip', 'resnet' are held fixed
     precision: str = 'float32'      # 'float32', 'bfloat16' or 'float16'
     save_every: int = 100           # Steps between checkpoints and validation strips
@@ -133,11 +134,11 @@ class Settings:
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
 
-# %% ../nbs/00_core.ipynb #ee333dfb
+# %% ../nbs/00_core.ipynb #76b0a522
 _all_frozen = ('clip', 'blip', 'resnet')
 _sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
-_original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4,
-                 clip=0., ema=0., weighting='none', batch=1, save_every=1000, guidance=7.5)
+_original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0.,
+                 weighting='none', noise_bias=1., batch=1, save_every=1000, guidance=7.5)
 PRESETS = {
     'toy': dict(),                                            # the demo: see chapter 16
     'tiny': dict(model='tiny', steps=3, batch=2, warmup=1),   # random weights: does my data run at all?

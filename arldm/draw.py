@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULERS', 'make_scheduler', 'Memory', 'squash', 'see', 'denoise', 'draw_frames', 'decode', 'StoryOutput',
            'StoryPipeline', 'draw_split']
 
-# %% ../nbs/12_draw.ipynb #0aa6241b
+# %% ../nbs/12_draw.ipynb #50e54f40
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from diffusers.utils import BaseOutput
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .core import StoryError, one_of, story_generator, whole_folder
 from .dataset import Vocabulary, pixels, to_memory

@@ -167,14 +167,14 @@ def read_log(path:str|Path) -> list: # One dict per step; what is no number beco
     rows = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(whole)]
     return [{**r, 'step': int(r['step'])} for r in rows if math.isfinite(r.get('step', math.nan))]
 
-# %% ../nbs/11_train.ipynb #def4dea3
+# %% ../nbs/11_train.ipynb #bb4cc673
 def train(
     model:ARLDM,
     stories:StoryDataset,      # The training split
     s:Settings,
     run:str|Path|None=None,    # Run folder for log and checkpoints; `None` keeps nothing
     ema:EMAModel|None=None,    # From `make_ema`
-    moments:Tensor|None=None,  # From `arldm.cache`; `None` = encode the frames in every step
+    moments:Tensor|None=None,  # (stories, V, 8, h, w) from `cache_moments`; `None` = encode the frames in every step
 ):                             # -> yields a dict with the keys `COLUMNS` after every step
     "Train, resuming from the newest checkpoint of `run`."
     gpu = torch.cuda.is_available()
@@ -187,6 +187,7 @@ def train(
     parts = dict(model=Trained(model), optimizer=optimizer, schedule=schedule, **({'ema': ema} if ema else {}))
     folder = Path(run)/'checkpoints' if run else None
     done = load_checkpoint(folder, parts) if run else 0
+    if done > s.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {s.steps} asked for')
     log = Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
     for k in range(done, s.steps):
         record = _step(k, acc, ready, model, optimizer, schedule, stories, s, ema, moments)
@@ -195,7 +196,7 @@ def train(
         if folder and acc.is_main_process and due: save_checkpoint(folder, k + 1, parts)
         yield record
 
-# %% ../nbs/11_train.ipynb #635c704d
+# %% ../nbs/11_train.ipynb #969d0ed1
 def _step(k, acc, ready, model, optimizer, schedule, stories, s, ema, moments):
     "One step of `train`."
     start, rank, world = time.perf_counter(), acc.process_index, acc.num_processes
@@ -207,7 +208,7 @@ def _step(k, acc, ready, model, optimizer, schedule, stories, s, ema, moments):
     torch.manual_seed(seed)
     model.train(); model.vae.eval()
     with acc.autocast():
-        loss = ready(batch, torch.Generator().manual_seed(seed), TASKS[s.task], s.drop, s.weighting)
+        loss = ready(batch, torch.Generator().manual_seed(seed), TASKS[s.task], s.drop, s.weighting, s.noise_bias)
     acc.backward(loss)
     norm = acc.clip_grad_norm_(model.parameters(), s.clip or math.inf)
     lr = optimizer.param_groups[0]['lr']

@@ -207,3 +207,23 @@ def test_demo_in_small(tmp_path, monkeypatch):
     assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
     facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']
     assert {f['name'] for f in facts} >= {'carried colour', 'carried place', 'told action'}
+
+
+def test_a_killed_conversion_leaves_no_story_file(tmp_path):
+    "kill -9 while stories are being written: the name that was asked for never appears."
+    code = '''import itertools, sys, time
+from PIL import Image
+from arldm.story import Story, to_png, write_stories
+def stories():
+    for i in itertools.count():
+        yield Story(str(i), str(i), ('a caption',), (to_png(Image.new('RGB', (8, 8), (i % 256, i // 256 % 256, 0))),))
+        print(i, flush=True)
+write_stories(sys.argv[1], dict(train=stories()), 'toy')'''
+    env = {**os.environ, 'PYTHONPATH': str(Path(cli.__file__).parent.parent)}
+    p = subprocess.Popen([sys.executable, '-c', code, tmp_path/'x.h5'], stdout=subprocess.PIPE, text=True, env=env)
+    for _ in range(200): assert p.stdout.readline()
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    p.stdout.close()
+    assert not (tmp_path/'x.h5').exists()
+    with pytest.raises(StoryError, match='no such file'): StoryFile(tmp_path/'x.h5')['train']

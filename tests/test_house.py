@@ -270,3 +270,7 @@ def test_readme_check(readme, tmp_path):
         spoil()
         said = readme('--check')
         assert said.returncode == 1 and 'make readme' in said.stderr and 'Traceback' not in said.stderr
+
+def test_shipped_folders_name_no_machine():
+    "Libraries write where weights were loaded from; what is shipped must not."
+    for f in (ROOT/'data').rglob('*.json'): assert 'name_or_path' not in f.read_text(encoding='utf-8'), f
