@@ -24,6 +24,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'arldm.core._commit': ('core.html#_commit', 'arldm/core.py'),
                             'arldm.core._cpu': ('core.html#_cpu', 'arldm/core.py'),
                             'arldm.core.asset': ('core.html#asset', 'arldm/core.py'),
+                            'arldm.core.at_least_one': ('core.html#at_least_one', 'arldm/core.py'),
                             'arldm.core.atomic_path': ('core.html#atomic_path', 'arldm/core.py'),
                             'arldm.core.load_json': ('core.html#load_json', 'arldm/core.py'),
                             'arldm.core.machine': ('core.html#machine', 'arldm/core.py'),

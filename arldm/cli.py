@@ -6,7 +6,7 @@
 __all__ = ['DEMO_ALBUMS', 'command', 'convert', 'train', 'validation_strip', 'open_pipeline', 'keep_way', 'draw', 'draw_stories',
            'draw_text', 'score', 'report', 'demo']
 
-# %% ../nbs/15_cli.ipynb #e76c9451
+# %% ../nbs/15_cli.ipynb #73b26746
 import dataclasses, functools, os, sys, warnings
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from . import sources, toy
 from .cache import cache_moments
-from .core import (SETTINGS, TASKS, StoryError, asset, load_json, machine, one_of, pick_device, resolve,
-                        save_json, whole_folder)
+from .core import (SETTINGS, TASKS, StoryError, asset, at_least_one, load_json, machine, one_of, pick_device,
+                        resolve, save_json, whole_folder)
 from .dataset import StoryDataset
 from .draw import StoryPipeline, draw_split, make_scheduler
 from .encoders import quiet_loading
@@ -144,7 +144,7 @@ def keep_way(path:Path, way:dict):
                              'delete drawn/ and drawing.json to draw anew')
     save_json(path, way)
 
-# %% ../nbs/15_cli.ipynb #f5056639
+# %% ../nbs/15_cli.ipynb #edc6f766
 @command
 def draw(
     run:str,                 # Run folder
@@ -163,7 +163,7 @@ def draw(
     run = Path(run)
     s = load_json(run/'settings.json') if (run/'settings.json').exists() else dataclasses.asdict(resolve())
     way = dict(scheduler=scheduler, steps=steps, guidance=s['guidance'] if guidance is None else guidance, seed=seed)
-    make_scheduler(scheduler)
+    make_scheduler(scheduler), at_least_one(steps=steps, batch=batch, limit=1 if limit is None else limit)
     if captions: return draw_text(run, Path(captions), way, dry_run)
     if not (data or 'data' in s): raise StoryError(f'{run} names no story file; name one: --data stories.h5')
     stories = StoryFile(data or s['data'])[split]
@@ -219,15 +219,14 @@ def score(
     for r in out['scores']: print(f'{r["name"]:<44} {as_text(r):>8}   n={r["n"]}')
     return out
 
-# %% ../nbs/15_cli.ipynb #56012e2b
+# %% ../nbs/15_cli.ipynb #7b16ed44
 @command
 def report(
     run:str,         # Run folder
     split:str=None,  # Split of the told frames; default: the one that was scored
 ):
     "Write a run's report: scores, strips, curves and settings on one page."
-    page = make_report(run, split)
-    print(page)
+    print(page := make_report(run, split))
     return page
 
 # %% ../nbs/15_cli.ipynb #e38238c4

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'TASKS', 'DTYPES', 'SETTINGS', 'PRESETS', 'HOME', 'StoryError', 'BadStory', 'atomic_path', 'save_json',
-           'load_json', 'whole_folder', 'Corpus', 'one_of', 'Settings', 'resolve', 'asset', 'machine',
+           'load_json', 'whole_folder', 'Corpus', 'one_of', 'Settings', 'at_least_one', 'resolve', 'asset', 'machine',
            'story_generator', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #f6acbd17
@@ -134,7 +134,7 @@ class Settings:
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
 
-# %% ../nbs/00_core.ipynb #76b0a522
+# %% ../nbs/00_core.ipynb #17c332d2
 _all_frozen = ('clip', 'blip', 'resnet')
 _sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 _original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0.,
@@ -145,6 +145,12 @@ PRESETS = {
     'seed-ssid': dict(_original, corpus='ssid', side=256, steps=50_000, warmup=500, freeze=_all_frozen),
     'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
 
+def at_least_one(**numbers):
+    "A `StoryError` that names the first number below 1."
+    for name, n in numbers.items():
+        if n < 1: raise StoryError(f'{name} must be at least 1, got {n}')
+
+# %% ../nbs/00_core.ipynb #eefb2372
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,       # Fields of `Settings` that differ from it; `None` = as in the preset
@@ -158,6 +164,7 @@ def resolve(
     one_of('schedule', s.schedule, ('cosine', 'constant', 'original'))
     one_of('precision', s.precision, DTYPES)
     one_of('weighting', s.weighting, ('none', 'min-snr', 'p2'))
+    at_least_one(steps=s.steps, batch=s.batch, side=s.side, save_every=s.save_every)
     for part in s.freeze: one_of('part to freeze', part, _all_frozen)
     return dataclasses.replace(s, freeze=tuple(s.freeze))
 

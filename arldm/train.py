@@ -42,7 +42,7 @@ def make_model(
                          'a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus)
 
-# %% ../nbs/11_train.ipynb #5b7eb237
+# %% ../nbs/11_train.ipynb #25167bc2
 _LATER = 'steps', 'save_every'  # what a resumed run may change
 
 def open_run(
@@ -58,6 +58,9 @@ def open_run(
     name = preset or old.get('preset') or file.corpus
     if not preset and name not in PRESETS:
         raise StoryError(f'no preset is named like the corpus {name}; choose one: --preset {", ".join(PRESETS)}')
+    if not len(file['train']): raise StoryError(f'{file.path}: no story in its training split')
+    if preset and old.get('preset', preset) != preset:
+        raise StoryError(f'{run} was begun with preset {old["preset"]}, not {preset}; take another run folder')
     given = {k: v for k, v in given.items() if v is not None}
     saved = {k: old[k] for k in SETTINGS if k in old and k != 'preset'}
     s = resolve(name, **{'corpus': file.corpus, **saved, **given})
@@ -66,7 +69,7 @@ def open_run(
             raise StoryError(f'{run} was trained with {k}={saved[k]}, not {given[k]}; take another run folder')
     return s, file
 
-# %% ../nbs/11_train.ipynb #d08ca48b
+# %% ../nbs/11_train.ipynb #47215186
 def lr_factor(
     k:int,         # Step, counted from 0
     s:Settings,    # Uses `schedule`, `warmup` and `steps`
@@ -74,7 +77,7 @@ def lr_factor(
     "The learning rate of step `k`."
     W, T = s.warmup, s.steps
     half_cosine = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
-    if s.schedule == 'original': return k/(W - 1) if k < W and W > 1 else half_cosine if k != W else 1.
+    if s.schedule == 'original': return k/(W - 1) if k < W and W > 1 else half_cosine
     warm = min(1, (k + 1)/(W + 1))
     return warm if s.schedule == 'constant' else warm*half_cosine
 
