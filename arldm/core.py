@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['CORPORA', 'TASKS', 'DTYPES', 'SETTINGS', 'PRESETS', 'HOME', 'StoryError', 'BadStory', 'atomic_path', 'save_json',
            'load_json', 'whole_folder', 'Corpus', 'one_of', 'Settings', 'at_least_one', 'resolve', 'asset', 'machine',
-           'story_generator', 'pick_device']
+           'story_generator', 'pick_device', 'command']
 
-# %% ../nbs/00_core.ipynb #f6acbd17
-import contextlib, dataclasses, importlib.util, json, os, platform, shutil, subprocess, uuid
+# %% ../nbs/00_core.ipynb #2536a882
+import contextlib, dataclasses, functools, glob, importlib.util, json, os, platform
+import shutil, subprocess, sys, uuid, warnings
 from importlib import metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from fastcore.script import anno_parser
 
 # %% ../nbs/00_core.ipynb #fef389ee
 class StoryError(ValueError):
@@ -28,7 +29,7 @@ class BadStory(StoryError):
         super().__init__(message)
         self.reason = reason
 
-# %% ../nbs/00_core.ipynb #84c75255
+# %% ../nbs/00_core.ipynb #1cd1f693
 @contextlib.contextmanager
 def atomic_path(
     path:str|Path, # Where the finished file shall stand
@@ -36,14 +37,24 @@ def atomic_path(
     "Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}')
+    tmp = path.with_name(f'.{path.stem}-{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
+    for old in path.parent.glob(glob.escape(f'.{path.stem}-{_NODE}-') + '*' + glob.escape(path.suffix)):
+        if not _alive(old.name.split('-')[-2]): old.unlink(missing_ok=True)
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #684de471
+_NODE = f'{uuid.getnode():x}'  # this machine
+
+def _alive(pid): # whether a process of this machine still runs
+    try: os.kill(int(pid), 0)
+    except ProcessLookupError: return False
+    except (OSError, ValueError): pass
+    return True
+
+# %% ../nbs/00_core.ipynb #ddbe2a6a
 def save_json(path:str|Path, obj):
     "Write `obj` as readable JSON, atomically."
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
@@ -53,7 +64,7 @@ def load_json(path:str|Path):
     "Read a JSON file; a `StoryError` says in one line what is wrong with it."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
-    except ValueError as e: raise StoryError(f'{path}: not valid JSON ({e})') from None
+    except (ValueError, RecursionError) as e: raise StoryError(f'{path}: not valid JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #5375a6d4
 @contextlib.contextmanager
@@ -101,9 +112,9 @@ def one_of(
     if name in choices: return name
     raise StoryError(f'no {what} {name!r}; there is {", ".join(map(str, choices))}')
 
-# %% ../nbs/00_core.ipynb #69c27fba
+# %% ../nbs/00_core.ipynb #13cb5ff2
 TASKS = {'visualization': 0, 'continuation': 1}  # task -> frames given
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+DTYPES = 'float32', 'bfloat16', 'float16'
 
 # %% ../nbs/00_core.ipynb #39b75a7a
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def asset(
     if path.exists(): return path
     raise StoryError(f'{path} is missing; it is part of the repository, so work in a whole clone of it')
 
-# %% ../nbs/00_core.ipynb #18bb6d68
+# %% ../nbs/00_core.ipynb #eaeb6687
 def _ask(f):
     "What `f` says, or 'unknown' where this machine cannot answer."
     try: return f() or 'unknown'
@@ -197,19 +208,41 @@ def _cpu():
 
 def machine()->dict: # Versions, commit and machine, all JSON-friendly
     "What a reader needs to know about the place where a number was made."
-    names = 'arldm', 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow'
+    import torch
+    names = 'arldm', 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
     return dict(versions={n: _ask(lambda: metadata.version(n)) for n in names}, commit=_ask(_commit),
                 python=platform.python_version(), cpu=_ask(_cpu), cores=os.cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
-# %% ../nbs/00_core.ipynb #2052190b
+# %% ../nbs/00_core.ipynb #eb59db4a
 def story_generator(
     seed:int, # The run's seed plus the story's index
-)->torch.Generator: # A generator on the CPU
+)->'torch.Generator': # A generator on the CPU
     "The random numbers of one story."
+    import torch
     return torch.Generator('cpu').manual_seed(seed)
 
-def pick_device()->torch.device:
+def pick_device()->'torch.device':
     "The best device there is: CUDA, Apple's MPS, or the CPU."
+    import torch
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+
+# %% ../nbs/00_core.ipynb #48e08e37
+def command(f):
+    "Make a function a command: without arguments it reads those of the command line."
+    @functools.wraps(f)
+    def run(*args, **kw):
+        if args or kw: return f(*args, **kw)
+        name = 'arldm-' + f.__name__.replace('_', '-')
+        def stop(message, code=1):
+            print(f'{name}: {message}', file=sys.stderr)
+            sys.exit(code)
+        parser = anno_parser(f, prog=name)
+        parser.error = lambda message: stop(f'{message}; see {name} --help')
+        warnings.showwarning = lambda message, *_: print(f'{name}: note: {message}', file=sys.stderr)
+        given = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
+        try: f(**given)
+        except (StoryError, OSError) as e: stop(' '.join(str(e).split()))
+        except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)
+    return run

@@ -6,7 +6,7 @@
 __all__ = ['word_merges', 'word_tokenizers', 'Vocabulary', 'fit', 'square', 'pixels', 'StoryDataset', 'collate', 'to_target',
            'to_memory']
 
-# %% ../nbs/05_dataset.ipynb #f01f2ebc
+# %% ../nbs/05_dataset.ipynb #59319f08
 import json, re, warnings
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from transformers import BertTokenizer, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .core import StoryError
-from .story import StorySplit, decode
+from .pictures import decode, scaled
+from .story import StorySplit
 
 # %% ../nbs/05_dataset.ipynb #3c413114
 def word_merges(
@@ -68,7 +69,7 @@ def _write_bert(folder, words):
     (folder/'vocab.txt').write_text('\n'.join(tokens) + '\n', 'utf-8')
     (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
 
-# %% ../nbs/05_dataset.ipynb #f9698a33
+# %% ../nbs/05_dataset.ipynb #30d59532
 class Vocabulary:
     "Captions as CLIP tokens for drawing and as BERT tokens for memory, `S` of each."
     def __init__(self,
@@ -84,7 +85,10 @@ class Vocabulary:
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
         for t in (caption_tokenizer, memory_tokenizer): t.add_tokens(list(names))
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
-        self.cut = 0  # Captions that were too long so far
+        self._cut = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def cut(self): return int(self._cut)  # Captions that were too long so far, in all worker processes
 
 # %% ../nbs/05_dataset.ipynb #56f500ad
 def fit(
@@ -98,7 +102,7 @@ def fit(
     real = torch.arange(length) < torch.tensor([len(r) for r in rows])[:, None]    # (n, S)
     return ids, real
 
-# %% ../nbs/05_dataset.ipynb #21d434b0
+# %% ../nbs/05_dataset.ipynb #080b26f2
 @patch
 def encode(self:Vocabulary,
     captions:list, # `n` captions
@@ -118,7 +122,7 @@ def _count_cut(self:Vocabulary, captions):
     if captions and not self.cut:
         warnings.warn(f'a caption has more than {self.length} tokens and loses its end: {captions[0][:60]!r}…; '
                       'more of them are only counted, in `Vocabulary.cut`', stacklevel=3)
-    self.cut += len(captions)
+    self._cut += len(captions)
 
 # %% ../nbs/05_dataset.ipynb #bce6e908
 @patch
@@ -127,15 +131,14 @@ def null(self:Vocabulary)->dict:
     tokens = self.encode([''])
     return {k: torch.ones_like(v) if k.endswith('real') else v for k, v in tokens.items()}
 
-# %% ../nbs/05_dataset.ipynb #9338a78f
+# %% ../nbs/05_dataset.ipynb #4e1841da
 def square(
     picture:Image.Image,  # RGB
     side:int,             # Pixels
     at:tuple=(.5, .5),    # Where the square is cut out: 0 = left or top, 1 = right or bottom
 )->Image.Image:           # (side, side)
     "Scale the short side and cut out a square."
-    w, h = picture.size
-    size = (side, int(side*h/w)) if w <= h else (int(side*w/h), side)
+    size = scaled(picture.size, side)
     left, top = (round(float(a)*(s - side)) for a, s in zip(at, size))
     return picture.resize(size, Image.BILINEAR).crop((left, top, left + side, top + side))
 
@@ -162,7 +165,7 @@ class StoryDataset(Dataset):
     def __len__(self): return len(self.split)
     def set_epoch(self, epoch:int): self.epoch.fill_(epoch)
 
-# %% ../nbs/05_dataset.ipynb #46d5d1f4
+# %% ../nbs/05_dataset.ipynb #376a6185
 @patch
 def squares(self:StoryDataset, i:int)->list:
     "The pictures of story `i`, one square per frame."
@@ -170,7 +173,8 @@ def squares(self:StoryDataset, i:int)->list:
     rows, rng = rows.reshape(len(rows), -1), np.random.default_rng((self.seed, int(self.epoch), i))  # (n, K)
     if self.train: rows, at = [rng.choice(r[r >= 0]) for r in rows], rng.random((len(rows), 2))
     else: rows, at = rows[:, 0], np.full((len(rows), 2), .5)
-    return [square(decode(self.split.file.picture(r)), self.side, a) for r, a in zip(rows, at)]
+    try: return [square(decode(self.split.file.picture(r)), self.side, a) for r, a in zip(rows, at)]
+    except StoryError as e: raise StoryError(f'story {self.split.ids[i]}: {e}') from None
 
 @patch
 def __getitem__(self:StoryDataset, i:int)->dict:

@@ -5,20 +5,17 @@
 # %% auto #0
 __all__ = ['as_picture', 'strips', 'show_visible']
 
-# %% ../nbs/01_show.ipynb #a6417a8b
+# %% ../nbs/01_show.ipynb #8774e988
 import textwrap
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-# %% ../nbs/01_show.ipynb #b717fd17
+# %% ../nbs/01_show.ipynb #9709ec99
 def as_picture(
     x, # PIL picture, uint8 array (h, w, 3), or float tensor (3, h, w) in [-1, 1]
 )->Image.Image: # RGB
     "Any of the book's forms of a frame as a PIL picture."
-    if isinstance(x, Tensor):
+    if hasattr(x, 'permute'):
         if x.is_floating_point(): x = ((x + 1)*127.5).round().clamp(0, 255).byte()
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return (x if isinstance(x, Image.Image) else Image.fromarray(x)).convert('RGB')
@@ -55,9 +52,9 @@ def _paste(out, x, left, top, side):
     how = Image.NEAREST if max(x.size) < side//2 else Image.LANCZOS
     out.paste(x.resize((w, h), how), (left + (side - w)//2, top + (side - h)//2))
 
-# %% ../nbs/01_show.ipynb #e922a58c
+# %% ../nbs/01_show.ipynb #8fc59f46
 def show_visible(
-    visible:Tensor,     # bool (V, columns); True = the row's frame may look at the column's slot or token
+    visible:'Tensor',   # bool (V, columns); True = the row's frame may look at the column's slot or token
     given:int=0,        # Opening frames that are given, so that the first row is a later frame
     cell:int=26,        # Pixels per cell
 )->Image.Image:

@@ -78,6 +78,16 @@ def test_long_captions_lose_their_ends_and_are_counted():
     assert vocab.cut == 3
     with pytest.raises(StoryError, match='captions of 1 tokens'): parity_vocab(1)
 
+def test_long_captions_are_counted_across_workers(file, tmp_path):
+    clip, bert = word_tokenizers(['a b c'], tmp_path)
+    data = StoryDataset(file['train'], Vocabulary(clip, bert, 2), 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for batch in DataLoader(data, 1, num_workers=2, collate_fn=collate): pass
+        alone = Vocabulary(clip, bert, 2)
+        for i in range(len(data)): alone.encode(file['train'].captions(i))
+    assert data.vocab.cut == alone.cut == 5*len(data)
+
 def test_word_tokenizers(tmp_path):
     rng = random.Random(0)
     words = ['the', 'he', 'them', 'anna', 'banana', 'naïve', 'straße', 'a', 'été', 'aaaa', 'aaaaaa', '中文',

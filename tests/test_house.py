@@ -48,8 +48,8 @@ def module_of(path):
     return next((cell.directives['default_exp'] for cell in cells(path) if 'default_exp' in cell.directives), None)
 
 def order():
-    "Module -> the chapter's number."
-    return {module_of(path): int(path.name[:2]) for path in CHAPTERS if module_of(path)}
+    "Module -> the chapter's number: '02', or '02a' for one between 02 and 03."
+    return {module_of(path): path.stem.split('_')[0] for path in CHAPTERS if module_of(path)}
 
 def tree(path): return ast.parse(path.read_text(encoding='utf-8'))
 
@@ -124,7 +124,8 @@ def test_code_cells(path):
 @each(CHAPTERS)
 def test_named_alike(path):
     "05_dataset.ipynb exports arldm/dataset.py."
-    if (module := module_of(path)): assert path.stem == f'{path.name[:2]}_{module}'
+    assert re.fullmatch(r'\d\d[a-z]?_\w+', path.stem)
+    if (module := module_of(path)): assert path.stem.split('_', 1)[1] == module
 
 
 # the modules

@@ -1,0 +1,147 @@
+"The benchmark's rivals do the same work as ours, and the benchmark runs; how fast either is depends on the machine."
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arldm import speed
+from arldm.convert import convert
+from arldm.core import CORPORA, StoryError
+from arldm.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
+from arldm.speed import (SIZES, WORDS, BENCHES, PlainStories, as_text, bench, compare, encoded, on_device, peak, photo,
+    reencode, take_turns, write_corpus)
+from arldm.story import StoryFile
+
+MINI = Path(__file__).parents[2]/'shared/ssid-mini'
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A corpus of three albums, converted both ways."
+    folder = tmp_path_factory.mktemp('speed')
+    raw = write_corpus(folder/'raw', 3, [(w//2, h//2) for w, h in SIZES])
+    reencode(raw, folder/'plain.h5')
+    convert('ssid', raw, folder/'ours.h5', quiet=True)
+    return folder
+
+@pytest.fixture(scope='module')
+def vocab(folder): return Vocabulary(*word_tokenizers(WORDS, folder/'words'), CORPORA['ssid'].length)
+
+def decoded(path): return np.array(Image.open(path).convert('RGB'))
+
+
+# what is measured on
+
+def test_photos_are_reproducible():
+    a, b, c = (encoded(photo(np.random.default_rng(seed), (64, 48))) for seed in (1, 1, 2))
+    assert a == b != c
+
+def bytes_per_pixel(pictures):
+    "JPEG of quality 90, the PNG made of that JPEG, and their ratio, means over some pictures."
+    jpegs = [encoded(p) for p in pictures]
+    pngs = [encoded(Image.open(io.BytesIO(j)).convert('RGB'), 'PNG') for j in jpegs]
+    pairs = [(len(j)/np.prod(p.size), len(g)/np.prod(p.size)) for j, g, p in zip(jpegs, pngs, pictures)]
+    return np.array([(j, g, g/j) for j, g in pairs])
+
+@pytest.mark.skipif(not MINI.is_dir(), reason='the real SSID stories stand beside the repository only in CI')
+def test_photos_compress_like_real_ones():
+    rng = np.random.default_rng(0)
+    real = bytes_per_pixel([Image.open(p).convert('RGB') for p in sorted((MINI/'SSID_Images').glob('*.jpg'))])
+    ours = bytes_per_pixel([photo(rng, size) for size in SIZES]).mean(0)
+    assert (real.min(0) < ours).all() and (ours < real.max(0)).all()
+    assert np.allclose(ours, real.mean(0), rtol=.15)
+
+def test_corpus(folder, tmp_path):
+    "Four stories about each album; with few drawings every file still differs, and all decode."
+    counts = convert('ssid', folder/'raw', tmp_path/'x.h5', dry_run=True, quiet=True)
+    one = dict(stories=4, albums=1, pictures=20, different=5)
+    assert counts == dict(train=one, val=one, test=one, skipped={})
+    few = write_corpus(tmp_path/'few', 4, [(40, 30)], drawn=3)
+    assert convert('ssid', few, tmp_path/'x.h5', quiet=True)['train']['different'] == 10
+    assert len({p.read_bytes() for p in few.rglob('*.jpg')}) == 20
+    assert len({decoded(p).tobytes() for p in few.rglob('*.jpg')}) == 3
+
+
+# the rivals do the same
+
+def test_plain_converter_keeps_stories(folder):
+    "Captions, order and colours of the plain file are those of the raw corpus, in every split."
+    plain, ours = StoryFile(folder/'plain.h5'), StoryFile(folder/'ours.h5')
+    assert plain.original and plain.splits == ours.splits
+    for split, file in speed.FILES.items():
+        records = [r for r, in json.loads((folder/'raw/SSID_Annotations'/file).read_text())['annotations']]
+        assert len(plain[split]) == len(records)//5
+        for i, story in enumerate(plain[split]):
+            told = records[5*i:5*i + 5]
+            assert story.captions == tuple(r['storytext'] for r in told) == ours[split][i].captions
+            for picture, r in zip(story.pictures(), told):
+                assert (np.array(picture) == decoded(folder/f'raw/SSID_Images/{r["youtube_image_id"]}.jpg')).all()
+
+def test_file_is_a_tenth(folder):
+    plain, ours = ((folder/f'{name}.h5').stat().st_size for name in ('plain', 'ours'))
+    assert ours <= plain/10
+
+@pytest.mark.parametrize('side, memory_side', [(256, 224), (64, 96)])
+def test_plain_loader_gives_the_same_pixels(folder, vocab, side, memory_side):
+    split = StoryFile(folder/'ours.h5')['train']
+    plain, ours = PlainStories(split, vocab, side, memory_side), StoryDataset(split, vocab, side, memory_side)
+    assert len(plain) == len(ours) == 4
+    plain, ours = (collate([dataset[i] for i in range(4)]) for dataset in (plain, ours))
+    assert ours['frames'].dtype == ours['memory'].dtype == torch.uint8
+    ours = on_device(ours)
+    assert plain.keys() == ours.keys() and plain['id'] == ours['id']
+    for k in plain.keys() - {'id'}: assert torch.allclose(plain[k], ours[k], rtol=0, atol=1e-6), k
+    assert plain['frames'].shape == (4, 5, 3, side, side) and plain['frames'].min() < -.8 and plain['frames'].max() > .8
+
+
+# measuring
+
+def test_turns_are_taken():
+    said = []
+    seconds = take_turns(2, plain=lambda: said.append('a'), ours=lambda: said.append('b'))
+    assert said == ['a', 'b', 'a', 'b'] and [len(s) for s in seconds.values()] == [2, 2]
+
+def test_gain_is_the_median_ratio():
+    line = compare('x', 'things/s', 10, dict(plain=[2, 8, 40], ours=[1, 2, 20]), 'ours', 3)
+    assert (line['plain'], line['ours'], line['gain'], line['wanted']) == (1.25, 5, 2, 3)
+
+def test_peak_is_of_a_process_of_its_own():
+    held = bytearray(300_000_000)                           # must not count
+    held[::4096] = b'x'*len(held[::4096])
+    bare = peak('')
+    assert bare < 100 and 45 < peak('import sys; x = bytearray(int(sys.argv[1]))', 50_000_000) - bare < 60
+
+
+# the command
+
+@pytest.fixture(scope='module')
+def result(folder): return bench('data', out=folder/'speed.json')
+
+def test_tiny_bench_has_every_line(folder, result):
+    what = ['converting', 'size of the file', 'reading, same pixels', 'reading, --side 256',
+        'memory for converting 200 pictures']
+    assert [line['what'] for line in result['lines']] == what
+    assert all(line['ours'] > 0 for line in result['lines'])
+    assert result['lines'][1]['gain'] >= 10                 # the only ratio that no machine changes
+    assert json.loads((folder/'speed.json').read_text()) == json.loads(json.dumps(result))
+    assert {'date', 'cpu', 'cores', 'commit', 'versions', 'seconds'} <= result.keys()
+
+def test_lines_are_readable(result):
+    texts = [as_text(line) for line in result['lines']]
+    assert [text.split('wanted: ')[1] for text in texts] == [
+        'at least 20×', 'at least 10×', 'at least 1.5×', 'at least 3×', 'at most 300 MB']
+    assert max(map(len, texts)) <= 110
+
+def test_unknown_words_cost_a_line():
+    with pytest.raises(StoryError, match=f"no benchmark 'train'; there is {', '.join(BENCHES)}"): bench('train')
+    with pytest.raises(StoryError, match="no size 'huge'; there is tiny, full"): bench('data', size='huge')
+
+@pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there is data"), (['--help'], 0, '[what]')])
+def test_shell(words, code, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['arldm-bench', *words])
+    with pytest.raises(SystemExit) as end: bench()
+    assert end.value.code == code and said in ''.join(capsys.readouterr())
