@@ -102,15 +102,15 @@ def fit(
     real = torch.arange(length) < torch.tensor([len(r) for r in rows])[:, None]    # (n, S)
     return ids, real
 
-# %% ../nbs/05_dataset.ipynb #080b26f2
+# %% ../nbs/05_dataset.ipynb #f5e51f1c
 @patch
 def encode(self:Vocabulary,
     captions:list, # `n` captions
 )->dict:           # `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
     "The tokens of some captions; True = a real token, not filler."
     clip, bert = self.caption_tokenizer, self.memory_tokenizer
-    rows = [clip(ftfy.fix_text(c), verbose=False)['input_ids'] for c in captions]
-    memory_rows = [bert(c, verbose=False)['input_ids'] for c in captions]
+    rows = clip([ftfy.fix_text(c) for c in captions], verbose=False)['input_ids']
+    memory_rows = bert(list(captions), verbose=False)['input_ids']
     self._count_cut([c for c, *r in zip(captions, rows, memory_rows) if max(map(len, r)) > self.length])
     caption_ids, caption_real = fit(rows, self.length, clip.pad_token_id)
     memory_ids, memory_real = fit(memory_rows, self.length, bert.pad_token_id)

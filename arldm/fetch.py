@@ -6,8 +6,8 @@
 __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Limits', 'no_photo', 'attempt', 'true_suffix',
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
-# %% ../nbs/03a_fetch.ipynb #99f165de
-import csv, functools, http.client, io, os, re, shutil, ssl, tempfile, threading, time, warnings
+# %% ../nbs/03a_fetch.ipynb #a764d61d
+import csv, functools, http.client, io, os, re, shutil, ssl, tempfile, threading, time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import Iterator
 from urllib import error, request
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 from .core import StoryError, at_least_one, atomic_path, command, load_json
-from .pictures import decode
+from .pictures import BadPicture, decode
+from .raw import RawFolder
+from .sources import SPLITS
 
-# %% ../nbs/03a_fetch.ipynb #fa5912ae
+# %% ../nbs/03a_fetch.ipynb #bbae0370
 def vist_photos(
     json_dir:str|Path, # VIST's annotations are somewhere below it
 )->dict:               # Photo id -> its addresses, best first; in the order of the stories
     "The photos that VIST's stories show."
-    names, photos = [f'{split}.story-in-sequence.json' for split in ('train', 'val', 'test')], {}
-    walk = sorted(os.walk(json_dir, followlinks=True), reverse=True)
-    files = {name: Path(where)/name for where, _, there in walk for name in there if name in names}
-    for name in names:
-        if name not in files: raise StoryError(f'{json_dir}: no {name} in it or below it; unpack the annotations there')
-        for photo, listed in _shown(files[name]):
+    folder, photos = RawFolder(json_dir), {}
+    for split in SPLITS:
+        for photo, listed in _shown(folder.find(f'{split}.story-in-sequence.json')):
             urls = listed.get('url_o'), listed.get('url_m')
             photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
     return photos
@@ -45,8 +44,8 @@ def _shown(file): # -> the id of each photo in the stories of a file, and what i
     shown = [str(r['photo_flickr_id']) for r in records if isinstance(r, dict) and 'photo_flickr_id' in r]
     return [(photo, listed.get(photo, {})) for photo in shown]
 
-# %% ../nbs/03a_fetch.ipynb #6f907306
-SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp'}
+# %% ../nbs/03a_fetch.ipynb #9a6a90fb
+SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp', 'BMP': '.bmp'}
 
 def still_missing(
     photos:dict,  # From `vist_photos`
@@ -141,20 +140,14 @@ def attempt(url:str, deadline:float, limits:Limits)->tuple: # The photo as it ca
     except (OSError, ValueError, OverflowError, http.client.HTTPException) as e: raise no_photo(e) from None
     return data, true_suffix(data)
 
-# %% ../nbs/03a_fetch.ipynb #ff30da7f
+# %% ../nbs/03a_fetch.ipynb #55ce3566
 _ONE_AT_A_TIME = threading.Lock()
 def true_suffix(data:bytes)->str:
     "The suffix for an encoded picture that decodes to its end."
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            picture = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
-            if picture.width*picture.height > Image.MAX_IMAGE_PIXELS: raise Image.DecompressionBombError
-            decode(data, quick=True)
-        except UnidentifiedImageError: raise NoPhoto('not a picture') from None
-        except Image.DecompressionBombError: raise NoPhoto('too large') from None
-        except Exception: raise NoPhoto('broken picture') from None  # Pillow raises a dozen kinds
-    return SUFFIXES.get(picture.format, '.jpg')  # MPO is a JPEG with more pictures behind it
+    with _ONE_AT_A_TIME:
+        try: decode(data, quick=True)
+        except BadPicture as e: raise NoPhoto(e.reason) from None
+    return SUFFIXES.get(Image.open(io.BytesIO(data)).format, '.jpg')  # MPO is a JPEG with more pictures behind it
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
@@ -197,7 +190,7 @@ def _keep(data, part, path):
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 
-# %% ../nbs/03a_fetch.ipynb #e7e1d4e4
+# %% ../nbs/03a_fetch.ipynb #c2ee2dbc
 def fetch_photos(
     photos:dict,            # Id -> addresses, from `vist_photos`
     out:str|Path,           # Folder for the photos; those that stand there are not fetched again
@@ -209,15 +202,20 @@ def fetch_photos(
     out, in_a_row = Path(out), 0
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob('.part-*'): shutil.rmtree(old, ignore_errors=True)
-    part, todo = Path(tempfile.mkdtemp(prefix='.part-', dir=out)), still_missing(photos, out)
+    part, todo, over = Path(tempfile.mkdtemp(prefix='.part-', dir=out)), still_missing(photos, out), threading.Event()
+    def job(item):
+        try: return None if over.is_set() else _fetch(*item, out, part, limits)
+        except StoryError: over.set(); raise
     try:
         with ThreadPool(workers) as pool:
-            for photo in pool.imap_unordered(lambda item: _fetch(*item, out, part, limits), todo.items()):
+            for photo in filter(None, pool.imap_unordered(job, todo.items())):
                 yield photo
                 in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
                 if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '
                     f'{photo.url}: {photo.reason}; look after the network or wait, then run again to go on')
-    finally: shutil.rmtree(part.rename(f'{part}-over'), ignore_errors=True)  # a straggler finds its way barred
+    finally:
+        over.set()
+        shutil.rmtree(part.rename(f'{part}-over'), ignore_errors=True)  # a straggler finds its way barred
 
 # %% ../nbs/03a_fetch.ipynb #af677523
 @command

@@ -20,8 +20,8 @@ def as_picture(
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return (x if isinstance(x, Image.Image) else Image.fromarray(x)).convert('RGB')
 
-# %% ../nbs/01_show.ipynb #2ed3fa1d
-_GAP, _LINE, _INK, _PAPER = 6, 14, (60, 60, 60), (255, 255, 255)
+# %% ../nbs/01_show.ipynb #908d3db6
+_GAP, _LINE, _INK, _PAPER = 6, 15, (60, 60, 60), (255, 255, 255)
 
 def strips(
     rows:list,              # Rows of pictures, e.g. `[told, drawn]`; None = an empty place
@@ -30,7 +30,7 @@ def strips(
     side:int=104,           # Width of a frame in the strip, in pixels
 )->Image.Image:
     "Rows of frames above their captions."
-    font = ImageFont.load_default(11)
+    font = ImageFont.load_default(12)
     n, left, below = max(map(len, rows)), 48 if labels else _GAP, len(rows)*(side + _GAP) + _GAP
     texts = [textwrap.wrap(c, max(8, side//6)) for c in captions or []]
     high = below + _LINE*max(map(len, texts), default=0)

@@ -171,7 +171,7 @@ def _pororo_tables(folder):
     splits = dict(zip(('train', 'val', 'test'), (sorted(int(i) for i in np.ravel(x)) for x in ids)))
     return [tuple(map(_names, (a, *b))) for a, b in zip(first, rest)], splits, texts
 
-# %% ../nbs/03_sources.ipynb #85075230
+# %% ../nbs/03_sources.ipynb #fc1ff460
 def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     "The stories of PororoSV, in the order of their numbers; every frame has all pictures of its strip."
     folder = opened(raw)
@@ -195,8 +195,8 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     def build(i):
         if not 0 <= i < len(stories): raise BadStory('unknown story', f'story {i}: there are only {len(stories)}')
         names = stories[i]
-        return Story(str(i), names[0].split('/')[0], tuple(caption(n, i) for n in names),
-                     tuple(frame(n, i) for n in names))
+        frames = tuple(frame(n, i) for n in names)
+        return Story(str(i), names[0].split('/')[0], tuple(caption(n, i) for n in names), frames)
     return Stories(splits[split], build, bad)
 
 # %% ../nbs/03_sources.ipynb #427dd2a7
@@ -216,7 +216,7 @@ def _clip(file): # the frames of a clip, as PNG
         return tuple(to_png(Image.fromarray(f)) for f in frames)
     raise StoryError(f'{os.path.basename(file)} is {frames.dtype} {frames.shape}, expected uint8 (n, h, w, 3)')
 
-# %% ../nbs/03_sources.ipynb #1ca22f44
+# %% ../nbs/03_sources.ipynb #e9f781d5
 def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     "The stories of FlintstonesSV; every frame has all pictures of its clip."
     folder = opened(raw)
@@ -233,8 +233,8 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
         raise BadStory('missing description', f'story {story}: nobody described clip {clip}')
     def build(first):
         clips = [first, *follow[first]]
-        return Story(plain_name(first, first), first.split('_shot_')[0], tuple(caption(c, first) for c in clips),
-                     tuple(frame(c, first) for c in clips))
+        frames = tuple(frame(c, first) for c in clips)
+        return Story(first, first.split('_shot_')[0], tuple(caption(c, first) for c in clips), frames)
     return Stories([clip for clip in map(str, splits[split]) if clip in follow], build, bad)
 
 # %% ../nbs/03_sources.ipynb #c7d35a96

@@ -6,11 +6,11 @@
 __all__ = ['FORMAT', 'VERSION', 'Story', 'as_tuple', 'index_stories', 'count_index', 'count_stories', 'NoStories',
            'write_stories', 'StoryFile', 'StorySplit']
 
-# %% ../nbs/02_story.ipynb #c2f01534
+# %% ../nbs/02_story.ipynb #ed33595a
 import hashlib, json, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -23,14 +23,14 @@ from .original import is_original, original_attrs, original_index, original_pict
 from .pictures import decode, shrink, to_png
 from .show import strips
 
-# %% ../nbs/02_story.ipynb #25d78476
+# %% ../nbs/02_story.ipynb #07572c4a
 @dataclass(frozen=True)
 class Story:
     "Captions and as many frames; a frame is one encoded picture, or a tuple of several."
     id: str          # The corpus' own name of the story
     album: str       # Stories of one album share pictures
     captions: tuple  # `n` strings
-    frames: tuple    # `n` frames, each `bytes` or a tuple of `bytes`
+    frames: tuple = field(repr=False) # `n` frames, each `bytes` or a tuple of `bytes`
 
     def __post_init__(self):
         if len(self.captions) != len(self.frames) or not self.frames or not all(self.frames):
@@ -147,7 +147,7 @@ def write_stories(
     except OSError as e: raise StoryError(f'{path}: cannot be written ({e})') from None
     return counts
 
-# %% ../nbs/02_story.ipynb #d039c937
+# %% ../nbs/02_story.ipynb #a9808dae
 class StoryFile:
     "A story file, read story by story; each process opens it for itself."
     def __init__(self,
@@ -165,11 +165,12 @@ class StoryFile:
         if self._handle[0] != os.getpid():
             self._handle = os.getpid(), h5py.File(self.path, 'r') if self._looked_over else open_hdf5(self.path)
             self._looked_over = True
+            self._frames = self._handle[1].get('frames')
         return self._handle[1]
 
-    def __getstate__(self): return dict(self.__dict__, _handle=(0, None))
+    def __getstate__(self): return dict(self.__dict__, _handle=(0, None), _frames=None)
 
-# %% ../nbs/02_story.ipynb #372bd559
+# %% ../nbs/02_story.ipynb #e87a85f6
 @patch
 def _check(self:StoryFile):
     plain = {k: self.h5.attrs[k].item() for k in ('version', 'complete') if k in self.h5.attrs}
@@ -185,7 +186,8 @@ def _check(self:StoryFile):
 def picture(self:StoryFile, row:int)->bytes:
     "The encoded picture in a row of `/frames`."
     with reading(self.path):
-        return original_picture(self.h5, row) if self.original else self.h5['frames'][row].tobytes()
+        h5 = self.h5  # opens in a new process
+        return original_picture(h5, row) if self.original else self._frames[row].tobytes()
 
 @patch
 def __getitem__(self:StoryFile, split:str)->'StorySplit':

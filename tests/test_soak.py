@@ -113,8 +113,8 @@ def mend_png(data):
 class Raw(str):
     "Text that goes into JSON without quotes."
 
-VALUES = [None, True, [], {}, [[[]]], {'a': None}, '', '.', '..', '../x', '/etc/passwd', 'a\\b', '\0', 'x\0y', 'a\nb', '\x1b[2J',
-          '\ud83d', 'x'*300, 'x'*5000, '\u202e', '1', '٣', '1e5', 'third', 'NaN', -1, 0, 1, 2.5, 2**31, 2**64, 10**30,
+VALUES = [None, True, [], {}, [[[]]], {'a': None}, '', '.', '..', '../x', '/etc/passwd', 'a\\b', '\0', 'x\0y', 'a\nb',
+          '\x1b[2J', '\ud83d', 'x'*300, 'x'*5000, '\u202e', '1', '٣', '1e5', 'third', 'NaN', -1, 0, 1, 2.5, 2**31, 2**64, 10**30,
           float('nan'), float('inf'), Raw('1e400'), Raw('-0'), Raw('9'*4000), Raw('9'*5000), Raw('['*1500 + ']'*1500),
           Raw('['*100_000), Raw('{"a":'*900 + '1' + '}'*900), Raw('"\\u0000\\ud800"'), Raw('"\\')]
 
@@ -158,7 +158,7 @@ def objects(x):
     for i, v in enumerate(x) if isinstance(x, list) else [((), x)]: out[i] = v
     return out
 
-LOADED = [v for v in VALUES if not isinstance(v, Raw)] + [10**5000, b'\xff', (1, 2), {1, 2}, np.arange(3), np.float64('nan')]
+LOADED = [v for v in VALUES if not isinstance(v, Raw)] + [10**5000, b'\xff', (1, 2), {1, 2}, np.arange(3), np.float64(0)]
 
 def mutate_objects(suffix, data, rng):
     "A pickle or an array with other things in it."
@@ -168,7 +168,7 @@ def mutate_objects(suffix, data, rng):
         as_lists = lambda x: [as_lists(v) for v in x.tolist()] if isinstance(x, np.ndarray) and x.ndim else x
         tree = as_lists(tree.item() if isinstance(tree, np.ndarray) and not tree.ndim else as_lists(tree))
         tree = mutate_tree(tree, rng, LOADED)
-        if suffix == '.pkl': return pickle.dumps(tree, rng.randrange(6))
+        if suffix == '.pkl': return pickle.dumps(tree, rng.randrange(2, 6))
         np.save(f.name, objects(tree))
         return Path(f.name).read_bytes()
 
@@ -262,3 +262,424 @@ def test_mutated_story_files(good, name):
         ended[seed] = child(lambda: looked_at(bad))
         bad.unlink()
     report(f'{name}.h5', ended)
+
+
+# villains, each named
+
+def run_code(marker):
+    "Pickles that would make the file `marker`, by every way that a pickle has."
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(marker),)
+    class State:
+        def __reduce__(self): return os.mkdir, (str(marker),), {'a': 1}
+    name = pickle.dumps(str(marker), 0)[:-1].split(b'\np')[0] + b'\n'
+    short = lambda s: b'\x8c' + bytes([len(s)]) + s
+    yield from (pickle.dumps(x, p) for x in (Evil(), State(), {'a': [1, Evil()]}) for p in range(6))
+    yield b'(' + name + b'ios\nmkdir\n.'                                            # INST
+    yield b'(cos\nmkdir\n' + name + b'o.'                                           # OBJ
+    yield b'\x80\x02cos\nmkdir\n(' + name + b't\x81.'                               # NEWOBJ
+    yield b'\x80\x04' + short(b'os') + short(b'mkdir') + b'\x93(' + name + b't}\x92.' # NEWOBJ_EX
+    yield b'\x80\x04' + short(b'numpy') + short(b'os.mkdir') + b'\x93(' + name + b'tR.'
+    yield b'\x80\x04' + short(b'builtins') + short(b'list.__class__') + b'\x93(' + name + b'tR.'
+    for module in b'numpy', b'numpy.testing', b'os.collections':
+        yield b'c' + module + b'\nmkdir\n(' + name + b'tR.'
+    for code in b'\x82\xf0', b'\x83\xf0\0', b'\x84\xf0\0\0\0':                       # EXT1, EXT2, EXT4
+        yield b'\x80\x02' + code + b'(' + name + b'tR.'
+    yield b'ccollections\nOrderedDict\n)R}(S\'__class__\'\ncos\nmkdir\nsb.'           # BUILD
+    yield b'cnumpy\n_reconstruct\n(cos\nmkdir\n(I0\ntS\'b\'\ntR.'
+    yield b'cnumpy\ndtype\n(S\'O8\'\nI0\nI1\ntR(I3\nS\'|\'\nNNNI-1\nI-1\nI63\ncos\nmkdir\n(' + name + b'tRtb.'
+    yield b"cposix\nmkdir\n(" + name + b"tR."
+    yield b'Pos.mkdir\n.'                                                          # a persistent id
+
+def npy(data, descr="'|O'", shape='()'):
+    "A .npy file with whatever it claims."
+    head = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(head) + 1) + head + b'\n' + data
+
+def into(raw, kind, data):
+    "Put a pickle where a corpus has one."
+    (raw/'following_cache4.pkl' if kind == '.pkl' else raw/'descriptions.npy').write_bytes(
+        data if kind == '.pkl' else npy(data))
+
+WITH = {'.pkl': 'flintstones', '.npy': 'pororo'}   # which corpus has such a file
+
+@pytest.fixture
+def corpus(tmp_path):
+    "Source -> its raw folder, in tmp_path/raw."
+    (tmp_path/'out').mkdir()
+    return lambda source: WRITE[source](tmp_path/'raw')
+
+@pytest.mark.parametrize('kind', WITH)
+def test_no_pickle_runs_code(corpus, tmp_path, kind):
+    marker, raw, refused = tmp_path/'marker', corpus(WITH[kind]), Counter()
+    import copyreg
+    copyreg.add_extension('posix', 'mkdir', 0xf0)
+    try:
+        for data in run_code(marker):
+            into(raw, kind, data)
+            ended, said = conversion(WITH[kind], raw, tmp_path/'out/x.h5', skip_bad=True)
+            assert ended == 'one line' and not marker.exists(), (data, ended, said)
+            refused['which is not data' in said] += 1
+    finally: copyreg.remove_extension('posix', 'mkdir', 0xf0)
+    assert refused[True] >= 28, refused
+    pickle._loads(next(run_code(marker)))
+    assert marker.exists()   # the pickle was a real one
+
+def deep(n, opcode): return b'\x80\x02)' + opcode*n
+
+def laughs(levels, width=10):
+    "A list of ten times a list of ten times …; small, until somebody writes it out."
+    x = ['ha']
+    for _ in range(levels): x = [x]*width
+    return pickle.dumps(x, 2)[2:-1]   # an expression, to be put into another pickle
+
+GREEDY = dict(
+    bytearray8=b'\x80\x05\x96' + struct.pack('<Q', 3*10**9) + b'x.',
+    binunicode8=b'\x80\x04\x8d' + struct.pack('<Q', 3*10**9) + b'x.',
+    binbytes8=b'\x80\x04\x8e' + struct.pack('<Q', 2**62) + b'x.',
+    frame=b'\x80\x04\x95' + struct.pack('<Q', 3*10**9) + b'N.',
+    long4=b'\x80\x02\x8b' + struct.pack('<i', 2**31 - 1) + b'x.',
+    memo=b'\x80\x02Nr' + struct.pack('<I', 2**32 - 1) + b'.',
+    array=pickle.dumps(np.zeros(5, 'u1'), 2).replace(b'K\x05\x85', b'\x8a\x05' + struct.pack('<Q', 3*10**9)[:5] + b'\x85'),
+    deep_list=b'\x80\x02' + b']'*10**6 + b'a'*(10**6 - 1) + b'.',
+    deep_tuple=deep(10**6, b'\x85') + b'.',
+    deep_key=b'\x80\x02}' + deep(10**6, b'\x85')[2:] + b'Ns.',
+    deep_member=b'\x80\x04\x8f(' + deep(10**6, b'\x85')[2:] + b'\x90.',
+    wide_key=b'\x80\x02})q\x000' + b'h\x00h\x00\x86q\x000'*60 + b'h\x00Ns.',
+    laughing_list=b'\x80\x02' + laughs(9) + b'.',
+    laughing_value=b'\x80\x02}U\x01a' + laughs(9) + b's.',
+    itself=b'\x80\x02]q\x00h\x00a.',
+    itself_in_itself=b'\x80\x02}q\x00U\x01ah\x00s.',
+    long_number=pickle.dumps({'a': [10**5000]*4}, 2),
+    endless_type=b"\x80\x02cnumpy\ndtype\nU\x0aS999999999\x85R.",
+)
+
+@pytest.mark.parametrize('kind', WITH)
+@pytest.mark.parametrize('name', GREEDY)
+def test_greedy_pickles(corpus, tmp_path, kind, name):
+    raw = corpus(WITH[kind])
+    into(raw, kind, GREEDY[name])
+    ended = conversion(WITH[kind], raw, tmp_path/'out/x.h5', skip_bad=True)
+    assert ended[0] == 'one line', ended
+
+def inside(what):
+    "A pickle of the tables of a corpus in which `what` (an expression of opcodes) stands deep inside."
+    return {'following': lambda clip: b'\x80\x02}(' + clip + b'](' + what*4 + b'eu.',
+            'text': lambda name: b'\x80\x02}(' + name + b'](' + what + b'eu.'}
+
+def opcode_text(s): return b'X' + struct.pack('<I', len(s)) + s.encode()
+
+LAUGH = dict(list=laughs(9), deep=b']'*100_000 + b'a'*99_999, number=pickle.dumps(10**5000, 2)[2:-1], none=b'N',
+             itself=b']q\x00h\x00a', array=pickle.dumps(np.zeros((3, 0)), 2)[2:-1])
+
+@pytest.mark.parametrize('name', LAUGH)
+def test_villains_where_a_name_or_a_text_should_be(corpus, tmp_path, name):
+    raw, out = corpus('flintstones'), tmp_path/'out/x.h5'
+    clips = json.loads((raw/'train-val-test_split.json').read_text())['train']
+    into(raw, '.pkl', inside(LAUGH[name])['following'](opcode_text(clips[0])))
+    assert (ended := conversion('flintstones', raw, out, skip_bad=True))[0] in ENDS, ended
+    shutil.rmtree(raw), write_pororo(raw), out.unlink(missing_ok=True)
+    into(raw, '.npy', inside(LAUGH[name])['text'](opcode_text('Pororo_ENGLISH1_1_ep1/0')))
+    assert (ended := conversion('pororo', raw, out, skip_bad=True))[0] in ENDS, ended
+    out.unlink(missing_ok=True), shutil.rmtree(raw), write_pororo(raw)
+    for i, file in enumerate(['img_cache4.npy', 'following_cache4.npy', 'train_seen_unseen_ids.npy']):
+        was = (raw/file).read_bytes()
+        (raw/file).write_bytes(npy(b'\x80\x02](' + LAUGH[name]*3 + b'e.'))
+        assert (ended := conversion('pororo', raw, out, skip_bad=True))[0] in ENDS, (file, ended)
+        (raw/file).write_bytes(was), out.unlink(missing_ok=True)
+    write = dict(number=10**5000).get(name, 0)
+    np.save(raw/'train_seen_unseen_ids.npy', objects([[0, write], [1], [2, 3]]), allow_pickle=True)
+    assert (ended := conversion('pororo', raw, out, skip_bad=True))[0] in ENDS, ended
+
+ARRAYS = dict(
+    huge=npy(b'', "'|u1'", '(3000000000,)'), wrapped=npy(b'', "'|u1'", '(4294967296, 4294967296)'),
+    negative=npy(bytes(10), "'|u1'", '(-2, -5)'), minus=npy(b'', "'|u1'", '(-1,)'), nothing=npy(b'', "'|S0'", '(10000000000,)'),
+    objects=npy(b'', "'|O'", '(10000000000,)'), structured=npy(bytes(16), "[('a', '<f8'), ('b', '<f8')]", '(1,)'),
+    fields=npy(bytes(8), "[('a', '|O')]", '(1,)'), wide=npy(b'', "'|S2147483647'", '(1,)'), date=npy(bytes(8), "'<M8[s]'", '(1,)'),
+    void=npy(bytes(4), "'|V4'", '(1,)'), text=npy(b'', "'|u1'", "'abc'"), call=npy(b'', "__import__('os').mkdir('x')", '()'),
+    minuses=npy(b'', "'|u1'", '(' + '-'*8000 + '1,)'), brackets=npy(b'', "'|u1'", '('*4000 + ')'*4000),
+    truth=npy(bytes(1), "'|u1'", '(True, True)'), version=b'\x93NUMPY\x09\x09' + bytes(100), empty=b'', zip=b'PK\x03\x04' + bytes(60),
+    head=b'\x93NUMPY\x02\x00\xff\xff\xff\xff' + bytes(60), flat=npy(bytes(3), "'|u1'", '(1, 1, 1, 3)'),
+    slices=npy(bytes(3_000_000), "'|u1'", '(1000000, 1, 1, 3)'), thin=npy(b'', "'|u1'", '(0, 1000000000, 1000000000, 3)'))
+
+@pytest.mark.parametrize('name', ARRAYS)
+def test_arrays_that_claim_too_much(corpus, tmp_path, name):
+    raw, out = corpus('flintstones'), tmp_path/'out/x.h5'
+    clip = json.loads((raw/'train-val-test_split.json').read_text())['train'][0]
+    next(raw.rglob(f'{clip}.npy')).write_bytes(ARRAYS[name])
+    ended = conversion('flintstones', raw, out, skip_bad=True)
+    assert ended == (('stories', None) if name == 'flat' else ('skipped', {'broken picture': 1})), ended
+    shutil.rmtree(raw), write_pororo(raw), out.unlink()
+    for file in sorted(raw.glob('*.npy')):
+        was = file.read_bytes()
+        file.write_bytes(ARRAYS[name])
+        ended = conversion('pororo', raw, out, skip_bad=True)
+        assert ended[0] == 'one line', (file, ended)
+        file.write_bytes(was)
+
+
+# folders and pictures
+
+def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+def png(w, h, bits=8, colour=0):
+    "A PNG of any size, all black, in few bytes."
+    row = (w*bits*{0: 1, 2: 3, 6: 4}[colour] + 7)//8 + 1
+    pack, left = zlib.compressobj(9), row*h
+    data = b''.join(pack.compress(bytes(min(1 << 20, left - i))) for i in range(0, left, 1 << 20)) + pack.flush()
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, bits, colour, 0, 0, 0))
+            + chunk(b'IDAT', data) + chunk(b'IEND', b''))
+
+def jpeg(w, h):
+    "A small JPEG that claims another size."
+    data = bytearray(encoded(picture(0)))
+    at = data.index(b'\xff\xc0') + 5
+    data[at:at+4] = struct.pack('>HH', h, w)
+    return bytes(data)
+
+def noise(size): return random.Random(0).randbytes(size)
+
+PHOTOS = dict(                                    # what stands in place of a photo -> how a conversion ends
+    bomb=lambda f: f.write_bytes(png(10_000, 10_000, 1)), jpeg_bomb=lambda f: f.write_bytes(jpeg(65_000, 65_000)),
+    empty=lambda f: f.write_bytes(b''),
+    page=lambda f: f.write_text('<html>'), large=lambda f: (f.touch(), os.truncate(f, 3_000_000_000)),
+    svg=lambda f: f.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>'), noise=lambda f: f.write_bytes(noise(5000)),
+    postscript=lambda f: f.write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'),
+    tiff=lambda f: Image.new('RGB', (9, 9)).save(f, 'TIFF'), fifo=os.mkfifo, folder=Path.mkdir,
+    link=lambda f: f.symlink_to('/etc/passwd'), device=lambda f: f.symlink_to('/dev/zero'),
+    nowhere=lambda f: f.symlink_to('nowhere'), unreadable=lambda f: (f.write_bytes(encoded(picture(1))), f.chmod(0)))
+
+@pytest.mark.parametrize('name', PHOTOS)
+@pytest.mark.parametrize('source', ['ssid', 'pororo'])
+def test_what_stands_in_place_of_a_photo(corpus, tmp_path, source, name):
+    if name == 'unreadable' and os.geteuid() == 0: pytest.skip('nothing is unreadable for root')
+    raw = corpus(source)
+    photo = raw/('SSID_Images/31.jpg' if source == 'ssid' else 'Pororo_ENGLISH1_2_ep2/3.png')
+    photo.unlink()
+    PHOTOS[name](photo)
+    ended, said = conversion(source, raw, tmp_path/'out/x.h5', skip_bad=True)
+    assert ended == 'skipped' and sum(said.values()) == (2 if source == 'ssid' else 3), said
+    (tmp_path/'out/x.h5').unlink()
+    ended, said = conversion(source, raw, tmp_path/'out/x.h5')
+    assert ended == 'one line' and ('31' if source == 'ssid' else '3.png') in said, said
+
+NEARLY = dict(grey=(9_400, 9_400, 8, 0), deep=(9_400, 9_400, 16, 0), alpha=(9_400, 9_400, 8, 6), colours=(9_400, 9_400, 16, 2))
+
+@pytest.mark.parametrize('name', NEARLY)
+@pytest.mark.parametrize('how', [{}, dict(side=256)])
+def test_largest_pictures_fit(corpus, tmp_path, name, how):
+    if not SOAK and (name, how) != ('deep', {}): pytest.skip('make soak tries the others')
+    raw = corpus('ssid')
+    for i, k in enumerate((30, 31, 33)):
+        (raw/f'SSID_Images/{k}.jpg').write_bytes(png(NEARLY[name][0], NEARLY[name][1] - i, *NEARLY[name][2:]))
+    ended = conversion('ssid', raw, tmp_path/'out/x.h5', skip_bad=True, **how)
+    assert ended[0] in ENDS, ended
+
+@pytest.mark.parametrize('size', [(1, 1_000_000), (3, 3*20_000_000), (1, 2**31 - 1), (100_000, 1)])
+def test_thin_strips(corpus, tmp_path, size):
+    raw = corpus('pororo')
+    data = png(*size, 1) if size[1] < 2**30 else png(1, 1, 1)[:20] + struct.pack('>I', size[1]) + png(1, 1)[24:]
+    (raw/'Pororo_ENGLISH1_2_ep2/3.png').write_bytes(mend_png(data))
+    ended = conversion('pororo', raw, tmp_path/'out/x.h5', skip_bad=True)
+    assert ended[0] == 'skipped' and sum(ended[1].values()) == 3, ended
+
+def secret(tmp_path):
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'elsewhere/secret.png').write_bytes(encoded(picture(5), 'PNG'))
+    return tmp_path/'elsewhere'
+
+OUTSIDE = '../secret', '../../elsewhere/secret', '/etc/passwd', '..', 'a/../../secret', 'SSID_Images/31', '..\\secret', 'C:\\x'
+
+@pytest.mark.parametrize('name', OUTSIDE + ('31\0', '\0'))
+def test_ids_that_lead_elsewhere(corpus, tmp_path, name):
+    raw, elsewhere = corpus('ssid'), secret(tmp_path)
+    file = raw/'SSID_Annotations/SSID_Test.json'
+    data = json.loads(file.read_text())
+    data['annotations'][0][0]['youtube_image_id'] = name
+    file.write_text(json.dumps(data))
+    assert conversion('ssid', raw, tmp_path/'out/x.h5', skip_bad=True) == ('skipped', {'unsafe id': 1})
+    (tmp_path/'out/x.h5').unlink()
+    ended, said = conversion('ssid', raw, tmp_path/'out/x.h5')
+    assert ended == 'one line' and repr(name) in said
+
+@pytest.mark.parametrize('name', ['../elsewhere/secret.png', '/etc/passwd', 'Pororo_ENGLISH1_2_ep2/../../elsewhere/secret.png',
+                                  'Pororo_ENGLISH1_2_ep2//3.png', '', '/', '3\0.png', '..\\secret.png'])
+def test_paths_that_lead_elsewhere(corpus, tmp_path, name):
+    raw, elsewhere = corpus('pororo'), secret(tmp_path)
+    np.save(raw/'descriptions.npy', objects({**load_array(raw/'descriptions.npy').item(), name.removesuffix('.png'): 'x'}))
+    rest = load_array(raw/'following_cache4.npy').astype(object)
+    rest[5, 0] = name
+    np.save(raw/'following_cache4.npy', rest)
+    assert conversion('pororo', raw, tmp_path/'out/x.h5', skip_bad=True) == ('skipped', {'unsafe id': 1})
+
+@pytest.mark.parametrize('name', ['../elsewhere/secret', '/etc/passwd', 'x\\y', 'a\0', ''])
+def test_clips_that_lead_elsewhere(corpus, tmp_path, name):
+    raw = corpus('flintstones')
+    follow = load_pickle(raw/'following_cache4.pkl')
+    last = list(follow)[5]
+    follow[last][1] = name
+    (raw/'following_cache4.pkl').write_bytes(pickle.dumps(follow))
+    told = json.loads((raw/'flintstones_annotations_v1-0.json').read_text()) + [dict(globalID=name, description='x')]
+    (raw/'flintstones_annotations_v1-0.json').write_text(json.dumps(told))
+    assert conversion('flintstones', raw, tmp_path/'out/x.h5', skip_bad=True) == ('skipped', {'unsafe id': 1})
+
+def test_links_out_of_the_folder(corpus, tmp_path):
+    raw, elsewhere, out = corpus('ssid'), secret(tmp_path), tmp_path/'out/x.h5'
+    (raw/'more').symlink_to(elsewhere)
+    ended, said = conversion('ssid', raw, out, skip_bad=True)
+    assert ended == 'one line' and 'more is a link that leads out of' in said
+    (raw/'more').unlink()
+    file = raw/'SSID_Annotations/SSID_Test.json'
+    os.rename(file, elsewhere/'t.json'), file.symlink_to(elsewhere/'t.json')
+    ended, said = conversion('ssid', raw, out, skip_bad=True)
+    assert ended == 'one line' and 'SSID_Test.json is a link that leads out of' in said
+
+def deep_folder(raw):
+    "A thousand folders in each other."
+    here = os.getcwd()
+    try:
+        os.chdir(raw)
+        for _ in range(1500): os.mkdir('a'), os.chdir('a')
+    finally: os.chdir(here)
+
+FOLDERS = dict(deep=deep_folder, itself=lambda raw: (raw/'a').symlink_to(raw), up=lambda raw: (raw/'a').symlink_to('..'),
+               circle=lambda raw: (raw/'a').symlink_to('a'), fifo=lambda raw: os.mkfifo(raw/'x.json'),
+               bytes=lambda raw: (os.fsencode(raw) + b'/\xff\xfe.jpg', open(os.fsencode(raw) + b'/\xff.jpg', 'wb').close()),
+               many=lambda raw: [(raw/f'{i}.jpg').touch() for i in range(20_000)])
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_odd_folders(corpus, tmp_path, name):
+    raw = corpus('ssid')
+    FOLDERS[name](raw)
+    ended = conversion('ssid', raw, tmp_path/'out/x.h5', skip_bad=True)
+    if name == 'deep': subprocess.run(['rm', '-rf', raw], check=True)   # Python's own rmtree gives up
+    assert ended[0] in ENDS, ended
+
+ANNOTATIONS = dict(
+    deep='['*100_000, closed='['*100_000 + ']'*100_000, objects='{"a":'*100_000, empty='', null='null', number='1e400', text='"x"',
+    list='[]', wrong='{"annotations": {"a": 1}}', numbers='{"annotations": [1, [2], [[3]], null]}', nul='\0'*1000,
+    long='9'*1_000_000, nan='NaN', string='"' + 'x'*10_000_000, half='"\\ud800"', bom='\ufeff{"annotations": []}')
+
+@pytest.mark.parametrize('name', ANNOTATIONS)
+@pytest.mark.parametrize('source,file', [('ssid', 'SSID_Test.json'), ('vist-dii', 'test.description-in-isolation.json'),
+                                         ('flintstones', 'train-val-test_split.json')])
+def test_annotations_that_are_none(corpus, tmp_path, source, file, name):
+    raw = corpus(source)
+    next(raw.rglob(file)).write_text(ANNOTATIONS[name], 'utf-8')
+    ended = conversion(source, raw, tmp_path/'out/x.h5', skip_bad=True)
+    assert ended[0] == 'one line' or name == 'numbers' and ended[0] == 'skipped', ended
+
+@pytest.mark.parametrize('source,file,key', [('ssid', 'SSID_Test.json', k) for k in
+                                             ('storytext', 'youtube_image_id', 'album_id', 'story_id', 'image_order')]
+                         + [('flintstones', 'flintstones_annotations_v1-0.json', 'description')])
+def test_values_as_deep_as_can_be_read(corpus, tmp_path, source, file, key):
+    raw = corpus(source)
+    file = next(raw.rglob(file))
+    text = file.read_text()
+    at = text.index(f'"{key}": ') + len(key) + 4
+    stop = text.index(', "', at) if key != 'image_order' else min(text.index(c, at) for c in ',}')
+    for n in range(100, 1000, 7 if SOAK else 30):
+        file.write_text(text[:at] + '['*n + ']'*n + text[stop:])
+        ended = conversion(source, raw, tmp_path/'out/x.h5', skip_bad=True)
+        assert ended[0] in ENDS, (n, ended)
+        (tmp_path/'out/x.h5').unlink(missing_ok=True)
+
+
+# killed
+
+COMMAND = [sys.executable, '-W', 'ignore', '-c', 'from arldm.convert import convert; convert()']
+ENOUGH = dict(train=tuple(range(120)), val=tuple(range(120, 140)), test=tuple(range(140, 160)))
+
+def content(path):
+    "All that a story file says: its stories, and its pictures in their order."
+    file = StoryFile(path)
+    return {s: list(file[s]) for s in file.splits}, [file.picture(i) for i in range(len(file.h5['frames']))], file.attrs
+
+def started(out):
+    "Wait until a conversion writes; the process."
+    process = subprocess.Popen([*COMMAND, *map(str, out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = Path(out[2]).parent
+    while process.poll() is None and not any(p.name.startswith('.') for p in folder.iterdir()): time.sleep(.001)
+    return process
+
+@pytest.mark.parametrize('how,n', [((), (4, 40)[SOAK]), (('--side', '20'), (2, 20)[SOAK])])
+def test_killed_at_any_moment(tmp_path, how, n):
+    raw, folder, rng, found = write_ssid(tmp_path/'raw', ENOUGH), tmp_path/'out', random.Random(len(how)), Counter()
+    folder.mkdir()
+    out, job = folder/'x.h5', ['ssid', raw, folder/'x.h5', '--quiet', *how]
+    process, start = started(job), time.monotonic()
+    assert process.wait() == 0
+    took, want = time.monotonic() - start, content(out)
+    shutil.copy(out, tmp_path/'new.h5')
+    write_stories(tmp_path/'old.h5', dict(test=want[0]['test'][:3]), 'ssid')
+    for i in range(n):
+        out.unlink(missing_ok=True)
+        if older := rng.random() < .5: shutil.copy(tmp_path/'old.h5', out)
+        process = started(job)
+        time.sleep(took*(rng.random() if i % 3 else .9 + .15*rng.random()))   # every third late, near the renaming
+        process.kill()
+        died = process.wait() == -signal.SIGKILL
+        state = 'absent' if not out.exists() else 'older' if content(out) == content(tmp_path/'old.h5') else 'new'
+        assert state in (('older' if older else 'absent'), 'new') and (died or state == 'new')
+        assert state != 'new' or content(out) == want
+        left = [p.name for p in folder.iterdir() if p != out]
+        found[f'{"killed" if died else "ended"}, file {state}' + ', a temporary one left'*bool(left)] += 1
+        if i % 5 == 0 or left and i % 2:
+            subprocess.run([*COMMAND, *map(str, job)], check=True)
+            assert content(out) == want and [p.name for p in folder.iterdir()] == [out.name]
+    print(f'\n{n} conversions {" ".join(how)} of {took:.1f} s killed: {dict(found)}')
+    assert any('temporary' in k for k in found)
+
+
+# the disk is full
+
+def complaint(done, path):
+    "One line that says which file cannot be written."
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and len(lines) == 1, done
+    assert lines[0].startswith('arldm-convert: ') and f'{path}: cannot be written (' in lines[0], lines
+    return lines[0]
+
+LIMITS = 0, 1, 800, 4096, .1, .5, .9, .99, -4096, -600, -1
+
+@pytest.mark.parametrize('how', [(), ('--side', '20')])
+def test_file_size_limit(tmp_path, how):
+    raw, out = write_ssid(tmp_path/'raw', dict(train=(0, 1, 2), val=(3,), test=(4,))), tmp_path/'out/x.h5'
+    out.parent.mkdir()
+    job = [*COMMAND, 'ssid', str(raw), str(out), '--quiet', *how]
+    subprocess.run(job, check=True)
+    size = out.stat().st_size
+    for older in False, True:
+        for limit in LIMITS if SOAK or not older else LIMITS[4:7]:
+            limit = int(limit*size) if isinstance(limit, float) else limit + size*(limit < 0)
+            out.unlink(missing_ok=True)
+            if older: out.write_bytes(b'an older one')
+            done = subprocess.run(job, capture_output=True,
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+            complaint(done, out)
+            assert [p.name for p in out.parent.iterdir()] == [out.name]*older
+            assert not older or out.read_bytes() == b'an older one'
+
+@contextmanager
+def small_disk(folder, size):
+    "A file system of its own, of so many bytes."
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none', folder],
+                                      stderr=subprocess.DEVNULL).returncode: pytest.skip('this takes the right to mount')
+    try: yield folder
+    finally: subprocess.run(['umount', folder], check=True)
+
+@pytest.mark.parametrize('how', [(), ('--side', '20')])
+def test_full_disk(tmp_path, how):
+    raw = write_ssid(tmp_path/'raw', dict(train=tuple(range(12)), val=(13,), test=(14,)))
+    subprocess.run([*COMMAND, 'ssid', raw, tmp_path/'x.h5', '--quiet', *how], check=True)
+    size = (tmp_path/'x.h5').stat().st_size
+    with small_disk(tmp_path/'small', size//4096*4096 + 8192) as disk:
+        for left in (4096, 8192, 20_000, size//2, size - 8192, size - 4096) if SOAK else (8192, size//2):
+            (disk/'filler').write_bytes(bytes(size//4096*4096 + 8192 - left//4096*4096))
+            done = subprocess.run([*COMMAND, 'ssid', raw, disk/'x.h5', '--quiet', *how], capture_output=True)
+            assert 'No space left on device' in complaint(done, disk/'x.h5')
+            assert [p.name for p in disk.iterdir()] == ['filler']
+            (disk/'filler').unlink()
+        subprocess.run([*COMMAND, 'ssid', raw, disk/'x.h5', '--quiet', *how], check=True)
+        assert content(disk/'x.h5') == content(tmp_path/'x.h5')

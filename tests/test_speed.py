@@ -13,8 +13,8 @@ from arldm import speed
 from arldm.convert import convert
 from arldm.core import CORPORA, StoryError
 from arldm.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
-from arldm.speed import (SIZES, WORDS, BENCHES, PlainStories, as_text, bench, compare, encoded, on_device, peak, photo,
-    reencode, take_turns, write_corpus)
+from arldm.photos import SIZES, WORDS, encoded, photo, write_corpus
+from arldm.speed import BENCHES, PlainStories, as_text, bench, compare, on_device, peak, reencode, take_turns
 from arldm.story import StoryFile
 
 MINI = Path(__file__).parents[2]/'shared/ssid-mini'
