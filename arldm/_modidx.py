@@ -28,6 +28,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'arldm.core.StoryError': ('core.html#storyerror', 'arldm/core.py'),
                             'arldm.core._alive': ('core.html#_alive', 'arldm/core.py'),
                             'arldm.core._ask': ('core.html#_ask', 'arldm/core.py'),
+                            'arldm.core._beside': ('core.html#_beside', 'arldm/core.py'),
                             'arldm.core._commit': ('core.html#_commit', 'arldm/core.py'),
                             'arldm.core._cpu': ('core.html#_cpu', 'arldm/core.py'),
                             'arldm.core.asset': ('core.html#asset', 'arldm/core.py'),

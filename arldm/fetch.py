@@ -74,10 +74,10 @@ class Limits:
     size: int = 50_000_000      # Bytes that a photo may have
     in_a_row: int = 100         # Photos one after the other with passing trouble: then it is not the photos
 
-# %% ../nbs/03a_fetch.ipynb #5cfd7c84
+# %% ../nbs/03a_fetch.ipynb #cee5a479
 _NO_ANSWER = ((TimeoutError, 'timed out'), (ssl.SSLCertVerificationError, 'bad certificate'),
               ((http.client.IncompleteRead, ConnectionResetError), 'cut short'),
-              ((ValueError, OverflowError, http.client.InvalidURL, str), 'bad URL'),
+              ((ValueError, OverflowError, http.client.InvalidURL, str), 'bad URL'),  # urllib says some of it in words
               (http.client.HTTPException, 'server error'), (OSError, 'unreachable'))
 _STATUS = {404: 'gone (404)', 410: 'gone (410)', 408: 'timed out', 429: 'too many requests',
            3: 'bad redirect', 5: 'server error'}  # a status, or its first digit
@@ -190,7 +190,7 @@ def _keep(data, part, path):
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 
-# %% ../nbs/03a_fetch.ipynb #c2ee2dbc
+# %% ../nbs/03a_fetch.ipynb #7b6389f7
 def fetch_photos(
     photos:dict,            # Id -> addresses, from `vist_photos`
     out:str|Path,           # Folder for the photos; those that stand there are not fetched again
@@ -215,13 +215,13 @@ def fetch_photos(
                     f'{photo.url}: {photo.reason}; look after the network or wait, then run again to go on')
     finally:
         over.set()
-        shutil.rmtree(part.rename(f'{part}-over'), ignore_errors=True)  # a straggler finds its way barred
+        shutil.rmtree(part.rename(f'{part}-over'), ignore_errors=True)  # a late worker can no longer write
 
-# %% ../nbs/03a_fetch.ipynb #af677523
+# %% ../nbs/03a_fetch.ipynb #05ba2e75
 @command
 def fetch_vist(
     json_dir:str,       # Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
-    out_dir:str,        # Folder for the photos: <photo_flickr_id>.jpg, or .png, .gif, .webp
+    out_dir:str,        # Folder for the photos, and for missing.csv, the list of those that failed
     workers:int=8,      # Photos fetched at the same time
     dry_run:bool=False, # Say how many photos there are and how many would be fetched, and stop
 )->dict:                # Number of photos by what became of them

@@ -11,7 +11,7 @@ from PIL import Image
 from .core import StoryError
 from .pictures import decode, to_png
 
-# %% ../nbs/01c_original.ipynb #9ddde31d
+# %% ../nbs/01c_original.ipynb #dd6a092b
 _SPLITS = 'train', 'val', 'test'
 
 def is_original(f:h5py.File)->bool:
@@ -29,20 +29,24 @@ def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 
 
 def original_picture(f:h5py.File, row:int)->bytes:
     "One picture as PNG, red and blue put right."
+    at = row
     for split, rows in original_rows(f).items():
-        if not (0 <= (at := row - rows[0, 0]) < rows.size if rows.size else False): continue
+        if at >= rows.size or at < 0:
+            at -= rows.size
+            continue
         i, k = divmod(at, rows.shape[1])
         blue, green, red = decode(f[split][f'image{k}'][i].tobytes()).split()
         return to_png(Image.merge('RGB', (red, green, blue)))
     raise StoryError(f'there is no picture {row}')
 
-# %% ../nbs/01c_original.ipynb #7c1a9d67
+# %% ../nbs/01c_original.ipynb #60cc2b1a
 def _text(f): # name of the dataset of captions: `ssid`, `sis`, `dii` or `text`
     return next(k for s in _SPLITS if s in f for k in f[s] if not k.startswith('image'))
 
 def original_attrs(f:h5py.File)->dict:
     "What the attributes of our files say."
     counts = {s: dict(stories=len(r), pictures=r.size) for s, r in original_rows(f).items()}
+    if _text(f) == 'text': raise StoryError('this file holds strips of film; convert its corpus again')
     return dict(corpus={'sis': 'vist-sis', 'dii': 'vist-dii'}.get(_text(f), _text(f)), counts=counts)
 
 def original_index(f:h5py.File, split:str)->dict: # arrays `frame`, `caption`, `story_id`, `album_id`

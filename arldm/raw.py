@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DataUnpickler', 'load_pickle', 'load_array', 'RawFolder', 'plain_name']
 
-# %% ../nbs/02a_raw.ipynb #ff8b1cdc
+# %% ../nbs/02a_raw.ipynb #79c395d2
 import math, os, pickle, re
 from pathlib import Path
 from typing import Callable
@@ -13,9 +13,9 @@ from typing import Callable
 import numpy as np
 from fastcore.basics import patch
 from .core import BadStory, StoryError, load_json
-from .pictures import decode
+from .pictures import BadPicture, decode
 
-# %% ../nbs/02a_raw.ipynb #68e30dc9
+# %% ../nbs/02a_raw.ipynb #42d22dc3
 def _dtype(code, *_):
     if re.fullmatch(r'[<>|=]?([biufSU]\d{1,9}|O8?|\?)', code := _text(code)): return np.dtype(code)
     raise ValueError(f'no plain type: {code}')
@@ -32,7 +32,9 @@ def _array(shape, dtype, data, fortran=False):
     return out.reshape(shape, order='F' if fortran else 'C')
 
 _BUILT = dict(
-    numpy=dict(_reconstruct=lambda *_: np.empty(0, 'b'), ndarray=None, dtype=_dtype,
+    numpy=dict(  # only the top of a module's name counts: numpy has renamed what is below
+               _reconstruct=lambda *_: np.empty(0, 'b'), ndarray=None,  # named, never called
+               dtype=_dtype,
                scalar=lambda dtype, data: _array((), dtype, data)[()],
                _frombuffer=lambda data, dtype, shape, order: _array(shape, dtype, data, order == 'F')),
     _codecs=dict(encode=lambda text, encoding='latin1': text.encode('latin1')),
@@ -143,7 +145,7 @@ def plain_name(
     if name and not any(part in name for part in ('/', '\\', '..', '\0')): return name
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
 
-# %% ../nbs/02a_raw.ipynb #5c3a2444
+# %% ../nbs/02a_raw.ipynb #1e7c9e3f
 @patch
 def allowed(self:RawFolder,
     file:str,  # Path of the file
@@ -169,7 +171,7 @@ def picture(self:RawFolder,
     data = Path(self.allowed(file, story)).read_bytes()
     if file not in self._whole:
         try: decode(data, quick=True)
-        except StoryError as e:
-            raise BadStory('broken picture', f'story {story}: {os.path.basename(file)} is {e}') from None
+        except BadPicture as e:
+            raise BadStory(e.reason, f'story {story}: {os.path.basename(file)} is {e}') from None
         self._whole.add(file)
     return data

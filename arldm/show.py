@@ -20,7 +20,7 @@ def as_picture(
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return (x if isinstance(x, Image.Image) else Image.fromarray(x)).convert('RGB')
 
-# %% ../nbs/01_show.ipynb #908d3db6
+# %% ../nbs/01_show.ipynb #0c5e7fab
 _GAP, _LINE, _INK, _PAPER = 6, 15, (60, 60, 60), (255, 255, 255)
 
 def strips(
@@ -31,7 +31,7 @@ def strips(
 )->Image.Image:
     "Rows of frames above their captions."
     font = ImageFont.load_default(12)
-    n, left, below = max(map(len, rows)), 48 if labels else _GAP, len(rows)*(side + _GAP) + _GAP
+    n, left, below = max(map(len, rows)), 54 if labels else _GAP, len(rows)*(side + _GAP) + _GAP
     texts = [textwrap.wrap(c, max(8, side//6)) for c in captions or []]
     high = below + _LINE*max(map(len, texts), default=0)
     out = Image.new('RGB', (left + n*(side + _GAP), high), _PAPER)

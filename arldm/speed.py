@@ -166,13 +166,13 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
     torch.set_num_threads(threads)
     return lines
 
-# %% ../nbs/18_speed.ipynb #804bbd24
+# %% ../nbs/18_speed.ipynb #cbf26348
 BENCHES = dict(data=bench_data)  # what can be measured
 
 @command
 def bench(
     what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data
-    size:str='tiny',   # tiny (seconds) or full (minutes)
+    size:str='tiny',   # tiny (seconds) or full (minutes, and 2 GB of temporary space)
     out:str=None,      # JSON file for the results, with date, machine, versions and commit
 ):
     "Measure what the speed-ups of this book buy, on this machine."

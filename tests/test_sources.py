@@ -75,8 +75,8 @@ BROKEN, NUMBER = 'story 30: 32.jpg is not a whole picture', 'story 30: image_ord
 BAD = dict(
     photo_missing=(lambda r: (r/'a/32.jpg').unlink(), 'story 30: no picture 32 in .*', 'missing picture'),
     photo_cut=(lambda r: os.truncate(r/'a/32.jpg', 2000), rf'{BROKEN} \(.*truncated.*\)', 'broken picture'),
-    photo_html=(lambda r: (r/'a/32.jpg').write_text('<html>'), rf'{BROKEN} \(cannot identify .*\)', 'broken picture'),
-    photo_empty=(lambda r: (r/'a/32.jpg').write_bytes(b''), rf'{BROKEN} \(.*\)', 'broken picture'),
+    photo_html=(lambda r: (r/'a/32.jpg').write_text('<html>'), rf'{BROKEN} \(cannot identify .*\)', 'not a picture'),
+    photo_empty=(lambda r: (r/'a/32.jpg').write_bytes(b''), rf'{BROKEN} \(.*\)', 'not a picture'),
     four=(edit(lambda a: a.pop(0)), 'story 30 has 4 pictures, 5 needed', 'wrong length'),
     six=(edit(lambda a: a.append([record(30, 6)])), 'story 30 has 6 pictures, 5 needed', 'wrong length'),
     twice=(first(image_order=1), 'story 30 has 2 pictures with image_order 1', 'repeated image_order'),

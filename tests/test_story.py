@@ -154,7 +154,14 @@ def test_original_caption_with_a_bar(tmp_path):
     with h5py.File(tmp_path/'old.h5', 'w') as f:
         for k in range(2):
             f.create_dataset(f'test/image{k}', (1,), h5py.vlen_dtype('uint8'))[0] = np.frombuffer(png(k), 'uint8')
-        f.create_dataset('test/text', data=['left | right|done'], dtype=h5py.string_dtype())
+        f.create_dataset('test/sis', data=['left | right|done'], dtype=h5py.string_dtype())
     file = StoryFile(tmp_path/'old.h5')
     assert np.array(decode(file.picture(1))).tolist() == np.array(decode(png(1)))[..., ::-1].tolist()
     with pytest.raises(StoryError, match="story 0 of split test has 3 captions for 2 pictures"): file['test']
+
+def test_original_film_is_refused(tmp_path):
+    with h5py.File(tmp_path/'old.h5', 'w') as f:
+        f.create_dataset('test/image0', (1,), h5py.vlen_dtype('uint8'))[0] = np.frombuffer(png(0), 'uint8')
+        f.create_dataset('test/text', data=['a strip'], dtype=h5py.string_dtype())
+    with pytest.raises(StoryError, match='this file holds strips of film; convert its corpus again'):
+        StoryFile(tmp_path/'old.h5')
