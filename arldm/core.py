@@ -7,18 +7,18 @@ __all__ = ['CORPORA', 'TASKS', 'DTYPES', 'SETTINGS', 'PRESETS', 'HOME', 'StoryEr
            'load_json', 'whole_folder', 'Corpus', 'one_of', 'Settings', 'at_least_one', 'resolve', 'asset', 'machine',
            'story_generator', 'pick_device', 'command']
 
-# %% ../nbs/00_core.ipynb #2536a882
-import contextlib, dataclasses, functools, glob, importlib.util, json, os, platform
+# %% ../nbs/00_core.ipynb #d92bbe78
+import contextlib, dataclasses, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
-from importlib import metadata
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/00_core.ipynb #fef389ee
+# %% ../nbs/00_core.ipynb #0431fb7e
 class StoryError(ValueError):
     "Something the reader can mend; its message is one line: expected, got, what to do."
+    def __init__(self, message): super().__init__(''.join(c if c.isprintable() else '?' for c in str(message)))
 
 class BadStory(StoryError):
     "One story of a corpus that cannot be used."

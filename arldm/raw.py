@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DataUnpickler', 'load_pickle', 'load_array', 'RawFolder', 'plain_name']
 
-# %% ../nbs/02a_raw.ipynb #79c395d2
-import math, os, pickle, re
+# %% ../nbs/02a_raw.ipynb #97228412
+import math, os, pickle, re, struct
 from pathlib import Path
 from typing import Callable
 
@@ -15,10 +15,19 @@ from fastcore.basics import patch
 from .core import BadStory, StoryError, load_json
 from .pictures import BadPicture, decode
 
-# %% ../nbs/02a_raw.ipynb #42d22dc3
+# %% ../nbs/02a_raw.ipynb #d0450202
 def _dtype(code, *_):
     if re.fullmatch(r'[<>|=]?([biufSU]\d{1,9}|O8?|\?)', code := _text(code)): return np.dtype(code)
     raise ValueError(f'no plain type: {code}')
+
+def _plain(keys):
+    "Keys of a dictionary or members of a set, when they are easy to hash (a deep tuple is not)."
+    for k in keys:
+        if isinstance(k, (str, bytes, int, float, np.generic, type(None))): continue
+        raise ValueError(f'a {type(k).__name__} as a key')
+    return keys
+
+def _dict(pairs=()): return dict(zip(_plain([k for k, _ in pairs]), [v for _, v in pairs]))
 
 def _text(x): return x.decode('latin1') if isinstance(x, bytes) else x
 
@@ -31,17 +40,18 @@ def _array(shape, dtype, data, fortran=False):
     else: out = np.frombuffer(data.encode('latin1') if isinstance(data, str) else data, dtype)
     return out.reshape(shape, order='F' if fortran else 'C')
 
+# %% ../nbs/02a_raw.ipynb #cb9db776
 _BUILT = dict(
-    numpy=dict(  # only the top of a module's name counts: numpy has renamed what is below
-               _reconstruct=lambda *_: np.empty(0, 'b'), ndarray=None,  # named, never called
+    numpy=dict(_reconstruct=lambda *_: np.empty(0, 'b'), ndarray=None,  # named, never called
                dtype=_dtype,
                scalar=lambda dtype, data: _array((), dtype, data)[()],
                _frombuffer=lambda data, dtype, shape, order: _array(shape, dtype, data, order == 'F')),
     _codecs=dict(encode=lambda text, encoding='latin1': text.encode('latin1')),
-    collections=dict(OrderedDict=dict, defaultdict=lambda *_: {}),
-    builtins=dict(set=set, frozenset=frozenset, list=list, dict=dict, bytes=lambda *_: b''))  # bytes: only empty ones
+    collections=dict(OrderedDict=_dict, defaultdict=lambda *_: {}),
+    builtins=dict(set=lambda xs=(): set(_plain(xs)), frozenset=lambda xs=(): frozenset(_plain(xs)), list=list,
+                  dict=_dict, bytes=lambda *_: b''))  # bytes: only empty ones are made so
 
-# %% ../nbs/02a_raw.ipynb #df54199d
+# %% ../nbs/02a_raw.ipynb #339833b6
 class DataUnpickler(pickle._Unpickler):
     "Unpickles containers, strings, numbers and numpy arrays, and refuses all else by name."
     dispatch = dict(pickle._Unpickler.dispatch)
@@ -61,6 +71,22 @@ class DataUnpickler(pickle._Unpickler):
             made.__setstate__((1, checked.shape, checked.dtype, False, data))
         else: raise StoryError(f'it sets the insides of a {type(made).__name__}, which is not data')
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray8(self): self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+# %% ../nbs/02a_raw.ipynb #0f02dac0
+def _check_first(opcode, keys):
+    "Have the keys among what an opcode takes from the stack looked at before they are hashed."
+    load = DataUnpickler.dispatch[opcode[0]]
+    def checked(self):
+        _plain(keys(self.stack))
+        load(self)
+    DataUnpickler.dispatch[opcode[0]] = checked
+
+_check_first(pickle.SETITEM, lambda stack: stack[-2:-1])
+for _opcode in pickle.SETITEMS, pickle.DICT: _check_first(_opcode, lambda stack: stack[::2])
+for _opcode in pickle.ADDITEMS, pickle.FROZENSET: _check_first(_opcode, lambda stack: stack)
 
 # %% ../nbs/02a_raw.ipynb #4e9c429c
 def load_pickle(path:str|Path):
@@ -89,7 +115,7 @@ def _read_array(f):
     f.seek(here)
     return _array(shape, dtype, f.read(), fortran)
 
-# %% ../nbs/02a_raw.ipynb #3034fb6d
+# %% ../nbs/02a_raw.ipynb #205fe70b
 _PICTURES = '.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp'
 
 class RawFolder:
@@ -100,7 +126,8 @@ class RawFolder:
         self.path, self.files, self.pictures, self._whole, self._once = Path(path), {}, {}, set(), {}
         if not self.path.is_dir(): raise StoryError(f'{path}: no such folder')
         self._root = os.path.realpath(path) + os.sep
-        self._scan(str(path))
+        folders = [str(path)]
+        while folders: folders += self._scan(folders.pop())
 
     def _scan(self, folder):
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -111,8 +138,7 @@ class RawFolder:
                 self.files.setdefault(e.name, e.path)
                 name, ending = os.path.splitext(e.name)
                 if ending.lower() in _PICTURES: self.pictures.setdefault(name, e.path)
-        for e in entries:
-            if e.is_dir(follow_symlinks=False): self._scan(e.path)
+        return [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
 
     def _holds(self, file): return os.path.realpath(file).startswith(self._root)
 
@@ -136,16 +162,16 @@ def once(self:RawFolder, read:Callable):
     if read not in self._once: self._once[read] = read(self)
     return self._once[read]
 
-# %% ../nbs/02a_raw.ipynb #e1a28123
+# %% ../nbs/02a_raw.ipynb #34f2bd7c
 def plain_name(
     name:str,  # An id out of the annotations
     story:str, # The story, for the message
 )->str:        # `name`
     "An id that can be the name of a file or folder and leads nowhere else."
-    if name and not any(part in name for part in ('/', '\\', '..', '\0')): return name
+    if name and name.isprintable() and not any(part in name for part in ('/', '\\', '..', '\0')): return name
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
 
-# %% ../nbs/02a_raw.ipynb #1e7c9e3f
+# %% ../nbs/02a_raw.ipynb #5274f956
 @patch
 def allowed(self:RawFolder,
     file:str,  # Path of the file
@@ -159,6 +185,7 @@ def allowed(self:RawFolder,
     if size > most: raise BadStory('broken picture', f'story {story}: {name} has more than {most:,} bytes')
     return file
 
+# %% ../nbs/02a_raw.ipynb #f8a41aa0
 @patch
 def picture(self:RawFolder,
     name:str,       # The picture's id: its file name without the ending
@@ -168,7 +195,9 @@ def picture(self:RawFolder,
     "An encoded picture that is known to decode."
     file = file or self.pictures.get(plain_name(name, story))
     if not file: raise BadStory('missing picture', f'story {story}: no picture {name} in {self.path} or below it')
-    data = Path(self.allowed(file, story)).read_bytes()
+    try: data = Path(self.allowed(file, story)).read_bytes()
+    except OSError as e:
+        raise BadStory('broken picture', f'story {story}: {os.path.basename(file)}: {e.strerror}') from None
     if file not in self._whole:
         try: decode(data, quick=True)
         except BadPicture as e:

@@ -103,7 +103,7 @@ def in_order(
         raise BadStory('wrong length', f'story {story} has {len(records)} pictures, {n_frames} needed')
     return sorted(records, key=lambda r: int(r[keys.order]))
 
-# %% ../nbs/03_sources.ipynb #13d3c0bc
+# %% ../nbs/03_sources.ipynb #8a6cecab
 def from_records(
     folder:RawFolder,    # The corpus
     file:str,            # Its annotations of one split
@@ -117,7 +117,7 @@ def from_records(
         records = in_order(story, records, CORPORA['ssid'].frames, keys)
         captions = tuple(clean(texts(r, story) if texts else str(r[keys.text])) for r in records)
         frames = tuple(folder.picture(str(r[keys.picture]), story) for r in records)
-        return Story(story, str(records[0][keys.album]), captions, frames)
+        return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)
     return Stories(drafts_in(folder, file, keys), build, bad)
 
 # %% ../nbs/03_sources.ipynb #d169a7e6
@@ -149,10 +149,17 @@ def vist_dii(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
         raise BadStory('missing description', f'story {story}: nobody described photo {photo}')
     return from_records(folder, f'{split}.story-in-sequence.json', VIST, bad, text)
 
-# %% ../nbs/03_sources.ipynb #765ad864
+# %% ../nbs/03_sources.ipynb #1b74a598
 def _names(x):
     "Text where an array has bytes."
-    return x.decode('utf-8', 'replace') if isinstance(x, bytes) else str(x)
+    if isinstance(x, bytes): return x.decode('utf-8', 'replace')
+    if isinstance(x, str): return x
+    raise ValueError(f'a {type(x).__name__} instead of a text')
+
+def _number(x):
+    "A whole number, as arrays have them."
+    if isinstance(x, (int, np.integer)) and abs(x) < 2**31: return int(x)
+    raise ValueError('something else instead of a number')
 
 def _tables(folder, read):
     "What `read(folder)` makes of annotations, or one line; computed once for all splits."
@@ -166,12 +173,12 @@ def _pororo_tables(folder):
     first, rest, ids, texts = (load_array(folder.find(f)) for f in ('img_cache4.npy', 'following_cache4.npy',
                                                                  'train_seen_unseen_ids.npy', 'descriptions.npy'))
     texts = texts.item() if isinstance(texts, np.ndarray) and texts.ndim == 0 else texts
-    if np.shape(rest) != (len(first), 4) or len(ids) != 3 or not isinstance(texts, dict):
+    if not (isinstance(rest, np.ndarray) and rest.shape == (len(first), 4) and len(ids) == 3 and type(texts) is dict):
         raise ValueError('the four .npy files do not fit together')
-    splits = dict(zip(('train', 'val', 'test'), (sorted(int(i) for i in np.ravel(x)) for x in ids)))
+    splits = dict(zip(('train', 'val', 'test'), (sorted(map(_number, x)) for x in ids)))
     return [tuple(map(_names, (a, *b))) for a, b in zip(first, rest)], splits, texts
 
-# %% ../nbs/03_sources.ipynb #fc1ff460
+# %% ../nbs/03_sources.ipynb #073e5e5a
 def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     "The stories of PororoSV, in the order of their numbers; every frame has all pictures of its strip."
     folder = opened(raw)
@@ -188,8 +195,8 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
 
     def caption(name, story):
         told = texts.get(name.removesuffix('.png'))
-        if isinstance(told, str): told = [told]
-        if isinstance(told, (list, tuple, np.ndarray)) and len(told): return clean(_names(told[0]))
+        if isinstance(told, (list, tuple, np.ndarray)) and len(told): told = told[0]
+        if isinstance(told, (str, bytes)): return clean(_names(told))
         raise BadStory('missing description', f'story {story}: nobody described {name}')
 
     def build(i):
@@ -199,7 +206,7 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
         return Story(str(i), names[0].split('/')[0], tuple(caption(n, i) for n in names), frames)
     return Stories(splits[split], build, bad)
 
-# %% ../nbs/03_sources.ipynb #427dd2a7
+# %% ../nbs/03_sources.ipynb #ae3c67b9
 def _flintstones_tables(folder):
     "Clips by split, following clips, descriptions by clip."
     splits, told = folder.json('train-val-test_split.json'), folder.json('flintstones_annotations_v1-0.json')
@@ -212,7 +219,7 @@ def _flintstones_tables(folder):
 
 def _clip(file): # the frames of a clip, as PNG
     frames = load_array(file)
-    if frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == 'uint8' and frames.size:
+    if frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == 'uint8' and frames.size and len(frames) <= 1000:
         return tuple(to_png(Image.fromarray(f)) for f in frames)
     raise StoryError(f'{os.path.basename(file)} is {frames.dtype} {frames.shape}, expected uint8 (n, h, w, 3)')
 

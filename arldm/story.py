@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VERSION', 'Story', 'as_tuple', 'index_stories', 'count_index', 'count_stories', 'NoStories',
            'write_stories', 'StoryFile', 'StorySplit']
 
-# %% ../nbs/02_story.ipynb #ed33595a
+# %% ../nbs/02_story.ipynb #bbda7b41
 import hashlib, json, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from .core import StoryError, atomic_path
-from .hdf5 import open_hdf5, reading
+from .hdf5 import Disk, open_hdf5, reading
 from .original import is_original, original_attrs, original_index, original_picture
 from .pictures import decode, shrink, to_png
 from .show import strips
@@ -103,11 +103,11 @@ def _indices(splits, keep=None):
 class NoStories(StoryError):
     "Nothing to write."
 
-# %% ../nbs/02_story.ipynb #da0cb69a
+# %% ../nbs/02_story.ipynb #bdcf2b91
 class _Keeper:
     "Puts pictures into rows, one after the other, while a few more are being shrunk."
-    def __init__(self, frames, side, workers):
-        self.frames, self.side, self.ahead = frames, side, 2*workers
+    def __init__(self, disk, frames, side, workers):
+        self.disk, self.frames, self.side, self.ahead = disk, frames, side, 2*workers
         self.pool, self.waiting = ThreadPoolExecutor(workers), deque()
 
     def __call__(self, picture):
@@ -118,13 +118,28 @@ class _Keeper:
     def put(self, picture):
         self.frames.resize(len(self.frames) + 1, axis=0)
         self.frames[-1] = np.frombuffer(picture, 'uint8')
+        self.disk.check()
 
     def finish(self):
         while self.waiting: self.put(self.waiting.popleft().result())
 
-# %% ../nbs/02_story.ipynb #b2635bc3
+# %% ../nbs/02_story.ipynb #ea7bb09a
 FORMAT, VERSION = 'arldm-stories', 1
 
+def _write(disk, splits, corpus, side, workers): # -> split: counts
+    counts = {}
+    with h5py.File(disk, 'w', libver='v110') as f:
+        frames = f.create_dataset('frames', (0,), h5py.vlen_dtype('uint8'), maxshape=(None,), chunks=(256,))
+        for split, index in _indices(splits, keep := _Keeper(disk, frames, side, workers)):
+            counts[split] = count_index(index)
+            for k, v in index.items():
+                f.create_dataset(f'{split}/{k}', data=v, dtype=v.dtype if k=='frame' else h5py.string_dtype())
+        keep.finish()
+        facts = dict(format=FORMAT, version=VERSION, corpus=corpus, counts=counts, complete=True, side=side)
+        f.attrs.update({**facts, 'counts': json.dumps(counts), 'facts': np.bytes_(json.dumps(facts))})
+    return counts
+
+# %% ../nbs/02_story.ipynb #51a729b8
 def write_stories(
     path:str|Path,  # The story file to write; replaced when there is one
     splits:dict,    # Name of a split -> iterable of `Story`; may be empty
@@ -133,18 +148,11 @@ def write_stories(
     workers:int=2,  # Threads that shrink
 )->dict:            # What `count_index` says of each split
     "Write a story file."
-    counts = {}
     try:
-        with atomic_path(path) as tmp, h5py.File(tmp, 'w', libver='v110') as f:
-            frames = f.create_dataset('frames', (0,), h5py.vlen_dtype('uint8'), maxshape=(None,), chunks=(256,))
-            for split, index in _indices(splits, keep := _Keeper(frames, side, workers)):
-                counts[split] = count_index(index)
-                for k, v in index.items():
-                    f.create_dataset(f'{split}/{k}', data=v, dtype=v.dtype if k=='frame' else h5py.string_dtype())
-            keep.finish()
-            facts = dict(format=FORMAT, version=VERSION, corpus=corpus, counts=counts, complete=True, side=side)
-            f.attrs.update({**facts, 'counts': json.dumps(counts), 'facts': np.bytes_(json.dumps(facts))})
-    except OSError as e: raise StoryError(f'{path}: cannot be written ({e})') from None
+        with atomic_path(path) as tmp, Disk(tmp) as disk:
+            counts = _write(disk, splits, corpus, side, workers)
+            disk.check()
+    except OSError as e: raise StoryError(f'{path}: cannot be written ({e.strerror or e})') from None
     return counts
 
 # %% ../nbs/02_story.ipynb #a9808dae
@@ -198,14 +206,15 @@ def __getitem__(self:StoryFile, split:str)->'StorySplit':
         if self.original: return StorySplit(self, split, original_index(self.h5, split))
         return StorySplit(self, split, {k: d[()] if k == 'frame' else d.asstr()[()] for k, d in self.h5[split].items()})
 
-# %% ../nbs/02_story.ipynb #ed66eaed
+# %% ../nbs/02_story.ipynb #5c5ce709
 class StorySplit:
     "The stories of one split of a `StoryFile`, as a sequence."
     def __init__(self, file:StoryFile, name:str, index:dict):
         self.file, self.name, self._index = file, name, index
         self.ids, self.albums = list(index['story_id']), list(index['album_id'])
-        if not index['frame'].shape[:2] == index['caption'].shape == (len(self.ids), index['frame'].shape[1]):
-            raise StoryError(f'{file.path}: split {name} does not have as many captions as frames')
+        frame, told = index['frame'], index['caption'].shape
+        if frame.dtype.kind != 'i' or frame.ndim not in (2, 3) or frame.shape[:2] != told or told[0] != len(self):
+            raise StoryError(f'{file.path}: split {name} has {told} captions for {frame.dtype} {frame.shape} frames')
 
     def __len__(self): return len(self.ids)
     def rows(self,

@@ -292,7 +292,7 @@ def npy(raw, name, obj): np.save(raw/name, obj)
 
 ODD = dict(
     crooked=('pororo', lambda r: Image.new('RGB', (24, 50)).save(r/'Pororo_ENGLISH1_2_ep2/3.png'), 'broken strip',
-             'expected squares stacked downwards'),
+             'expected at most 1,000 squares stacked downwards'),
     no_strip=('pororo', lambda r: (r/'Pororo_ENGLISH1_2_ep2/3.png').unlink(), 'missing picture', 'there is no .*3.png'),
     undescribed=('pororo', lambda r: npy(r, 'descriptions.npy', np.array({}, object)), 'missing description',
                  'nobody described Pororo_ENGLISH1_1_ep1/0.png'),
