@@ -217,6 +217,20 @@ def test_every_corpus(source, tmp_path):
     shown = {p for s in sum(stories.values(), []) for f in s.frames for p in (f if isinstance(f, tuple) else (f,))}
     assert file.corpus == source and len(set(rows)) == len(rows) and set(rows) == shown
 
+@pytest.mark.filterwarnings('ignore:splits share albums')
+@pytest.mark.parametrize('source', WRITE)
+def test_the_command(source, tmp_path, capsys, monkeypatch):
+    "arldm-convert says what it did, and in a dry run the same without a file."
+    raw, said = WRITE[source](tmp_path/'raw'), []
+    for flags in ['--dry-run'], ['--skip-bad', '--side', '20', '--workers', '3']:
+        assert not (tmp_path/'x.h5').exists()
+        monkeypatch.setattr('sys.argv', ['arldm-convert', source, str(raw), str(tmp_path/'x.h5'), *flags])
+        convert()
+        said.append(capsys.readouterr().out.split('\n'))
+    assert [' '.join(l.split()[:3]) for l in said[0]] == [' '.join(l.split()[:3]) for l in said[1]]
+    assert re.match(r'train +\d+ stories, +\d+ albums, +\d+ pictures, +\d+ of them different', said[0][0])
+    assert all(min(p.size) == 20 for p in StoryFile(tmp_path/'x.h5')['test'][0].pictures())
+
 def test_orders_are_the_corpus_own(tmp_path):
     "The order field counts, not the file: shuffled records give the same stories."
     raw = WRITE['vist-sis'](tmp_path/'a'/'raw')
