@@ -6,43 +6,38 @@
 __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Limits', 'no_photo', 'attempt', 'true_suffix',
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
-# %% ../nbs/03a_fetch.ipynb #a764d61d
+# %% ../nbs/03a_fetch.ipynb #ed1ff8fb
 import csv, functools, http.client, io, os, re, shutil, ssl, tempfile, threading, time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from multiprocessing.pool import ThreadPool
+from multiprocessing import pool as pools
 from pathlib import Path
 from typing import Iterator
 from urllib import error, request
 
 from PIL import Image
 from tqdm.auto import tqdm
-from .core import StoryError, at_least_one, atomic_path, command, load_json
+from .core import StoryError, at_least_one, atomic_path, command
 from .pictures import BadPicture, decode
 from .raw import RawFolder
-from .sources import SPLITS
+from .sources import SPLITS, records_in
 
-# %% ../nbs/03a_fetch.ipynb #bbae0370
+# %% ../nbs/03a_fetch.ipynb #47920fc2
 def vist_photos(
     json_dir:str|Path, # VIST's annotations are somewhere below it
 )->dict:               # Photo id -> its addresses, best first; in the order of the stories
     "The photos that VIST's stories show."
     folder, photos = RawFolder(json_dir), {}
     for split in SPLITS:
-        for photo, listed in _shown(folder.find(f'{split}.story-in-sequence.json')):
-            urls = listed.get('url_o'), listed.get('url_m')
+        file = f'{split}.story-in-sequence.json'
+        records, images = records_in(folder, file), folder.json(file).get('images')
+        if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
+        listed = {str(image.get('id')): image for image in images if isinstance(image, dict)}
+        for photo in (str(r['photo_flickr_id']) for r in records if 'photo_flickr_id' in r):
+            urls = (listed.get(photo, {}).get(size) for size in ('url_o', 'url_m'))
             photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
     return photos
-
-def _shown(file): # -> the id of each photo in the stories of a file, and what is listed about it
-    data = load_json(file)
-    images, groups = (data.get(key) if isinstance(data, dict) else 0 for key in ('images', 'annotations'))
-    if not (isinstance(images, list) and isinstance(groups, list)): raise StoryError(f'{file}: no photos listed in it')
-    listed = {str(image.get('id')): image for image in images if isinstance(image, dict)}
-    records = [record for group in groups for record in (group if isinstance(group, list) else [group])]
-    shown = [str(r['photo_flickr_id']) for r in records if isinstance(r, dict) and 'photo_flickr_id' in r]
-    return [(photo, listed.get(photo, {})) for photo in shown]
 
 # %% ../nbs/03a_fetch.ipynb #9a6a90fb
 SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp', 'BMP': '.bmp'}
@@ -190,7 +185,15 @@ def _keep(data, part, path):
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 
-# %% ../nbs/03a_fetch.ipynb #7b6389f7
+# %% ../nbs/03a_fetch.ipynb #c36ffcc6
+def _arrivals(results):
+    while True:
+        try:
+            if photo := results.next(timeout=1): yield photo
+        except pools.TimeoutError: pass  # nothing yet
+        except StopIteration: return
+
+# %% ../nbs/03a_fetch.ipynb #792452cb
 def fetch_photos(
     photos:dict,            # Id -> addresses, from `vist_photos`
     out:str|Path,           # Folder for the photos; those that stand there are not fetched again
@@ -207,8 +210,8 @@ def fetch_photos(
         try: return None if over.is_set() else _fetch(*item, out, part, limits)
         except StoryError: over.set(); raise
     try:
-        with ThreadPool(workers) as pool:
-            for photo in filter(None, pool.imap_unordered(job, todo.items())):
+        with pools.ThreadPool(workers) as pool:
+            for photo in _arrivals(pool.imap_unordered(job, todo.items())):
                 yield photo
                 in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
                 if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '

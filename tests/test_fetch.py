@@ -341,8 +341,9 @@ def test_odd_annotations(tmp_path):
     assert vist_photos(tmp_path) == {'7': ('http://m',), '8': ('http://m8',), '9': (), 'None': ()}
 
 @pytest.mark.parametrize('text, said', [
-    ('{"images": [', 'not valid JSON'), ('[1]', 'no photos listed'), ('{"images": []}', 'no photos listed'),
-    ('{"images": {}, "annotations": 3}', 'no photos listed'), (None, 'no val.story-in-sequence.json')])
+    ('{"images": [', 'not valid JSON'), ('[1]', 'no list "annotations"'), ('{"images": []}', 'no list "annotations"'),
+    ('{"annotations": []}', 'no list "images"'),
+    ('{"images": {}, "annotations": 3}', 'no list "annotations"'), (None, 'no val.story-in-sequence.json')])
 def test_broken_annotations(tmp_path, text, said):
     path = vist(tmp_path, {})/'sis/val.story-in-sequence.json'
     path.unlink()
