@@ -23,14 +23,13 @@ from .pictures import BadPicture, decode
 from .raw import RawFolder
 from .sources import SPLITS, records_in
 
-# %% ../nbs/03a_fetch.ipynb #47920fc2
+# %% ../nbs/03a_fetch.ipynb #11320598
 def vist_photos(
     json_dir:str|Path, # VIST's annotations are somewhere below it
 )->dict:               # Photo id -> its addresses, best first; in the order of the stories
     "The photos that VIST's stories show."
     folder, photos = RawFolder(json_dir), {}
-    for split in SPLITS:
-        file = f'{split}.story-in-sequence.json'
+    for file in (f'{split}.story-in-sequence.json' for split in SPLITS):
         records, images = records_in(folder, file), folder.json(file).get('images')
         if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
         listed = {str(image.get('id')): image for image in images if isinstance(image, dict)}
