@@ -69,7 +69,7 @@ def _write_bert(folder, words):
     (folder/'vocab.txt').write_text('\n'.join(tokens) + '\n', 'utf-8')
     (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
 
-# %% ../nbs/05_dataset.ipynb #30d59532
+# %% ../nbs/05_dataset.ipynb #c857ce87
 class Vocabulary:
     "Captions as CLIP tokens for drawing and as BERT tokens for memory, `S` of each."
     def __init__(self,
@@ -85,7 +85,7 @@ class Vocabulary:
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
         for t in (caption_tokenizer, memory_tokenizer): t.add_tokens(list(names))
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
-        self._cut = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._cut = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
 
     @property
     def cut(self): return int(self._cut)  # Captions that were too long so far, in all worker processes
@@ -148,7 +148,7 @@ def pixels(
     "Pictures as a tensor."
     return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/05_dataset.ipynb #1a651ae0
+# %% ../nbs/05_dataset.ipynb #28eb6db7
 class StoryDataset(Dataset):
     "Stories as tensors: frames, memories and tokens."
     def __init__(self,
@@ -160,7 +160,8 @@ class StoryDataset(Dataset):
         seed:int=0,
     ):
         self.split, self.vocab, self.side, self.memory_side = split, vocab, side, memory_side
-        self.train, self.seed, self.epoch = train, seed, torch.zeros((), dtype=torch.int64).share_memory_()
+        self.train, self.seed = train, seed
+        self.epoch = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
 
     def __len__(self): return len(self.split)
     def set_epoch(self, epoch:int): self.epoch.fill_(epoch)
