@@ -109,7 +109,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.fetch._Web': ('fetch.html#_web', 'arldm/fetch.py'),
                              'arldm.fetch._Web.__init__': ('fetch.html#_web.__init__', 'arldm/fetch.py'),
                              'arldm.fetch._Web.do_open': ('fetch.html#_web.do_open', 'arldm/fetch.py'),
-                             'arldm.fetch._arrivals': ('fetch.html#_arrivals', 'arldm/fetch.py'),
                              'arldm.fetch._fetch': ('fetch.html#_fetch', 'arldm/fetch.py'),
                              'arldm.fetch._keep': ('fetch.html#_keep', 'arldm/fetch.py'),
                              'arldm.fetch._seconds': ('fetch.html#_seconds', 'arldm/fetch.py'),

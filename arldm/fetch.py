@@ -184,15 +184,7 @@ def _keep(data, part, path):
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 
-# %% ../nbs/03a_fetch.ipynb #c36ffcc6
-def _arrivals(results):
-    while True:
-        try:
-            if photo := results.next(timeout=1): yield photo
-        except pools.TimeoutError: pass  # nothing yet
-        except StopIteration: return
-
-# %% ../nbs/03a_fetch.ipynb #792452cb
+# %% ../nbs/03a_fetch.ipynb #d4962790
 def fetch_photos(
     photos:dict,            # Id -> addresses, from `vist_photos`
     out:str|Path,           # Folder for the photos; those that stand there are not fetched again
@@ -210,7 +202,7 @@ def fetch_photos(
         except StoryError: over.set(); raise
     try:
         with pools.ThreadPool(workers) as pool:
-            for photo in _arrivals(pool.imap_unordered(job, todo.items())):
+            for photo in filter(None, pool.imap_unordered(job, todo.items())):
                 yield photo
                 in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
                 if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '
