@@ -29,12 +29,12 @@ class BadStory(StoryError):
         super().__init__(message)
         self.reason = reason
 
-# %% ../nbs/00_core.ipynb #60746fbb
+# %% ../nbs/00_core.ipynb #43ccf0b3
 def _beside(path):
     "A temporary name beside a path; what dead processes left under such names is removed."
     start = f'.{path.stem}-{uuid.getnode():x}-'                                            # machine, process, chance
     for old in path.parent.glob(glob.escape(start) + '*' + glob.escape(path.suffix)):
-        if not _alive(old.name.split('-')[-2]): shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        if not _alive(old.name.split('-')[-2]): shutil.rmtree(old, 1) if old.is_dir() else old.unlink(True)
     return path.with_name(f'{start}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
 
 def _alive(pid): # whether a process of this machine still runs

@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'reencode', 'take_turns', 'compare', 'as_text', 'bench_converting', 'PlainStories', 'on_device', 'passing',
            'bench_reading', 'peak', 'bench_memory', 'bench_data', 'bench']
 
-# %% ../nbs/18_speed.ipynb #2d7a8e26
+# %% ../nbs/18_speed.ipynb #eee1d32d
 import io, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
@@ -20,17 +20,18 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .core import CORPORA, HOME, command, machine, one_of, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
-from .photos import FILES, SIZES, WORDS, encoded, write_corpus
+from .photos import SIZES, WORDS, encoded, write_corpus
+from .sources import SSID_FILES
 from .story import StoryFile
 
-# %% ../nbs/18_speed.ipynb #16f48e7b
+# %% ../nbs/18_speed.ipynb #562115f8
 def reencode(
     raw:Path, # A corpus in SSID's layout
     out:Path, # HDF5 in the original's layout
 ):
     "Convert plainly: every picture of every story is decoded and stored as PNG."
     with h5py.File(out, 'w') as f:
-        for split, file in FILES.items():
+        for split, file in SSID_FILES.items():
             stories = {}
             for record, in json.loads((raw/'SSID_Annotations'/file).read_text())['annotations']:
                 stories.setdefault(record['story_id'], []).append(record)

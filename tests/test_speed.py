@@ -72,7 +72,7 @@ def test_plain_converter_keeps_stories(folder):
     "Captions, order and colours of the plain file are those of the raw corpus, in every split."
     plain, ours = StoryFile(folder/'plain.h5'), StoryFile(folder/'ours.h5')
     assert plain.original and plain.splits == ours.splits
-    for split, file in speed.FILES.items():
+    for split, file in speed.SSID_FILES.items():
         records = [r for r, in json.loads((folder/'raw/SSID_Annotations'/file).read_text())['annotations']]
         assert len(plain[split]) == len(records)//5
         for i, story in enumerate(plain[split]):
