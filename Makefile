@@ -13,7 +13,7 @@ FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python 
 unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
 	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
 
-.PHONY: help demo test soak lab export clean-notebooks readme prepare lock clean fresh
+.PHONY: help demo test soak full lab export clean-notebooks readme prepare lock clean fresh
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -36,6 +36,9 @@ test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills
 	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py
+
+full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
+	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py
 
 lab: $(MADE) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs

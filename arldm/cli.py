@@ -6,7 +6,7 @@
 __all__ = ['DEMO_ALBUMS', 'train', 'validation_strip', 'open_pipeline', 'keep_way', 'draw', 'draw_stories', 'draw_text', 'score',
            'report', 'demo']
 
-# %% ../nbs/15_cli.ipynb #788fc0b2
+# %% ../nbs/15_cli.ipynb #db370216
 import dataclasses, os
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from tqdm.auto import tqdm
 from . import toy
 from .cache import cache_moments
 from .convert import convert
-from .core import (SETTINGS, TASKS, StoryError, asset, at_least_one, command, load_json, machine, pick_device,
-                        resolve, save_json, whole_folder)
+from .core import (StoryError, asset, at_least_one, command, load_json, machine, pick_device, save_json,
+                        whole_folder)
 from .dataset import StoryDataset
 from .draw import StoryPipeline, draw_split, make_scheduler
 from .encoders import quiet_loading
-from .model import count_trained
+from .freeze import count_trained
 from .report import as_text, report as make_report
 from .score import LatentFeatures, load_inception, score as make_scores
+from .settings import SETTINGS, TASKS, resolve
 from .show import strips
 from .story import StoryFile
 from .train import averaged, make_ema, make_model, open_run, train as training
@@ -31,7 +32,7 @@ from .train import averaged, make_ema, make_model, open_run, train as training
 # %% ../nbs/15_cli.ipynb #e75b0da7
 quiet_loading()
 
-# %% ../nbs/15_cli.ipynb #41cce775
+# %% ../nbs/15_cli.ipynb #dc2ae41e
 @command
 def train(
     run:str,                   # Run folder; one that exists goes on
@@ -45,18 +46,20 @@ def train(
     lr:float=None,             # Peak learning rate
     side:int=None,             # Frame height and width in pixels
     save_every:int=None,       # Steps between checkpoints and validation strips
+    freeze:str=None,           # What is held fixed: none, seed, attention, history, or parts such as clip,blip,words
+    original:bool=False,       # Follow the original also where this book deliberately differs
     seed:int=None,             # Random seed
     precision:str=None,        # float32, bfloat16 or float16
     dry_run:bool=False,        # Print the resolved settings and stop
 ):
     "Train AR-LDM on a story file; a run that exists goes on."
-    given = {k: v for k, v in locals().items() if k in SETTINGS and k != 'preset'}
+    given = {k: v for k, v in locals().items() if k in SETTINGS and k != 'preset'} | dict(original=original or None)
     s, file = open_run(Path(run), data, preset, given)
     print(*(f'{k}={v}' for k, v in dataclasses.asdict(s).items()))
     if dry_run: return print(f'would train on {len(file["train"]):,} stories; nothing was written')
     return _train(Path(run), s, file)
 
-# %% ../nbs/15_cli.ipynb #af638f81
+# %% ../nbs/15_cli.ipynb #dce92eec
 def _train(run, s, file):
     "The training loop, with bar, strips and the finished pipeline."
     if (run/'checkpoints'/f'{s.steps:06d}.pt').exists() and (run/'pipeline').is_dir():
@@ -65,7 +68,7 @@ def _train(run, s, file):
     net = make_model(s, file, run/'words').freeze(s.freeze)
     print(f'{count_trained(net):,} weights train on {len(file["train"]):,} stories')
     save_json(run/'settings.json', {**dataclasses.asdict(s), 'data': str(file.path.resolve()), **machine()})
-    stories = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=s.seed)
+    stories = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, True, s.seed, s.original)
     moments = cache_moments(net, stories) if s.corpus == 'toy' else None               # toy frames are never cropped
     ema, first = make_ema(net, s), int(os.environ.get('RANK', 0)) == 0
     net.to(pick_device())

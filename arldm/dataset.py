@@ -6,14 +6,14 @@
 __all__ = ['word_merges', 'word_tokenizers', 'Vocabulary', 'fit', 'square', 'pixels', 'StoryDataset', 'collate', 'to_target',
            'to_memory']
 
-# %% ../nbs/05_dataset.ipynb #59319f08
+# %% ../nbs/05_dataset.ipynb #60b66050
 import json, re, warnings
 from pathlib import Path
 
 import ftfy, numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertTokenizer, CLIPTokenizer
@@ -69,21 +69,24 @@ def _write_bert(folder, words):
     (folder/'vocab.txt').write_text('\n'.join(tokens) + '\n', 'utf-8')
     (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
 
-# %% ../nbs/05_dataset.ipynb #c857ce87
+# %% ../nbs/05_dataset.ipynb #89d04c54
 class Vocabulary:
     "Captions as CLIP tokens for drawing and as BERT tokens for memory, `S` of each."
     def __init__(self,
         caption_tokenizer:CLIPTokenizer, # Gets the names
         memory_tokenizer:BertTokenizer,  # Gets `[DEC]`, `[ENC]` and the names
         length:int,                      # Tokens per caption, `S`
-        names:tuple=(),                  # Characters with a token of their own
+        names:tuple=(),                  # Characters that get a token of their own where they have none
+        original:bool=False,             # CLIP matches them as the original did: case-sensitively
     ):
         if length < 2: raise StoryError(f'captions of {length} tokens; at least the 2 special ones need room')
         self.caption_tokenizer, self.memory_tokenizer, self.length = caption_tokenizer, memory_tokenizer, length
         caption_tokenizer.pad_token = caption_tokenizer.eos_token
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        for t in (caption_tokenizer, memory_tokenizer): t.add_tokens(list(names))
+        for t, raw in (caption_tokenizer, original), (memory_tokenizer, False):
+            new = [n for n in names if n not in t.get_vocab()]
+            t.add_tokens([AddedToken(n, normalized=not raw) for n in new])
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
         self._cut = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
 
@@ -148,7 +151,7 @@ def pixels(
     "Pictures as a tensor."
     return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/05_dataset.ipynb #28eb6db7
+# %% ../nbs/05_dataset.ipynb #15f39470
 class StoryDataset(Dataset):
     "Stories as tensors: frames, memories and tokens."
     def __init__(self,
@@ -158,31 +161,35 @@ class StoryDataset(Dataset):
         memory_side:int=224,  # The same of a memory picture
         train:bool=False,     # Random square and random picture, else the middle and the first
         seed:int=0,
+        original:bool=False,  # A memory is a square of its own; the picture of a frame is always random
     ):
         self.split, self.vocab, self.side, self.memory_side = split, vocab, side, memory_side
-        self.train, self.seed = train, seed
+        self.train, self.seed, self.original = train, seed, original
         self.epoch = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
 
     def __len__(self): return len(self.split)
     def set_epoch(self, epoch:int): self.epoch.fill_(epoch)
 
-# %% ../nbs/05_dataset.ipynb #376a6185
+# %% ../nbs/05_dataset.ipynb #7ece132d
 @patch
-def squares(self:StoryDataset, i:int)->list:
-    "The pictures of story `i`, one square per frame."
-    rows = self.split.rows(i)
-    rows, rng = rows.reshape(len(rows), -1), np.random.default_rng((self.seed, int(self.epoch), i))  # (n, K)
-    if self.train: rows, at = [rng.choice(r[r >= 0]) for r in rows], rng.random((len(rows), 2))
-    else: rows, at = rows[:, 0], np.full((len(rows), 2), .5)
-    try: return [square(decode(self.split.file.picture(r)), self.side, a) for r, a in zip(rows, at)]
+def squares(self:StoryDataset, i:int)->tuple: # frames, memories: n pictures each
+    "The squares of story `i`."
+    rng, rows = np.random.default_rng((self.seed, int(self.epoch), i)), self.split.rows(i)
+    n, rows = len(rows), rows.reshape(len(rows), -1)                                                 # (n, K)
+    rows = [rng.choice(r[r >= 0]) if self.train or self.original else r[0] for r in rows]
+    places = rng.random((2, n, 2)) if self.train else np.full((2, n, 2), .5)
+    try: pictures = [decode(self.split.file.picture(r)) for r in rows]
     except StoryError as e: raise StoryError(f'story {self.split.ids[i]}: {e}') from None
+    def cut(side, places): return [square(p, side, at) for p, at in zip(pictures, places)]
+    frames = cut(self.side, places[0])
+    if self.original: return frames, cut(self.memory_side, places[1])
+    return frames, [f.resize((self.memory_side,)*2, Image.BILINEAR) for f in frames]
 
 @patch
 def __getitem__(self:StoryDataset, i:int)->dict:
     "Story `i`: `frames` and `memory`, uint8 (n, 3, h, w), its tokens, its `index` and `id`."
-    i, side = range(len(self))[i], (self.memory_side,)*2
-    frames = self.squares(i)
-    memory = [f.resize(side, Image.BILINEAR) for f in frames]
+    i = range(len(self))[i]
+    frames, memory = self.squares(i)
     return dict(frames=pixels(frames), memory=pixels(memory), **self.vocab.encode(self.split.captions(i)),
                 index=i, id=self.split.ids[i])
 
