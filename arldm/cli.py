@@ -32,7 +32,7 @@ from .train import averaged, make_ema, make_model, open_run, train as training
 # %% ../nbs/15_cli.ipynb #e75b0da7
 quiet_loading()
 
-# %% ../nbs/15_cli.ipynb #dc2ae41e
+# %% ../nbs/15_cli.ipynb #29082974
 @command
 def train(
     run:str,                   # Run folder; one that exists goes on
@@ -42,7 +42,7 @@ def train(
     model:str=None,            # toy-base, tiny, toy, full, a pipeline folder, or Stable Diffusion's folder or hub name
     blip:str=None,             # BLIP weights for Stable Diffusion
     steps:int=None,            # Optimiser steps
-    batch:int=None,            # Stories per step
+    batch:int=None,            # Stories per step and process
     lr:float=None,             # Peak learning rate
     side:int=None,             # Frame height and width in pixels
     save_every:int=None,       # Steps between checkpoints and validation strips
@@ -115,11 +115,11 @@ def keep_way(path:Path, way:dict):
                              'delete drawn/ and drawing.json to draw anew')
     save_json(path, way)
 
-# %% ../nbs/15_cli.ipynb #edc6f766
+# %% ../nbs/15_cli.ipynb #37a68d8d
 @command
 def draw(
-    run:str,                 # Run folder
-    data:str=None,           # Story file; default: the one it was trained on
+    run:str,                 # Run folder, or a pipeline folder
+    data:str=None,           # Story file; default: the one a run was trained on
     split:str='test',        # Split to draw
     captions:str=None,       # Instead: a text file of your own, one caption a line
     scheduler:str='dpm++',   # dpm++, ddim or pndm

@@ -67,7 +67,7 @@ def load_json(path:str|Path):
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
     except (ValueError, RecursionError) as e: raise StoryError(f'{path}: not valid JSON ({e})') from None
 
-# %% ../nbs/00_core.ipynb #e1d4107c
+# %% ../nbs/00_core.ipynb #e87a2152
 @contextlib.contextmanager
 def whole_folder(
     folder:str|Path, # Where the finished folder shall stand
@@ -78,6 +78,8 @@ def whole_folder(
     tmp.mkdir(parents=True)
     try:
         yield tmp
+        for f in tmp.rglob('*.*'):                       # some libraries write files that only their owner may read
+            if f.is_file(): f.chmod(tmp.stat().st_mode & 0o666)
         shutil.rmtree(folder, ignore_errors=True)
         tmp.rename(folder)
     finally: shutil.rmtree(tmp, ignore_errors=True)

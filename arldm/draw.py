@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULERS', 'make_scheduler', 'Memory', 'squash', 'see', 'denoise', 'draw_frames', 'decode', 'StoryOutput',
            'StoryPipeline', 'draw_split']
 
-# %% ../nbs/12_draw.ipynb #50e54f40
+# %% ../nbs/12_draw.ipynb #f63e77ef
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from .core import StoryError, one_of, story_generator, whole_folder
-from .dataset import Vocabulary, pixels, to_memory
+from .dataset import Vocabulary, pixels, square, to_memory
 from .encoders import encode_captions
 from .history import context_visible
 from .model import ARLDM, PARTS, TOKENS, vae_factor
@@ -155,14 +155,15 @@ class StoryPipeline(DiffusionPipeline):
         return cls(**{n: getattr(model, n) for n in PARTS}, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer, scheduler=make_scheduler(scheduler))
 
-# %% ../nbs/12_draw.ipynb #733cd928
+# %% ../nbs/12_draw.ipynb #7a7515fc
 @patch
 def _draw_group(self:StoryPipeline, captions, given, seeds, latents, how, size, on_step):
     "Draw stories of one length; yields latents and uint8 frames, one frame of each story at a time."
     model, (steps, guidance), device = self.model, how, self._execution_device
     encoded = [model.vocab.encode(c) for c in captions]
     tokens = {k: torch.stack([e[k] for e in encoded]).to(device) for k in TOKENS}
-    opening = torch.stack([squash(g, model.memory_side) for g in given]).to(device, self.unet.dtype) if given else None
+    def middle(pictures): return to_memory(pixels([square(p, model.memory_side) for p in pictures]))  # of photographs
+    opening = torch.stack([middle(g) for g in given]).to(device, self.unet.dtype) if given else None
     generators = [story_generator(s) for s in seeds]
     if latents is None:
         V = len(captions[0]) - (len(given[0]) if given else 0)
@@ -192,11 +193,11 @@ def _groups(captions, opening): # {(frames, given): rows}
         groups.setdefault((len(c), g), []).append(i)
     return groups
 
-# %% ../nbs/12_draw.ipynb #0c039f73
+# %% ../nbs/12_draw.ipynb #9a5c3898
 @patch
 def __call__(self:StoryPipeline,
     captions:list,                    # One story (list of str) or several; given frames need captions too
-    given:list=None,                  # Opening pictures of the story, or one list per story
+    given:list=None,                  # Opening pictures (their middle squares), or one list per story
     num_inference_steps:int=50,
     guidance_scale:float=7.5,         # 1 = no guidance
     height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on

@@ -64,7 +64,7 @@ def resize_vocabulary(
         encoder.config.vocab_size = size
     return encoder
 
-# %% ../nbs/07_encoders.ipynb #1387cabb
+# %% ../nbs/07_encoders.ipynb #b129035a
 def skip_branches(
     layers:list,  # Layers with the branches `self_attn` and `mlp`
     rate:float,   # Chance in the last layer; the first never skips
@@ -75,7 +75,8 @@ def skip_branches(
         def skip(module, args, out, p=p):
             if not module.training: return out
             x, *rest = out if isinstance(out, tuple) else (out,)
-            x = x*(torch.rand(len(x), 1, 1, device=x.device) >= p)/(1 - p)                # (n, tokens, D)
+            kept = torch.rand(len(x), 1, 1, device=x.device) >= p
+            x = x*kept.to(x.dtype)/(1 - p)                                              # (n, tokens, D)
             return (x, *rest) if rest else x
         if p: layer.self_attn.register_forward_hook(skip), layer.mlp.register_forward_hook(skip)
 

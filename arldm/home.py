@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['bring_home', 'port']
 
-# %% ../nbs/12a_home.ipynb #549f2113
+# %% ../nbs/12a_home.ipynb #a18ff871
 from pathlib import Path
 
 import torch
 
 from .base import tokenizers
-from .core import StoryError, atomic_path, command, save_json, whole_folder
+from .core import StoryError, atomic_path, command, one_of, save_json, whole_folder
 from .draw import StoryPipeline
 from .model import ARLDM
-from .port import Misfit, corpus_of, read_weights, rows_of
-from .settings import PRESETS
+from .port import Misfit, corpora_of, read_weights, rows_of
+from .settings import PRESETS, TASKS
 
-# %% ../nbs/12a_home.ipynb #3537fb98
+# %% ../nbs/12a_home.ipynb #d46156fc
 def bring_home(
     checkpoint:Path,
     words, more,           # `CLIPTokenizer`, `BertTokenizer`
@@ -27,41 +27,46 @@ def bring_home(
 )->tuple:                  # `ARLDM`, dict of settings for drawing
     "The model of an original checkpoint, and how to draw with it; says what has no place."
     state = read_weights(checkpoint)
-    c = corpus_of(rows := rows_of(state), words, more, corpus)
+    try: c, *others = corpora_of(rows := rows_of(state), words, more, corpus)
+    except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
     print(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, {rows["slots"]} slots')
+    if others: print(f'it might also be {" or ".join(x.name for x in others)}: then say so with --corpus')
     try: model = ARLDM.from_original(state, words, more, size, c.name)
     except Misfit as e:
         if not e.reshaped:
-            for what in 'missing', 'unknown': print(*(f'{what}: {name}' for name in getattr(e, what)), sep='\n')
+            print(*(f'{what}: {name}' for what in ('missing', 'unknown') for name in getattr(e, what)), sep='\n')
         if e.reshaped or not loose: raise
         model = ARLDM.from_original(state, words, more, size, c.name, loose=True)
     guidance = PRESETS['seed-ssid' if c.name == 'ssid' else 'paper']['guidance']
-    return model, dict(corpus=c.name, task='visualization', side=c.side, guidance=guidance)
+    return model, dict(corpus=c.name, side=c.side, guidance=guidance)
 
-# %% ../nbs/12a_home.ipynb #e33e737c
+# %% ../nbs/12a_home.ipynb #037b8498
 @command
 def port(
     source:str,                    # A checkpoint of the original; or, to go back, a pipeline folder or run
-    out:str,                       # The pipeline folder to write; or the checkpoint
-    sd:str='stable-diffusion-v1-5/stable-diffusion-v1-5', # Whose tokenizer/ to use: folder or hub name
+    out:str,                       # The pipeline folder to write, or the checkpoint; must not exist
+    sd:str='stable-diffusion-v1-5/stable-diffusion-v1-5', # Folder or hub name; only its tokenizer/ is read
     bert:str='bert-base-uncased',  # BLIP's vocabulary: folder or hub name
-    corpus:str=None,               # What it was trained on; default: told from vocabulary and caption length
+    corpus:str=None,               # ssid, vist-sis, vist-dii, pororo, flintstones; default: told from the tables
+    task:str='visualization',      # What it was trained for; or continuation, which is given the first frame
     size:str='full',               # Size of the model: full, toy or tiny
     loose:bool=False,              # Leave out unknown tensors, keep missing ones random
     dry_run:bool=False,            # Do everything but write
 ):
     "Bring a checkpoint of the original AR-LDM home as a pipeline folder, or take a folder back."
     source, out = Path(source), Path(out)
+    one_of('task', task, TASKS)
+    if not source.exists(): raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')
     if out.exists(): raise StoryError(f'{out} is there already; name another place, or remove it')
     back = source.is_dir()
-    if back: model = ARLDM.load(source/'pipeline' if (source/'pipeline').is_dir() else source)
+    if back: state = ARLDM.load(source).to_original()
     else: model, settings = bring_home(source, *tokenizers(sd, bert), corpus, size, loose)
     if dry_run: return print(f'would write {out}; nothing was written')
     if back:
-        with atomic_path(out) as tmp: torch.save({'state_dict': model.to_original()}, tmp)
+        with atomic_path(out) as tmp: torch.save({'state_dict': state}, tmp)
     else:
         with whole_folder(out) as tmp:
             StoryPipeline.from_model(model, 'pndm').save_pretrained(tmp)
-            save_json(tmp/'settings.json', settings)
+            save_json(tmp/'settings.json', dict(settings, task=task))
     print(out)
     return out

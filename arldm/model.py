@@ -213,18 +213,19 @@ def loss(self:ARLDM,
     told = self.condition(tokens, memory, n_given, dropped.to(self.device))
     return self.frame_losses(z, noise, t.to(self.device), *told, weighting).mean()
 
-# %% ../nbs/08_model.ipynb #2e3f3418
+# %% ../nbs/08_model.ipynb #d1c662b3
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel, memory_encoder=MemoryEncoder,
              history=HistoryEmbeddings)
 
 @patch(cls_method=True)
 def load(cls:ARLDM,
-    folder:str|Path,  # A pipeline folder
+    folder:str|Path,  # A pipeline folder, or the folder of a run
 )->ARLDM:             # On the CPU, in evaluation mode
     "Load a model from a pipeline folder."
     folder = Path(folder)
+    if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
     missing = [p for p in PARTS if not (folder/p/'config.json').is_file()]
-    if missing: raise StoryError(f'{folder} is not a pipeline folder: no {", ".join(missing)} in it')
+    if missing: raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
     parts = {n: c.from_pretrained(folder/n) for n, c in PARTS.items()}
     words = CLIPTokenizer.from_pretrained(folder/'tokenizer')
     more = BertTokenizer.from_pretrained(folder/'memory_tokenizer')

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'make_model', 'open_run', 'learning_rates', 'step_stories', 'save_checkpoint', 'load_checkpoint', 'Trained',
            'make_ema', 'averaged', 'Log', 'read_log', 'train']
 
-# %% ../nbs/11_train.ipynb #0bb4fdd1
+# %% ../nbs/11_train.ipynb #3ad43dd4
 import contextlib, csv, math, time
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from torch.optim import AdamW
 from . import base, freeze  # give `ARLDM.from_pretrained` and `ARLDM.freeze`
 from .core import CORPORA, StoryError, asset, atomic_path, load_json
 from .dataset import StoryDataset, Vocabulary, collate, word_tokenizers
-from .model import SIZES, ARLDM
+from .model import SIZES, ARLDM, vae_factor
+from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, TASKS, Settings, resolve
 from .story import StoryFile
 
-# %% ../nbs/11_train.ipynb #4b265a43
+# %% ../nbs/11_train.ipynb #7c78d0c0
 def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
@@ -31,14 +32,22 @@ def make_model(
 )->ARLDM:
     "The model that a run starts from."
     torch.manual_seed(s.seed)
+    model = _model(s, file, folder)
+    model.unet.register_to_config(sample_size=s.side//vae_factor(model.vae))  # what drawing takes as the frame size
+    return model
+
+def _model(s, file, folder):
     if s.model == 'toy-base': return ARLDM.load(asset('toy/base'))
     if s.model in SIZES:
         c, split = CORPORA[s.corpus], file['train']
         words = word_tokenizers([caption for i in range(len(split)) for caption in split.captions(i)], folder)
         return ARLDM.create(s.model, Vocabulary(*words, c.length, c.names, s.original), s.side)
-    if (Path(s.model)/'memory_encoder').is_dir(): return ARLDM.load(s.model)
+    if any((Path(s.model)/of/'memory_encoder').is_dir() for of in ('', 'pipeline')): return ARLDM.load(s.model)
+    if Path(s.model).is_file():
+        raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? port it first: '
+                         f'arldm-port {s.model} models/ported')
     if not s.blip:
-        raise StoryError(f'model {s.model!r} is neither toy-base, a size ({", ".join(SIZES)}) nor a pipeline folder; '
+        raise StoryError(f'model {s.model!r} is neither toy-base, a size ({", ".join(SIZES)}) nor a pipeline or run; '
                          'a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus, original=s.original)
 
