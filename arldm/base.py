@@ -35,14 +35,14 @@ def resize_grid(
     grid = F.interpolate(grid.reshape(1, g, g, D).permute(0, 3, 1, 2), size=(n, n), mode='bicubic', align_corners=False)
     return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
 
-# %% ../nbs/09a_base.ipynb #e29d19bc
+# %% ../nbs/09a_base.ipynb #835b0b8b
 def blip_sizes(
     state:dict,          # Our names
     side:int=224,        # Memory pictures, pixels
     original:bool=False, # With the dropout and stochastic depth of BLIP's own training
 )->dict:                 # `vision` and `text` arguments of `MemoryEncoder`
     "The sizes of a BLIP encoder, read off its tensors."
-    def layers(start): return 1 + max(int(k[len(start):].split('.')[0]) for k in state if k.startswith(start))
+    def layers(start): return len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
     patches = state['vision_model.embeddings.patch_embedding.weight']
     words = state['text_encoder.embeddings.word_embeddings.weight']
     vision = dict(image_size=side, patch_size=patches.shape[-1], hidden_size=len(patches), layer_norm_eps=1e-6,
@@ -56,13 +56,16 @@ def blip_sizes(
     if original: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
     return dict(vision=vision, text=text)
 
-# %% ../nbs/09a_base.ipynb #ad9d1634
+# %% ../nbs/09a_base.ipynb #acef1804
 _SERVES = 'BLIP\'s model_large.pth, or an image-text retrieval model such as Salesforce/blip-itm-large-coco'
+
+def _why(e): return (str(e) or type(e).__name__).splitlines()[0][:160]
 
 def _find(where, *names, sub='', layout=''): # path of the first of these files, in a folder or on the hub
     for name in names:
         try: return cached_file(str(where), name, subfolder=sub)
-        except (OSError, ValueError): pass
+        except (OSError, ValueError) as e:
+            if 'connect' in str(e): break                                        # asking once more would take as long
     path, found = Path(where), 'no folder of that name, nor on the hub (is there a network?)'
     if path.is_file(): found = f'a file, {kind_of(read_weights(path))}'
     if path.is_dir(): found = 'a folder with ' + (', '.join(sorted(p.name for p in path.iterdir())[:4]) or 'nothing')
@@ -83,7 +86,7 @@ def _blip_weights(where): # tensors under our names
         raise StoryError(f'{where}: expected {_SERVES}; found {why}')
     return state
 
-# %% ../nbs/09a_base.ipynb #74a6be2c
+# %% ../nbs/09a_base.ipynb #121f3d48
 def load_blip(
     where:str|Path,       # BLIP's own `.pth`; or transformers' folder or hub name
     enc_token_id:int,     # Id of `[ENC]`
@@ -97,15 +100,15 @@ def load_blip(
         sizes = blip_sizes(state, side, original)
         state[grid] = resize_grid(state[grid].float(), side//sizes['vision']['patch_size'])
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
-    except (KeyError, ValueError) as e:
-        raise StoryError(f'{where}: expected {_SERVES}; found one without {e.args[0]}') from None
+    except Exception as e:                        # of many kinds: a table that is missing, flat, or of no square grid
+        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: {_why(e)}') from None
     want = encoder.state_dict()
     if wrong := [k for k, v in want.items() if k not in state or state[k].shape != v.shape]:
         raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, among them {wrong[0]}')
     encoder.load_state_dict({k: state[k] for k in want})
     return encoder.eval()
 
-# %% ../nbs/09a_base.ipynb #f092acff
+# %% ../nbs/09a_base.ipynb #3fee764c
 _LAYOUT = ('Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub) has tokenizer/ (vocab.json, '
            'merges.txt), text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
            'diffusion_pytorch_model.safetensors)')
@@ -116,9 +119,8 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     weights = [p.name for p in (Path(sd)/sub).glob('*') if p.suffix in ('.safetensors', '.bin')]
     kw = {'variant': 'fp16'} if weights and all('.fp16.' in name for name in weights) else {}
     try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **kw)
-    except (OSError, ValueError, RuntimeError, KeyError) as e:
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        raise StoryError(f'{sd}/{sub}: expected the weights of {cls.__name__}, found trouble: {why:.160}') from None
+    except Exception as e:                                                           # one kind per kind of damage
+        raise StoryError(f'{sd}/{sub}: expected the weights of {cls.__name__}, found trouble: {_why(e)}') from None
     if lost := info['missing_keys']:
         raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among them {min(lost)}')
     return model.float()
@@ -130,7 +132,9 @@ def tokenizers(
     "The two published vocabularies."
     _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', layout=_LAYOUT.split(', text_encoder')[0])
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
-    return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
+    try: return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
+    except Exception as e:
+        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: {_why(e)}') from None
 
 # %% ../nbs/09a_base.ipynb #08ac58ce
 @patch(cls_method=True)

@@ -12,10 +12,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel, CLIPTextConfig, CLIPTextModel
 
-# %% ../nbs/07_encoders.ipynb #8e4fe280
+# %% ../nbs/07_encoders.ipynb #4e13f9b4
 def quiet_loading():
-    "No bars for opening and writing weights."
-    for library in (diffusers, transformers): library.utils.logging.disable_progress_bar()
+    "No bars and no reports when weights are opened and written; what is missing is checked, not reported."
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 # %% ../nbs/07_encoders.ipynb #8acca127
 def encode_captions(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bring_home', 'port']
 
-# %% ../nbs/12a_home.ipynb #a18ff871
+# %% ../nbs/12a_home.ipynb #494143cf
 from pathlib import Path
 
 import torch
@@ -13,9 +13,13 @@ import torch
 from .base import tokenizers
 from .core import StoryError, atomic_path, command, one_of, save_json, whole_folder
 from .draw import StoryPipeline
+from .encoders import quiet_loading
 from .model import ARLDM
 from .port import Misfit, corpora_of, read_weights, rows_of
 from .settings import PRESETS, TASKS
+
+# %% ../nbs/12a_home.ipynb #28569e02
+quiet_loading()
 
 # %% ../nbs/12a_home.ipynb #d46156fc
 def bring_home(

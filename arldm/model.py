@@ -213,7 +213,7 @@ def loss(self:ARLDM,
     told = self.condition(tokens, memory, n_given, dropped.to(self.device))
     return self.frame_losses(z, noise, t.to(self.device), *told, weighting).mean()
 
-# %% ../nbs/08_model.ipynb #d1c662b3
+# %% ../nbs/08_model.ipynb #aac000c8
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel, memory_encoder=MemoryEncoder,
              history=HistoryEmbeddings)
 
@@ -226,8 +226,11 @@ def load(cls:ARLDM,
     if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
     missing = [p for p in PARTS if not (folder/p/'config.json').is_file()]
     if missing: raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
-    parts = {n: c.from_pretrained(folder/n) for n, c in PARTS.items()}
-    words = CLIPTokenizer.from_pretrained(folder/'tokenizer')
-    more = BertTokenizer.from_pretrained(folder/'memory_tokenizer')
+    def read(kind, part):
+        try: return kind.from_pretrained(folder/part)
+        except Exception as e:                                                        # one kind per kind of damage
+            raise StoryError(f'{folder/part}: damaged ({(str(e) or type(e).__name__).splitlines()[0]:.160})') from None
+    parts = {n: read(c, n) for n, c in PARTS.items()}
+    words, more = read(CLIPTokenizer, 'tokenizer'), read(BertTokenizer, 'memory_tokenizer')
     vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)
     return cls(**parts, vocab=vocab).eval()
