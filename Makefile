@@ -32,7 +32,7 @@ test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 	@echo "== notebooks: every cell runs"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	@echo "== tests/"
-	@$(BIN)/python -m pytest -q tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills
 	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py

@@ -200,7 +200,8 @@ def test_in_a_shell(tmp_path):
     r = shell('convert', ['ssid', tmp_path, tmp_path/'x.h5'])
     assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'Traceback' not in r.stderr, r.stderr
     help_text = shell('train', ['--help'])
-    assert help_text.returncode == 0 and '--save-every' in help_text.stdout and 'default: the one named' in help_text.stdout
+    said = ' '.join(help_text.stdout.split())                            # wherever the lines break
+    assert help_text.returncode == 0 and '--save-every' in said and 'default: the one named' in said
 
 
 def test_demo_in_small(tmp_path, monkeypatch):
