@@ -163,7 +163,7 @@ def rows_of(state:dict)->dict: # Key of `TABLES` -> rows
         raise StoryError(f'expected a checkpoint of the original AR-LDM, found {kind_of(state)} without {lost[0]}')
     return {k: len(state[name]) for k, name in TABLES.items()}
 
-# %% ../nbs/09_port.ipynb #9015fb0c
+# %% ../nbs/09_port.ipynb #f215ce04
 def corpora_of(
     rows:dict,                # From `rows_of`
     words:CLIPTokenizer, more:BertTokenizer,
@@ -178,7 +178,7 @@ def corpora_of(
         expected = ' or '.join(f'{a:,} and {b:,} ({c.name})' for c, (a, b) in sizes.items())
         raise StoryError(f'word tables of {rows["words"]:,} and {rows["memory_words"]:,} rows; with these tokenizers '
                          f'expected {expected}; if its names are your own, add them to the tokenizers')
-    return [c for c in fit if c.length == rows['length']] or [c for c in fit if c.name != 'toy']
+    return [c for c in fit if c.length == rows['length']] or [c for c in fit if c.name != 'toy'] or fit
 
 # %% ../nbs/09_port.ipynb #36bd003e
 VISION_CHANCE = dict(drop_path_rate=.1)                                        # of BLIP-large's vision transformer
