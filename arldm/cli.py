@@ -59,7 +59,7 @@ def train(
     if dry_run: return print(f'would train on {len(file["train"]):,} stories; nothing was written')
     return _train(Path(run), s, file)
 
-# %% ../nbs/15_cli.ipynb #dce92eec
+# %% ../nbs/15_cli.ipynb #dccf0af0
 def _train(run, s, file):
     "The training loop, with bar, strips and the finished pipeline."
     if (run/'checkpoints'/f'{s.steps:06d}.pt').exists() and (run/'pipeline').is_dir():
@@ -78,6 +78,9 @@ def _train(run, s, file):
             bar.set_postfix(loss=f'{r["loss"]:.3f}', stories_per_s=f'{r["stories_per_s"]:.1f}')
             if first and r['step'] % s.save_every == 0:
                 with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
+    if r['step'] < s.steps:
+        print(f'asked to stop after step {r["step"]:,}; run the same command again to go on')
+        raise SystemExit(0)
     if first:
         with averaged(net, ema), whole_folder(run/'pipeline') as tmp: StoryPipeline.from_model(net).save_pretrained(tmp)
     return run/'pipeline'

@@ -6,8 +6,8 @@
 __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'atomic_path', 'save_json', 'load_json', 'whole_folder', 'Corpus',
            'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'command']
 
-# %% ../nbs/00_core.ipynb #8ac6c3a8
-import contextlib, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
+# %% ../nbs/00_core.ipynb #74dae32f
+import contextlib, difflib, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +105,17 @@ CORPORA = {c.name: c for c in (
     Corpus('pororo', 85, 512, names=_pororo),
     Corpus('flintstones', 91, 512, names=_flintstones))}
 
-# %% ../nbs/00_core.ipynb #4cc9eee9
+# %% ../nbs/00_core.ipynb #caf54410
 def one_of(
     what:str,   # What is being chosen, for the message
     name:str,   # The reader's choice
     choices,    # What there is
 ):
-    "`name` if it is among `choices`, else a `StoryError` that lists them."
+    "`name` if it is among `choices`, else a `StoryError` that lists them and names the nearest."
     if name in choices: return name
-    raise StoryError(f'no {what} {name!r}; there is {", ".join(map(str, choices))}')
+    near = difflib.get_close_matches(str(name), list(map(str, choices)), 1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise StoryError(f'no {what} {name!r}; there is {", ".join(map(str, choices))}{hint}')
 
 def at_least_one(**numbers):
     "A `StoryError` that names the first number below 1."

@@ -191,11 +191,11 @@ def frame_losses(self:ARLDM,
     a = self.noise.alphas_cumprod.to(t.device)[t]
     return loss*WEIGHTS[weighting](a/(1 - a))
 
-# %% ../nbs/08_model.ipynb #cd29b2aa
+# %% ../nbs/08_model.ipynb #827bda84
 @patch
 def loss(self:ARLDM,
     batch:dict,                 # From `arldm.dataset.collate`; or with `moments` (B, n, 8, h, w) instead of `frames`
-    generator:torch.Generator,  # CPU generator of all random numbers
+    generator,                  # CPU `torch.Generator` of all random numbers, or a list of one per story
     n_given:int=0,              # Opening frames that are given, not drawn
     drop:float=0.1,             # Chance that a frame's condition is dropped
     weighting:str='none',       # Key of `WEIGHTS`
@@ -204,14 +204,16 @@ def loss(self:ARLDM,
     "The training loss of a batch of stories."
     m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:].to(self.device)
     (B, V), shape = m.shape[:2], (*m.shape[:2], m.shape[2]//2, *m.shape[3:])
-    def randn(): return torch.randn(shape, generator=generator).to(self.device)
+    chances = generator if isinstance(generator, list) else [generator]*B
+    def each(draw): return torch.cat([draw(g) for g in chances]).to(self.device)
+    def randn(): return each(lambda g: torch.randn(1, *shape[1:], generator=g))
     z, noise = self.sample_latents(m, randn()).flatten(0, 1), randn().flatten(0, 1)   # (B·V, 4, h, w)
-    T, u = self.noise.config.num_train_timesteps, torch.rand(B*V, generator=generator)
-    t, dropped = (T*u**(1/bias)).long().clamp(max=T-1), drop_frames(B, V, drop, generator)
+    T, u = self.noise.config.num_train_timesteps, each(lambda g: torch.rand(V, generator=g))
+    t, dropped = (T*u**(1/bias)).long().clamp(max=T-1), each(lambda g: drop_frames(1, V, drop, g))
     tokens = {k: batch[k].to(self.device) for k in TOKENS}
     memory = to_memory(batch['memory'][:, :-1].to(self.device))                       # the last slot is never seen
-    told = self.condition(tokens, memory, n_given, dropped.to(self.device))
-    return self.frame_losses(z, noise, t.to(self.device), *told, weighting).mean()
+    told = self.condition(tokens, memory, n_given, dropped)
+    return self.frame_losses(z, noise, t, *told, weighting).mean()
 
 # %% ../nbs/08_model.ipynb #aac000c8
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel, memory_encoder=MemoryEncoder,

@@ -6,7 +6,7 @@
 __all__ = ['img_tag', 'smooth', 'loss_svg', 'open_picture', 'story_html', 'as_text', 'scores_html', 'facts_html', 'flat',
            'settings_html', 'told_split', 'lead', 'training_html', 'stories_html', 'report']
 
-# %% ../nbs/14_report.ipynb #966418fb
+# %% ../nbs/14_report.ipynb #1d0970cc
 import base64, io, math, re
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 from .core import StoryError, atomic_path, load_json
 from .score import drawn_frames
 from .story import StoryFile
-from .train import read_log
+from .survive import read_log
 
 # %% ../nbs/14_report.ipynb #5170d175
 def img_tag(

@@ -9,6 +9,7 @@ from arldm import cli, train as training
 from arldm.core import StoryError
 from arldm.model import ARLDM
 from arldm.settings import FREEZE, resolve
+from arldm.survive import read_log
 
 SWITCHES = [*chain.from_iterable(combinations(('clip', 'blip', 'resnet'), n) for n in range(4))]   # the original's
 CHOICES = {**{'+'.join(x) or 'nothing': x for x in SWITCHES}, **FREEZE}
@@ -97,7 +98,7 @@ def test_the_command(tmp_path):
     for other in 'none', 'history', 'clip, blip':
         with pytest.raises(StoryError, match='was trained with freeze='): cli.train(run, freeze=other, steps=2)
     for same in 'clip,blip, resnet', 'seed', None: cli.train(run, freeze=same, steps=2)
-    assert kept() == ['clip', 'blip', 'resnet'] and len(training.read_log(run/'log.csv')) == 2
+    assert kept() == ['clip', 'blip', 'resnet'] and len(read_log(run/'log.csv')) == 2
     with pytest.raises(StoryError, match="no part to freeze 'eyes'"):
         cli.train(tmp_path/'new', freeze='clip,eyes', **how)
     assert not (tmp_path/'new').exists()

@@ -1,0 +1,110 @@
+"A run that is killed, stopped, damaged or split over processes computes what an undisturbed one does."
+import os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest, torch
+
+from arldm import cli, toy
+from arldm.convert import convert
+from arldm.core import StoryError
+from arldm.survive import read_log
+
+SOAK = bool(os.environ.get('ARLDM_SOAK'))
+KILLS, LONG = (20, dict(steps=80, save_every=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
+HOW = dict(preset='tiny', steps=8, save_every=2, lr=3e-3)
+CODE = 'from arldm.cli import train; train()'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    toy.write_toy(folder/'raw', (3, 1, 1), progress=False)
+    convert('toy', folder/'raw', folder/'stories.h5', quiet=True)
+    return folder/'stories.h5'
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    "The undisturbed run, four stories a step."
+    run = tmp_path_factory.mktemp('whole')/'run'
+    cli.train(run, data=data, batch=4, **HOW)
+    return run
+
+def start(run, data, processes=1, batch=4, **how):
+    "The same as a command, in processes of its own."
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in dict(HOW, data=data, batch=batch//processes, **how).items()]
+    (run.parent/'train.py').write_text(CODE)
+    many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen([sys.executable, *many, run.parent/'train.py', run, *words], text=True, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+def losses(run): return [r['loss'] for r in read_log(run/'log.csv')]
+def last(run): return torch.load(max((run/'checkpoints').glob('*.pt')), weights_only=True)['model']
+def differ(a, b): return [k for k in a.keys() | b.keys() if not torch.equal(a[k], b[k])]
+
+def steps_of(run): return len(losses(run)) if (run/'log.csv').exists() else 0
+def wait_for_step(process, run, step): # whether it got there before it ended
+    while process.poll() is None and steps_of(run) < step: time.sleep(.01)
+    return process.poll() is None
+
+
+def test_two_processes_equal_one(whole, data, tmp_path):
+    run = tmp_path/'run'
+    said, _ = (p := start(run, data, processes=2)).communicate(timeout=300)
+    assert p.returncode == 0, said
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
+    a, b = last(run), last(whole)
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'] if SOAK else ['SIGTERM'])
+def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
+    for attempt in range(3):                                       # a machine that stalls may let a run finish first
+        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, save_every=50)
+        wait_for_step(process, run, 1)
+        process.send_signal(getattr(signal, name))
+        said, _ = process.communicate(timeout=300)
+        if (done := steps_of(run)) < 8: break
+    assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
+    assert [p.name for p in (run/'checkpoints').glob('*.pt')] == [f'{done:06d}.pt'] and done < 8
+    cli.train(run, save_every=2)
+    assert losses(run) == losses(whole) and not differ(last(run), last(whole))
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_killed_at_random_moments(data, tmp_path, processes):
+    "kill -9 of everything, again and again; the end is bit for bit that of the undisturbed run of as many processes."
+    undisturbed, run, rng, kills = tmp_path/'whole', tmp_path/'run', random.Random(processes), 0
+    start(undisturbed, data, processes, **LONG).communicate(timeout=600)
+    while kills < KILLS:
+        process = start(run, data, processes, **LONG)
+        if wait_for_step(process, run, steps_of(run) + rng.randint(0, 2)): time.sleep(rng.random()*.3)
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL); kills += 1
+        process.communicate()
+        if (run/'pipeline').is_dir(): break
+    said, _ = (p := start(run, data, processes, **LONG)).communicate(timeout=600)
+    assert p.returncode == 0 and kills == KILLS and losses(run) == losses(undisturbed), said
+    assert not differ(last(run), last(undisturbed))
+    if SOAK: print(f'\n  {processes} processes: {kills} kills survived, bit-identical')
+
+def test_a_damaged_newest_checkpoint(whole, data, tmp_path):
+    run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
+    newest = run/'checkpoints/000008.pt'
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match='000008.pt is damaged'): cli.train(run)
+    assert losses(run) == losses(whole) and not differ(last(run), last(whole))
+
+def test_a_loss_gone_mad(data, tmp_path):
+    run = tmp_path/'run'
+    with pytest.raises(StoryError, match='the loss of step . is .*good checkpoint is .*00000.*pt'):
+        cli.train(run, data=data, batch=4, **dict(HOW, lr=1e6, save_every=1))
+    good = sorted((run/'checkpoints').glob('*.pt'))
+    assert good and len(losses(run)) == int(good[-1].stem)
+
+def test_a_checkpoint_of_another_size(whole, data, tmp_path):
+    run = tmp_path/'run'
+    cli.train(run, data=data, batch=4, **dict(HOW, steps=2))
+    path = run/'checkpoints/000002.pt'
+    state = torch.load(path, weights_only=True)
+    state['model'] = {k: v[:1] if v.dim() else v for k, v in state['model'].items()}
+    torch.save(state, path)
+    with pytest.raises(StoryError, match='000002.pt is of another model') as e: cli.train(run, steps=4)
+    assert '\n' not in str(e.value)
