@@ -365,7 +365,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'arldm.survive.Trained.__init__': ('survive.html#trained.__init__', 'arldm/survive.py'),
                                'arldm.survive.Trained.load_state_dict': ('survive.html#trained.load_state_dict', 'arldm/survive.py'),
                                'arldm.survive.Trained.state_dict': ('survive.html#trained.state_dict', 'arldm/survive.py'),
-                               'arldm.survive._why': ('survive.html#_why', 'arldm/survive.py'),
                                'arldm.survive.check_loss': ('survive.html#check_loss', 'arldm/survive.py'),
                                'arldm.survive.load_checkpoint': ('survive.html#load_checkpoint', 'arldm/survive.py'),
                                'arldm.survive.read_log': ('survive.html#read_log', 'arldm/survive.py'),

@@ -15,9 +15,7 @@ import torch
 from .core import StoryError, atomic_path
 from .model import ARLDM
 
-# %% ../nbs/10a_survive.ipynb #c172cefc
-def _why(e): return (str(e) or type(e).__name__).splitlines()[0][:160]
-
+# %% ../nbs/10a_survive.ipynb #15d0a61e
 def save_checkpoint(
     folder:Path,   # The run's `checkpoints/`
     step:int,      # Steps done
@@ -30,11 +28,12 @@ def save_checkpoint(
             torch.save({'step': step, **{k: v.state_dict() for k, v in parts.items()}}, tmp)
     except (OSError, RuntimeError) as e:                             # torch reports a full disk as a RuntimeError
         earlier = ', '.join(p.name for p in sorted(folder.glob('[0-9]*.pt'))) or 'none was written before'
-        raise StoryError(f'{path} could not be written ({_why(e)}); make room and run the same command again; '
+        why = e.strerror if isinstance(e, OSError) else 'is the disk full?'
+        raise StoryError(f'{path} could not be written ({why}); make room and run the same command again; '
                          f'whole checkpoints: {earlier}') from None
     for old in sorted(folder.glob('[0-9]*.pt'))[:-keep]: old.unlink()
 
-# %% ../nbs/10a_survive.ipynb #8072f7d1
+# %% ../nbs/10a_survive.ipynb #d4082320
 def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
@@ -46,12 +45,13 @@ def load_checkpoint(
             state = torch.load(path, map_location='cpu', weights_only=True)
             step, states = state['step'], {k: state[k] for k in parts}
         except Exception as e:                                       # one kind per kind of damage
-            warnings.warn(f'{path} is damaged ({_why(e)}); the one before it is used')
+            warnings.warn(f'{path} is damaged ({type(e).__name__}); the one before it is used')
             continue
         try:
             for k, v in parts.items(): v.load_state_dict(states[k])
         except (RuntimeError, ValueError, KeyError) as e:
-            raise StoryError(f'{path} is of another model or other settings ({_why(e)}); take another run folder') from None
+            why = str(e).splitlines()[-1].strip()[:120]
+            raise StoryError(f'{path} is of another model ({why}); take another run folder') from None
         return step
     if found: raise StoryError(f'{folder}: all {len(found)} checkpoints are damaged; remove them to begin anew')
     return 0
@@ -109,7 +109,7 @@ def stop_signals(
     finally:
         for n, handler in old.items(): signal.signal(getattr(signal, n), handler)
 
-# %% ../nbs/10a_survive.ipynb #712dd384
+# %% ../nbs/10a_survive.ipynb #21aade37
 MOST_LOSS = 1000.
 
 def check_loss(
@@ -121,4 +121,4 @@ def check_loss(
     if abs(loss) <= MOST_LOSS: return
     whole = sorted(folder.glob('[0-9]*.pt')) if folder else []
     last = f'the last good checkpoint is {whole[-1]}' if whole else 'no checkpoint was written yet'
-    raise StoryError(f'the loss of step {step} is {loss:.3g}; {last}; a smaller learning rate, clipping or float32 may help')
+    raise StoryError(f'the loss of step {step} is {loss:.3g}; {last}; try a smaller learning rate, or clipping')

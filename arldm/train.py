@@ -51,7 +51,7 @@ def _model(s, file, folder):
                          'a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus, original=s.original)
 
-# %% ../nbs/11_train.ipynb #afa763bf
+# %% ../nbs/11_train.ipynb #d63bdd50
 _LATER = 'steps', 'save_every'  # what a resumed run may change
 
 def open_run(
@@ -65,7 +65,7 @@ def open_run(
     if not (data or old): raise StoryError(f'{run} is a new run: name its story file, --data stories.h5')
     file = StoryFile(data or old['data'])
     if old.get('corpus', file.corpus) != file.corpus:
-        raise StoryError(f'{run} was trained on {old["corpus"]}, {file.path} holds {file.corpus}; take another run folder')
+        raise StoryError(f'{run} was trained on {old["corpus"]}, {file.path} holds {file.corpus}; take another run')
     name = preset or old.get('preset') or file.corpus
     if not preset and name not in PRESETS:
         raise StoryError(f'no preset is named like the corpus {name}; choose one: --preset {", ".join(PRESETS)}')
