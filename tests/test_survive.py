@@ -36,7 +36,15 @@ def start(run, data, processes=1, batch=4, **how):
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen([sys.executable, *many, run.parent/'train.py', run, *words], text=True, env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+def family(pid): # a process and all that it started; torchrun's workers have sessions of their own
+    started = ' '.join(f.read_text() for f in Path(f'/proc/{pid}/task').glob('*/children')).split()
+    return [pid, *(p for child in started for p in family(int(child)))]
+
+def kill(process): # all of it at once, with -9
+    for pid in family(process.pid): os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 def losses(run): return [r['loss'] for r in read_log(run/'log.csv')]
 def last(run): return torch.load(max((run/'checkpoints').glob('*.pt')), weights_only=True)['model']
@@ -69,6 +77,7 @@ def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
     cli.train(run, save_every=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
 @pytest.mark.parametrize('processes', [1, 2])
 def test_killed_at_random_moments(data, tmp_path, processes):
     "kill -9 of everything, again and again; the end is bit for bit that of the undisturbed run of as many processes."
@@ -77,9 +86,9 @@ def test_killed_at_random_moments(data, tmp_path, processes):
     while kills < KILLS:
         process = start(run, data, processes, **LONG)
         if wait_for_step(process, run, steps_of(run) + rng.randint(0, 2)): time.sleep(rng.random()*.3)
-        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL); kills += 1
-        process.communicate()
         if (run/'pipeline').is_dir(): break
+        kill(process)
+        kills += 1
     said, _ = (p := start(run, data, processes, **LONG)).communicate(timeout=600)
     assert p.returncode == 0 and kills == KILLS and losses(run) == losses(undisturbed), said
     assert not differ(last(run), last(undisturbed))
