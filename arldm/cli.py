@@ -59,7 +59,7 @@ def train(
     if dry_run: return print(f'would train on {len(file["train"]):,} stories; nothing was written')
     return _train(Path(run), s, file)
 
-# %% ../nbs/15_cli.ipynb #dccf0af0
+# %% ../nbs/15_cli.ipynb #a6d3b4f7
 def _train(run, s, file):
     "The training loop, with bar, strips and the finished pipeline."
     if (run/'checkpoints'/f'{s.steps:06d}.pt').exists() and (run/'pipeline').is_dir():
@@ -72,6 +72,7 @@ def _train(run, s, file):
     moments = cache_moments(net, stories) if s.corpus == 'toy' else None               # toy frames are never cropped
     ema, first = make_ema(net, s), int(os.environ.get('RANK', 0)) == 0
     net.to(pick_device())
+    r = dict(step=s.steps)                                              # where no step is left but the pipeline is
     with tqdm(total=s.steps, desc='training', unit=' steps', disable=not first) as bar:
         for r in training(net, stories, s, run, ema, moments):
             bar.update(r['step'] - bar.n)

@@ -101,6 +101,11 @@ def test_a_damaged_newest_checkpoint(whole, data, tmp_path):
     with pytest.warns(UserWarning, match='000008.pt is damaged'): cli.train(run)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
+def test_killed_between_the_last_checkpoint_and_the_pipeline(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
+    cli.train(run)
+    assert (run/'pipeline/model_index.json').is_file() and losses(run) == losses(whole)
+
 def test_a_loss_gone_mad(data, tmp_path):
     run = tmp_path/'run'
     with pytest.raises(StoryError, match='the loss of step . is .*good checkpoint is .*00000.*pt'):
