@@ -151,7 +151,7 @@ def pixels(
     "Pictures as a tensor."
     return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/05_dataset.ipynb #15f39470
+# %% ../nbs/05_dataset.ipynb #e135200a
 class StoryDataset(Dataset):
     "Stories as tensors: frames, memories and tokens."
     def __init__(self,
@@ -162,43 +162,60 @@ class StoryDataset(Dataset):
         train:bool=False,     # Random square and random picture, else the middle and the first
         seed:int=0,
         original:bool=False,  # A memory is a square of its own; the picture of a frame is always random
+        crops:int=0,          # Random squares per picture; 0 = always new ones
     ):
         self.split, self.vocab, self.side, self.memory_side = split, vocab, side, memory_side
-        self.train, self.seed, self.original = train, seed, original
-        self.epoch = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
+        self.train, self.seed, self.original, self.crops = train, seed, original, crops
 
     def __len__(self): return len(self.split)
-    def set_epoch(self, epoch:int): self.epoch.fill_(epoch)
 
-# %% ../nbs/05_dataset.ipynb #7ece132d
+# %% ../nbs/05_dataset.ipynb #a6b65829
 @patch
-def squares(self:StoryDataset, i:int)->tuple: # frames, memories: n pictures each
+def choose(self:StoryDataset, i:int, epoch:int=0)->tuple: # rows (n,), squares of frames (n,) and of memories (n,)
+    "Which picture of every frame of story `i` is shown, and which of its squares."
+    rng, rows = np.random.default_rng((self.seed, epoch, i)), self.split.rows(i)
+    rows = rows.reshape(len(rows), -1)                                                          # (n, K)
+    rows = [int(rng.choice(r[r >= 0]) if self.train or self.original else r[0]) for r in rows]
+    frames, memories = rng.integers((self.crops or 2**32) if self.train else 1, size=(2, len(rows))).tolist()
+    return rows, frames, memories if self.original else frames
+
+@patch
+def cut(self:StoryDataset,
+    picture:Image.Image,
+    row:int, crop:int,   # Which picture of the file this is, and which of its squares is wanted
+    memory:bool=False,   # The square as a memory, not as a frame
+)->Image.Image:
+    "A square of a picture."
+    at = np.random.default_rng((row, crop)).random(2) if self.train else (.5, .5)
+    if memory and self.original: return square(picture, self.memory_side, at)
+    frame = square(picture, self.side, at)
+    return frame.resize((self.memory_side,)*2, Image.BILINEAR) if memory else frame
+
+# %% ../nbs/05_dataset.ipynb #e6f9d200
+@patch
+def squares(self:StoryDataset, i:int, epoch:int=0)->tuple: # frames, memories: n pictures each
     "The squares of story `i`."
-    rng, rows = np.random.default_rng((self.seed, int(self.epoch), i)), self.split.rows(i)
-    n, rows = len(rows), rows.reshape(len(rows), -1)                                                 # (n, K)
-    rows = [rng.choice(r[r >= 0]) if self.train or self.original else r[0] for r in rows]
-    places = rng.random((2, n, 2)) if self.train else np.full((2, n, 2), .5)
+    rows, frames, memories = self.choose(i, epoch)
     try: pictures = [decode(self.split.file.picture(r)) for r in rows]
     except StoryError as e: raise StoryError(f'story {self.split.ids[i]}: {e}') from None
-    def cut(side, places): return [square(p, side, at) for p, at in zip(pictures, places)]
-    frames = cut(self.side, places[0])
-    if self.original: return frames, cut(self.memory_side, places[1])
-    return frames, [f.resize((self.memory_side,)*2, Image.BILINEAR) for f in frames]
+    return tuple([self.cut(p, r, c, m) for p, r, c in zip(pictures, rows, crops)]
+                 for m, crops in enumerate((frames, memories)))
 
 @patch
-def __getitem__(self:StoryDataset, i:int)->dict:
-    "Story `i`: `frames` and `memory`, uint8 (n, 3, h, w), its tokens, its `index` and `id`."
+def __getitem__(self:StoryDataset, i:int|tuple)->dict:
+    "Story `i`, or (`i`, epoch): `frames` and `memory`, uint8 (n, 3, h, w), its tokens, its `index` and `id`."
+    i, epoch = i if isinstance(i, tuple) else (i, 0)
     i = range(len(self))[i]
-    frames, memory = self.squares(i)
+    frames, memory = self.squares(i, epoch)
     return dict(frames=pixels(frames), memory=pixels(memory), **self.vocab.encode(self.split.captions(i)),
                 index=i, id=self.split.ids[i])
 
-# %% ../nbs/05_dataset.ipynb #2d3f43b5
+# %% ../nbs/05_dataset.ipynb #29c98654
 def collate(
     items:list, # Stories from `StoryDataset`
 )->dict:        # The same keys; tensors (B, n, ...), `index` (B,), `id` a list
     "Stack stories into a batch."
-    lengths = sorted({len(x['frames']) for x in items})
+    lengths = sorted({len(x['caption_ids']) for x in items})
     if len(lengths) > 1: raise StoryError(f'stories of {lengths} frames in one batch; use batches of 1 for them')
     batch = {k: [x[k] for x in items] for k in items[0]}
     return {k: v if k == 'id' else torch.tensor(v) if k == 'index' else torch.stack(v) for k, v in batch.items()}

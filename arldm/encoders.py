@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['quiet_loading', 'encode_captions', 'resize_positions', 'resize_vocabulary', 'skip_branches', 'MemoryEncoder']
 
-# %% ../nbs/07_encoders.ipynb #4869c355
+# %% ../nbs/07_encoders.ipynb #cd3f9cb6
 import diffusers, torch, transformers
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel, CLIPTextConfig, CLIPTextModel
 
@@ -82,7 +83,7 @@ def skip_branches(
             return (x, *rest) if rest else x
         if p: layer.self_attn.register_forward_hook(skip), layer.mlp.register_forward_hook(skip)
 
-# %% ../nbs/07_encoders.ipynb #afdd5925
+# %% ../nbs/07_encoders.ipynb #33f5f0d1
 class MemoryEncoder(ModelMixin, ConfigMixin):
     "BLIP's multimodal encoder: a frame's picture and caption become the `S` tokens of a slot (arXiv 2201.12086)."
     @register_to_config
@@ -106,10 +107,24 @@ class MemoryEncoder(ModelMixin, ConfigMixin):
         ids:Tensor,       # int64 (..., S)
         real:Tensor,      # bool (..., S); True = a real token
     )->Tensor:            # (..., S, D)
-        S = ids.shape[-1]
-        seen = self.vision_model(pictures.reshape(-1, *pictures.shape[-3:])).last_hidden_state   # (n, 1+patches, D')
-        words = ids.reshape(-1, S).clone()
-        words[:, 0] = self.config.enc_token_id
-        h = self.text_encoder(words, attention_mask=real.reshape(-1, S).long(), encoder_hidden_states=seen,
-                              is_decoder=False).last_hidden_state                               # both directions
-        return h.reshape(*ids.shape, -1)
+        return self.read(self.look(pictures.reshape(-1, *pictures.shape[-3:])), ids, real)
+
+# %% ../nbs/07_encoders.ipynb #2d1c8c35
+@patch
+def look(self:MemoryEncoder, pictures:Tensor) -> Tensor: # (n, 3, P, P) -> (n, 1+patches, D')
+    "What is seen in pictures, before any caption is read."
+    return self.vision_model(pictures).last_hidden_state
+
+@patch
+def read(self:MemoryEncoder,
+    seen:Tensor,      # (n, 1+patches, D'), from `look`
+    ids:Tensor,       # int64 (..., S), n captions
+    real:Tensor,      # bool (..., S)
+)->Tensor:            # (..., S, D)
+    "Captions, each read in front of its picture."
+    S = ids.shape[-1]
+    words = ids.reshape(-1, S).clone()
+    words[:, 0] = self.config.enc_token_id
+    h = self.text_encoder(words, attention_mask=real.reshape(-1, S).long(), encoder_hidden_states=seen,
+                          is_decoder=False).last_hidden_state                               # both directions
+    return h.reshape(*ids.shape, -1)

@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'MOST_LOSS', 'save_checkpoint', 'load_checkpoint', 'Trained', 'Log', 'read_log', 'stop_signals',
            'check_loss']
 
-# %% ../nbs/10a_survive.ipynb #2846b3e2
-import contextlib, csv, math, signal, threading, warnings
+# %% ../nbs/10a_survive.ipynb #27f06cf8
+import contextlib, csv, hashlib, math, signal, threading, warnings
 from pathlib import Path
 
 import torch
@@ -56,18 +56,30 @@ def load_checkpoint(
     if found: raise StoryError(f'{folder}: all {len(found)} checkpoints are damaged; remove them to begin anew')
     return 0
 
-# %% ../nbs/10a_survive.ipynb #4af7bc50
+# %% ../nbs/10a_survive.ipynb #92071ea7
 class Trained:
-    "The part of a model that training may change, as a state dict."
-    def __init__(self, model:ARLDM): self.model = model
-    def state_dict(self): return {k: v for k, v in self.model.state_dict().items() if not k.startswith('vae.')}
-    def load_state_dict(self, state):
-        missing, unknown = self.model.load_state_dict(state, strict=False)
-        missing = [k for k in missing if not k.startswith('vae.')]
-        if missing or unknown: raise StoryError(f'this checkpoint is of another model: {(missing + unknown)[0]}')
+    "The part of a model that training changes, as a state dict."
+    def __init__(self, model:ARLDM):
+        self.model, h = model, hashlib.blake2b(digest_size=16)
+        for name, p in model.named_parameters():
+            some = () if p.requires_grad else p.detach().flatten()[::max(1, p.numel()//256)].float().tolist()
+            h.update(repr((name, tuple(p.shape), p.requires_grad, some)).encode())
+        self.frozen = torch.tensor(list(h.digest()), dtype=torch.uint8, device='cpu')
 
-# %% ../nbs/10a_survive.ipynb #f64a445c
-COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s'
+    def state_dict(self):
+        return {'frozen': self.frozen, **{k: p.detach() for k, p in self.model.named_parameters() if p.requires_grad}}
+
+    def load_state_dict(self, state):
+        state, mine = dict(state), self.state_dict()
+        other = sorted(state.keys() ^ mine.keys())
+        if other: raise StoryError(f'only one of the two trains {other[0]}')
+        wrong = [k for k in mine if k != 'frozen' and mine[k].shape != state[k].shape]
+        if wrong: raise StoryError(f'{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(mine[wrong[0]].shape)}')
+        if not torch.equal(state.pop('frozen'), self.frozen): raise StoryError('the frozen weights are others')
+        self.model.load_state_dict(state, strict=False)
+
+# %% ../nbs/10a_survive.ipynb #e10f1021
+COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'  # the last is nan where none was taken
 
 class Log:
     "`log.csv` of a run folder."

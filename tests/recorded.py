@@ -17,15 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertTokenizer, CLIPTokenizer
 
+from arldm import loss                       # gives `ARLDM.loss`
 from arldm.base import resize_grid
 from arldm.dataset import StoryDataset, Vocabulary, to_memory
-from arldm.draw import StoryPipeline, draw_frames, make_scheduler
+from arldm.denoise import make_scheduler
+from arldm.draw import StoryPipeline, draw_frames
 from arldm.encoders import encode_captions
 from arldm.model import ARLDM
+from arldm.optimise import learning_rates
 from arldm.port import translate
 from arldm.score import Inception, batches, fid64_drawn, frechet
 from arldm.story import Story, StoryFile, write_stories
-from arldm.train import learning_rates
 
 PARITY = Path(__file__).parent/'parity'
 TRAIN = 'visualization_none', 'visualization_some', 'continuation_none'   # task, and whose condition was dropped

@@ -149,7 +149,7 @@ WRONG = [
     ('train', ['OUT/new', '--data', 'FILE', '--steps', 'many'], 'invalid int'),
     ('train', ['OUT/new', '--data', 'FILE', '--model', 'OUT/nothing'], 'neither toy-base'),
     ('train', ['RUN', '--seed', '7'], 'was trained with seed=0'),
-    ('train', ['RUN', '--preset', 'toy'], 'was begun with preset tiny'),
+    ('train', ['RUN', '--preset', 'toy'], 'was trained with model=tiny, not toy-base, '),
     ('train', ['OUT/new', '--data', 'FILE', '--batch', '0'], 'batch must be at least 1'),
     ('draw', ['RUN', '--steps', '0'], 'steps must be at least 1'),
     ('draw', ['OUT/nowhere'], 'names no story file'),

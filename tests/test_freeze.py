@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest, recorded, torch
 
-from arldm import cli, train as training
+from arldm import cli, optimise, train as training
 from arldm.core import StoryError
 from arldm.model import ARLDM
 from arldm.settings import FREEZE, resolve
@@ -15,7 +15,7 @@ SWITCHES = [*chain.from_iterable(combinations(('clip', 'blip', 'resnet'), n) for
 CHOICES = {**{'+'.join(x) or 'nothing': x for x in SWITCHES}, **FREEZE}
 
 class Stories(list): # what `train` asks of a `StoryDataset`
-    def set_epoch(self, epoch): pass
+    def __getitem__(self, i): return super().__getitem__(i[0] if isinstance(i, tuple) else i)   # or (story, epoch)
 
 @pytest.fixture(scope='module')
 def fresh():
@@ -43,7 +43,7 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
     "Two steps: no gradient, no optimiser state, no change, evaluation mode at work; and what trains does all of it."
     (model, stories), frozen, optimizers, modes, graded = fresh, CHOICES[choice], [], {}, set()
     def adamw(*x, **kw): return optimizers.append(torch.optim.AdamW(*x, **kw)) or optimizers[0]
-    monkeypatch.setattr(training, 'AdamW', adamw)
+    monkeypatch.setattr(optimise, 'AdamW', adamw)
     net = model().freeze(frozen)
     before = {name: p.clone() for name, p in net.named_parameters()}
     expected = {name for name in before if trains(name, frozen)}
@@ -68,7 +68,7 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
 TRAP = """
 import sys; sys.path.insert(0, {tests!r})
 import recorded, torch
-from arldm import freeze
+from arldm import freeze                         # and with it the loss
 from arldm.dataset import collate
 from arldm.model import ARLDM
 net = ARLDM.create('tiny', recorded.vocabulary(12), side=32).freeze(('clip', 'blip', 'resnet')).train()

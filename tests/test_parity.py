@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, recorded, torch
 
 from arldm.dataset import to_memory, to_target
-from arldm.draw import make_scheduler
+from arldm.denoise import make_scheduler
 from arldm.history import history_visible
 from arldm.model import ARLDM
 from recorded import COMPARISONS, PARITY, gap

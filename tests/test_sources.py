@@ -296,10 +296,9 @@ def test_train_picks_a_picture_and_test_takes_the_first(tmp_path):
     fixed, chance = (StoryDataset(split, vocab, 24, 24, train=t) for t in (False, True))
     picked = set()
     for epoch in range(8):
-        chance.set_epoch(epoch), fixed.set_epoch(epoch)
-        assert all((x.permute(1, 2, 0).numpy() == f[0]).all() for x, f in zip(fixed[0]['frames'], frames))
+        assert all((x.permute(1, 2, 0).numpy() == f[0]).all() for x, f in zip(fixed[0, epoch]['frames'], frames))
         picked |= {next(i for i, p in enumerate(f) if (x.permute(1, 2, 0).numpy() == p).all())
-                   for x, f in zip(chance[0]['frames'], frames)}
+                   for x, f in zip(chance[0, epoch]['frames'], frames)}
     assert picked == {0, 1, 2, 3, 4}
 
 def npy(raw, name, obj): np.save(raw/name, obj)

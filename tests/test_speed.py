@@ -1,4 +1,5 @@
 "The benchmark's rivals do the same work as ours, and the benchmark runs; how fast either is depends on the machine."
+import contextlib
 import io
 import json
 import sys
@@ -9,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from arldm import speed
+from arldm import speed, steps
 from arldm.convert import convert
 from arldm.core import CORPORA, StoryError
 from arldm.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
+from arldm.measure import as_text, count_flops
 from arldm.photos import SIZES, WORDS, encoded, photo, write_corpus
-from arldm.speed import BENCHES, PlainStories, as_text, bench, compare, on_device, peak, reencode, take_turns
+from arldm.settings import SETTINGS
+from arldm.speed import BENCHES, PlainStories, bench, on_device, reencode
 from arldm.story import StoryFile
 
 MINI = Path(__file__).parents[2]/'shared/ssid-mini'
@@ -98,22 +101,79 @@ def test_plain_loader_gives_the_same_pixels(folder, vocab, side, memory_side):
     assert plain['frames'].shape == (4, 5, 3, side, side) and plain['frames'].min() < -.8 and plain['frames'].max() > .8
 
 
-# measuring
+# training steps
 
-def test_turns_are_taken():
-    said = []
-    seconds = take_turns(2, plain=lambda: said.append('a'), ours=lambda: said.append('b'))
-    assert said == ['a', 'b', 'a', 'b'] and [len(s) for s in seconds.values()] == [2, 2]
+@pytest.fixture(scope='module')
+def track(tmp_path_factory): return steps.Track(tmp_path_factory.mktemp('steps'), 'tiny')
 
-def test_gain_is_the_median_ratio():
-    line = compare('x', 'things/s', 10, dict(plain=[2, 8, 40], ours=[1, 2, 20]), 'ours', 3)
-    assert (line['plain'], line['ours'], line['gain'], line['wanted']) == (1.25, 5, 2, 3)
+def test_rivals_train_on_the_same_stories(track):
+    "Plain and ours differ in what is computed, not in which stories come and what is asked of them."
+    plain, ours = (steps.recipe('tiny', **changes) for changes in steps.RIVALS.values())
+    differ = {k for k in SETTINGS if getattr(plain, k) != getattr(ours, k)}
+    assert differ == {'freeze', 'crops'} and set(ours.freeze) - set(plain.freeze) == {'words'}
+    pictures, features = (steps.stories_of(track, s) for s in (plain, ours))
+    assert len(pictures) == len(features) == 8
+    for key in 'index', 'caption_ids', 'memory_real':
+        assert torch.equal(torch.as_tensor(pictures[3, 2][key]), torch.as_tensor(features[3, 2][key]))
+    assert 'frames' in pictures[0] and not {'frames', 'memory'} & features[0].keys()
 
-def test_peak_is_of_a_process_of_its_own():
-    held = bytearray(300_000_000)                           # must not count
-    held[::4096] = b'x'*len(held[::4096])
-    bare = peak('')
-    assert bare < 100 and 45 < peak('import sys; x = bytearray(int(sys.argv[1]))', 50_000_000) - bare < 60
+def test_rivals_share_weights_and_keep_to_their_own(track):
+    "In turns, the plain rival moves word tables and attentions, ours only the attentions."
+    table, attention = (next(p for n, p in track.model.named_parameters() if name in n)
+                        for name in ('token_embedding', 'attn2.to_k'))
+    def moved(rival):
+        before = table.clone(), attention.clone()
+        next(rival)
+        return [not torch.equal(a, b) for a, b in zip(before, (table, attention))]
+    plain, ours = (steps.steps(track, **changes) for changes in steps.RIVALS.values())
+    for rival in plain, ours: next(rival)                      # the original's first step has a rate of 0
+    assert [moved(plain), moved(ours), moved(plain), moved(ours)] == [[True, True], [False, True]]*2
+    ours.close(), plain.close()
+
+def test_a_step_counts_what_is_saved(track):
+    "The features spare at least the forward pass of the autoencoder."
+    def flops(**changes):
+        with contextlib.closing(steps.steps(track, drop=0., **changes)) as records: return count_flops(lambda: next(records))
+    plain, ours = (flops(**changes) for changes in steps.RIVALS.values())
+    frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+    assert plain - ours > count_flops(lambda: track.model.moments(frames)) > 0
+
+def test_table_for_a_gpu(track, monkeypatch):
+    "Every recipe has its row; what does not fit or lacks a library says so and does not end the table."
+    def memory(job):
+        if job.args[0].gi_frame.f_locals['s'].side == 64: raise torch.cuda.OutOfMemoryError
+        return job() and 5000.
+    monkeypatch.setattr(steps, 'gpu_peak', memory)
+    monkeypatch.setattr(steps, 'TRAINED', {'all trained': ('none', 'none')})
+    monkeypatch.setattr(steps, 'GOALS', {(32, 'all trained', 'cached'): 'at most 12 GB'})
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)
+    monkeypatch.setitem(sys.modules, 'bitsandbytes.optim', None)
+    lines = steps.recipes(track.folder, 'tiny', 1, 'float32')
+    of = {line['what'].replace(' px, all trained', ''): line for line in lines}
+    assert of.keys() == {f'{side}, {name}' for side in (32, 64) for name in steps.RECIPES}
+    for what, line in of.items():
+        if '8-bit' in what: assert 'bitsandbytes' in line['note']
+        elif '64' in what: assert line['note'] == 'out of memory'
+        else: assert line['memory'] == 5 and line['ours'] > 0 and line['note'].startswith('5.0 GB, ')
+    assert of['32, checkpointed']['flops'] == of['32, cached']['flops']
+    assert as_text(of['32, cached']).endswith('wanted: at most 12 GB')
+
+def test_goals_are_rows():
+    sides, trained, names = (set(x) for x in zip(*steps.GOALS))
+    assert sides <= {*steps.SIDES['full']} and trained <= steps.TRAINED.keys() and names <= steps.RECIPES.keys()
+
+@pytest.fixture(scope='module')
+def steps_result(folder): return bench('train', out=folder/'steps.json')
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU there is another table')
+def test_tiny_training_bench(folder, steps_result):
+    speed, arithmetic, share, memory, gpu = steps_result['lines']
+    assert speed['wanted'] == 1.8 and speed['plain'] > 0 and speed['ours'] > 0
+    assert arithmetic['ours'] < .8*arithmetic['plain']         # the only ratio that no machine changes
+    assert 0 < share['ours'] < 100 and .1 < memory['ours'] < 2
+    assert 'arldm-bench train --size full' in gpu['note']
+    assert max(len(as_text(line)) for line in steps_result['lines']) <= 120
+    assert json.loads((folder/'steps.json').read_text())['what'] == 'train'
 
 
 # the command
@@ -137,7 +197,7 @@ def test_lines_are_readable(result):
     assert max(map(len, texts)) <= 110
 
 def test_unknown_words_cost_a_line():
-    with pytest.raises(StoryError, match=f"no benchmark 'train'; there is {', '.join(BENCHES)}"): bench('train')
+    with pytest.raises(StoryError, match=f"no benchmark 'date'; there is {', '.join(BENCHES)}"): bench('date')
     with pytest.raises(StoryError, match="no size 'huge'; there is tiny, full"): bench('data', size='huge')
 
 @pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there is data"), (['--help'], 0, '[what]')])

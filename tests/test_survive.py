@@ -18,7 +18,7 @@ CODE = 'from arldm.cli import train; train()'
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
-    toy.write_toy(folder/'raw', (3, 1, 1), progress=False)
+    toy.write_toy(folder/'raw', (6, 1, 1), progress=False)
     convert('toy', folder/'raw', folder/'stories.h5', quiet=True)
     return folder/'stories.h5'
 
