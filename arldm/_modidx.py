@@ -292,7 +292,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'arldm.report.report': ('report.html#report', 'arldm/report.py'),
                               'arldm.report.scores_html': ('report.html#scores_html', 'arldm/report.py'),
                               'arldm.report.settings_html': ('report.html#settings_html', 'arldm/report.py'),
-                              'arldm.report.smooth': ('report.html#smooth', 'arldm/report.py'),
                               'arldm.report.stories_html': ('report.html#stories_html', 'arldm/report.py'),
                               'arldm.report.story_html': ('report.html#story_html', 'arldm/report.py'),
                               'arldm.report.told_split': ('report.html#told_split', 'arldm/report.py'),

@@ -44,7 +44,7 @@ def smooth(values:Iterable, over:float=20) -> list: # as many values
     "The running mean at every value."
     return [*map(running(over), values)]
 
-# %% ../nbs/11a_watch.ipynb #0c5fcb7d
+# %% ../nbs/11a_watch.ipynb #8c6e10a8
 def curves(
     records:Iterable,  # Records, or the rows of a run's log
 )->Image.Image:
@@ -54,16 +54,17 @@ def curves(
     good = [r for r in records if math.isfinite(r['loss'])]
     steps, losses = [r['step'] for r in good], [r['loss'] for r in good]
     dots = [(r['step'], r['val_loss']) for r in good if math.isfinite(r.get('val_loss', math.nan))]
-    fig = Figure(figsize=(7, 2.8), dpi=70, layout='constrained')
-    ax = fig.subplots()
+    fig = Figure(figsize=(8, 2.6), dpi=70, layout='constrained')
+    ax, *more = fig.subplots(1, 2 if dots else 1, squeeze=False, width_ratios=[3, 2] if dots else None)[0]
     ax.plot(steps, losses, color='#2f6fc4', alpha=.4, linewidth=1, label='each step')
     ax.plot(steps, smooth(losses, max(3, len(steps)/50)), color='#2f6fc4', linewidth=2, label='running mean')
-    if dots: ax.plot(*zip(*dots), 'o', color='#c8862a', label='validation')
-    if losses: ax.set_ylim(top=1.05*max([np.quantile(losses, .99), *(loss for _, loss in dots)]))
-    ax.set(xlabel='step', ylabel='loss')
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, ncols=3, loc='upper right')
+    if losses: ax.set_ylim(top=1.05*np.quantile(losses, .99))
+    ax.legend(frameon=False, ncols=2, loc='upper right')
+    for val in more: val.plot(*zip(*dots), 'o-', color='#c8862a', linewidth=1)
+    for a, name in zip([ax, *more], ('training loss', 'validation loss')):
+        a.set(xlabel='step', ylabel=name)
+        a.xaxis.get_major_locator().set_params(integer=True)
+        a.spines[['top', 'right']].set_visible(False)
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     return Image.fromarray(np.array(canvas.buffer_rgba()))

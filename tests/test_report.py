@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from arldm.core import StoryError, save_json
-from arldm.report import facts_html, flat, img_tag, loss_svg, read_log, report, scores_html, smooth, story_html
+from arldm.report import facts_html, flat, img_tag, loss_svg, read_log, report, scores_html, story_html
 from arldm.story import Story, StoryFile, write_stories
 
 WILD = '<script>alert("1")</script> & \'quotes\''
@@ -176,10 +176,6 @@ def test_read_log(tmp_path):
     assert [r['step'] for r in rows] == [1, 2, 3, 4] and rows[3]['loss'] == .25 and math.isnan(rows[1]['loss'] + rows[2]['loss'])
     path.write_text('')
     assert read_log(path) == []
-
-def test_smooth_has_no_bias():
-    assert smooth([3.]*10, 5) == pytest.approx([3.]*10)
-    assert smooth([1., 0.], 1) == [1., 0.]
 
 @pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], list(range(5000))])
 def test_loss_svg_stays_in_its_frame(losses):
