@@ -457,6 +457,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.train._unwrapped': ('train.html#_unwrapped', 'arldm/train.py'),
                              'arldm.train._validate': ('train.html#_validate', 'arldm/train.py'),
                              'arldm.train.accelerator': ('train.html#accelerator', 'arldm/train.py'),
+                             'arldm.train.check_batch': ('train.html#check_batch', 'arldm/train.py'),
                              'arldm.train.checkpoint_blocks': ('train.html#checkpoint_blocks', 'arldm/train.py'),
                              'arldm.train.step_batches': ('train.html#step_batches', 'arldm/train.py'),
                              'arldm.train.step_stories': ('train.html#step_stories', 'arldm/train.py'),

@@ -58,11 +58,11 @@ def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
     except ImportError: raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None
     return AdamW8bit(decay_groups(model, s), lr=s.lr)
 
-# %% ../nbs/10c_optimise.ipynb #59c2f469
+# %% ../nbs/10c_optimise.ipynb #05e5b4cf
 def make_ema(model:ARLDM, s:Settings) -> EMAModel|None:
     "The running average of the trained weights, or None when `s.ema` is 0."
     weights = [p for p in model.parameters() if p.requires_grad]
-    return EMAModel(weights, decay=s.ema, use_ema_warmup=True, power=.75) if s.ema else None
+    return EMAModel(weights, decay=s.ema, use_ema_warmup=True, power=.75, foreach=True) if s.ema else None
 
 @contextlib.contextmanager
 def averaged(model:ARLDM, ema:EMAModel|None):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['with_settings', 'train', 'validation_strip']
 
-# %% ../nbs/12b_run.ipynb #8f56cd90
+# %% ../nbs/12b_run.ipynb #3efa62e7
 import dataclasses, inspect, os
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from .optimise import averaged, make_ema
 from .settings import TASKS, Settings, Subject
 from .show import strips
 from .story import StoryFile
-from .train import accelerator, train as training
+from .train import accelerator, check_batch, train as training
 from .watch import bar, board
 
 # %% ../nbs/12b_run.ipynb #331940a3
@@ -64,15 +64,17 @@ def train(
     if workers is None: workers = min(4, os.cpu_count() - 1) if torch.cuda.is_available() else 0
     return _train(Path(run), s, file, Path(cache or Path(run)/'cache'), workers, tensorboard, first)
 
-# %% ../nbs/12b_run.ipynb #2c97107d
+# %% ../nbs/12b_run.ipynb #fac8f3d9
 def _train(run, s, file, cache, workers, tensorboard, first):
     "The training loop, with what watches it, strips and the finished pipeline."
     if (run/'checkpoints'/f'{s.steps:06d}.pt').exists() and (run/'pipeline').is_dir():
         print(f'{run} has all its {s.steps:,} steps')
         return run/'pipeline'
-    net, acc = make_model(s, file, run/'words').freeze(s.freeze), accelerator(s)
-    stories, val = _datasets(s, file, net.to(acc.device), acc, cache)
+    acc = accelerator(s)
+    check_batch(len(file['train']), s, acc.num_processes)
+    net = make_model(s, file, run/'words').freeze(s.freeze).to(acc.device)
     if first: _announce(run, s, file, net)
+    stories, val = _datasets(s, file, net, acc, cache)
     ema = make_ema(net, s)
     records = training(net, stories, s, run, ema, val, workers)
     if first: records = bar(board(records, run/'tensorboard') if tensorboard else records, s.steps)
@@ -87,13 +89,13 @@ def _train(run, s, file, cache, workers, tensorboard, first):
         with averaged(net, ema), whole_folder(run/'pipeline') as tmp: StoryPipeline.from_model(net).save_pretrained(tmp)
     return run/'pipeline'
 
-# %% ../nbs/12b_run.ipynb #a96a4fb9
+# %% ../nbs/12b_run.ipynb #d1b67011
 def _datasets(s, file, net, acc, cache):
     "The stories to train on, answered beforehand where `crops` allows it, and those to validate with."
     def dataset(split, **how):
         return StoryDataset(file[split], net.vocab, s.side, net.memory_side, original=s.original, **how)
     stories = dataset('train', train=True, seed=s.seed, crops=s.crops)
-    if len(stories) >= s.batch*acc.num_processes and s.crops:           # else training will say what is wrong
+    if s.crops:
         stories = build_cache(net, stories, cache, s.precision, acc.process_index, acc.num_processes)
         acc.wait_for_everyone()
     return stories, dataset('val') if 'val' in file.splits and len(file['val']) else None

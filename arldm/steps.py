@@ -56,7 +56,7 @@ def recipe(size:str, **changes)->Settings: # Fields of `Settings`
 
 RIVALS = dict(plain=dict(freeze='seed', crops=0), ours=dict(freeze='attention', crops=1))
 
-# %% ../nbs/17b_steps.ipynb #d4e7d6c7
+# %% ../nbs/17b_steps.ipynb #6ee68794
 def stories_of(track:Track, s:Settings): # -> `StoryDataset` or `CachedStories`
     "The training stories as a recipe reads them; their features are computed when they are not there yet."
     model = track.model
@@ -64,18 +64,18 @@ def stories_of(track:Track, s:Settings): # -> `StoryDataset` or `CachedStories`
                            original=s.original, crops=s.crops)
     if not s.crops: return stories
     folder = track.folder/'-'.join(['features', str(s.side), *s.freeze])
-    if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, progress=False)
+    if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, s.precision, progress=False)
     return CachedStories(stories, folder)
 
 def steps(track:Track, **changes): # -> generator of the records of `train`
-    "Training steps of a recipe, without end."
+    "Training steps of a recipe, as many as one wants."
     s = recipe(track.size, **changes)
     stories = stories_of(track, s)
     track.model.freeze(s.freeze).zero_grad()
     with contextlib.closing(train(track.model, stories, s)) as records:
-        while True:
+        for record in records:
+            yield record
             track.model.freeze(s.freeze)
-            yield next(records)
 
 # %% ../nbs/17b_steps.ipynb #7c0044f8
 _STEP = """
