@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resize_grid', 'blip_sizes', 'load_blip', 'tokenizers']
 
-# %% ../nbs/09a_base.ipynb #cfd11c55
+# %% ../nbs/09a_base.ipynb #db300e8d
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 from transformers.utils import cached_file
 
-from .core import CORPORA, StoryError, one_of
+from .core import CORPORA, StoryError, first_line, one_of
 from .dataset import Vocabulary
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .history import HistoryEmbeddings
@@ -56,10 +56,9 @@ def blip_sizes(
     if original: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
     return dict(vision=vision, text=text)
 
-# %% ../nbs/09a_base.ipynb #acef1804
+# %% ../nbs/09a_base.ipynb #d18024bd
 _SERVES = 'BLIP\'s model_large.pth, or an image-text retrieval model such as Salesforce/blip-itm-large-coco'
 
-def _why(e): return (str(e) or type(e).__name__).splitlines()[0][:160]
 
 def _find(where, *names, sub='', layout=''): # path of the first of these files, in a folder or on the hub
     for name in names:
@@ -86,7 +85,7 @@ def _blip_weights(where): # tensors under our names
         raise StoryError(f'{where}: expected {_SERVES}; found {why}')
     return state
 
-# %% ../nbs/09a_base.ipynb #121f3d48
+# %% ../nbs/09a_base.ipynb #ad4b1c97
 def load_blip(
     where:str|Path,       # BLIP's own `.pth`; or transformers' folder or hub name
     enc_token_id:int,     # Id of `[ENC]`
@@ -101,14 +100,14 @@ def load_blip(
         state[grid] = resize_grid(state[grid].float(), side//sizes['vision']['patch_size'])
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
     except Exception as e:                        # of many kinds: a table that is missing, flat, or of no square grid
-        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: {_why(e)}') from None
+        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: {first_line(e)}') from None
     want = encoder.state_dict()
     if wrong := [k for k, v in want.items() if k not in state or state[k].shape != v.shape]:
         raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, among them {wrong[0]}')
     encoder.load_state_dict({k: state[k] for k in want})
     return encoder.eval()
 
-# %% ../nbs/09a_base.ipynb #3fee764c
+# %% ../nbs/09a_base.ipynb #6cd9c3f5
 _LAYOUT = ('Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub) has tokenizer/ (vocab.json, '
            'merges.txt), text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
            'diffusion_pytorch_model.safetensors)')
@@ -120,7 +119,7 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     kw = {'variant': 'fp16'} if weights and all('.fp16.' in name for name in weights) else {}
     try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **kw)
     except Exception as e:                                                           # one kind per kind of damage
-        raise StoryError(f'{sd}/{sub}: expected the weights of {cls.__name__}, found trouble: {_why(e)}') from None
+        raise StoryError(f'{sd}/{sub}: expected the weights of {cls.__name__}, found trouble: {first_line(e)}') from None
     if lost := info['missing_keys']:
         raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among them {min(lost)}')
     return model.float()
@@ -134,7 +133,7 @@ def tokenizers(
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
     try: return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
     except Exception as e:
-        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: {_why(e)}') from None
+        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: {first_line(e)}') from None
 
 # %% ../nbs/09a_base.ipynb #08ac58ce
 @patch(cls_method=True)

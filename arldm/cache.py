@@ -6,7 +6,7 @@
 __all__ = ['SHARD', 'still_parts', 'questions', 'weights_digest', 'data_digest', 'answers', 'build_cache', 'nothing',
            'CachedStories']
 
-# %% ../nbs/10_cache.ipynb #50d8f7ae
+# %% ../nbs/10_cache.ipynb #d1efb08e
 import hashlib, json, shutil, warnings
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .core import StoryError, atomic_path, load_json, save_json
+from .core import StoryError, atomic_path, first_line, load_json, save_json
 from .dataset import StoryDataset, pixels, to_memory
 from .encoders import encode_captions
 from .model import ARLDM
@@ -110,7 +110,7 @@ def answers(
     h = model.memory_encoder.read(seen[which], told['memory_ids'], told['memory_real'])
     return [x[real] for x, real in zip(h, told['memory_real'])]
 
-# %% ../nbs/10_cache.ipynb #22f23585
+# %% ../nbs/10_cache.ipynb #30259fa2
 SHARD = 512  # questions per file
 
 def _shards(keys): # kind -> keys; gives (kind, number, keys)
@@ -122,7 +122,7 @@ def _write(path, tensors):
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp)
     except (OSError, SafetensorError) as e:
-        raise StoryError(f'{path}: cannot be written ({str(e).splitlines()[0]}); make room and run the same command '
+        raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same command '
                          'again; what is written stays') from None
 
 def _whole(path):
@@ -132,12 +132,12 @@ def _whole(path):
         warnings.warn(f'{path} is damaged and computed again')
         path.unlink()
 
-# %% ../nbs/10_cache.ipynb #eec700ce
+# %% ../nbs/10_cache.ipynb #4d0e577a
 def build_cache(
     model:ARLDM,               # Frozen as it will be in training
     stories:StoryDataset,
     folder:str|Path,
-    precision:str='float32',   # In which the encoders compute, as in `Settings`
+    precision:str='float32',   # In which the encoders compute, as in `Settings`; float16 counts as bfloat16
     rank:int=0, world:int=1,   # This process, and how many there are
     progress:bool=True,        # Show a bar
     batch:int=32,              # Questions that are asked together

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Memory', 'squash', 'see', 'draw_frames', 'StoryOutput', 'StoryPipeline', 'draw_split']
 
-# %% ../nbs/12_draw.ipynb #b023aa07
+# %% ../nbs/12_draw.ipynb #c00c7593
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .core import StoryError, one_of, story_generator, whole_folder
 from .dataset import Vocabulary, pixels, square, to_memory
-from .denoise import SCHEDULERS, decode, denoise, make_scheduler
+from .denoise import decode_latents, denoise, make_scheduler
 from .encoders import encode_captions
 from .history import context_visible
 from .model import ARLDM, PARTS, TOKENS, noise_like, vae_factor
@@ -64,7 +64,7 @@ def see(
     visible = context_visible(tokens['caption_real'][:, None], real, every, dropped)
     return model.history(caption[:, None], past[:, None]), visible
 
-# %% ../nbs/12_draw.ipynb #d0becab6
+# %% ../nbs/12_draw.ipynb #aa6d9147
 @torch.no_grad()
 def draw_frames(
     model:ARLDM, scheduler,
@@ -81,7 +81,7 @@ def draw_frames(
     for k in range(G, n):
         told, untold = see(memory, at(k)), see(memory, at(k), nothing) if nothing else None
         z = denoise(model, scheduler, latents[:, k - G], told, untold, guidance, steps, generator, on_step)
-        frame = decode(model, z)
+        frame = decode_latents(model, z)
         if k + 1 < n: memory.add(squash(frame, model.memory_side).to(z), at(k))  # the last slot is seen by nobody
         yield z, frame
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['reading', 'check_dataset', 'open_hdf5', 'Disk']
 
-# %% ../nbs/01b_hdf5.ipynb #a7aa62ad
+# %% ../nbs/01b_hdf5.ipynb #c9c6dc7e
 import contextlib, math, mmap, struct
 from pathlib import Path
 
 import h5py, numpy as np
-from .core import StoryError
+from .core import StoryError, first_line
 
-# %% ../nbs/01b_hdf5.ipynb #98ac8b52
+# %% ../nbs/01b_hdf5.ipynb #7d37e0f4
 @contextlib.contextmanager
 def reading(
     path:str|Path, # The file, for the message
@@ -21,7 +21,7 @@ def reading(
     try: yield
     except StoryError: raise
     except Exception as e:
-        why = (str(e) or type(e).__name__).splitlines()[0]
+        why = first_line(e)
         raise StoryError(f'{path}: damaged, or not the file it should be ({why})') from None
 
 # %% ../nbs/01b_hdf5.ipynb #f5b23c8f

@@ -59,29 +59,40 @@ def frame_losses(self:ARLDM,
     weight = WEIGHTS[weighting](a/(1 - a))
     return loss*(weight*a if v and weighting != 'none' else weight)
 
-# %% ../nbs/08a_loss.ipynb #1eb9dc23
+# %% ../nbs/08a_loss.ipynb #a4a72999
+@patch
+def chances(self:ARLDM,
+    V:int, channels:int, h:int, w:int,  # Shape of the moments of a story
+    drop:float, noise_bias:float, offset_noise:float,
+    generator:torch.Generator,          # On the CPU
+):                                      # -> two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+    "All that is left to chance in the loss of a story."
+    T = self.noise.config.num_train_timesteps
+    def randn(*shape): return torch.randn(V, channels//2, *shape, generator=generator)
+    sample, noise = randn(h, w), randn(h, w)
+    t = (T*torch.rand(V, generator=generator)**(1/noise_bias)).long().clamp(max=T-1)
+    dropped = drop_frames(1, V, drop, generator)[0]
+    if offset_noise: noise = noise + offset_noise*randn(1, 1)
+    return sample, noise, t, dropped
+
 @patch
 def loss(self:ARLDM,
     batch:dict,                 # From `arldm.dataset.collate`, of pictures or of what chapter 10 knows about them
-    generator,                  # CPU `torch.Generator` of all random numbers, or a list of one per story
+    generator:torch.Generator|list, # On the CPU, for all random numbers; or one per story
     n_given:int=0,              # Opening frames that are given, not drawn
     drop:float=0.1,             # Chance that a frame's condition is dropped
     weighting:str='none',       # Key of `WEIGHTS`
-    bias:float=1.,              # Times are drawn as u^(1/bias): 1 = evenly, more = noisier
-    offset:float=0.,            # Spread of the noise that all latents of a frame and channel share
+    noise_bias:float=1.,        # Timesteps are drawn as u^(1/bias): 1 = evenly, more = noisier
+    offset_noise:float=0.,      # Spread of a shift of the noise that all latents of a frame and channel share
 )->Tensor:                      # ()
     "The training loss of a batch of stories."
-    m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:].to(self.device)
-    (B, V), shape = m.shape[:2], (*m.shape[:2], m.shape[2]//2, *m.shape[3:])
-    chances = generator if isinstance(generator, list) else [generator]*B
-    def each(draw): return torch.cat([draw(g) for g in chances]).to(self.device)
-    def randn(*shape): return each(lambda g: torch.randn(1, *shape, generator=g))
-    z, noise = self.sample_latents(m, randn(*shape[1:])), randn(*shape[1:])           # (B, V, 4, h, w)
-    T, u = self.noise.config.num_train_timesteps, each(lambda g: torch.rand(V, generator=g))
-    t, dropped = (T*u**(1/bias)).long().clamp(max=T-1), each(lambda g: drop_frames(1, V, drop, g))
-    if offset: noise = noise + offset*randn(*shape[1:3], 1, 1)
+    m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:]   # (B, V, 8, h, w)
+    generators = generator if isinstance(generator, list) else [generator]*len(m)
+    chance = [self.chances(*m.shape[1:], drop, noise_bias, offset_noise, g) for g in generators]
+    sample, noise, t, dropped = (torch.stack(x).to(self.device) for x in zip(*chance))
+    z = self.sample_latents(m.to(self.device), sample)                                              # (B, V, 4, h, w)
     tokens = {k: batch[k].to(self.device) for k in TOKENS}
     known = {k: batch[k].to(self.device) for k in KNOWN if k in batch}
     memory = to_memory(batch['memory'][:, :-1].to(self.device)) if 'memory' in batch else None  # the last is never seen
     told = self.condition(tokens, memory, n_given, dropped, **known)
-    return self.frame_losses(z.flatten(0, 1), noise.flatten(0, 1), t, *told, weighting).mean()
+    return self.frame_losses(z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), *told, weighting).mean()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['wait', 'take_turns', 'compare', 'as_text', 'count_flops', 'matrix_rate', 'gpu_peak', 'peak']
 
-# %% ../nbs/17a_measure.ipynb #2f95ce25
-import os, subprocess, sys, time
+# %% ../nbs/17a_measure.ipynb #723c491f
+import math, os, subprocess, sys, time
 from statistics import median
 from typing import Callable
 
@@ -82,12 +82,13 @@ def matrix_rate(
         best = max(best, 2*n**3/min(seconds))
     return best
 
-# %% ../nbs/17a_measure.ipynb #50f0629d
-def gpu_peak(job:Callable)->float: # MB
+# %% ../nbs/17a_measure.ipynb #3f017c16
+def gpu_peak(job:Callable)->float: # MB; nan where there is no GPU
     "The most GPU memory that is allocated at any moment of a job."
-    torch.cuda.reset_peak_memory_stats()
+    gpu = torch.cuda.is_available()
+    if gpu: torch.cuda.reset_peak_memory_stats()
     job()
-    return torch.cuda.max_memory_allocated()/1e6
+    return torch.cuda.max_memory_allocated()/1e6 if gpu else math.nan
 
 _REPORT = '''
 import re, resource, sys

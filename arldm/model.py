@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'TOKENS', 'KNOWN', 'PARTS', 'make_vae', 'vae_factor', 'noise_schedule', 'noise_like', 'ARLDM']
 
-# %% ../nbs/08_model.ipynb #db713e9b
+# %% ../nbs/08_model.ipynb #c9aae967
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .core import StoryError, load_json, one_of
+from .core import StoryError, first_line, load_json, one_of
 from .dataset import Vocabulary, to_memory
 from .encoders import MemoryEncoder, encode_captions
 from .history import HistoryEmbeddings, context_visible, drop_frames, history_visible
@@ -181,7 +181,7 @@ def predict(self:ARLDM,
     "The UNet's guess of the noise, or of v where `noise` says so."
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
 
-# %% ../nbs/08_model.ipynb #23876f16
+# %% ../nbs/08_model.ipynb #56072a4d
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel, memory_encoder=MemoryEncoder,
              history=HistoryEmbeddings)
 
@@ -197,7 +197,7 @@ def load(cls:ARLDM,
     def read(kind, part):
         try: return kind.from_pretrained(folder/part)
         except Exception as e:                                                        # one kind per kind of damage
-            raise StoryError(f'{folder/part}: damaged ({(str(e) or type(e).__name__).splitlines()[0]:.160})') from None
+            raise StoryError(f'{folder/part}: damaged ({first_line(e)})') from None
     parts = {n: read(c, n) for n, c in PARTS.items()}
     words, more = read(CLIPTokenizer, 'tokenizer'), read(BertTokenizer, 'memory_tokenizer')
     vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)

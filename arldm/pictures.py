@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'BadPicture', 'decode', 'to_png', 'scaled', 'shrink', 'cut']
 
-# %% ../nbs/01a_pictures.ipynb #f6259417
+# %% ../nbs/01a_pictures.ipynb #444ec76d
 import io, warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .core import StoryError
+from .core import StoryError, first_line
 
-# %% ../nbs/01a_pictures.ipynb #71cd3063
+# %% ../nbs/01a_pictures.ipynb #a1115667
 FORMATS, MOST_PIXELS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'), 50_000_000
 warnings.simplefilter('error', Image.DecompressionBombWarning)  # as Pillow's manual advises; holds for all its users
 
 class BadPicture(StoryError):
     "Bytes that are no whole picture; `reason` is 'not a picture', 'too large' or 'broken picture'."
     def __init__(self, e:Exception):
-        why = (str(e) or type(e).__name__).split(' <')[0].splitlines()[0]
+        why = first_line(e).split(' <')[0]
         super().__init__(f'not a whole picture ({why})')
         kinds = (UnidentifiedImageError, 'not a picture'), (_BOMBS, 'too large'), (object, 'broken picture')
         self.reason = next(reason for kind, reason in kinds if isinstance(e, kind))

@@ -6,7 +6,7 @@
 __all__ = ['BLIP_NAMES', 'NAMES', 'LATENT_SCALE', 'REMADE', 'TABLES', 'VISION_CHANCE', 'TEXT_CHANCE', 'read_weights', 'translate',
            'Misfit', 'kind_of', 'rows_of', 'corpora_of']
 
-# %% ../nbs/09_port.ipynb #2e45ec60
+# %% ../nbs/09_port.ipynb #0a651d64
 import copy, pickle, re, warnings, zipfile
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTokenizer
 
-from .core import CORPORA, StoryError, one_of
+from .core import CORPORA, StoryError, first_line, one_of
 from .dataset import Vocabulary, to_memory
 from .model import SIZES, ARLDM
 
-# %% ../nbs/09_port.ipynb #1703ffaa
+# %% ../nbs/09_port.ipynb #b83970c5
 def _unpickled(path, head): # whatever the file holds, if it is harmless
     zipped, found = head[:2] == b'PK', f'found a file that begins with {head[:8]!r}'
     if zipped:
@@ -36,7 +36,7 @@ def _unpickled(path, head): # whatever the file holds, if it is harmless
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except Exception as e:                                             # of many kinds, one per kind of damage
         code, why = (re.search(p, str(e)) for p in (r'GLOBAL ([\w.]+)', r'WeightsUnpickler error: (.+)'))
-        why = why[1] if why else (str(e) or type(e).__name__).splitlines()[0]
+        why = why[1] if why else first_line(e)
         if code and isinstance(e, pickle.UnpicklingError):
             raise StoryError(f'{path}: expected tensors, numbers and text, found a call of {code[1]}; if you '
                              'trust the file, load it without weights_only and save its state_dict alone') from None

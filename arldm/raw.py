@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DataUnpickler', 'load_pickle', 'load_array', 'RawFolder', 'plain_name']
 
-# %% ../nbs/02a_raw.ipynb #97228412
+# %% ../nbs/02a_raw.ipynb #69a58d6f
 import math, os, pickle, re, struct
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 from fastcore.basics import patch
-from .core import BadStory, StoryError, load_json
+from .core import BadStory, StoryError, first_line, load_json
 from .pictures import BadPicture, decode
 
 # %% ../nbs/02a_raw.ipynb #d0450202
@@ -88,7 +88,7 @@ _check_first(pickle.SETITEM, lambda stack: stack[-2:-1])
 for _opcode in pickle.SETITEMS, pickle.DICT: _check_first(_opcode, lambda stack: stack[::2])
 for _opcode in pickle.ADDITEMS, pickle.FROZENSET: _check_first(_opcode, lambda stack: stack)
 
-# %% ../nbs/02a_raw.ipynb #4e9c429c
+# %% ../nbs/02a_raw.ipynb #c6fb8ff9
 def load_pickle(path:str|Path):
     "The data in a pickle."
     return _load(path, lambda f: DataUnpickler(f, encoding='latin1').load())
@@ -101,7 +101,7 @@ def _load(path, read):
     try:
         with open(path, 'rb') as f: return read(f)
     except Exception as e:
-        why = (str(e) or type(e).__name__).splitlines()[0]
+        why = first_line(e)
         raise StoryError(f'{path}: cannot be used ({why})') from None
 
 def _read_array(f):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['with_settings', 'train', 'validation_strip']
 
-# %% ../nbs/12b_run.ipynb #3efa62e7
-import dataclasses, inspect, os
+# %% ../nbs/12b_run.ipynb #e7976f94
+import dataclasses, inspect, os, textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +31,10 @@ from .watch import bar, board
 # %% ../nbs/12b_run.ipynb #331940a3
 quiet_loading()
 
-# %% ../nbs/12b_run.ipynb #2971015f
+# %% ../nbs/12b_run.ipynb #7df86134
 def with_settings(f):
     "Let a command take every field of `Settings` as a flag; `None` = not given."
-    said, own = docments(Subject) | docments(Settings), list(inspect.signature(f).parameters.values())
+    said, own = docments(Settings) | docments(Subject), list(inspect.signature(f).parameters.values())
     def flag(x):
         kind, how = {bool: (bool_arg, [dict(nargs='?', const=True)]), tuple: (str, [])}.get(x.type, (x.type, []))
         return inspect.Parameter(x.name, inspect.Parameter.KEYWORD_ONLY, default=None,
@@ -43,7 +43,7 @@ def with_settings(f):
     f.__signature__ = inspect.Signature(own[:-1] + flags)
     return f
 
-# %% ../nbs/12b_run.ipynb #53f08ced
+# %% ../nbs/12b_run.ipynb #313fc09b
 @command
 @with_settings
 def train(
@@ -59,8 +59,8 @@ def train(
     "Train AR-LDM on a story file; a run that exists goes on."
     s, file = open_run(Path(run), data, preset, given)
     first, n = int(os.environ.get('RANK', 0)) == 0, len(file['train'])
-    if first: print(*(f'{k}={v}' for k, v in dataclasses.asdict(s).items()))
-    if dry_run: return print(f'would train on {n:,} stories, {s.steps*s.batch/n:,.1f} times each; nothing was written')
+    if first: print(textwrap.fill(' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items()), 110))
+    if dry_run: return print(f'would train on {n:,} stories; nothing was written')
     if workers is None: workers = min(4, os.cpu_count() - 1) if torch.cuda.is_available() else 0
     return _train(Path(run), s, file, Path(cache or Path(run)/'cache'), workers, tensorboard, first)
 

@@ -19,11 +19,11 @@ CHOICES = dict(corpus=CORPORA, task=TASKS, schedule=('cosine', 'constant', 'orig
                weighting=('none', 'min-snr', 'p2'), optimizer=('adamw', 'adamw8bit'), decay=('matrices', 'all'),
                prediction=('epsilon', 'v'))
 
-# %% ../nbs/00a_settings.ipynb #bd755461
+# %% ../nbs/00a_settings.ipynb #49277585
 FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet'
 FREEZE = {'none': (),                                         # everything but the autoencoder trains
           'seed': ('clip', 'blip', 'resnet'),                 # the recipe behind FID 52.4
-          'attention': ('clip', 'blip', 'words', 'resnet'),   # the same without the word tables
+          'attention': ('clip', 'blip', 'words', 'resnet'),   # the same, and the word tables too
           'history': ('clip', 'blip', 'words', 'unet')}       # only the cross-attention, type and time
 
 def freezing(
@@ -93,7 +93,7 @@ PRESETS = {
     'seed-ssid': dict(_original, corpus='ssid', side=256, steps=50_000, warmup=500, freeze=FREEZE['seed']),
     'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
 
-# %% ../nbs/00a_settings.ipynb #7d4f7681
+# %% ../nbs/00a_settings.ipynb #67f1afd8
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,       # Fields of `Settings` that differ from it; `None` = as in the preset
@@ -106,8 +106,10 @@ def resolve(
     at_least_one(steps=s.steps, batch=s.batch, side=s.side, save_every=s.save_every, accumulate=s.accumulate)
     for k in ('crops', 'validate', 'warmup', 'lr', 'clip', 'weight_decay', 'offset_noise'):
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
-    for k in ('ema', 'drop'):
-        if not 0 <= getattr(s, k) < 1 + (k == 'drop'): raise StoryError(f'{k} is a share of 1, got {getattr(s, k)}')
+    if not 0 <= s.ema < 1: raise StoryError(f'ema must be at least 0 and below 1, got {s.ema}')
+    if not 0 <= s.drop <= 1: raise StoryError(f'drop is a chance between 0 and 1, got {s.drop}')
+    if not s.noise_bias > 0: raise StoryError(f'noise_bias must be above 0, got {s.noise_bias}')
     if s.accumulate > s.batch: raise StoryError(f'{s.batch} stories a step cannot be split into {s.accumulate} parts')
-    if s.zero_snr and s.prediction != 'v': raise StoryError("zero_snr needs prediction='v': pure noise says no more")
+    if s.zero_snr and s.prediction != 'v': raise StoryError("zero_snr needs prediction='v': noise alone says nothing")
+    if s.zero_snr and s.weighting != 'none': raise StoryError("zero_snr needs weighting='none': others forget its end")
     return dataclasses.replace(s, freeze=freezing(s.freeze))

@@ -77,7 +77,7 @@ def steps(track:Track, **changes): # -> generator of the records of `train`
             yield record
             track.model.freeze(s.freeze)
 
-# %% ../nbs/17b_steps.ipynb #7c0044f8
+# %% ../nbs/17b_steps.ipynb #a3832999
 _STEP = """
 import sys
 from arldm.steps import RIVALS, Track, steps
@@ -88,7 +88,8 @@ def race(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmet
     "A training step of the seed's recipe, plainly and ours, in turns."
     stories_of(Track(folder, size), recipe(size, **RIVALS['ours']))
     memory = {name: peak(_STEP, folder, size, name)/1e3 for name in RIVALS}
-    track, rate = Track(folder, size), matrix_rate()
+    track = Track(folder, size)
+    rate = matrix_rate(device=track.model.device.type)
     with contextlib.ExitStack() as stack:
         rivals = {name: stack.enter_context(contextlib.closing(steps(track, **r))) for name, r in RIVALS.items()}
         flops = {name: count_flops(partial(next, rival)) for name, rival in rivals.items()}

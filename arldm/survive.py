@@ -15,7 +15,7 @@ import torch
 from .core import StoryError, atomic_path
 from .model import ARLDM
 
-# %% ../nbs/10a_survive.ipynb #15d0a61e
+# %% ../nbs/10a_survive.ipynb #75e80a25
 def save_checkpoint(
     folder:Path,   # The run's `checkpoints/`
     step:int,      # Steps done
@@ -30,7 +30,7 @@ def save_checkpoint(
         earlier = ', '.join(p.name for p in sorted(folder.glob('[0-9]*.pt'))) or 'none was written before'
         why = e.strerror if isinstance(e, OSError) else 'is the disk full?'
         raise StoryError(f'{path} could not be written ({why}); make room and run the same command again; '
-                         f'whole checkpoints: {earlier}') from None
+                         f'written before: {earlier}') from None
     for old in sorted(folder.glob('[0-9]*.pt'))[:-keep]: old.unlink()
 
 # %% ../nbs/10a_survive.ipynb #d4082320
@@ -121,16 +121,18 @@ def stop_signals(
     finally:
         for n, handler in old.items(): signal.signal(getattr(signal, n), handler)
 
-# %% ../nbs/10a_survive.ipynb #21aade37
+# %% ../nbs/10a_survive.ipynb #5c40f430
 MOST_LOSS = 1000.
 
 def check_loss(
     loss:float,
     step:int,          # The step it belongs to, counted from 1
     folder:Path|None,  # The run's `checkpoints/`
+    grad_norm:float=0.,
 ):
-    "A `StoryError` when the loss is no number, or beyond all measure."
-    if abs(loss) <= MOST_LOSS: return
-    whole = sorted(folder.glob('[0-9]*.pt')) if folder else []
-    last = f'the last good checkpoint is {whole[-1]}' if whole else 'no checkpoint was written yet'
-    raise StoryError(f'the loss of step {step} is {loss:.3g}; {last}; try a smaller learning rate, or clipping')
+    "A `StoryError` when the loss or its gradient is no number, or the loss beyond all measure."
+    if abs(loss) <= MOST_LOSS and math.isfinite(grad_norm): return
+    written = sorted(folder.glob('[0-9]*.pt')) if folder else []
+    last = f'the last good checkpoint is {written[-1]}' if written else 'no checkpoint was written yet'
+    raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient {grad_norm:.3g}; {last}; '
+                     'try a smaller learning rate, or clipping')

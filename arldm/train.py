@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'accelerator', 'checkpoint_blocks', 'train']
 
-# %% ../nbs/11_train.ipynb #e7c75190
+# %% ../nbs/11_train.ipynb #4b2b9a11
 import contextlib, functools, math, time
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from . import freeze  # gives `ARLDM.freeze` and `ARLDM.loss`
+from . import freeze, loss  # give `ARLDM.freeze` and `ARLDM.loss`
 from .core import StoryError
 from .dataset import collate
 from .model import ARLDM, noise_schedule
@@ -25,17 +25,17 @@ from .optimise import averaged, learning_rates, make_optimizer
 from .settings import TASKS, Settings
 from .survive import Log, Trained, check_loss, load_checkpoint, save_checkpoint, stop_signals
 
-# %% ../nbs/11_train.ipynb #a4999370
+# %% ../nbs/11_train.ipynb #978e3edb
 def step_stories(
     n:int,                    # Stories in the split
-    batch:int,                # Stories per step, all processes together
+    total:int,                # Stories per step, all processes together
     step:int,                 # Step, counted from 0
     seed:int=0,
     rank:int=0, world:int=1,  # This process, and how many there are
 )->list:                      # (story, epoch) for each of this process's stories
     "The stories of one step."
     def order(epoch): return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
-    places = range(step*batch + rank, (step + 1)*batch, world)
+    places = range(step*total + rank, (step + 1)*total, world)
     orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
     return [(int(orders[p//n][p % n]), p//n) for p in places]
 
@@ -58,7 +58,7 @@ def step_batches(
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
-# %% ../nbs/11_train.ipynb #29c37899
+# %% ../nbs/11_train.ipynb #e90410e5
 def _chance(*numbers): # a generator that follows from some whole numbers
     state = np.random.SeedSequence([n & 0xffffffff for n in numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
@@ -70,24 +70,24 @@ def _backward(acc, ready, batch, chances, s): # -> the mean loss of this process
     for last, rows in enumerate(parts, 1 - len(parts)):
         part = {k: v[rows[0]:rows[-1] + 1] for k, v in batch.items()}
         with acc.no_sync(ready) if last else contextlib.nullcontext():       # processes meet at the last part
-            with acc.autocast(): loss = ready(part, [chances[i] for i in rows], *how)*(len(rows)/len(chances))
-            acc.backward(loss)
-        total = total + loss.detach()
+            with acc.autocast(): part_loss = ready(part, [chances[i] for i in rows], *how)*(len(rows)/len(chances))
+            acc.backward(part_loss)
+        total = total + part_loss.detach()
     return total
 
-# %% ../nbs/11_train.ipynb #4ad8be2d
+# %% ../nbs/11_train.ipynb #e356378b
 def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder):
     "One step of `train`."
     start, rank, world = time.perf_counter(), acc.process_index, acc.num_processes
     torch.manual_seed((s.seed*1_000_003 + k)*1_009 + rank)
     chances = [_chance(s.seed, k, place) for place in range(rank, s.batch*world, world)]
     loss = acc.reduce(_backward(acc, ready, batch, chances, s), 'mean').item()
-    check_loss(loss, k + 1, folder)
-    norm = acc.clip_grad_norm_(model.parameters(), s.clip or math.inf)
+    norm = float(acc.clip_grad_norm_(model.parameters(), s.clip or math.inf))
+    check_loss(loss, k + 1, folder, 0. if acc.scaler else norm)     # float16's scaler copes with an infinite one
     for group in optimizer.param_groups: group['lr'] = lr
     optimizer.step(); optimizer.zero_grad()
     if ema: ema.step([p for p in model.parameters() if p.requires_grad])
-    return dict(step=k + 1, loss=loss, lr=lr, grad_norm=float(norm),
+    return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm,
                 stories_per_s=round(s.batch*world/(time.perf_counter() - start), 3), val_loss=math.nan)
 
 # %% ../nbs/11_train.ipynb #e9b3e055

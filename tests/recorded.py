@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertTokenizer, CLIPTokenizer
 
-from arldm import loss                       # gives `ARLDM.loss`
+from arldm import freeze                     # gives `ARLDM.freeze` and `ARLDM.loss`
 from arldm.base import resize_grid
 from arldm.dataset import StoryDataset, Vocabulary, to_memory
 from arldm.denoise import make_scheduler
