@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WEIGHTS']
 
-# %% ../nbs/08a_loss.ipynb #fda7802c
+# %% ../nbs/08a_loss.ipynb #37c4f574
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
 from .dataset import to_memory, to_target
-from .history import drop_frames
+from .history import drop_frames, pack_visible
 from .model import ARLDM, KNOWN, TOKENS
 
 # %% ../nbs/08a_loss.ipynb #78a2507b
@@ -36,7 +36,7 @@ def sample_latents(self:ARLDM,
     z = mean if noise is None else mean + noise*(logvar.clamp(-30, 20)/2).exp()
     return (z*self.vae.config.scaling_factor).contiguous()
 
-# %% ../nbs/08a_loss.ipynb #4499f891
+# %% ../nbs/08a_loss.ipynb #887a4a27
 WEIGHTS = {'none': torch.ones_like, 'min-snr': lambda snr: (5/snr).clamp(max=1), 'p2': lambda snr: 1/(.1 + snr)}
 
 @patch
@@ -47,8 +47,10 @@ def frame_losses(self:ARLDM,
     context:Tensor,        # (n, tokens, D)
     visible:Tensor,        # bool (n, tokens)
     weighting:str='none',  # Key of `WEIGHTS`
+    pack:bool=False,       # Leave out tokens that no frame may see
 )->Tensor:                 # (n,) one loss per frame
     "Squared error of the guess, per frame."
+    if pack: context, visible = pack_visible(context, visible)
     noisy = self.noise.add_noise(z, noise, t)
     if noisy.device.type == 'cpu' and torch.is_grad_enabled(): noisy.requires_grad_()  # against a trap: chapter 8b
     v = self.noise.config.prediction_type == 'v_prediction'
@@ -59,7 +61,7 @@ def frame_losses(self:ARLDM,
     weight = WEIGHTS[weighting](a/(1 - a))
     return loss*(weight*a if v and weighting != 'none' else weight)
 
-# %% ../nbs/08a_loss.ipynb #a4a72999
+# %% ../nbs/08a_loss.ipynb #9707f2f0
 @patch
 def chances(self:ARLDM,
     V:int, channels:int, h:int, w:int,  # Shape of the moments of a story
@@ -84,6 +86,7 @@ def loss(self:ARLDM,
     weighting:str='none',       # Key of `WEIGHTS`
     noise_bias:float=1.,        # Timesteps are drawn as u^(1/bias): 1 = evenly, more = noisier
     offset_noise:float=0.,      # Spread of a shift of the noise that all latents of a frame and channel share
+    pack:bool=False,            # Leave out tokens that no frame may see; changes nothing but the time
 )->Tensor:                      # ()
     "The training loss of a batch of stories."
     m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:]   # (B, V, 8, h, w)
@@ -95,4 +98,4 @@ def loss(self:ARLDM,
     known = {k: batch[k].to(self.device) for k in KNOWN if k in batch}
     memory = to_memory(batch['memory'][:, :-1].to(self.device)) if 'memory' in batch else None  # the last is never seen
     told = self.condition(tokens, memory, n_given, dropped, **known)
-    return self.frame_losses(z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), *told, weighting).mean()
+    return self.frame_losses(z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), *told, weighting, pack).mean()

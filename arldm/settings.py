@@ -50,7 +50,7 @@ class Subject:
     guidance: float = 2.0           # Guidance scale of drawings; 1 = none
     seed: int = 0                   # Of all random numbers
 
-# %% ../nbs/00a_settings.ipynb #dc130f2c
+# %% ../nbs/00a_settings.ipynb #7f38bb1f
 @dataclass(frozen=True)
 class Settings(Subject):
     "All that decides what a training run computes."
@@ -58,6 +58,7 @@ class Settings(Subject):
     batch: int = 8                  # Stories per step and process
     accumulate: int = 1             # Parts in which these pass through the model, to save memory
     checkpointing: bool = False     # Compute activations again for the backward pass, to save memory
+    pack: bool = True               # Leave out tokens that no frame may see; changes nothing but the time
     precision: str = 'float32'      # 'float32', 'bfloat16' or 'float16'
     optimizer: str = 'adamw'        # 'adamw', or 'adamw8bit' where bitsandbytes is installed
     lr: float = 1e-3                # Peak learning rate

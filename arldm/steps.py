@@ -49,12 +49,12 @@ class Track:
             for encoder, rows in zip(encoders, TABLES): resize_vocabulary(encoder, rows)
         self.model.to('cuda' if torch.cuda.is_available() else 'cpu')
 
-# %% ../nbs/17b_steps.ipynb #d75890b4
+# %% ../nbs/17b_steps.ipynb #ef7f5935
 def recipe(size:str, **changes)->Settings: # Fields of `Settings`
     "The seed's recipe with changes, for one story a step unless it says otherwise."
     return resolve('seed-ssid', **{'side': SIDES[size][0], 'model': size, 'steps': 1000, **changes})
 
-RIVALS = dict(plain=dict(freeze='seed', crops=0), ours=dict(freeze='attention', crops=1))
+RIVALS = dict(plain=dict(freeze='seed', crops=0, pack=False), ours=dict(freeze='attention', crops=1))
 
 # %% ../nbs/17b_steps.ipynb #6ee68794
 def stories_of(track:Track, s:Settings): # -> `StoryDataset` or `CachedStories`
@@ -100,9 +100,9 @@ def race(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmet
             dict(what="share of the machine's matrix rate", unit='%', **share),
             dict(what='peak memory', unit='GB', **memory)]
 
-# %% ../nbs/17b_steps.ipynb #c208cc1d
+# %% ../nbs/17b_steps.ipynb #0ef20ee8
 _once = dict(crops=1)
-RECIPES = {'plain': dict(crops=0), 'cached': _once, 'checkpointed': dict(_once, checkpointing=True),
+RECIPES = {'plain': dict(crops=0, pack=False), 'cached': _once, 'checkpointed': dict(_once, checkpointing=True),
            '8-bit': dict(_once, checkpointing=True, optimizer='adamw8bit'), '8 stories': dict(_once, batch=8)}
 TRAINED = {'seed frozen': ('seed', 'attention'), 'all trained': ('none', 'none')} # how to freeze: plainly, ours
 GOALS = {(256, 'seed frozen', 'cached'): 'at most 12 GB', (512, 'all trained', '8-bit'): 'at most 24 GB',

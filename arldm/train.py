@@ -58,14 +58,14 @@ def step_batches(
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
-# %% ../nbs/11_train.ipynb #e90410e5
+# %% ../nbs/11_train.ipynb #33726c91
 def _chance(*numbers): # a generator that follows from some whole numbers
     state = np.random.SeedSequence([n & 0xffffffff for n in numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
 def _backward(acc, ready, batch, chances, s): # -> the mean loss of this process's stories
     "Loss and gradients of one step, in `s.accumulate` parts."
-    how = TASKS[s.task], s.drop, s.weighting, s.noise_bias, s.offset_noise
+    how = TASKS[s.task], s.drop, s.weighting, s.noise_bias, s.offset_noise, s.pack
     total, parts = 0., np.array_split(np.arange(len(chances)), s.accumulate)
     for last, rows in enumerate(parts, 1 - len(parts)):
         part = {k: v[rows[0]:rows[-1] + 1] for k, v in batch.items()}
@@ -90,7 +90,7 @@ def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder):
     return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm,
                 stories_per_s=round(s.batch*world/(time.perf_counter() - start), 3), val_loss=math.nan)
 
-# %% ../nbs/11_train.ipynb #e9b3e055
+# %% ../nbs/11_train.ipynb #9cc63ce4
 @torch.no_grad()
 def validation_loss(
     model:ARLDM,              # In evaluation mode
@@ -102,7 +102,7 @@ def validation_loss(
     rows, total, size = range(min(s.validate, len(stories)))[rank::world], 0., math.ceil(s.batch/s.accumulate)
     for part in (rows[at:at + size] for at in range(0, len(rows), size)):
         batch, chances = collate([stories[i, 0] for i in part]), [_chance(0, i) for i in part]
-        total += model.loss(batch, chances, TASKS[s.task], s.drop).item()*len(part)
+        total += model.loss(batch, chances, TASKS[s.task], s.drop, pack=s.pack).item()*len(part)
     return torch.tensor([total, len(rows)])
 
 # %% ../nbs/11_train.ipynb #3d5fd239
