@@ -38,7 +38,7 @@ def learning_rates(
     def half_cosine(k): return .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
     return [s.lr*warm(k)*(half_cosine(k) if s.schedule == 'cosine' else 1) for k in range(n)]
 
-# %% ../nbs/10c_optimise.ipynb #76d3de44
+# %% ../nbs/10c_optimise.ipynb #363e6e66
 def decay_groups(
     model:nn.Module,
     s:Settings,   # Uses `decay` and `weight_decay`
@@ -53,7 +53,7 @@ def decay_groups(
 
 def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
     "The optimiser of the settings, over the weights that train."
-    if s.optimizer == 'adamw': return AdamW(decay_groups(model, s), lr=s.lr)
+    if s.optimizer == 'adamw': return AdamW(decay_groups(model, s), lr=s.lr, fused=True)
     try: from bitsandbytes.optim import AdamW8bit
     except ImportError: raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None
     return AdamW8bit(decay_groups(model, s), lr=s.lr)
