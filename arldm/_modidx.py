@@ -88,6 +88,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'arldm.dataset.Vocabulary.cut': ('dataset.html#vocabulary.cut', 'arldm/dataset.py'),
                                'arldm.dataset.Vocabulary.encode': ('dataset.html#vocabulary.encode', 'arldm/dataset.py'),
                                'arldm.dataset.Vocabulary.null': ('dataset.html#vocabulary.null', 'arldm/dataset.py'),
+                               'arldm.dataset._write': ('dataset.html#_write', 'arldm/dataset.py'),
                                'arldm.dataset._write_bert': ('dataset.html#_write_bert', 'arldm/dataset.py'),
                                'arldm.dataset._write_clip': ('dataset.html#_write_clip', 'arldm/dataset.py'),
                                'arldm.dataset.collate': ('dataset.html#collate', 'arldm/dataset.py'),

@@ -19,7 +19,7 @@ from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, Settings, resolve
 from .story import StoryFile
 
-# %% ../nbs/10b_begin.ipynb #ff12e09c
+# %% ../nbs/10b_begin.ipynb #80260c68
 def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
@@ -46,10 +46,10 @@ def _model(s, file, folder):
     if not s.blip:
         raise StoryError(f'model {s.model!r} is neither toy-base, a size ({", ".join(SIZES)}) nor a pipeline or run; '
                          'a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
-    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, original=s.original)
+    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original)
 
-# %% ../nbs/10b_begin.ipynb #f06bb3b4
-_LATER = 'preset', 'steps', 'save_every'  # what a resumed run may change
+# %% ../nbs/10b_begin.ipynb #87b8b486
+_LATER = 'preset', 'steps', 'save_every', 'accumulate', 'checkpointing', 'pack'  # what a resumed run may change
 
 def open_run(
     run:Path,

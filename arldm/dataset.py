@@ -6,7 +6,7 @@
 __all__ = ['word_merges', 'word_tokenizers', 'Vocabulary', 'fit', 'square', 'pixels', 'StoryDataset', 'collate', 'to_target',
            'to_memory']
 
-# %% ../nbs/05_dataset.ipynb #60b66050
+# %% ../nbs/05_dataset.ipynb #e5fe7c48
 import json, re, warnings
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertTokenizer, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import StoryError
+from .core import StoryError, atomic_path
 from .pictures import decode, scaled
 from .story import StorySplit
 
@@ -48,17 +48,17 @@ def word_tokenizers(
     _write_bert(Path(folder)/'bert', words)
     return CLIPTokenizer.from_pretrained(Path(folder)/'clip'), BertTokenizer.from_pretrained(Path(folder)/'bert')
 
-# %% ../nbs/05_dataset.ipynb #ec1ec545
+# %% ../nbs/05_dataset.ipynb #60be5b7f
 def _write_clip(folder, words):
     "vocab.json and merges.txt: bytes, bytes that end a word, merges, specials."
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     merges = word_merges([to_bytes(w)[0][0] for w in sorted(words)])
     letters, ends = sorted(pre_tokenizers.ByteLevel.alphabet()), ['<|startoftext|>', '<|endoftext|>']
     tokens = [*letters, *(x + '</w>' for x in letters), *dict.fromkeys(a + b for a, b in merges), *ends]
-    (folder/'vocab.json').write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), 'utf-8')
-    (folder/'merges.txt').write_text('#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges), 'utf-8')
+    _write(folder/'vocab.json', json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
+    _write(folder/'merges.txt', '#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges))
     special = dict(bos_token=ends[0], eos_token=ends[1], pad_token=ends[1], unk_token=ends[1])
-    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='CLIPTokenizer', **special)))
+    _write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='CLIPTokenizer', **special)))
 
 def _write_bert(folder, words):
     "vocab.txt: specials, characters, characters that continue a word, words."
@@ -66,8 +66,11 @@ def _write_bert(folder, words):
     letters = sorted({c for c in map(chr, range(33, 127)) if c == c.lower()} | set(''.join(plain)))
     specials = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
     tokens = dict.fromkeys([*specials, *letters, *('##' + c for c in letters), *plain])
-    (folder/'vocab.txt').write_text('\n'.join(tokens) + '\n', 'utf-8')
-    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
+    _write(folder/'vocab.txt', '\n'.join(tokens) + '\n')
+    _write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
+
+def _write(path, text): # several processes may do so at once
+    with atomic_path(path) as tmp: tmp.write_text(text, 'utf-8')
 
 # %% ../nbs/05_dataset.ipynb #89d04c54
 class Vocabulary:

@@ -34,7 +34,7 @@ def freezing(
     asked = [one_of('part to freeze', p.strip(), FREEZABLE) for p in parts]
     return tuple(p for p in FREEZABLE if p in asked)
 
-# %% ../nbs/00a_settings.ipynb #3b74c7d4
+# %% ../nbs/00a_settings.ipynb #cd887869
 @dataclass(frozen=True)
 class Subject:
     "What is trained on what."
@@ -43,6 +43,7 @@ class Subject:
     task: str = 'visualization'     # 'visualization' draws every frame; 'continuation' is given the first
     model: str = 'toy-base'         # toy-base, toy, tiny, full, a pipeline folder, Stable Diffusion's folder or name
     blip: str = ''                  # BLIP weights that go with a Stable Diffusion `model`
+    bert: str = ''                  # Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
     side: int = 64                  # Frame height and width in pixels
     crops: int = 1                  # Squares per picture, their frozen features computed once; 0 = always new ones
     freeze: tuple = ()              # What is held fixed: none, seed, attention, history, or parts (clip,blip,words)

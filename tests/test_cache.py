@@ -146,7 +146,7 @@ def page(path): path.write_text('<!DOCTYPE html>')
 
 @pytest.mark.parametrize('name', ['moments-00001', 'captions-00000', 'slots-00001', 'nothing'])
 @pytest.mark.parametrize('damage', [Path.unlink, cut, garbage, empty, zeros, page], ids=lambda f: f.__name__)
-@pytest.mark.filterwarnings('ignore:.*is damaged and computed again')
+@pytest.mark.filterwarnings('ignore:.*is damaged')
 def test_damaged_shards(built, tmp_path, name, damage):
     "One that is gone or damaged is computed again, the others are left alone."
     net, stories, folder = built
@@ -157,6 +157,7 @@ def test_damaged_shards(built, tmp_path, name, damage):
     assert content(copy) == before and equal(kept[0], CachedStories(stories, folder)[0])
     assert times == {k: (copy/k).stat().st_mtime_ns for k in times}
 
+@pytest.mark.filterwarnings('ignore:.*is damaged')
 def test_without_its_label(built, begin, tmp_path):
     "Answers are not taken for those of other weights when the file that says whose they are is gone."
     net, stories, folder = built

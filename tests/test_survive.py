@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest, torch
 
-from arldm import cli, toy
+from arldm import cli, toy, train as training
+from arldm.begin import make_model
 from arldm.convert import convert
 from arldm.core import StoryError
-from arldm.survive import read_log
+from arldm.dataset import StoryDataset
+from arldm.optimise import make_ema
+from arldm.settings import resolve
+from arldm.story import StoryFile
+from arldm.survive import load_checkpoint, read_log, save_checkpoint
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, LONG = (20, dict(steps=80, save_every=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
@@ -64,6 +69,34 @@ def test_two_processes_equal_one(whole, data, tmp_path):
     a, b = last(run), last(whole)
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
 
+def test_two_processes_with_all_savings_equal_one(data, tmp_path):
+    "Two processes, a cache that both build, two parts a step, computed twice: the losses of one that does nothing of it."
+    how = dict(crops=2, freeze='attention', side=16)
+    said, _ = (p := start(tmp_path/'run', data, processes=2, accumulate=2, checkpointing=True, **how)).communicate(timeout=300)
+    assert p.returncode == 0 and (tmp_path/'run/cache/slots-00000.safetensors').exists(), said
+    s, file = resolve(**HOW, batch=4, **how), StoryFile(data)
+    net = make_model(s, file, tmp_path/'words').freeze(s.freeze)
+    def stories(split, **how): return StoryDataset(file[split], net.vocab, s.side, net.memory_side, **how)
+    records = [*training.train(net, stories('train', train=True, crops=2), s, None, make_ema(net, s), stories('val'))]
+    kept = read_log(tmp_path/'run/log.csv')
+    for name in 'loss', 'lr', 'grad_norm', 'val_loss':
+        assert [r[name] for r in kept] == pytest.approx([r[name] for r in records], rel=1e-4, nan_ok=True), name
+    assert [r['lr'] for r in kept] == [r['lr'] for r in records]
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
+def test_stops_with_its_readers(whole, data, tmp_path):
+    "SIGTERM to the training process and to its readers at once, as schedulers send it; nobody is left behind."
+    for attempt in range(3):
+        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, save_every=50, workers=2)
+        wait_for_step(process, run, 1)
+        for pid in (all_of_it := family(process.pid)): os.kill(pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=300)
+        if (done := steps_of(run)) < 8: break
+    assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
+    assert len(all_of_it) >= 3 and not any(Path(f'/proc/{pid}').exists() for pid in all_of_it)
+    cli.train(run, save_every=2, workers=1)
+    assert losses(run) == losses(whole) and not differ(last(run), last(whole))
+
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'] if SOAK else ['SIGTERM'])
 def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
     for attempt in range(3):                                       # a machine that stalls may let a run finish first
@@ -112,6 +145,22 @@ def test_a_loss_gone_mad(data, tmp_path):
         cli.train(run, data=data, batch=4, **dict(HOW, lr=1e6, save_every=1))
     good = sorted((run/'checkpoints').glob('*.pt'))
     assert good and len(losses(run)) == int(good[-1].stem)
+
+def test_the_newest_is_the_one_of_most_steps(tmp_path):
+    parts = dict(model=torch.nn.Linear(1, 1))
+    for step in 999_000, 999_500, 1_000_000: save_checkpoint(tmp_path, step, parts)
+    assert load_checkpoint(tmp_path, parts) == 1_000_000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['1000000.pt', '999500.pt']
+
+FULL = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,)*2); ' + CODE
+
+def test_a_full_disk_at_the_very_end(whole, data, tmp_path, monkeypatch):
+    "The finished pipeline cannot be written: one line, and all checkpoints stay."
+    run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
+    monkeypatch.setattr(sys.modules[__name__], 'CODE', FULL)
+    said, _ = (p := start(run, data)).communicate(timeout=300)
+    assert p.returncode == 1 and 'Traceback' not in said and 'pipeline could not be written' in said.splitlines()[-1], said
+    assert not (run/'pipeline').exists() and not differ(last(run), last(whole))
 
 def test_a_checkpoint_of_another_size(whole, data, tmp_path):
     run = tmp_path/'run'
