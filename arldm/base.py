@@ -107,7 +107,7 @@ def load_blip(
     encoder.load_state_dict({k: state[k] for k in want})
     return encoder.eval()
 
-# %% ../nbs/09a_base.ipynb #6cd9c3f5
+# %% ../nbs/09a_base.ipynb #00cba1f8
 _LAYOUT = ('Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub) has tokenizer/ (vocab.json, '
            'merges.txt), text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
            'diffusion_pytorch_model.safetensors)')
@@ -119,7 +119,7 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     kw = {'variant': 'fp16'} if weights and all('.fp16.' in name for name in weights) else {}
     try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **kw)
     except Exception as e:                                                           # one kind per kind of damage
-        raise StoryError(f'{sd}/{sub}: expected the weights of {cls.__name__}, found trouble: {first_line(e)}') from None
+        raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: {first_line(e)}') from None
     if lost := info['missing_keys']:
         raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among them {min(lost)}')
     return model.float()

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['make_model', 'open_run']
 
-# %% ../nbs/10b_begin.ipynb #d7ffa88f
+# %% ../nbs/10b_begin.ipynb #2492c148
+import os
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, Settings, resolve
 from .story import StoryFile
 
-# %% ../nbs/10b_begin.ipynb #80260c68
+# %% ../nbs/10b_begin.ipynb #10ad2641
 def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
@@ -28,6 +29,8 @@ def make_model(
     "The model that a run starts from."
     torch.manual_seed(s.seed)
     model = _model(s, file, folder)
+    coarse = vae_factor(model.vae)*2**(len(model.unet.config.block_out_channels) - 1)   # pixels to the coarsest latent
+    if s.side % coarse: raise StoryError(f'side must be a multiple of {coarse} for {s.model}, got {s.side}')
     model.unet.register_to_config(sample_size=s.side//vae_factor(model.vae))  # what drawing takes as the frame size
     if model.noise.config.prediction_type == 'v_prediction' and s.prediction != 'v':
         raise StoryError(f"{s.model} was trained to guess v; go on with prediction='v'")
@@ -48,7 +51,7 @@ def _model(s, file, folder):
                          'a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original)
 
-# %% ../nbs/10b_begin.ipynb #87b8b486
+# %% ../nbs/10b_begin.ipynb #6bb1f8ea
 _LATER = 'preset', 'steps', 'save_every', 'accumulate', 'checkpointing', 'pack'  # what a resumed run may change
 
 def open_run(
@@ -67,10 +70,11 @@ def open_run(
     saved = {k: old[k] for k in SETTINGS if k in old and k != 'preset'}
     asked = {k: v for k, v in given.items() if v is not None}
     s = resolve(name, **{'corpus': file.corpus, **(saved if name == old.get('preset') else {}), **asked})
-    if old: _same(run, resolve(old['preset'], **saved), s)
+    done = max((int(p.stem) for p in (run/'checkpoints').glob('[0-9]*.pt')), default=0)
+    if done: _same(run, resolve(old['preset'], **saved), s, old, done)
     return s, file
 
-# %% ../nbs/10b_begin.ipynb #0a01ebeb
+# %% ../nbs/10b_begin.ipynb #ea3c8ad5
 def _open_data(run, data, old):
     file = StoryFile(data)
     if old.get('corpus', file.corpus) != file.corpus:
@@ -80,7 +84,11 @@ def _open_data(run, data, old):
         raise StoryError(f'{file.path} does not hold the stories that {run} was trained on; take another run folder')
     return file
 
-def _same(run, was, now):
+def _same(run, was, now, old, done):
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if old.get('processes', world) != world:
+        raise StoryError(f'{run} was trained by {old["processes"]} processes, not {world}: a step has other stories')
+    if done > now.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {now.steps} asked for')
     other = [k for k in SETTINGS if k not in _LATER and getattr(was, k) != getattr(now, k)]
     if other:
         shown = ', '.join(f'{k}={getattr(was, k)}, not {getattr(now, k)}' for k in other)

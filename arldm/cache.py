@@ -87,7 +87,7 @@ def _check(folder, label, old):
     shown = ', '.join(k if k == 'weights' else f'{k} {short(old.get(k))}, not {short(label[k])}' for k in other)
     raise StoryError(f'{folder} was computed from other {shown}; remove it, or name another folder for the cache')
 
-# %% ../nbs/10_cache.ipynb #5310ab65
+# %% ../nbs/10_cache.ipynb #39fa8596
 @torch.no_grad()
 def answers(
     model:ARLDM,
@@ -102,7 +102,7 @@ def answers(
         h = encode_captions(model.text_encoder, told['caption_ids'], told['caption_real'])
         return [x[real] for x, real in zip(h, told['caption_real'])]
     squares = list(dict.fromkeys(k[:2] for k in keys))                           # one picture may have several captions
-    pictures = {row: decode(stories.split.file.picture(row)) for row in {row for row, _ in squares}}
+    pictures = {row: _picture(stories.split, row) for row in {row for row, _ in squares}}
     seen = pixels([stories.cut(pictures[row], row, crop, kind == 'slots') for row, crop in squares])
     if kind == 'moments': return list(model.moments(seen)[:, None])
     seen = model.memory_encoder.look(to_memory(seen.to(device)))                 # (squares, 1+patches, D')
@@ -110,7 +110,13 @@ def answers(
     h = model.memory_encoder.read(seen[which], told['memory_ids'], told['memory_real'])
     return [x[real] for x, real in zip(h, told['memory_real'])]
 
-# %% ../nbs/10_cache.ipynb #30259fa2
+def _picture(split, row):
+    try: return decode(split.file.picture(row))
+    except StoryError as e:
+        story = next(split.ids[i] for i in range(len(split)) if row in split.rows(i))
+        raise StoryError(f'story {story}: {e}') from None
+
+# %% ../nbs/10_cache.ipynb #7fbd67df
 SHARD = 512  # questions per file
 
 def _shards(keys): # kind -> keys; gives (kind, number, keys)
@@ -118,21 +124,23 @@ def _shards(keys): # kind -> keys; gives (kind, number, keys)
 
 def _path(folder, kind, number): return folder/f'{kind}-{number:05d}.safetensors'
 
-def _write(path, tensors):
+def _write(path, tensors, owner): # digest of the label that the answers belong to
     try:
-        with atomic_path(path) as tmp: save_file(tensors, tmp)
+        with atomic_path(path) as tmp: save_file(tensors, tmp, {'owner': owner})
     except (OSError, SafetensorError) as e:
         raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same command '
                          'again; what is written stays') from None
 
-def _whole(path):
-    "Whether a shard is there; one that was damaged later is removed."
-    try: return path.exists() and bool(safe_open(path, 'pt').keys())
-    except (OSError, SafetensorError):
-        warnings.warn(f'{path} is damaged and computed again')
-        path.unlink()
+def _whole(path, owner):
+    "Whether a shard is there; one that is damaged, or of another owner, is removed."
+    if not path.exists(): return False
+    try:
+        if (safe_open(path, 'pt').metadata() or {}).get('owner') == owner: return True
+    except (OSError, SafetensorError): pass
+    warnings.warn(f'{path} is damaged or of other weights, and computed again')
+    path.unlink(missing_ok=True)
 
-# %% ../nbs/10_cache.ipynb #4d0e577a
+# %% ../nbs/10_cache.ipynb #98d9518c
 def build_cache(
     model:ARLDM,               # Frozen as it will be in training
     stories:StoryDataset,
@@ -144,22 +152,23 @@ def build_cache(
 )->'CachedStories':
     "Compute and write what is not there yet."
     folder, parts, model = Path(folder), still_parts(model), model.eval()
+    keys = {kind: k for kind, k in questions(stories).items() if kind in parts}
     label = _label(stories, {kind: weights_digest(p) for kind, p in parts.items()}, precision)
     if (folder/'cache.json').exists(): _check(folder, label, load_json(folder/'cache.json'))
     elif rank == 0: save_json(folder/'cache.json', label)
-    keys = {kind: k for kind, k in questions(stories).items() if kind in parts}
-    mine = [s for s in _shards(keys)[rank::world] if not _whole(_path(folder, *s[:2]))]
+    owner = hashlib.blake2b(json.dumps(label).encode(), digest_size=16).hexdigest()
+    mine = [s for s in _shards(keys)[rank::world] if not _whole(_path(folder, *s[:2]), owner)]
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=precision != 'float32')
     bar = tqdm(total=sum(len(s[2]) for s in mine), desc='frozen features', unit=' answers',
                disable=not (progress and mine))
     with bar, half:
-        if rank == 0 and not _whole(folder/'nothing.safetensors'): _write(folder/'nothing.safetensors', nothing(model))
+        if rank == 0 and not _whole(none := folder/'nothing.safetensors', owner): _write(none, nothing(model), owner)
         for kind, number, part in mine:
             found = []
             for at in range(0, len(part), batch):
                 found += answers(model, stories, kind, part[at:at + batch])
                 bar.update(min(batch, len(part) - at))
-            _write(_path(folder, kind, number), _joined(found, kind, precision))
+            _write(_path(folder, kind, number), _joined(found, kind, precision), owner)
     return CachedStories(stories, folder, keys)
 
 # %% ../nbs/10_cache.ipynb #b89fb151
@@ -174,7 +183,7 @@ def nothing(model:ARLDM) -> dict: # no_caption, no_slot (S, D)
     null = dict(captions=('no_caption', model.null_caption), slots=('no_slot', model.null_slot))
     return {null[k][0]: null[k][1]()[0].float().cpu() for k in still_parts(model) if k in null}
 
-# %% ../nbs/10_cache.ipynb #6b3684b5
+# %% ../nbs/10_cache.ipynb #2def2f54
 class CachedStories(Dataset):
     "Stories as tensors, frames and memories replaced by what frozen parts say about them."
     def __init__(self,
@@ -183,9 +192,10 @@ class CachedStories(Dataset):
         keys:dict=None,    # `questions` of the kinds that it holds; default: asked again
     ):
         self.stories, self.folder, self._files = stories, Path(folder), {}
-        label = load_json(self.folder/'cache.json')
-        if keys is None: _check(folder, _label(stories, label.get('weights'), label.get('precision')), label)
-        keys = keys or {kind: k for kind, k in questions(stories).items() if kind in label['weights']}
+        if keys is None:
+            label = load_json(self.folder/'cache.json')
+            _check(folder, _label(stories, label.get('weights'), label.get('precision')), label)
+            keys = {kind: k for kind, k in questions(stories).items() if kind in label['weights']}
         self.places = {kind: {k: n for n, k in enumerate(part)} for kind, part in keys.items()}
 
     def __len__(self): return len(self.stories)

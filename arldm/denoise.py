@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import StoryError, one_of
 from .model import ARLDM
 
-# %% ../nbs/11b_denoise.ipynb #c8a1d239
+# %% ../nbs/11b_denoise.ipynb #8acab3a3
 _noise = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=0)
 SCHEDULERS = {'ddim': partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True, **_noise),
               'pndm': partial(PNDMScheduler, skip_prk_steps=True, **_noise),
@@ -30,7 +30,8 @@ def make_scheduler(
     how = {k: like[k] for k in ('prediction_type', 'rescale_betas_zero_snr') if like and like.get(k)}
     if 'rescale_betas_zero_snr' in how: how['timestep_spacing'] = 'trailing'       # begins where all is noise
     try: return SCHEDULERS[one_of('scheduler', name, SCHEDULERS)](**how)
-    except TypeError: raise StoryError(f'{name} cannot begin in pure noise, as this model does; take ddim or dpm++') from None
+    except TypeError:
+        raise StoryError(f'{name} cannot begin in pure noise, as this model does; take ddim or dpm++') from None
 
 # %% ../nbs/11b_denoise.ipynb #ab67c955
 def denoise(

@@ -61,7 +61,7 @@ def frame_losses(self:ARLDM,
     weight = WEIGHTS[weighting](a/(1 - a))
     return loss*(weight*a if v and weighting != 'none' else weight)
 
-# %% ../nbs/08a_loss.ipynb #9707f2f0
+# %% ../nbs/08a_loss.ipynb #1dfbc27b
 @patch
 def chances(self:ARLDM,
     V:int, channels:int, h:int, w:int,  # Shape of the moments of a story
@@ -77,6 +77,7 @@ def chances(self:ARLDM,
     if offset_noise: noise = noise + offset_noise*randn(1, 1)
     return sample, noise, t, dropped
 
+# %% ../nbs/08a_loss.ipynb #aad72a12
 @patch
 def loss(self:ARLDM,
     batch:dict,                 # From `arldm.dataset.collate`, of pictures or of what chapter 10 knows about them

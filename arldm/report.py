@@ -173,7 +173,7 @@ def lead(settings:dict, log:list, drawn:dict, scores:dict) -> str: # HTML
     if measured: did.append('scored ' + ', '.join(f'{r["name"]} {as_text(r)}' for r in measured))
     return escape((f'{of}: ' if of else '') + ('; '.join(did) or 'nothing but settings so far') + '.')
 
-# %% ../nbs/14_report.ipynb #1357d41e
+# %% ../nbs/14_report.ipynb #3d139e7c
 def _missing(what, then): return f'<p class="missing">There is no {what}, {then}.</p>'
 def _step(path): return [int(n) for n in re.findall(r'\d+', path.stem)] or [0]
 
@@ -186,7 +186,8 @@ def training_html(log:list, pictures:list) -> str: # rows of the log; strips dra
         out.append(f'<figure><figcaption>loss of the last step {good[-1]["loss"]:.4g}{lost}</figcaption>{svg}</figure>')
     if checked := [r for r in good if math.isfinite(r.get('val_loss', math.nan))]:
         svg = loss_svg([r['step'] for r in checked], [r['val_loss'] for r in checked])
-        out.append(f'<figure><figcaption>validation loss, last {checked[-1]["val_loss"]:.4g}</figcaption>{svg}</figure>')
+        said = f'validation loss, last {checked[-1]["val_loss"]:.4g}'
+        out.append(f'<figure><figcaption>{said}</figcaption>{svg}</figure>')
     for p in pictures[::-1][::max(1, math.ceil(len(pictures)/8))][::-1]:
         step, _, story = p.stem.partition('-')
         said = f'step {step.lstrip("0")}' + f', story {story}'*bool(story)

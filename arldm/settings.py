@@ -95,7 +95,7 @@ PRESETS = {
     'seed-ssid': dict(_original, corpus='ssid', side=256, steps=50_000, warmup=500, freeze=FREEZE['seed']),
     'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
 
-# %% ../nbs/00a_settings.ipynb #67f1afd8
+# %% ../nbs/00a_settings.ipynb #315bed7a
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,       # Fields of `Settings` that differ from it; `None` = as in the preset
@@ -110,6 +110,7 @@ def resolve(
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
     if not 0 <= s.ema < 1: raise StoryError(f'ema must be at least 0 and below 1, got {s.ema}')
     if not 0 <= s.drop <= 1: raise StoryError(f'drop is a chance between 0 and 1, got {s.drop}')
+    if not 0 <= s.seed < 2**32: raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
     if not s.noise_bias > 0: raise StoryError(f'noise_bias must be above 0, got {s.noise_bias}')
     if s.accumulate > s.batch: raise StoryError(f'{s.batch} stories a step cannot be split into {s.accumulate} parts')
     if s.zero_snr and s.prediction != 'v': raise StoryError("zero_snr needs prediction='v': noise alone says nothing")

@@ -15,7 +15,9 @@ import torch
 from .core import StoryError, atomic_path
 from .model import ARLDM
 
-# %% ../nbs/10a_survive.ipynb #75e80a25
+# %% ../nbs/10a_survive.ipynb #524f4363
+def _checkpoints(folder): return sorted(folder.glob('[0-9]*.pt'), key=lambda p: int(p.stem))  # the newest last
+
 def save_checkpoint(
     folder:Path,   # The run's `checkpoints/`
     step:int,      # Steps done
@@ -27,19 +29,19 @@ def save_checkpoint(
         with atomic_path(path := folder/f'{step:06d}.pt') as tmp:
             torch.save({'step': step, **{k: v.state_dict() for k, v in parts.items()}}, tmp)
     except (OSError, RuntimeError) as e:                             # torch reports a full disk as a RuntimeError
-        earlier = ', '.join(p.name for p in sorted(folder.glob('[0-9]*.pt'))) or 'none was written before'
+        earlier = ', '.join(p.name for p in _checkpoints(folder)) or 'none was written before'
         why = e.strerror if isinstance(e, OSError) else 'is the disk full?'
         raise StoryError(f'{path} could not be written ({why}); make room and run the same command again; '
                          f'written before: {earlier}') from None
-    for old in sorted(folder.glob('[0-9]*.pt'))[:-keep]: old.unlink()
+    for old in _checkpoints(folder)[:-keep]: old.unlink()
 
-# %% ../nbs/10a_survive.ipynb #d4082320
+# %% ../nbs/10a_survive.ipynb #20d04c8a
 def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
 )->int:           # Steps done; 0 where there is no checkpoint
     "Load the newest whole checkpoint into `parts`."
-    found = sorted(folder.glob('[0-9]*.pt'), reverse=True)
+    found = _checkpoints(folder)[::-1]
     for path in found:
         try:
             state = torch.load(path, map_location='cpu', weights_only=True)
@@ -121,7 +123,7 @@ def stop_signals(
     finally:
         for n, handler in old.items(): signal.signal(getattr(signal, n), handler)
 
-# %% ../nbs/10a_survive.ipynb #5c40f430
+# %% ../nbs/10a_survive.ipynb #fd0b5378
 MOST_LOSS = 1000.
 
 def check_loss(
@@ -132,7 +134,7 @@ def check_loss(
 ):
     "A `StoryError` when the loss or its gradient is no number, or the loss beyond all measure."
     if abs(loss) <= MOST_LOSS and math.isfinite(grad_norm): return
-    written = sorted(folder.glob('[0-9]*.pt')) if folder else []
+    written = _checkpoints(folder) if folder else []
     last = f'the last good checkpoint is {written[-1]}' if written else 'no checkpoint was written yet'
     raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient {grad_norm:.3g}; {last}; '
                      'try a smaller learning rate, or clipping')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'accelerator', 'checkpoint_blocks', 'train']
 
-# %% ../nbs/11_train.ipynb #4b2b9a11
-import contextlib, functools, math, time
+# %% ../nbs/11_train.ipynb #da311adc
+import contextlib, functools, math, signal, time
 from pathlib import Path
 
 import numpy as np, torch
@@ -39,7 +39,7 @@ def step_stories(
     orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
     return [(int(orders[p//n][p % n]), p//n) for p in places]
 
-# %% ../nbs/11_train.ipynb #b17f0871
+# %% ../nbs/11_train.ipynb #5e88f84f
 def check_batch(n:int, s:Settings, world:int=1):
     "A `StoryError` when `n` stories are too few for one step."
     if n < s.batch*world:
@@ -56,7 +56,10 @@ def step_batches(
     check_batch(len(stories), s, world)
     steps = (step_stories(len(stories), s.batch*world, k, s.seed, rank, world) for k in range(done, s.steps))
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_patient)
+
+def _patient(worker): # SIGTERM to all processes is meant for the one that trains; it ends its readers itself
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 # %% ../nbs/11_train.ipynb #33726c91
 def _chance(*numbers): # a generator that follows from some whole numbers

@@ -134,7 +134,8 @@ def test_parts_of_a_step(begin, how, monkeypatch):
     found, real = [], training._backward
     def backward(acc, ready, *more):
         loss = real(acc, ready, *more)
-        found.append({'loss': loss.clone(), **{k: p.grad.clone() for k, p in ready.named_parameters() if p.requires_grad}})
+        gradients = {k: p.grad.clone() for k, p in ready.named_parameters() if p.requires_grad}
+        found.append({'loss': loss.clone(), **gradients})
         return loss
     monkeypatch.setattr(training, '_backward', backward)
     for n in 1, 2, 3, 4:
@@ -272,7 +273,8 @@ def test_precision_is_each_runs_own(begin, tmp_path):
         found.append((told(read_log(run/'log.csv')), weights(net)))
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     assert {p.dtype for p in net.parameters()} == {torch.float32} and found[0][0][0]['loss'] != plain[0]['loss']
-    with pytest.raises(StoryError, match='4 steps behind it'): run_through(net, *rest[:2], resolve('tiny', steps=3), run)
+    with pytest.raises(StoryError, match='4 steps behind it'):
+        run_through(net, *rest[:2], resolve('tiny', steps=3), run)
     other, stories, val, s = begin()
     net.load_state_dict(other.state_dict())
     assert told(run_through(net, stories, val, s)[0]) == plain
@@ -288,7 +290,8 @@ def test_a_gradient_gone_mad(begin, tmp_path, monkeypatch, where):
     real, calls = ARLDM.loss, []
     def loss(*x, **kw): return calls.append(0) or real(*x, **kw)*(math.nan if len(calls) == 2 + where else 1)
     monkeypatch.setattr(ARLDM, 'loss', loss)
-    with pytest.raises(StoryError, match='of step 2 is nan.*000001.pt') as e: run_through(net, stories, None, s, tmp_path)
+    with pytest.raises(StoryError, match='of step 2 is nan.*000001.pt') as e:
+        run_through(net, stories, None, s, tmp_path)
     assert '\n' not in str(e.value) and [p.name for p in (tmp_path/'checkpoints').iterdir()] == ['000001.pt']
 
 
@@ -304,8 +307,9 @@ def says(capsys, monkeypatch, *words):
 def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
 PRESET = resolve('tiny')
-EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', side=16, crops=1, freeze='clip,blip', original=True,
-             guidance=3.5, seed=11, steps=1, batch=3, accumulate=2, checkpointing=True, pack=False, precision='bfloat16',
+EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', side=16, crops=1, freeze='clip,blip',
+             original=True, guidance=3.5, seed=11, steps=1, batch=3, accumulate=2, checkpointing=True, pack=False,
+             precision='bfloat16',
              optimizer='adamw', lr=2e-4, schedule='constant', warmup=3, weight_decay=.02, decay='all', clip=2., ema=.5,
              drop=.3, weighting='none', noise_bias=1.5, offset_noise=.05, prediction='v', zero_snr=True, save_every=7,
              validate=1)
@@ -326,9 +330,11 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize('words,said', [
     ('--original', 'original=True'), ('--original false', 'original=False'), ('--original=true', 'original=True'),
     ('--checkpointing', 'checkpointing=True'), ('--checkpointing 0', 'checkpointing=False'),
-    ('--zero-snr --prediction v --weighting none', 'zero_snr=True'), ('--freeze none', 'freeze=()'), ('--ema 0', 'ema=0.0')])
+    ('--zero-snr --prediction v --weighting none', 'zero_snr=True'), ('--freeze none', 'freeze=()'),
+    ('--ema 0', 'ema=0.0')])
 def test_flags(data, tmp_path, monkeypatch, words, said):
-    monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', *words.split()])
+    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', *words.split()]
+    monkeypatch.setattr(sys, 'argv', called)
     with redirect_stdout(out := io.StringIO()): train()
     assert said in out.getvalue().split() and 'nothing was written' in out.getvalue() and not [*tmp_path.iterdir()]
 
