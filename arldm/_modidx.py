@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'arldm.dataset.word_tokenizers': ('dataset.html#word_tokenizers', 'arldm/dataset.py')},
             'arldm.denoise': { 'arldm.denoise.decode_latents': ('denoise.html#decode_latents', 'arldm/denoise.py'),
                                'arldm.denoise.denoise': ('denoise.html#denoise', 'arldm/denoise.py'),
+                               'arldm.denoise.keys_once': ('denoise.html#keys_once', 'arldm/denoise.py'),
                                'arldm.denoise.make_scheduler': ('denoise.html#make_scheduler', 'arldm/denoise.py')},
             'arldm.draw': { 'arldm.draw.Memory': ('draw.html#memory', 'arldm/draw.py'),
                             'arldm.draw.Memory.__init__': ('draw.html#memory.__init__', 'arldm/draw.py'),

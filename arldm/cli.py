@@ -46,14 +46,14 @@ def keep_way(path:Path, way:dict):
                              'delete drawn/ and drawing.json to draw anew')
     save_json(path, way)
 
-# %% ../nbs/15_cli.ipynb #37a68d8d
+# %% ../nbs/15_cli.ipynb #7813f0ba
 @command
 def draw(
     run:str,                 # Run folder, or a pipeline folder
     data:str=None,           # Story file; default: the one a run was trained on
     split:str='test',        # Split to draw
     captions:str=None,       # Instead: a text file of your own, one caption a line
-    scheduler:str='dpm++',   # dpm++, ddim or pndm
+    scheduler:str='dpm++',   # dpm++, unipc, ddim or pndm
     steps:int=20,            # Denoising steps per frame
     guidance:float=None,     # Guidance scale, 1 = none; default: that of the run's settings
     batch:int=16,            # Stories drawn together; does not change the pictures

@@ -64,7 +64,7 @@ def see(
     visible = context_visible(tokens['caption_real'][:, None], real, every, dropped)
     return model.history(caption[:, None], past[:, None]), visible
 
-# %% ../nbs/12_draw.ipynb #aa6d9147
+# %% ../nbs/12_draw.ipynb #666e2d8e
 @torch.no_grad()
 def draw_frames(
     model:ARLDM, scheduler,
@@ -72,6 +72,7 @@ def draw_frames(
     latents:Tensor,        # (B, V, 4, h, w) noise to start from, V = n - given
     given:Tensor=None,     # float (B, G, 3, P, P): opening frames, CLIP-normalised
     guidance:float=7.5, steps:int=50, generator=None, on_step=None,
+    **how,                 # `interval` and `plain` of `denoise`
 ):                         # -> yields V times latents (B, 4, h, w) and frames uint8 (B, 3, H, W)
     "Draw stories of equal length, one frame of each at a time."
     n, G = tokens['caption_ids'].shape[1], given.shape[1] if given is not None else 0
@@ -80,7 +81,7 @@ def draw_frames(
     for j in range(G): memory.add(given[:, j], at(j))
     for k in range(G, n):
         told, untold = see(memory, at(k)), see(memory, at(k), nothing) if nothing else None
-        z = denoise(model, scheduler, latents[:, k - G], told, untold, guidance, steps, generator, on_step)
+        z = denoise(model, scheduler, latents[:, k - G], told, untold, guidance, steps, generator, on_step, **how)
         frame = decode_latents(model, z)
         if k + 1 < n: memory.add(squash(frame, model.memory_side).to(z), at(k))  # the last slot is seen by nobody
         yield z, frame
@@ -116,11 +117,11 @@ class StoryPipeline(DiffusionPipeline):
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise.config))
 
-# %% ../nbs/12_draw.ipynb #7a7515fc
+# %% ../nbs/12_draw.ipynb #f70bbd1d
 @patch
 def _draw_group(self:StoryPipeline, captions, given, seeds, latents, how, size, on_step):
     "Draw stories of one length; yields latents and uint8 frames, one frame of each story at a time."
-    model, (steps, guidance), device = self.model, how, self._execution_device
+    model, device = self.model, self._execution_device
     encoded = [model.vocab.encode(c) for c in captions]
     tokens = {k: torch.stack([e[k] for e in encoded]).to(device) for k in TOKENS}
     def middle(pictures): return to_memory(pixels([square(p, model.memory_side) for p in pictures]))  # of photographs
@@ -131,7 +132,7 @@ def _draw_group(self:StoryPipeline, captions, given, seeds, latents, how, size, 
         shape = V, model.vae.config.latent_channels, *self._latent_size(*size)
         latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
     latents = latents.to(device, self.unet.dtype)
-    return draw_frames(model, self.scheduler, tokens, latents, opening, guidance, steps, generators, on_step)
+    return draw_frames(model, self.scheduler, tokens, latents, opening, generator=generators, on_step=on_step, **how)
 
 @patch
 def _latent_size(self:StoryPipeline, height, width):
@@ -140,21 +141,22 @@ def _latent_size(self:StoryPipeline, height, width):
         raise StoryError(f'height and width must be multiples of {factor}, got {height} and {width}')
     return tuple(v//factor if v else self.unet.config.sample_size for v in (height, width))
 
-# %% ../nbs/12_draw.ipynb #f135123d
+# %% ../nbs/12_draw.ipynb #dadccce8
 def _nested(x, of=str): return [x] if x and isinstance(x[0], of) else x  # one story -> a list of one story
 
 _AS = {'pil': lambda z, f: as_picture(f), 'pt': lambda z, f: f, 'latent': lambda z, f: z,
        'np': lambda z, f: f.permute(1, 2, 0).cpu().numpy()}
 
-def _groups(captions, opening): # {(frames, given): rows}
+def _groups(captions, given): # {(frames, given): rows}
     "Which stories can be drawn side by side."
+    if len(given) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(given)}')
     groups = {}
-    for i, (c, g) in enumerate(zip(captions, opening, strict=True)):
+    for i, (c, g) in enumerate(zip(captions, map(len, given))):
         if len(c) <= g: raise StoryError(f'story {i}: {len(c)} captions, {g} given frames; nothing is left to draw')
         groups.setdefault((len(c), g), []).append(i)
     return groups
 
-# %% ../nbs/12_draw.ipynb #9a5c3898
+# %% ../nbs/12_draw.ipynb #2b0f5027
 @patch
 def __call__(self:StoryPipeline,
     captions:list,                    # One story (list of str) or several; given frames need captions too
@@ -166,22 +168,23 @@ def __call__(self:StoryPipeline,
     latents:Tensor=None,              # (B, V, 4, h, w) noise instead of `seed`
     output_type:str='pil',            # 'pil', 'np' (uint8 h, w, 3), 'pt' (uint8 3, h, w) or 'latent'
     callback_on_step_end=None,        # f(pipe, i, t, {'latents': z}) -> dict
+    guidance_interval:tuple=(0, 1),   # Part of the steps that is guided
+    plain:bool=False,                 # Without what makes drawing faster; the same pictures but for rounding
 )->StoryOutput:
     "Draw stories."
     convert, captions = _AS[one_of('output type', output_type, _AS)], _nested(captions)
     given = _nested(given, Image.Image) or [[] for _ in captions]
-    if len(given) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(given)}')
     seeds = seed if isinstance(seed, list) else [seed + i for i in range(len(captions))]
-    groups, out, how = _groups(captions, map(len, given)), [None]*len(captions), (num_inference_steps, guidance_scale)
+    groups, out = _groups(captions, given), [None]*len(captions)
+    how = dict(steps=num_inference_steps, guidance=guidance_scale, interval=guidance_interval, plain=plain)
     with self.progress_bar(total=sum(n - g for n, g in groups)*num_inference_steps) as bar:
         def on_step(i, t, z):
             bar.update()
             return callback_on_step_end(self, i, t, {'latents': z}).get('latents', z) if callback_on_step_end else z
         for (_, g), rows in groups.items():
-            def pick(x): return [x[i] for i in rows]
+            told, opening, chance = ([x[i] for i in rows] for x in (captions, given, seeds))
             noise = None if latents is None else latents[rows]
-            drawn = list(self._draw_group(pick(captions), pick(given) if g else None, pick(seeds), noise, how,
-                                          (height, width), on_step))
+            drawn = list(self._draw_group(told, opening if g else None, chance, noise, how, (height, width), on_step))
             for b, i in enumerate(rows): out[i] = [convert(z[b], f[b]) for z, f in drawn]
     return StoryOutput(out, [c[len(g):] for c, g in zip(captions, given)])
 

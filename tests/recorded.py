@@ -115,10 +115,13 @@ def drawing(name): # two recorded stories, and ours with what went through the U
         calls.append((z.chunk(2)[0], context, ~visible, ARLDM.predict(net, z, t, context, visible)))
         return calls[-1][-1]
     scheduler, start = make_scheduler(name.split('_')[1]), r['init_latents'].transpose(0, 1)   # recorded frame-major
+    def draw(**how): # latents and frames
+        opening = memory[:, :given] if given else None
+        return [*map(torch.stack, zip(*draw_frames(net, scheduler, tokens, start, opening, 6., STEPS[0], **how)))]
     net.predict = predict
-    try: drawn = list(draw_frames(net, scheduler, tokens, start, memory[:, :given] if given else None, 6., STEPS[0]))
+    try: latents, frames = draw(plain=True)
     finally: del net.predict
-    (latents, frames), per_frame = map(torch.stack, zip(*drawn)), len(calls)/len(drawn)
+    per_frame = len(calls)/len(latents)
     (_, contexts, blocked, guesses), width = zip(*calls[::int(per_frame)]), r['mask_per_frame'].shape[-1]
     for recorded, ours in zip(r['context_per_frame'], contexts): recorded[:, ours.shape[1]:] = 0   # not drawn yet
     return r, dict(
@@ -126,8 +129,8 @@ def drawing(name): # two recorded stories, and ours with what went through the U
         mask_per_frame=torch.stack([F.pad(x, (0, width - x.shape[1]), value=True) for x in blocked]),
         context_per_frame=torch.stack([F.pad(x, (0, 0, 0, width - x.shape[1])) for x in contexts]),
         noise_pred_first_step=torch.stack(guesses),
-        latents_before_each_step=torch.stack([z for z, *_ in calls]).unflatten(0, (len(drawn), -1)),
-        final_latents_scaled=latents, decoded=torch.stack([net.vae.decode(z/.18215).sample for z in latents]),
+        latents_before_each_step=torch.stack([z for z, *_ in calls]).unflatten(0, (len(latents), -1)),
+        final_latents_scaled=latents, fast_latents=draw()[0], decoded=torch.stack([net.vae.decode(z/.18215).sample for z in latents]),
         images_uint8_in_returned_order=frames.permute(0, 1, 3, 4, 2).flatten(0, 1))
 
 def worst(key, of=gap, ours=None): # over the training batches
@@ -234,6 +237,10 @@ def drawings():
     for name, (key, (label, tolerance)) in product(DRAWN, quantities.items()):
         r, us = drawing(name)
         yield f'{name.replace("_", " ")}: {label}', gap(us[key], r[key]), tolerance
+    for name in DRAWN:
+        r, us = drawing(name)
+        gone = gap(us['fast_latents'], r['final_latents_scaled'])
+        yield f'{name.replace("_", " ")}: final latents, drawn the fast way', gone, 1e-4
 
 @piece
 def distance():
