@@ -464,6 +464,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.train._chance': ('train.html#_chance', 'arldm/train.py'),
                              'arldm.train._patient': ('train.html#_patient', 'arldm/train.py'),
                              'arldm.train._step': ('train.html#_step', 'arldm/train.py'),
+                             'arldm.train._timed': ('train.html#_timed', 'arldm/train.py'),
                              'arldm.train._unwrapped': ('train.html#_unwrapped', 'arldm/train.py'),
                              'arldm.train._validate': ('train.html#_validate', 'arldm/train.py'),
                              'arldm.train.accelerator': ('train.html#accelerator', 'arldm/train.py'),

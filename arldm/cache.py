@@ -6,8 +6,8 @@
 __all__ = ['SHARD', 'still_parts', 'questions', 'weights_digest', 'data_digest', 'answers', 'build_cache', 'nothing',
            'CachedStories']
 
-# %% ../nbs/10_cache.ipynb #d1efb08e
-import hashlib, json, shutil, warnings
+# %% ../nbs/10_cache.ipynb #7a13f67b
+import hashlib, json, warnings
 from pathlib import Path
 
 import numpy as np, torch

@@ -78,10 +78,10 @@ def _backward(acc, ready, batch, chances, s): # -> the mean loss of this process
         total = total + part_loss.detach()
     return total
 
-# %% ../nbs/11_train.ipynb #e356378b
-def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder):
+# %% ../nbs/11_train.ipynb #4b7b6423
+def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder, start): # `start`: when its stories were asked for
     "One step of `train`."
-    start, rank, world = time.perf_counter(), acc.process_index, acc.num_processes
+    rank, world = acc.process_index, acc.num_processes
     torch.manual_seed((s.seed*1_000_003 + k)*1_009 + rank)
     chances = [_chance(s.seed, k, place) for place in range(rank, s.batch*world, world)]
     loss = acc.reduce(_backward(acc, ready, batch, chances, s), 'mean').item()
@@ -124,7 +124,7 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         vars(layer).pop('forward', None)
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/11_train.ipynb #7f57ac13
+# %% ../nbs/11_train.ipynb #83c0b34e
 def train(
     model:ARLDM,
     stories:Dataset,           # The training split, a `StoryDataset` or `CachedStories`
@@ -135,10 +135,10 @@ def train(
     workers:int=0,             # Processes that read ahead
 ):                             # -> yields a dict with the keys `COLUMNS` after every step
     "Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint."
-    acc, optimizer = accelerator(s), make_optimizer(model, s)
-    model.noise, folder = noise_schedule(s.prediction, s.zero_snr), Path(run)/'checkpoints' if run else None
+    acc, folder = accelerator(s), Path(run)/'checkpoints' if run else None
+    model.noise = noise_schedule(s.prediction, s.zero_snr)
     checkpoint_blocks(model, s.checkpointing)
-    ready, optimizer = acc.prepare(model, optimizer)
+    ready, optimizer = acc.prepare(model, make_optimizer(model, s))
     if ema: ema.to(acc.device)
     parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)
     done = load_checkpoint(folder, parts := {k: v for k, v in parts.items() if v}) if run else 0
@@ -146,8 +146,8 @@ def train(
     rates, log = learning_rates(s), Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
     with stop_signals() as asked, _unwrapped(acc, ready):
-        for k, batch in enumerate(batches, done):
-            record = _step(k, rates[k], acc, ready, model.train(), optimizer, batch, s, ema, folder)
+        for k, (batch, start) in enumerate(_timed(batches), done):
+            record = _step(k, rates[k], acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
             due, stop = k + 1 == s.steps or (k + 1) % s.save_every == 0, _any(acc, asked)
             if due and val and s.validate: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
             log.add(record)
@@ -156,12 +156,16 @@ def train(
             yield record
             if stop: return
 
-# %% ../nbs/11_train.ipynb #3551c679
+# %% ../nbs/11_train.ipynb #89bf2a07
 @contextlib.contextmanager
 def _unwrapped(acc, ready):
     "Afterwards the model is in evaluation mode and without what accelerate wrapped around it."
     try: yield
     finally: acc.unwrap_model(ready, keep_fp32_wrapper=False).eval()
+
+def _timed(batches): # each batch, and when it was asked for
+    batches = iter(batches)
+    while (start := time.perf_counter()) and (batch := next(batches, None)): yield batch, start
 
 def _any(acc, asked): # whether any process was asked to stop; then all stop together
     return acc.reduce(torch.tensor(float(len(asked)), device=acc.device), 'sum').item() > 0
