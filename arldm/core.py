@@ -161,7 +161,7 @@ def machine()->dict: # Versions, commit and machine, all JSON-friendly
                 python=platform.python_version(), cpu=_ask(_cpu), cores=os.cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
-# %% ../nbs/00_core.ipynb #eb59db4a
+# %% ../nbs/00_core.ipynb #199bc39c
 def story_generator(
     seed:int, # The run's seed plus the story's index
 )->'torch.Generator': # A generator on the CPU
@@ -170,9 +170,10 @@ def story_generator(
     return torch.Generator('cpu').manual_seed(seed)
 
 def pick_device()->'torch.device':
-    "The best device there is: CUDA, Apple's MPS, or the CPU."
+    "The best device there is: CUDA (of several processes each its own), Apple's MPS, or the CPU."
     import torch
-    if torch.cuda.is_available(): return torch.device('cuda')
+    if torch.cuda.is_available():
+        return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #48e08e37

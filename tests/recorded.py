@@ -21,7 +21,8 @@ from arldm import freeze                     # gives `ARLDM.freeze` and `ARLDM.l
 from arldm.base import resize_grid
 from arldm.dataset import StoryDataset, Vocabulary, to_memory
 from arldm.denoise import make_scheduler
-from arldm.draw import StoryPipeline, draw_frames
+from arldm.draw import StoryPipeline
+from arldm.frames import draw_frames
 from arldm.encoders import encode_captions
 from arldm.model import ARLDM
 from arldm.optimise import learning_rates
@@ -114,21 +115,20 @@ def drawing(name): # two recorded stories, and ours with what went through the U
     def predict(z, t, context, visible):
         calls.append((z.chunk(2)[0], context, ~visible, ARLDM.predict(net, z, t, context, visible)))
         return calls[-1][-1]
-    scheduler, start = make_scheduler(name.split('_')[1]), r['init_latents'].transpose(0, 1)   # recorded frame-major
-    def draw(**how): # latents and frames
-        opening = memory[:, :given] if given else None
-        return [*map(torch.stack, zip(*draw_frames(net, scheduler, tokens, start, opening, 6., STEPS[0], **how)))]
+    scheduler, captions = make_scheduler(name.split('_')[1]), [{k: v[:, i] for k, v in tokens.items()} for i in range(5)]
+    def draw(**how): # latents and frames; the start is recorded frame by frame
+        opening = {k: memory[:, k] for k in range(given)}
+        drawn = draw_frames(net, scheduler, captions, r['init_latents'], opening, guidance=6., steps=STEPS[0], **how)
+        return [*map(torch.stack, zip(*drawn))]
     net.predict = predict
     try: latents, frames = draw(plain=True)
     finally: del net.predict
     per_frame = len(calls)/len(latents)
-    (_, contexts, blocked, guesses), width = zip(*calls[::int(per_frame)]), r['mask_per_frame'].shape[-1]
-    for recorded, ours in zip(r['context_per_frame'], contexts): recorded[:, ours.shape[1]:] = 0   # not drawn yet
-    return r, dict(
+    _, contexts, blocked, guesses = map(torch.stack, zip(*calls[::int(per_frame)]))
+    drawn = ~blocked.all(1, keepdim=True)                                     # (V, 1, tokens); others are not drawn yet
+    return dict(r, context_per_frame=r['context_per_frame']*drawn[..., None]), dict(
         timesteps=scheduler.timesteps, unet_calls_per_frame=torch.tensor(per_frame),
-        mask_per_frame=torch.stack([F.pad(x, (0, width - x.shape[1]), value=True) for x in blocked]),
-        context_per_frame=torch.stack([F.pad(x, (0, 0, 0, width - x.shape[1])) for x in contexts]),
-        noise_pred_first_step=torch.stack(guesses),
+        mask_per_frame=blocked, context_per_frame=contexts, noise_pred_first_step=guesses,
         latents_before_each_step=torch.stack([z for z, *_ in calls]).unflatten(0, (len(latents), -1)),
         final_latents_scaled=latents, fast_latents=draw()[0], decoded=torch.stack([net.vae.decode(z/.18215).sample for z in latents]),
         images_uint8_in_returned_order=frames.permute(0, 1, 3, 4, 2).flatten(0, 1))
