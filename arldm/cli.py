@@ -55,7 +55,7 @@ def asked(way:dict) -> dict: # what `StoryPipeline` is told of it
     return dict(num_inference_steps=way['steps'], guidance_scale=way['guidance'], guidance_interval=way['interval'],
                 reuse=way['reuse'])
 
-# %% ../nbs/15_cli.ipynb #1ee6da6f
+# %% ../nbs/15_cli.ipynb #93d5d5bd
 @command
 def draw(
     run:str,                 # Run folder, or a pipeline folder
@@ -78,7 +78,7 @@ def draw(
 ):
     "Draw the stories of a split, or your own; torchrun divides a split among processes."
     run = Path(run)
-    s = load_json(run/'settings.json') if (run/'settings.json').exists() else dataclasses.asdict(resolve())
+    s = load_json(run/'settings.json') if (run/'settings.json').exists() else dict(vars(resolve()), side=None)
     way = dict(scheduler=scheduler, steps=steps, guidance=s['guidance'] if guidance is None else guidance, seed=seed,
                interval=numbers('interval', interval, float), reuse=reuse, precision=precision or _precision())
     make_scheduler(scheduler), one_of('precision', way['precision'], CHOICES['precision'])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULERS', 'make_scheduler', 'Kept', 'keys_once', 'deep_kept', 'Recorded', 'denoise', 'decode_latents']
 
-# %% ../nbs/11b_denoise.ipynb #488fd001
+# %% ../nbs/11b_denoise.ipynb #d854f372
 import inspect
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .core import StoryError, one_of
 from .history import pack_visible
-from .model import ARLDM
+from .model import ARLDM, noise_schedule
 
-# %% ../nbs/11b_denoise.ipynb #bc145b90
-_noise = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=0)
+# %% ../nbs/11b_denoise.ipynb #8818b001
+_as_trained = 'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule'
+_noise = dict({k: noise_schedule().config[k] for k in _as_trained}, steps_offset=0)
 SCHEDULERS = {'ddim': partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True, **_noise),
               'pndm': partial(PNDMScheduler, skip_prk_steps=True, **_noise),
               'dpm++': partial(DPMSolverMultistepScheduler, **_noise),

@@ -118,7 +118,7 @@ def _way(self:StoryPipeline, num_inference_steps=50, guidance_scale=7.5, guidanc
     except ValueError as e: raise StoryError(f'{num_inference_steps} steps: {first_line(e)}') from None
     return dict(steps=num_inference_steps, guidance=guidance_scale, interval=(a, b), reuse=reuse, plain=plain)
 
-# %% ../nbs/12_draw.ipynb #1b7bd303
+# %% ../nbs/12_draw.ipynb #5d62d939
 @patch
 def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_step=None):
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
@@ -128,7 +128,7 @@ def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_ste
     known = {k: seen(pictures).to(**to) for k, pictures in known.items()}
     told = ({k: v.to(to['device']) for k, v in self.model.vocab.encode(list(c)).items()} for c in told)
     noise = (z.to(to['device']) for z in noise)
-    return draw_frames(self.model, self.scheduler, told, noise, known, None if photos else 0, self.nothing, **way,
+    return draw_frames(self.model, self.scheduler, told, noise, known, None if photos else 1, self.nothing, **way,
                        generator=generator, on_step=on_step, graphs=self._graphs)
 
 # %% ../nbs/12_draw.ipynb #2df1cee9

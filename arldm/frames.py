@@ -20,12 +20,12 @@ from .history import context_visible
 from .model import ARLDM
 from .show import as_picture
 
-# %% ../nbs/11c_frames.ipynb #80ebc280
+# %% ../nbs/11c_frames.ipynb #b33382c7
 class Memory:
     "The slots of the frames so far, each encoded once; of a long story, of the opening and the newest frames."
     def __init__(self,
         model:ARLDM,
-        opening:int=0,  # First frames that are never forgotten; at least the newest frame has room beside them
+        opening:int=1,  # First frames that are never forgotten; at least the newest frame has room beside them
     ):
         self.model, self.slots, self.real = model, [], []
         self.room = max(1, model.history.config.n_slots - 1)
@@ -72,14 +72,14 @@ def unseen(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context (B, t
     more = tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
 
-# %% ../nbs/11c_frames.ipynb #846cc6da
+# %% ../nbs/11c_frames.ipynb #5f1f2dd8
 @torch.no_grad()
 def draw_frames(
     model:ARLDM, scheduler,
     captions,              # For each story frame: ids and masks, each (B, S)
     noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
-    opening:int=None,      # How many of the first frames are never forgotten; default: those given
+    opening:int=None,      # How many of the first frames are never forgotten; default: those given, at least one
     nothing:tuple=None,    # `model.null()`, if it is known already
     guidance:float=7.5,    # 1 = none
     plain:bool=False,      # Without what makes drawing faster
@@ -87,7 +87,7 @@ def draw_frames(
 ):                         # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
     "Draw stories side by side, one frame of each at a time."
     first = next(k for k in range(len(given) + 1) if k not in given)
-    memory, before, noise = Memory(model, first if opening is None else opening), None, iter(noise)
+    memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
     if guidance != 1 and nothing is None: nothing = model.null()
     for k, caption in enumerate(captions):
         if before: memory.add(*before)
