@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'reencode', 'bench_converting', 'PlainStories', 'on_device', 'passing', 'bench_reading', 'bench_memory',
            'bench_data', 'bench']
 
-# %% ../nbs/18_speed.ipynb #fe6f4917
+# %% ../nbs/18_speed.ipynb #70860cb0
 import io, json, tempfile, time
 from pathlib import Path
 from typing import Annotated, Callable
@@ -20,6 +20,7 @@ from .core import CORPORA, command, machine, one_of, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
 from .measure import as_text, compare, peak, take_turns
+from .pace import bench_draw
 from .photos import SIZES, WORDS, encoded, write_corpus
 from .sources import SSID_FILES
 from .steps import bench_train
@@ -131,13 +132,13 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
     torch.set_num_threads(threads)
     return lines
 
-# %% ../nbs/18_speed.ipynb #d4fb9221
-BENCHES = dict(data=bench_data, train=bench_train)  # what can be measured
+# %% ../nbs/18_speed.ipynb #fac51238
+BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw)  # what can be measured
 
 @command
 def bench(
-    what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data or train
-    size:str='tiny',   # tiny (seconds) or full (minutes; data: 2 GB of temporary space, train: 20 GB of memory)
+    what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train or draw
+    size:str='tiny',   # tiny (seconds) or full (minutes; data: 2 GB of space, train: 20 GB of memory; draw: hours)
     out:str=None,      # JSON file for the results, with date, machine, versions and commit
 ):
     "Measure what the speed-ups of this book buy, on this machine."
