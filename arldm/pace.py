@@ -22,7 +22,7 @@ from .measure import count_flops, gpu_peak, matrix_rate, take_turns
 from .model import ARLDM
 from .steps import SIDES, Track
 
-# %% ../nbs/17c_pace.ipynb #2dc81368
+# %% ../nbs/17c_pace.ipynb #113708c5
 class Easel:
     "A pipeline and captions for timing drawings."
     def __init__(self,
@@ -32,6 +32,7 @@ class Easel:
         self.side, self.pipe = SIDES[track.size][0], StoryPipeline.from_model(model or track.model)
         self.pipe.set_progress_bar_config(disable=True)
         self.captions = [list(story.captions) for story in track.split]
+        self.opening = track.split[0].pictures()[:-1]                                      # all but the last frame
 
     def draw(self,
         scheduler:str, # Key of `SCHEDULERS`
@@ -76,27 +77,29 @@ def against(
     line = dict(what=what, unit=unit, part=part, note=f'{part:.2f}×', **{k: median(s) for k, s in seconds.items()})
     return line if wanted is None else dict(line, wanted=f'at most {wanted:.2f}×')
 
-# %% ../nbs/17c_pace.ipynb #a303aa53
+# %% ../nbs/17c_pace.ipynb #b26722cb
 STEPS = dict(tiny=(2, 5, 2), full=(3, 50, 20)) # Equal ones; then the seed's, and ours instead
 
 def race(easel:Easel, size:str, rounds:int)->list: # Lines about speed and arithmetic
     "A story drawn plainly and ours: at equal steps, and at the seed's settings against fewer steps."
     few, many, fewer = STEPS[size]
-    rate, flops = matrix_rate(), {name: story_flops(easel, plain=name == 'plain') for name in ('plain', 'ours')}
-    first = f'{few} PNDM steps', few, ('pndm', few), rounds, .9
-    second = f'{fewer} DPM++ for {many} PNDM', many, ('dpm++', fewer), 1, None
-    lines = []
-    for what, steps, ours, turns, wanted in (first, second):
-        seconds = timed(turns, plain=partial(easel.draw, 'pndm', steps, plain=True), ours=partial(easel.draw, *ours))
-        work = dict(plain=flops['plain'](questions('pndm', steps)), ours=flops['ours'](questions(*ours)))
+    first = f'{few} PNDM steps', few, ('pndm', few), rounds, .9, 's/story', {}
+    easel.draw('pndm', 1, plain=True), easel.draw('pndm', 1)
+    second = f'{fewer} DPM++ for {many} PNDM', many, ('dpm++', fewer), 1, None, 's/frame', dict(given=[easel.opening])
+    rate, lines = matrix_rate(), []
+    for what, steps, ours, turns, wanted, unit, part in (first, second):
+        seconds = timed(turns, plain=partial(easel.draw, 'pndm', steps, plain=True, **part),
+                        ours=partial(easel.draw, *ours, **part))
+        work = dict(plain=story_flops(easel, plain=True, **part)(questions('pndm', steps)),
+                    ours=story_flops(easel, **part)(questions(*ours)))
         share = {name: 100*work[name]/median(s)/rate for name, s in seconds['time passed'].items()}
-        lines += [against(f'{what}, CPU time', seconds['CPU time'], wanted),
-                  against(f'{what}, time passed', seconds['time passed']),
+        lines += [against(f'{what}, CPU time', seconds['CPU time'], wanted, unit),
+                  against(f'{what}, time passed', seconds['time passed'], None, unit),
                   against('its arithmetic', {name: [n/1e12] for name, n in work.items()}, unit='TFLOP'),
                   dict(what="share of the machine's matrix rate", unit='%', **share)]
     return lines
 
-# %% ../nbs/17c_pace.ipynb #65479c75
+# %% ../nbs/17c_pace.ipynb #df28386b
 def bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
     "Whether this CPU computes in bfloat16 itself."
     return any(has is True and 'bf16' in name for name, has in torch.cpu.get_capabilities().items())
@@ -104,17 +107,17 @@ def bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
 def in_bfloat16(easel:Easel, size:str, rounds:int, lines:list)->list: # `lines` of `race` -> their rivals in bfloat16
     "CPU time of our way in bfloat16, against that of the plain way in float32."
     few, many, fewer = STEPS[size]
-    jobs = ('pndm', few, rounds, .45), ('dpm++', fewer, 1, .2)
+    jobs = ('pndm', few, rounds, .45, {}), ('dpm++', fewer, 1, .2, dict(given=[easel.opening]))
     plain = [line for line in lines if line['what'].endswith('CPU time')]
     names = [line['what'].replace('CPU time', 'bfloat16') for line in plain]
     if not bfloat16_units():
-        return [dict(what=name, note='no bfloat16 units here', wanted=f'at most {job[-1]:.2f}×')
+        return [dict(what=name, note='no bfloat16 units here', wanted=f'at most {job[3]:.2f}×')
                 for name, job in zip(names, jobs)]
     easel.pipe.to(torch.bfloat16).unet.to(memory_format=torch.channels_last)
     easel.draw('dpm++', 1)
-    def once(scheduler, steps, rounds, _):
-        return median(timed(rounds, ours=partial(easel.draw, scheduler, steps))['CPU time']['ours'])
-    return [against(name, dict(plain=[p['plain']], ours=[once(*job)]), job[-1])
+    def once(scheduler, steps, rounds, _, part):
+        return median(timed(rounds, ours=partial(easel.draw, scheduler, steps, **part))['CPU time']['ours'])
+    return [against(name, dict(plain=[p['plain']], ours=[once(*job)]), job[3], p['unit'])
             for name, job, p in zip(names, jobs, plain)]
 
 # %% ../nbs/17c_pace.ipynb #f87d8cc8
@@ -180,10 +183,10 @@ def in_words(found:dict, flops:float, rate:float)->dict: # The rest of a line
     return dict(unit='s/story', ours=found['seconds'], memory=found['memory'], flops=flops, share=share,
                 note=f'{found["memory"]:.1f} GB, {share:.0f} %')
 
-# %% ../nbs/17c_pace.ipynb #5b880aa0
-def bench_draw(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' more than an hour on a CPU
+# %% ../nbs/17c_pace.ipynb #e55cbd4f
+def bench_draw(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' half an hour on a CPU
     "What a story costs to draw."
-    rounds = dict(tiny=1, full=3)[size]
+    rounds = dict(tiny=1, full=2)[size]
     quiet_loading()
     with tempfile.TemporaryDirectory() as folder:
         if torch.cuda.is_available(): return recipes(Path(folder), size, 1)
