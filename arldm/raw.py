@@ -162,13 +162,14 @@ def once(self:RawFolder, read:Callable):
     if read not in self._once: self._once[read] = read(self)
     return self._once[read]
 
-# %% ../nbs/02a_raw.ipynb #34f2bd7c
+# %% ../nbs/02a_raw.ipynb #7196cd56
 def plain_name(
     name:str,  # An id out of the annotations
     story:str, # The story, for the message
 )->str:        # `name`
     "An id that can be the name of a file or folder and leads nowhere else."
-    if name and name.isprintable() and not any(part in name for part in ('/', '\\', '..', '\0')): return name
+    safe = name.strip('.') and name.isprintable() and not any(part in name for part in ('/', '\\', '..', '\0'))
+    if safe and len(name.encode()) <= 200: return name  # of 255 bytes; temporary names are longer
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
 
 # %% ../nbs/02a_raw.ipynb #5274f956
