@@ -40,7 +40,7 @@ def make_scheduler(
     except TypeError:
         raise StoryError(f'{name} cannot begin in pure noise, as this model does; take ddim or dpm++') from None
 
-# %% ../nbs/11b_denoise.ipynb #15957bb1
+# %% ../nbs/11b_denoise.ipynb #98d490f7
 class Kept(nn.Module):
     "Stands where keys or values are computed, and repeats what is known."
     def forward(self, context): return self.known                                       # (B, tokens, width)
@@ -48,6 +48,8 @@ class Kept(nn.Module):
 @contextmanager
 def keys_once(unet): # -> yields `announce(context)`
     "Within the block, cross-attention uses the keys and values of the context announced last."
+    hook = getattr(unet, '_hf_hook', None)                                               # of parts that wait on the CPU
+    if hasattr(hook, 'pre_forward'): hook.pre_forward(unet)
     places = [(m, k) for name, m in unet.named_modules() if name.endswith('attn2') for k in ('to_k', 'to_v')]
     layers = [getattr(*place) for place in places]
     for place in places: setattr(*place, Kept())
@@ -57,7 +59,7 @@ def keys_once(unet): # -> yields `announce(context)`
     finally:
         for place, layer in zip(places, layers): setattr(*place, layer)
 
-# %% ../nbs/11b_denoise.ipynb #67c14428
+# %% ../nbs/11b_denoise.ipynb #7d534028
 @contextmanager
 def _instead(modules, wrap): # wrap(module, forward) -> another forward
     before = [vars(m).get('forward') for m in modules]                                   # of who else has been here
@@ -78,7 +80,7 @@ def few_pixels(unet): # a context manager
         return forward
     fits = dict(kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
     return _instead([m for m in unet.modules() if isinstance(m, nn.Conv2d) and m.bias is not None
-                     and all(getattr(m, k) == v for k, v in fits.items())], product)
+                     and not hasattr(m, '_hf_hook') and all(getattr(m, k) == v for k, v in fits.items())], product)
 
 # %% ../nbs/11b_denoise.ipynb #a770b9c6
 @contextmanager
@@ -108,7 +110,7 @@ class Recorded:
         self.graph.replay()
         return self.said.clone()
 
-# %% ../nbs/11b_denoise.ipynb #303c61c4
+# %% ../nbs/11b_denoise.ipynb #9e2557b5
 @contextmanager
 def _asking(model, told, untold, reuse, plain, graphs): # -> yields `ask(x, t, guided)`
     "How the UNet is asked: what is kept between the steps of one frame."
@@ -123,14 +125,14 @@ def _asking(model, told, untold, reuse, plain, graphs): # -> yields `ask(x, t, g
             turned = guided != now.guided
             if turned:
                 announce(contexts[guided][0])
-                now.guided, now.predict = guided, Recorded(model.predict) if graphs else model.predict
+                now.guided, now.predict = guided, Recorded(model.predict) if graphs and reuse == 1 else model.predict
             renew(turned or now.calls % reuse == 0)
             now.calls += 1
             x = x.to(contexts[guided][0].dtype)
             return now.predict(torch.cat([x, x]) if guided else x, t, *contexts[guided]).float()
         yield ask
 
-# %% ../nbs/11b_denoise.ipynb #4757c40d
+# %% ../nbs/11b_denoise.ipynb #1a4c8c3c
 def denoise(
     model:ARLDM, scheduler,
     z:Tensor,              # (B, 4, h, w) pure noise of unit variance
@@ -143,7 +145,7 @@ def denoise(
     interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither in the first nor the last fifth
     reuse:int=1,           # Renew deep features only in every so many steps; 1 = always, more = approximate
     plain:bool=False,      # Compute everything anew in every step; the same latents, later
-    graphs:bool=False,     # Record the UNet's calls, on a CUDA GPU
+    graphs:bool=False,     # Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
 )->Tensor:                 # float32 (B, 4, h, w) latents
     "Turn noise into the latents of one frame per story."
     scheduler.set_timesteps(steps, device=z.device)

@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['StoryOutput', 'StoryPipeline']
 
-# %% ../nbs/12_draw.ipynb #82f46455
+# %% ../nbs/12_draw.ipynb #715144ac
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np, torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
+from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from .core import StoryError, at_least_one, first_line, load_json, one_of, story_generator
+from .core import StoryError, first_line, one_of
 from .dataset import Vocabulary, pixels, square, to_memory
 from .denoise import make_scheduler
+from .encoders import MemoryEncoder
 from .frames import draw_frames, noises, squash
-from .model import ARLDM, PARTS, noise_like, vae_factor
-from .plan import as_given, chances, check_latents, enough_memory, make_plans
+from .history import HistoryEmbeddings
+from .model import ARLDM, PARTS, check_kind, check_whole, noise_like, vae_factor
+from .plan import as_given, chances, check_latents, enough_memory, make_plan, make_plans
 from .show import as_picture, sheet, strips
 
 # %% ../nbs/12_draw.ipynb #c9755c17
@@ -40,16 +44,21 @@ class StoryOutput(BaseOutput):
     def __repr__(self): return f'StoryOutput of {len(self.frames)} stories, frames drawn: {[*map(len, self.frames)]}'
     def _repr_png_(self): return sheet([self.strip(i) for i, s in enumerate(self.stories) if s][:16])._repr_png_()
 
-# %% ../nbs/12_draw.ipynb #f91dd618
+# %% ../nbs/12_draw.ipynb #e6429407
 class StoryPipeline(DiffusionPipeline):
     "Draws stories: `pipe(['a big red circle is at the beach on the left', 'it jumps'])`."
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
-    _callback_tensor_inputs = ['latents']
+    _callback_tensor_inputs, _exclude_from_cpu_offload = ['latents'], ['history']
     _made, _known, _graphs = (None, None), (None, None), False
 
-    def __init__(self, vae, unet, text_encoder, memory_encoder, history, tokenizer, memory_tokenizer, scheduler):
+    def __init__(self, vae:AutoencoderKL, unet:UNet2DConditionModel, text_encoder:CLIPTextModel,
+                 memory_encoder:MemoryEncoder, history:HistoryEmbeddings, tokenizer:CLIPTokenizer,
+                 memory_tokenizer:BertTokenizer, scheduler:SchedulerMixin):
+        parts = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         super().__init__()
-        self.register_modules(**{k: v for k, v in locals().items() if k not in ('self', '__class__')})
+        for k in {'clip_sample', 'skip_prk_steps'} - {*scheduler.config}:  # what DDIM and PNDM shall be told, in case
+            scheduler.register_to_config(**{k: k == 'skip_prk_steps'})     # that they are made of this one
+        self.register_modules(**parts)
 
     @classmethod
     def from_model(cls, model:ARLDM, scheduler='dpm++'): # -> a pipeline that shares the model's parts
@@ -58,7 +67,7 @@ class StoryPipeline(DiffusionPipeline):
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise.config))
 
-# %% ../nbs/12_draw.ipynb #f35d90bf
+# %% ../nbs/12_draw.ipynb #88b8b93a
 @patch(cls_method=True)
 def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
@@ -67,17 +76,14 @@ def from_pretrained(cls:StoryPipeline,
     "Open a pipeline, or say in one line why that cannot be done."
     inner = Path(folder)/'pipeline'
     where = inner if inner.is_dir() else Path(folder)
-    if where.is_dir():
-        if not (where/'model_index.json').is_file():
-            raise StoryError(f'{folder}: no pipeline; a model_index.json is missing')
-        kind = load_json(where/'model_index.json').get('_class_name')
-        if kind != 'StoryPipeline':
-            raise StoryError(f'{folder}: a {kind}; expected a StoryPipeline, as arldm-train makes it')
-    try: return super(StoryPipeline, cls).from_pretrained(str(where), **how)
+    if where.is_dir(): check_kind(where)
+    try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **how)
     except Exception as e:                                                            # one kind per kind of damage
         raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)})') from None
+    if where.is_dir(): check_whole(where, {n: getattr(pipe, n) for n in PARTS if n not in how})
+    return pipe
 
-# %% ../nbs/12_draw.ipynb #10afd357
+# %% ../nbs/12_draw.ipynb #99aae019
 @patch(as_prop=True)
 def model(self:StoryPipeline) -> ARLDM:
     "The same parts as a model."
@@ -93,15 +99,17 @@ def nothing(self:StoryPipeline) -> tuple: # null caption and null slot, each (S,
     "What guidance leads away from."
     weights = [*self.text_encoder.parameters(), *self.memory_encoder.parameters()]
     state = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in weights]
+    if not any(p.is_meta for p in weights):                      # some ways of writing leave no trace but the numbers
+        state.append(float(sum(p.detach().double().sum() for p in weights if p.ndim == 1)))
     if self._known[0] != state:
         with torch.no_grad(): self._known = state, self.model.null()
     return self._known[1]
 
-# %% ../nbs/12_draw.ipynb #d97d077d
+# %% ../nbs/12_draw.ipynb #ccdac87e
 @patch
 def _latent_shape(self:StoryPipeline, height, width): # of a frame
     factor = vae_factor(self.vae)
-    if any(v is not None and (v < 1 or v % factor) for v in (height, width)):
+    if any(v is not None and (not isinstance(v, Integral) or v < 1 or v % factor) for v in (height, width)):
         raise StoryError(f'height and width must be multiples of {factor}, got {height} and {width}')
     return self.vae.config.latent_channels, *(v//factor if v else self.unet.config.sample_size for v in (height, width))
 
@@ -109,10 +117,15 @@ def _latent_shape(self:StoryPipeline, height, width): # of a frame
 def _way(self:StoryPipeline, num_inference_steps=50, guidance_scale=7.5, guidance_interval=(0, 1), reuse=1,
          plain=False):
     "How to draw, in the words of `denoise`."
-    at_least_one(num_inference_steps=num_inference_steps, reuse=reuse)
-    if not guidance_scale >= 1:
+    most = self.scheduler.config.num_train_timesteps - 1
+    for name, n in dict(num_inference_steps=num_inference_steps, reuse=reuse).items():
+        if not isinstance(n, Integral) or not 1 <= n <= most:
+            raise StoryError(f'{name} must be a whole number between 1 and {most}, got {n!r}')
+    if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < float('inf'):
         raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
-    a, b = guidance_interval
+    try: a, b = map(float, guidance_interval)
+    except (TypeError, ValueError):
+        raise StoryError(f'guidance_interval must be two numbers, got {guidance_interval!r}') from None
     if not 0 <= a <= b <= 1: raise StoryError(f'guidance_interval must lie between 0 and 1, got {a} to {b}')
     try: self.scheduler.set_timesteps(num_inference_steps)
     except ValueError as e: raise StoryError(f'{num_inference_steps} steps: {first_line(e)}') from None
@@ -136,7 +149,7 @@ _AS = {'pil': lambda z, f: [as_picture(x) for x in f],
        'np': lambda z, f: np.stack([x.permute(1, 2, 0).numpy() for x in f]).astype('float32')/255,
        'pt': lambda z, f: torch.stack(f).float()/255, 'latent': lambda z, f: torch.stack(z)}
 
-# %% ../nbs/12_draw.ipynb #da987606
+# %% ../nbs/12_draw.ipynb #6477e52a
 @patch
 def __call__(self:StoryPipeline,
     captions:list,                    # One story (list of str) or several; given frames need captions, too
@@ -156,18 +169,19 @@ def __call__(self:StoryPipeline,
 )->StoryOutput:
     "Draw stories."
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
-    for name in callback_on_step_end_tensor_inputs: one_of('callback tensor', name, self._callback_tensor_inputs)
+    heard = getattr(callback_on_step_end, 'tensor_inputs', callback_on_step_end_tensor_inputs) or ()
+    for name in heard: one_of('callback tensor', name, self._callback_tensor_inputs)
     way = self._way(num_inference_steps, guidance_scale, **way)
     plans, bad = make_plans(captions, given, redraw)
     chance = chances(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
-    drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end)
+    drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end, heard)
     out = _output(plans, bad, drawn, convert)
     return out if return_dict else out.to_tuple()
 
-# %% ../nbs/12_draw.ipynb #8d6b0b0e
+# %% ../nbs/12_draw.ipynb #e9aa21e4
 @patch
-def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback):
+def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, heard):
     "{i: [(latents, frame)]} of all plans; stories of a kind are drawn side by side."
     kinds, drawn = {}, {i: [] for i in plans}
     for i, p in plans.items(): kinds.setdefault((len(p.captions), *p.given), []).append(i)
@@ -175,18 +189,20 @@ def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback):
     with self.progress_bar(total=frames*len(self.scheduler.timesteps)) as bar:
         def on_step(i, t, z):
             bar.update()
-            return (callback(self, i, t, {'latents': z}) or {}).get('latents', z) if callback else z
+            return (callback(self, i, t, dict.fromkeys(heard, z)) or {}).get('latents', z) if callback else z
         for rows in kinds.values():
             some, mine = [plans[i] for i in rows], [chance[i] for i in rows]
             told = zip(*[p.captions[:max(p.todo) + 1] for p in some])
             known = {k: [p.known[k] for p in some] for k in some[0].known}
-            noise = noises(mine, shape) if latents is None else torch.stack([latents[i] for i in rows], 1)
-            if some[0].redraw and latents is None: noise = (z for k, z in enumerate(noise) if k in some[0].todo)
+            if latents is not None: noise = torch.stack([latents[i] for i in rows], 1)
+            else: noise = _of_frames(noises(mine, shape), some[0].todo)
             with enough_memory(len(rows)):
                 for z, f in self._draw(told, known, not some[0].redraw, noise, way, mine, on_step):
                     for b, i in enumerate(rows): drawn[i].append((z[b].cpu(), f[b].cpu()))
     self.maybe_free_model_hooks()
     return drawn
+
+def _of_frames(noise, todo): return (z for k, z in enumerate(noise) if k in todo) # each frame of a story has its own
 
 # %% ../nbs/12_draw.ipynb #51f243d7
 def _output(plans, bad, drawn, convert):
@@ -201,7 +217,7 @@ def _output(plans, bad, drawn, convert):
         stories.append([whole[k] for k in sorted(whole)])
     return StoryOutput(frames, stories, captions, bad)
 
-# %% ../nbs/12_draw.ipynb #2b57710e
+# %% ../nbs/12_draw.ipynb #dd50a5c6
 @patch
 def stream(self:StoryPipeline,
     captions,                         # Any iterable of captions, those of given frames first
@@ -211,12 +227,15 @@ def stream(self:StoryPipeline,
     **way,                            # `num_inference_steps`, `guidance_scale`, …
 ):                                    # -> yields PIL pictures
     "Draw one story; the next caption is asked for when the frame before it has been taken."
-    shape, chance = self._latent_shape(height, width), [story_generator(seed)]
+    shape, chance = self._latent_shape(height, width), chances(1, seed)
+    given, n = given if isinstance(given, (list, tuple)) else [given], 0
     known = {k: [as_given(p)] for k, p in enumerate(given)}
-    told = ((c,) for c in captions)
+    told = (make_plan([c]).captions for c in ([captions] if isinstance(captions, str) else captions))
+    noise = (z for k, z in enumerate(noises(chance, shape)) if k not in known)
     with enough_memory(1):
-        drawn = self._draw(told, known, True, noises(chance, shape), self._way(**way), chance)
-        for _, frame in drawn: yield as_picture(frame[0])
+        drawn = self._draw(told, known, True, noise, self._way(**way), chance)
+        for n, (_, frame) in enumerate(drawn, 1): yield as_picture(frame[0])
+    if not n: raise StoryError('no captions are left for frames to draw')
 
 # %% ../nbs/12_draw.ipynb #7c799e6e
 @patch

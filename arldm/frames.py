@@ -102,10 +102,10 @@ def draw_frames(
 
 def _most(model, tokens): return (1 + model.history.config.n_slots)*tokens['caption_ids'].shape[1]
 
-# %% ../nbs/11c_frames.ipynb #de51d40e
+# %% ../nbs/11c_frames.ipynb #37a2cba8
 def noises(
-    generators:list,  # One `torch.Generator` on the CPU per story
+    generators:list,  # One `torch.Generator` per story
     shape:tuple,      # (4, h, w)
 ):                    # -> yields (B, 4, h, w), for ever
     "Noise for frame after frame of each story."
-    while True: yield torch.stack([torch.randn(shape, generator=g) for g in generators])
+    while True: yield torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])

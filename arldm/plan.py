@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Plan', 'as_given', 'make_plan', 'make_plans', 'chances', 'check_latents', 'enough_memory']
 
-# %% ../nbs/11d_plan.ipynb #d8ebed30
+# %% ../nbs/11d_plan.ipynb #151ce1a0
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
-import numpy as np
+import numpy as np, torch
 from PIL import Image
 
 from .core import StoryError, story_generator
 from .pictures import upright
 
-# %% ../nbs/11d_plan.ipynb #5be1f06b
+# %% ../nbs/11d_plan.ipynb #0da783db
 @dataclass
 class Plan:
     "A story that can be drawn."
@@ -33,30 +34,39 @@ class Plan:
 
 def as_given(x) -> Image.Image: # of a PIL picture or a uint8 array (h, w, 3)
     "A given picture, upright and RGB."
-    if isinstance(x, np.ndarray) and x.dtype == np.uint8: x = Image.fromarray(x)
-    if not isinstance(x, Image.Image): raise StoryError(f'given frames must be pictures, got {type(x).__name__}')
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[2:] in ((), (3,), (4,)) and x.ndim > 1:
+        x = Image.fromarray(x)
+    if not isinstance(x, Image.Image) or not min(x.size):
+        raise StoryError(f'given frames must be pictures, got {type(x).__name__}')
     return upright(x)
 
-# %% ../nbs/11d_plan.ipynb #68977e75
+# %% ../nbs/11d_plan.ipynb #1bdb90d5
+def _list(x, what):
+    try: return list(x)
+    except TypeError: raise StoryError(f'{what} must be a list, got {x!r}') from None
+
+def _is_text(c): return isinstance(c, str) and not any('\ud800' <= x <= '\udfff' for x in c) # no halves of characters
+
 def make_plan(
     captions:list,     # One per frame
     given:list=(),     # Pictures of the first frames; one alone needs no list
     redraw:list=None,  # Numbers of frames to draw anew, from 1; then all frames are given
 )->Plan:
     "What has to be drawn of a story."
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    given = given if isinstance(given, (list, tuple)) else [given]
-    n, have, odd = len(captions), len(given), [c for c in captions if not isinstance(c, str)]
+    captions = [captions] if isinstance(captions, str) else _list(captions, 'captions')
+    given = given if isinstance(given, (list, tuple)) else () if given is None else [given]
+    redraw = [] if redraw is None else _list(redraw, 'redraw')
+    n, have, odd = len(captions), len(given), [c for c in captions if not _is_text(c)]
     if not n: raise StoryError('no captions; a story has at least one')
     if odd: raise StoryError(f'captions must be text, got {odd[0]!r}')
     if redraw:
-        odd = [k for k in redraw if k not in range(1, n + 1)]
+        odd = [k for k in redraw if not isinstance(k, Integral) or not 1 <= k <= n]
         if odd: raise StoryError(f'no frame {odd[0]} to redraw; there are frames 1 to {n}')
         if have != n: raise StoryError(f'{n} captions, {have} given frames; to redraw some, give all')
     elif have >= n: raise StoryError(f'{n} captions, {have} given frames; nothing is left to draw')
-    return Plan(captions, dict(enumerate(map(as_given, given))), list(redraw or ()))
+    return Plan(captions, dict(enumerate(map(as_given, given))), redraw)
 
-# %% ../nbs/11d_plan.ipynb #75bea360
+# %% ../nbs/11d_plan.ipynb #85911bbc
 def make_plans(
     captions:list,    # One story (list of str) or several
     given:list=None,  # Its pictures; for several stories, those of each
@@ -64,9 +74,10 @@ def make_plans(
 )->tuple:             # {i: `Plan`}, {i: why story i has none}
     "Plans for one story or several."
     nested = isinstance(given, (list, tuple)) and any(isinstance(g, (list, tuple)) for g in given)
-    if isinstance(captions, str) or all(isinstance(c, str) for c in captions):            # one story
+    captions = captions if isinstance(captions, str) else _list(captions, 'captions')
+    if not any(isinstance(c, (list, tuple)) or hasattr(c, '__next__') for c in captions):          # one story
         captions, given = [captions], given if given is None or nested else [given]
-    given = [()]*len(captions) if given is None else given
+    given = [()]*len(captions) if given is None else _list(given, 'given')
     if len(given) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(given)}')
     plans, bad = {}, {}
     for i, (c, g) in enumerate(zip(captions, given)):
@@ -76,17 +87,21 @@ def make_plans(
     for why in bad.values(): warnings.warn(f'{why}; not drawn', stacklevel=3)
     return plans, bad
 
-# %% ../nbs/11d_plan.ipynb #0ca9687f
+# %% ../nbs/11d_plan.ipynb #8035d4e7
 def chances(
     n:int,          # Stories
     seed:int|list,  # Story i has `seed + i`; a list names one per story
     generator=None, # Instead: a `torch.Generator`, or one per story
 )->list:            # `n` generators
     "Where the random numbers of each story come from."
-    if generator is None: generator = seed if isinstance(seed, (list, tuple)) else [seed + i for i in range(n)]
+    if isinstance(seed, Integral): seed = [int(seed) + i for i in range(n)]
+    if generator is None: generator = _list(seed, 'seed')
     every = generator if isinstance(generator, (list, tuple)) else [generator]*n
     if len(every) != n: raise StoryError(f'{n} stories, but {len(every)} seeds')
-    return [story_generator(x) if isinstance(x, int) else x for x in every]
+    for x in every:
+        if not isinstance(x, torch.Generator) and not (isinstance(x, Integral) and -2**63 <= x < 2**64):
+            raise StoryError(f'a seed must be a whole number of 64 bits, got {x!r}')
+    return [x if isinstance(x, torch.Generator) else story_generator(int(x)) for x in every]
 
 def check_latents(
     latents:list,  # Of each story, (V, 4, h, w)
@@ -95,8 +110,10 @@ def check_latents(
 ):
     "A `StoryError` unless there is noise of the right shape for every story."
     for i, p in plans.items():
-        got, want = tuple(latents[i].shape) if i < len(latents) else None, (len(p.todo), *shape)
+        z = latents[i] if isinstance(latents, (list, tuple, torch.Tensor)) and i < len(latents) else None
+        got, want = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__, (len(p.todo), *shape)
         if got != want: raise StoryError(f'latents of story {i} must have the shape {want}, got {got}')
+        if not z.isfinite().all(): raise StoryError(f'latents of story {i} must be finite numbers')
 
 # %% ../nbs/11d_plan.ipynb #fe027d9c
 @contextmanager
