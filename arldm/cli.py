@@ -55,7 +55,7 @@ def asked(way:dict) -> dict: # what `StoryPipeline` is told of it
     return dict(num_inference_steps=way['steps'], guidance_scale=way['guidance'], guidance_interval=way['interval'],
                 reuse=way['reuse'])
 
-# %% ../nbs/15_cli.ipynb #93d5d5bd
+# %% ../nbs/15_cli.ipynb #5cb683f8
 @command
 def draw(
     run:str,                 # Run folder, or a pipeline folder
@@ -71,7 +71,7 @@ def draw(
     reuse:int=1,             # Renew deep features only in every so many steps; above 1 faster and approximate
     precision:str=None,      # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
     fast:bool=False,         # Compile for the GPU first; worth it for many stories
-    batch:int=16,            # Stories drawn together; does not change the pictures
+    batch:int=16,            # Stories drawn together; changes pictures by rounding only
     seed:int=0,              # Story i starts from seed + i
     limit:int=None,          # Only the first so many stories
     dry_run:bool=False,      # Say what would be drawn and stop
@@ -83,6 +83,7 @@ def draw(
                interval=numbers('interval', interval, float), reuse=reuse, precision=precision or _precision())
     make_scheduler(scheduler), one_of('precision', way['precision'], CHOICES['precision'])
     at_least_one(steps=steps, batch=batch, reuse=reuse, limit=1 if limit is None else limit, guidance=way['guidance'])
+    if (given or redraw) and not captions: raise StoryError('--given and --redraw need --captions')
     if captions: return draw_text(run, Path(captions), way, given, redraw, dry_run)
     return draw_stories(run, data or s.get('data'), split, s, way, batch, limit, fast, dry_run)
 

@@ -132,14 +132,15 @@ def _asking(model, told, untold, reuse, plain, graphs): # -> yields `ask(x, t, g
             return now.predict(torch.cat([x, x]) if guided else x, t, *contexts[guided]).float()
         yield ask
 
-# %% ../nbs/11b_denoise.ipynb #1a4c8c3c
+# %% ../nbs/11b_denoise.ipynb #6c136360
 def denoise(
-    model:ARLDM, scheduler,
+    model:ARLDM,
+    scheduler,             # Of `make_scheduler`, or any other of diffusers
     z:Tensor,              # (B, 4, h, w) pure noise of unit variance
     told:tuple,            # (context (B, tokens, D), visible bool (B, tokens)) of the frame
     untold:tuple=None,     # The same of a frame that is told nothing; `None` = no guidance
     guidance:float=7.5,    # Guidance scale `g`
-    steps:int=50,          # Denoising steps
+    steps:int=50,          # Denoising steps; PNDM asks once more
     generator=None,        # One per story, for schedulers that add noise
     on_step=None,          # Called with (i, t, z) after every step; may return other latents
     interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither in the first nor the last fifth

@@ -44,7 +44,7 @@ class StoryOutput(BaseOutput):
     def __repr__(self): return f'StoryOutput of {len(self.frames)} stories, frames drawn: {[*map(len, self.frames)]}'
     def _repr_png_(self): return sheet([self.strip(i) for i, s in enumerate(self.stories) if s][:16])._repr_png_()
 
-# %% ../nbs/12_draw.ipynb #e6429407
+# %% ../nbs/12_draw.ipynb #3840cfff
 class StoryPipeline(DiffusionPipeline):
     "Draws stories: `pipe(['a big red circle is at the beach on the left', 'it jumps'])`."
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
@@ -56,8 +56,8 @@ class StoryPipeline(DiffusionPipeline):
                  memory_tokenizer:BertTokenizer, scheduler:SchedulerMixin):
         parts = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         super().__init__()
-        for k in {'clip_sample', 'skip_prk_steps'} - {*scheduler.config}:  # what DDIM and PNDM shall be told, in case
-            scheduler.register_to_config(**{k: k == 'skip_prk_steps'})     # that they are made of this one
+        for k in {'clip_sample', 'skip_prk_steps'} - {*scheduler.config}: # settings that DDIM and PNDM need if this one
+            scheduler.register_to_config(**{k: k == 'skip_prk_steps'})        # is swapped for them
         self.register_modules(**parts)
 
     @classmethod
@@ -67,15 +67,14 @@ class StoryPipeline(DiffusionPipeline):
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise.config))
 
-# %% ../nbs/12_draw.ipynb #88b8b93a
+# %% ../nbs/12_draw.ipynb #902ff3f0
 @patch(cls_method=True)
 def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
     **how,           # As for any pipeline: `dtype`, …
 ):
     "Open a pipeline, or say in one line why that cannot be done."
-    inner = Path(folder)/'pipeline'
-    where = inner if inner.is_dir() else Path(folder)
+    where = Path(folder)/'pipeline' if (Path(folder)/'pipeline').is_dir() else Path(folder)
     if where.is_dir(): check_kind(where)
     try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **how)
     except Exception as e:                                                            # one kind per kind of damage
@@ -83,7 +82,7 @@ def from_pretrained(cls:StoryPipeline,
     if where.is_dir(): check_whole(where, {n: getattr(pipe, n) for n in PARTS if n not in how})
     return pipe
 
-# %% ../nbs/12_draw.ipynb #99aae019
+# %% ../nbs/12_draw.ipynb #6770f8df
 @patch(as_prop=True)
 def model(self:StoryPipeline) -> ARLDM:
     "The same parts as a model."
@@ -99,7 +98,7 @@ def nothing(self:StoryPipeline) -> tuple: # null caption and null slot, each (S,
     "What guidance leads away from."
     weights = [*self.text_encoder.parameters(), *self.memory_encoder.parameters()]
     state = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in weights]
-    if not any(p.is_meta for p in weights):                      # some ways of writing leave no trace but the numbers
+    if not any(p.is_meta for p in weights):                      # some changes in place show only in the values
         state.append(float(sum(p.detach().double().sum() for p in weights if p.ndim == 1)))
     if self._known[0] != state:
         with torch.no_grad(): self._known = state, self.model.null()
@@ -149,22 +148,22 @@ _AS = {'pil': lambda z, f: [as_picture(x) for x in f],
        'np': lambda z, f: np.stack([x.permute(1, 2, 0).numpy() for x in f]).astype('float32')/255,
        'pt': lambda z, f: torch.stack(f).float()/255, 'latent': lambda z, f: torch.stack(z)}
 
-# %% ../nbs/12_draw.ipynb #6477e52a
+# %% ../nbs/12_draw.ipynb #45e474ab
 @patch
 def __call__(self:StoryPipeline,
     captions:list,                    # One story (list of str) or several; given frames need captions, too
-    given:list=None,                  # Opening pictures: one or a list; for several stories, that of each
+    given:list=None,                  # Opening pictures, one or a list; for several stories, a list of such
     num_inference_steps:int=50,       # Denoising steps per frame
     guidance_scale:float=7.5,         # 1 = no guidance
     height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
     seed:int|list=0,                  # Story i starts from `seed + i`; a list names one seed per story
-    latents:list=None,                # Noise instead: for each story (V, 4, h, w)
+    latents:list=None,                # Noise instead: of each story (frames to draw, 4, h/8, w/8)
     output_type:str='pil',            # 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
     callback_on_step_end=None,        # f(pipe, i, t, {'latents': z}) -> dict
     *, redraw:list=None,              # Numbers of frames to draw anew, from 1; `given` then holds all frames
     generator=None,                   # Instead of `seed`: a `torch.Generator`, or one per story
     return_dict:bool=True,            # Else a tuple
-    callback_on_step_end_tensor_inputs:list=('latents',),
+    callback_on_step_end_tensor_inputs:list=('latents',), # No others can be asked for
     **way,                            # `guidance_interval`, `reuse`, `plain`: see `denoise`
 )->StoryOutput:
     "Draw stories."
@@ -204,25 +203,26 @@ def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, 
 
 def _of_frames(noise, todo): return (z for k, z in enumerate(noise) if k in todo) # each frame of a story has its own
 
-# %% ../nbs/12_draw.ipynb #51f243d7
+# %% ../nbs/12_draw.ipynb #1a2283cf
 def _output(plans, bad, drawn, convert):
     "What was drawn, story by story."
     frames, stories, captions = [], [], []
     for i in range(len(plans) + len(bad)):
-        p, (z, f) = plans.get(i), zip(*drawn[i]) if i in drawn else ((), ())
-        frames.append(convert(z, f) if p else [])
-        captions.append(p.captions if p else [])
-        whole = {k: x if p.redraw else square(x, min(x.size)) for k, x in p.given.items()} if p else {}
-        if p: whole |= zip(p.todo, map(as_picture, f))
-        stories.append([whole[k] for k in sorted(whole)])
+        if i in bad:
+            for of_all in frames, stories, captions: of_all.append([])
+            continue
+        p, (z, f) = plans[i], zip(*drawn[i])
+        whole = {k: x if p.redraw else square(x, min(x.size)) for k, x in p.given.items()}
+        whole |= zip(p.todo, map(as_picture, f))
+        frames.append(convert(z, f)), captions.append(p.captions), stories.append([whole[k] for k in sorted(whole)])
     return StoryOutput(frames, stories, captions, bad)
 
-# %% ../nbs/12_draw.ipynb #dd50a5c6
+# %% ../nbs/12_draw.ipynb #c23bc0d6
 @patch
 def stream(self:StoryPipeline,
     captions,                         # Any iterable of captions, those of given frames first
     given:list=(),                    # Opening pictures
-    seed:int=0,
+    seed:int=0,                       # Where the story's random numbers start
     height:int=None, width:int=None,  # Pixels
     **way,                            # `num_inference_steps`, `guidance_scale`, …
 ):                                    # -> yields PIL pictures
@@ -237,12 +237,12 @@ def stream(self:StoryPipeline,
         for n, (_, frame) in enumerate(drawn, 1): yield as_picture(frame[0])
     if not n: raise StoryError('no captions are left for frames to draw')
 
-# %% ../nbs/12_draw.ipynb #7c799e6e
+# %% ../nbs/12_draw.ipynb #206d0bcb
 @patch
 def enable_fast_kernels(self:StoryPipeline,
     graphs:bool=False, # Record calls as CUDA graphs, where there is CUDA
 ):
-    "Spend a minute on compiling, to draw many stories faster; for GPUs."
+    "Compile first, to draw many stories faster; for GPUs."
     for part in self.unet, self.vae: part.to(memory_format=torch.channels_last)
     limits = torch._dynamo.config                                          # there are three widths and many batches
     limits.recompile_limit = max(64, limits.recompile_limit)

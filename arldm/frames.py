@@ -72,10 +72,11 @@ def unseen(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context (B, t
     more = tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
 
-# %% ../nbs/11c_frames.ipynb #5f1f2dd8
+# %% ../nbs/11c_frames.ipynb #b00b108b
 @torch.no_grad()
 def draw_frames(
-    model:ARLDM, scheduler,
+    model:ARLDM,
+    scheduler,             # Of `make_scheduler`, or any other of diffusers
     captions,              # For each story frame: ids and masks, each (B, S)
     noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0

@@ -187,7 +187,7 @@ def round_trip(vae, stories:list)->list: # n lists of pictures
     "Told frames through the autoencoder."
     return [[as_picture(x) for x in vae(to_target(pixels(s.pictures()))).sample] for s in stories]
 
-# %% ../nbs/17d_quality.ipynb #3309120c
+# %% ../nbs/17d_quality.ipynb #09289528
 _few = 2, 3, 5, 10, 15, 20
 STEPS = {'dpm++': _few, 'unipc': _few, 'ddim': (2, 3, 5, 10, 20, 50, 250), 'pndm': (3, 5, 10, 20, 50)}
 PARTS = (0, 1), (0, .5), (.2, .8), (.5, 1)
@@ -201,7 +201,7 @@ def study(
     folder:str|Path='runs/quality', # Stories and rows
     n:int=64,                       # Stories
     ways:dict=STUDY,
-)->tuple:                           # exam, {`Way`: row}, rows of the lower limits
+)->tuple:                           # exam, {`Way`: row}, rows of the two yardsticks
     "Every way of the study."
     pipe, stories = StoryPipeline.from_pretrained(asset('toy/arldm')), unseen(folder, n)
     pipe.set_progress_bar_config(disable=True)

@@ -421,14 +421,15 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
     tokens, P, n_slots = pipe.model.vocab.encode(captions), pipe.memory_encoder.picture_side, 5
     mean = torch.tensor([.48145466, .4578275, .40821073])[:, None, None]
     std = torch.tensor([.26862954, .26130258, .27577711])[:, None, None]
-    def seen(im): return (torch.from_numpy(np.array(im.resize((P, P), Image.BILINEAR))).permute(2, 0, 1)/255 - mean)/std
+    def seen(im):
+        return (torch.from_numpy(np.array(im.resize((P, P), Image.BILINEAR))).permute(2, 0, 1)/255 - mean)/std
     def text(ids, real): return pipe.text_encoder(ids, attention_mask=real.long()).last_hidden_state
     nil, S = pipe.model.vocab.encode(['']), tokens['caption_ids'].shape[1]
     ones = torch.ones(1, S).bool()
     blank = pipe.memory_encoder(((torch.zeros(3, P, P) - mean)/std)[None], nil['memory_ids'], ones)
     types, times = pipe.history.type_embedding.weight, pipe.history.time_embedding.weight
     frames, out, g = [*given], [], torch.Generator().manual_seed(seed)
-    for _ in given: torch.randn(1, 4, 8, 8, generator=g)                                     # each frame has its own noise
+    for _ in given: torch.randn(1, 4, 8, 8, generator=g) # each frame has its own noise
     for k in range(len(given), len(captions)):
         past = [*range(k)]
         while len(past) > n_slots - 1: del past[min(max(1, len(given)), n_slots - 2)]                # the window
@@ -611,7 +612,8 @@ BAD = [
     ((A,), dict(height=0), 'multiples'), ((A,), dict(width=-8), 'multiples of 8'),
     ((A,), dict(guidance_scale=.5), '1 .no guidance. or more'),
     ((A,), dict(guidance_scale=float('nan')), 'guidance_scale'),
-    ((A,), dict(num_inference_steps=0), 'at least 1, got 0'), ((A,), dict(num_inference_steps=-1), 'at least 1'),
+    ((A,), dict(num_inference_steps=0), 'between 1 and 999, got 0'),
+    ((A,), dict(num_inference_steps=-1), 'between 1 and'),
     ((A,), dict(reuse=0), 'reuse must be a whole number'), ((A,), dict(guidance_interval=(.8, .2)), 'between 0 and 1'),
     ((A,), dict(guidance_interval=(0, float('nan'))), 'interval'),
     ((A,), dict(output_type='pill'), 'did you mean pil'), ((A,), dict(output_type=None), 'there is pil'),
