@@ -237,7 +237,8 @@ def trained_calm(trained, tmp_path_factory):
     return run
 
 @needs_proc
-@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize('processes', [
+    pytest.param(1, marks=pytest.mark.skipif(not SOAK, reason='the long form; every point is tested above')), 2])
 def test_killed_at_random_moments(trained, trained_calm, tmp_path, processes):
     "kill -9 of everything, then on to the end: the pictures that one process draws undisturbed."
     run, rng, how = fresh(trained, tmp_path/'run'), random.Random(processes), dict(steps=2, batch=2)

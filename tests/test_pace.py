@@ -87,7 +87,7 @@ def test_bfloat16_where_there_are_units(track, easel, monkeypatch):
     monkeypatch.setattr(pace, 'bfloat16_units', lambda: True)
     monkeypatch.setattr(pace, 'take_turns', lambda rounds, **jobs: {name: [job()] for name, job in jobs.items()})
     easel = pace.Easel(track, pace.copy.deepcopy(track.model))
-    a, b = pace.in_bfloat16(easel, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9) for n in ('a', 'b')])
+    a, b = pace.in_bfloat16(easel, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9, unit='s') for n in ('a', 'b')])
     assert (a['what'], b['what']) == ('a, bfloat16', 'b, bfloat16') and easel.pipe.unet.dtype == torch.bfloat16
     assert a['part'] == a['ours']/1e9 > 0 and in_words(a)[1] == 'at most 0.45×'
 
