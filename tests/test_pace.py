@@ -26,7 +26,7 @@ def short(monkeypatch):
     begin = pace.Easel.__init__
     def init(self, *args):
         begin(self, *args)
-        self.captions = [captions[:2] for captions in self.captions[:2]]
+        self.captions, self.opening = [captions[:2] for captions in self.captions[:2]], self.opening[:1]
     monkeypatch.setattr(pace.Easel, '__init__', init)
 
 def in_words(line): return as_text(line).split('   wanted: ')
