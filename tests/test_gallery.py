@@ -236,6 +236,7 @@ def trained_calm(trained, tmp_path_factory):
         cli.draw(run, steps=2, batch=5)
     return run
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 @needs_proc
 @pytest.mark.parametrize('processes', [
     pytest.param(1, marks=pytest.mark.skipif(not SOAK, reason='the long form; every point is tested above')), 2])

@@ -1,4 +1,5 @@
 "The benchmark of drawing: both rivals draw the same, arithmetic is exact, every row of the table is a line."
+import os
 import json
 
 import pytest
@@ -110,6 +111,7 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(pace, 'matrix_rate', lambda dtype, device: 1e11 if dtype == torch.bfloat16 else 0)
     return asked
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_table_for_a_gpu(track, few_rows):
     "A line for every row and scheduler, with all that the table shows; each kind draws with a pipeline of its own."
     lines = pace.recipes(track.folder, 'tiny', 1)
@@ -147,6 +149,7 @@ def test_goals_are_rows():
 
 # the command
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 @CPU
 def test_tiny_bench(tmp_path):
     "Both races and their arithmetic, bfloat16 or why not, and how the other table gets filled."
