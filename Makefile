@@ -35,7 +35,7 @@ test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills
-	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_gallery.py
+	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_gallery.py tests/test_pace.py tests/test_speed.py tests/test_refused.py
 
 full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
 	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py
