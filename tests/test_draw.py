@@ -267,6 +267,7 @@ OTHERS = ['DDIMScheduler', 'DDPMScheduler', 'DEISMultistepScheduler', 'DPMSolver
           'HeunDiscreteScheduler', 'KDPM2AncestralDiscreteScheduler', 'KDPM2DiscreteScheduler', 'TCDScheduler',
           'UniPCMultistepScheduler']
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 @pytest.mark.parametrize('how', [*({'cls': c} for c in OTHERS), PNDM, NOISY, KARRAS, {**NOISY, **KARRAS}],
                          ids=lambda how: '-'.join(str(v).replace('Scheduler', '') for v in how.values()))
 def test_scheduler_swap(tiny, how):
@@ -589,6 +590,7 @@ class OnPaper:
             self.replay = make_fx(again)(x, t)
         return self.replay(x, t)
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 @pytest.mark.parametrize('how', [dict(), pytest.param(dict(guidance_interval=(0, .5)), marks=soak),
     dict(reuse=2)],
     ids=str)
