@@ -6,7 +6,7 @@
 __all__ = ['SEED', 'FACTS', 'STEPS', 'PARTS', 'STUDY', 'unseen', 'Way', 'draw_way', 'Exam', 'distance', 'judge', 'Estimate',
            'estimates', 'seal', 'measure', 'round_trip', 'study']
 
-# %% ../nbs/17d_quality.ipynb #10f80204
+# %% ../nbs/17d_quality.ipynb #44d71999
 import hashlib, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -22,8 +22,10 @@ from .convert import convert
 from .core import StoryError, asset, load_json, machine, save_json
 from .dataset import pixels, to_target
 from .denoise import make_scheduler
+from .distance import frechet
 from .draw import StoryPipeline
-from .score import LatentFeatures, batches, fid64_drawn, frechet
+from .features import LatentFeatures
+from .inception import fid64_drawn
 from .show import as_picture
 from .story import StoryFile
 
@@ -78,7 +80,7 @@ def draw_way(
         pipe.scheduler = before
     return frames, sum(calls)/sum(map(len, frames)), (time.process_time() - start)/len(stories)
 
-# %% ../nbs/17d_quality.ipynb #c18cef6d
+# %% ../nbs/17d_quality.ipynb #bdc9d3a8
 FACTS = tuple(f.name for f in fields(toy.Scene))
 
 class Exam:
@@ -99,15 +101,14 @@ class Exam:
         self.again = np.random.default_rng(0).integers(len(stories), size=(times, len(stories)))
 
     def features_of(self, frames:list)->Tensor: # n lists of V pictures -> float (n, V, features)
-        x = torch.cat([self.net(b) for b in batches(fid64_drawn(f) for f in chain(*frames))])
+        ims = [fid64_drawn(f) for f in chain(*frames)]
+        x = torch.cat([self.net(pixels(ims[i:i+50])) for i in range(0, len(ims), 50)])
         return x.unflatten(0, (len(frames), -1)).cpu()
 
-# %% ../nbs/17d_quality.ipynb #559d6dcb
+# %% ../nbs/17d_quality.ipynb #7fa73802
 def distance(a:Tensor, b:Tensor)->float: # features of two sets of pictures, each (…, features)
     "Fréchet distance between pictures whose features are known."
-    known = nn.Identity()
-    known.num_features = a.shape[-1]
-    return frechet(known, [a.flatten(0, -2)], [b.flatten(0, -2)])
+    return frechet(a.flatten(0, -2).numpy(), b.flatten(0, -2).numpy())
 
 def judge(
     exam:Exam,

@@ -19,15 +19,16 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm import freeze                     # gives `ARLDM.freeze` and `ARLDM.loss`
 from arldm.base import resize_grid
-from arldm.dataset import StoryDataset, Vocabulary, to_memory
+from arldm.dataset import StoryDataset, Vocabulary, pixels, to_memory
 from arldm.denoise import make_scheduler
+from arldm.distance import frechet
 from arldm.draw import StoryPipeline
-from arldm.frames import draw_frames
 from arldm.encoders import encode_captions
+from arldm.frames import draw_frames
+from arldm.inception import Inception, fid64_drawn
 from arldm.model import ARLDM
 from arldm.optimise import learning_rates
 from arldm.port import translate
-from arldm.score import Inception, batches, fid64_drawn, frechet
 from arldm.story import Story, StoryFile, write_stories
 
 PARITY = Path(__file__).parent/'parity'
@@ -244,9 +245,9 @@ def drawings():
 
 @piece
 def distance():
-    z, as_given = arrays('fid'), torch.nn.Identity()
-    as_given.num_features, full = z['full_a'].shape[1], (z['full_a'], z['full_b'])
-    def off(key, a, b): return abs(frechet(as_given, a.split(7), b.split(7)) - z[key].item())
+    z = arrays('fid')
+    full = z['full_a'], z['full_b']
+    def off(key, a, b): return abs(frechet(a.numpy(), b.numpy()) - z[key].item())
     def relative(key, *sets): return off(key, *sets)/z[key].item()
     yield 'full rank, relative', relative('fid_full', *full), 1e-12
     yield 'of float32 features, relative', relative('fid_full_float32_input', *(x.float() for x in full)), 1e-8
@@ -265,7 +266,7 @@ def inception_features():
     r, net, seen = arrays('inception'), Inception(), []
     net.load_state_dict({k: regenerated(k, v.shape) for k, v in net.state_dict().items()})
     net.Conv2d_1a_3x3.register_forward_pre_hook(lambda _, x: seen.append((x[0] + 1)/2))
-    features = net(next(batches([fid64_drawn(Image.fromarray(r[f'image{i}'].numpy())) for i in range(4)])))
+    features = net(pixels([fid64_drawn(Image.fromarray(r[f'image{i}'].numpy())) for i in range(4)]))
     yield 'pictures at 299 px, every 13th, of 1', gap(seen[0][..., ::13, ::13], r['net_input_299']), 1e-6
     yield 'features, relative', share(features, r['features']), 1e-5
 

@@ -5,7 +5,7 @@ from arldm import quality
 from arldm.core import StoryError, asset
 from arldm.draw import StoryPipeline
 from arldm.quality import Estimate, Exam, Way, estimates, measure, unseen
-from arldm.score import LatentFeatures
+from arldm.features import LatentFeatures
 
 WAYS = [Way(steps=2), Way('ddim', 3, 1.), Way(steps=2, interval=(0, .5))]
 

@@ -1,16 +1,18 @@
-"""The report: one page, complete in itself, of finished and of unfinished runs."""
-import math, re, shutil, subprocess
-from html import escape
+"""The report: one page, complete in itself, of finished and of unfinished runs, and of two."""
+import math, re, shutil
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from arldm.core import StoryError, save_json
-from arldm.report import facts_html, flat, img_tag, loss_svg, read_log, report, scores_html, story_html
+from arldm.core import StoryError, load_json, save_json
+from arldm.page import Curve, chart, flat, img_tag, story_html, ticks
+from arldm.ranges import compare_html, facts_html, range_bar, score_text, scores_html
+from arldm.report import choose, loss_curves, losses_html, read_log, report
 from arldm.story import Story, StoryFile, write_stories
+from folders import write_run
 
 WILD = '<script>alert("1")</script> & \'quotes\''
 
@@ -80,8 +82,7 @@ def test_page_is_self_contained(run):
         for k, v in attrs.items():
             assert not k.startswith('on')
             if k in ('src', 'href', 'srcset', 'data', 'action'): assert v.startswith('data:image/')
-    assert not re.findall(r'url\(|@import', page.html)
-    assert set(re.findall(r'https?://[^"\s]+', page.html)) <= {'http://www.w3.org/2000/svg'}  # a name, not an address
+    assert not re.findall(r'url\(|@import|https?://', page.html)
 
 def test_pictures_have_texts_and_sizes(run):
     images = Page(report(run)).all('img')
@@ -177,38 +178,131 @@ def test_read_log(tmp_path):
     path.write_text('')
     assert read_log(path) == []
 
-@pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], list(range(5000))])
-def test_loss_svg_stays_in_its_frame(losses):
-    svg = loss_svg(list(range(1, len(losses) + 1)), losses)
-    from xml.etree import ElementTree
-    _, _, W, H = map(float, ElementTree.fromstring(svg).get('viewBox').split())
-    points = [tuple(map(float, p.split(','))) for line in re.findall('points="([^"]+)"', svg) for p in line.split()]
-    assert points and all(0 <= x <= W and 0 <= y <= H for x, y in points) and len(svg) < 60_000
+@pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], [*range(5000)], [-1e-9, 1e-9], [1e8, 1e8 + 1]])
+def test_chart_stays_in_its_frame(losses):
+    html = chart(loss_curves([*enumerate(losses, 1)], 'one'), 'loss')
+    points = [tuple(map(float, p.split(','))) for line in re.findall('points="([^"]+)"', html) for p in line.split()]
+    assert points and all(0 <= v <= 100 for p in points for v in p) and len(html) < 60_000
+    assert all(0 <= float(top) <= 100 for top in re.findall(r'top:([\d.-]+)%', html))
 
-def test_scores_and_facts():
-    html = scores_html([dict(name='a', value=12.3456, n=10, note='', better='lower'), dict(name='b', value=None, note=None)])
-    assert '12.35 <span title="lower is better">↓' in html and '—' in html
-    html = facts_html([dict(name='told x', value=1, n=3, chance=None), dict(name='carried x', value=.5, n=4, chance=.2)])
+@pytest.mark.parametrize('low, high', [(0, 1), (-3, 2), (.03, .14), (99, 101), (1e-7, 3e-7), (0, 5e6)])
+def test_ticks(low, high):
+    assert 2 <= len(ticks(low, high)) <= 6 and all(low - 1e-12 <= v <= high*1.001 for v in ticks(low, high))
+
+def test_steps_that_are_not_evenly_spaced_have_two_labels():
+    assert '<span>1</span><span>2</span><span>3</span>' in chart([Curve([1, 2, 3], [1, 2, 3])], 'x')
+    assert '<span>1</span><span>9</span></div>' in chart([Curve([1, 2, 9], [1, 2, 3])], 'x')
+
+def test_losses_that_are_no_numbers_are_counted():
+    log = [dict(step=i, loss=math.nan if i == 3 else 1/i) for i in range(1, 9)]
+    assert 'last 0.125; 1 steps without one' in losses_html(dict(a=log)) and losses_html(dict(a=log[2:3], b=[])) == ''
+    both = losses_html(dict(a=log, b=log))
+    assert both.count('<polyline') == 2 and 'last 0.125 and 0.125' in both and 'swatch two' in both
+
+def row(name, value, **more): return dict(name=name, value=value, **more)
+
+def test_scores():
+    html = scores_html([row('a', 12.3456, n=10, note='', better='lower'), row('b', None, note=None)])
+    assert '12.35 <span title="lower is better">↓' in html and 'n = 10' in html and 'b: no reason given' in html
+    assert '<svg class="range"' not in html[:html.index('</table>')]  # nothing to hold it against, so no bar
+
+def test_scores_with_intervals_and_floors():
+    html = scores_html([row('a', .5, low=.4, high=.6, unit='%', spread=.01, group='story', n=9, better=None,
+                            beside=[row(None, .3, what='<chance>'), row(None, None, what='nothing')])])
+    for said in ('40.0% … 60.0%', '± 1.0% over seeds', '&lt;chance&gt; 30.0%', 'Story: do the frames'): assert said in html
+    assert 'nothing' not in html and html.count('class="hollow"') == 1 + 1 + 1  # in the bar, below it, in the legend
+
+def test_scores_without_values_are_folded_and_refused_ones_are_not():
+    rows = [row('a', None, note='not measured: no <weights>'), row('b', math.nan), row('c', None, invalid=True, note='why')]
+    html = scores_html(rows)
+    table, folded = html.split('<details>')
+    assert 'not measured: 2' in folded and 'a: no &lt;weights&gt;' in folded and 'invalid' in table and 'why' in table
+    assert 'No score could be measured' in scores_html(rows[:2])
+
+@pytest.mark.parametrize('value, low, high, marks', [(5, 4, 6, [1, 9]), (5, None, None, []), (0, 0, 0, [0]), (-1, -2, 3, [])])
+def test_range_bar_stays_in_its_frame(value, low, high, marks):
+    html = range_bar(value, low, high, marks, zero=True)
+    assert all(0 <= float(x) <= 100 for x in re.findall(r'x="([\d.-]+)%"', html))
+    assert html.count('class="hollow"') == len(marks) and ('interval' in html) == (low is not None)
+
+def test_facts():
+    html = facts_html([row('told x', 1, n=3, chance=None), row('carried x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)])
     assert html.count('<tr>') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
+    assert 'left:30.0%;width:40.0%' in html
+
+@pytest.mark.parametrize('n, each', [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [1, 1, 1]), (7, [2, 2, 2]), (30, [3, 3, 3])])
+def test_chosen_stories(n, each):
+    "Best, middle, worst; none twice; numbers that are none left out."
+    chosen = choose({**{f's{i}': i for i in range(n)}, 'none': None, 'nan': math.nan}, 'lower')
+    assert [len(v) for v in chosen.values()] == each and len({s for v in chosen.values() for s in v}) == sum(each)
+    if n: assert chosen['best'][0] == 's0' and (n == 1 or chosen['worst'][-1] == f's{n - 1}')
+    assert n < 3 or choose({f's{i}': i for i in range(n)}, 'higher')['best'][0] == f's{n - 1}'
+
+
+# runs with scores of every kind
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory): return write_run(tmp_path_factory.mktemp('runs')/'b', .2)
+
+@pytest.fixture(scope='module')
+def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a&', .7, seed=1, steps=40)
+
+def test_everything_scored_is_on_the_page(finished):
+    page = Page(report(finished))
+    assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'trouble'})
+    for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'likeness 0.99',
+                 '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
+    assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
+    assert len(page.all('div', **{'class': 'training'})) == 3 and 'not at hand' not in page.text
+    assert len(page.all('svg', **{'preserveaspectratio': 'none'})) == 2 + 2  # two losses, two scores by frame
+    assert (finished/'report.html').stat().st_size < 1_000_000
+
+def test_photographs_do_not_make_the_page_heavy(tmp_path):
+    "Nine stories of photographs, told and drawn, in three megabytes."
+    noise = Image.effect_noise((256, 256), 60).filter(ImageFilter.GaussianBlur(1)).convert('RGB')
+    photos = tuple([encoded(noise)]*5)
+    html = story_html('x', dict(drawn={k: tmp_path/f'{k}.png' for k in range(1, 6)}), Story('x', 'x', ('a',)*5, photos))
+    assert 9*2*len(html) < 3_000_000
+
+def test_copies_without_pictures(finished, tmp_path):
+    "The training picture is in a file that is gone, or in no row of it; the page is written all the same."
+    run = shutil.copytree(finished, tmp_path/'run')
+    scores = load_json(run/'scores.json')
+    scores['copies'] = [dict(story='gone', k=1, likeness=.5, picture=10**6)]
+    save_json(run/'scores.json', scores)
+    assert {'not at hand', 'not drawn'} <= {*Page(report(run)).texts}
+
+def test_drawings_alone_have_a_page(finished, tmp_path):
+    "A folder of drawings that was scored, as another's drawings may be."
+    shutil.copytree(finished/'drawn', tmp_path/'theirs')
+    shutil.copy(finished/'scores.json', tmp_path/'theirs')
+    page = Page(report(tmp_path/'theirs'))
+    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'told'})) == 45 + 1
+
+def test_two_runs(finished, other):
+    path = report(finished, against=other)
+    page = Page(path)
+    assert path == finished/'against-a&.html' and 'b against a&' in page.text
+    assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
+    for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
+    shown = page.text.count('Story s')
+    assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('told', 'A', 'B'))
+    assert page.html.count('class="two"') == 2 + 2  # two scores by frame, two losses
+    assert not {'script', 'link'} & {t for t, _ in page.tags}
+
+def test_two_runs_without_scores_or_common_stories(run, other):
+    (run/'scores.json').unlink()
+    page = Page(report(run, against=other))
+    assert 'cannot be compared' in page.text and 'Story s0' in page.text
+    for story in 's0', 's1': (run/'drawn'/story).rename(run/'drawn'/f'x{story}')
+    assert 'no story that both have drawn' in Page(report(run, against=other)).text
+    with pytest.raises(StoryError, match='no run folder'): report(run, against=run/'strips'/'no')
+
+def test_verdicts_are_escaped():
+    html = compare_html([dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None,
+                              verdict=WILD)])
+    assert '<script' not in html and html.count('&lt;script&gt;') == 3 and '—' in html
+
+def test_score_text(): assert [score_text(row('a', x)) for x in (-1.5, None, math.nan)] == ['−1.5', '—', '—']
 
 def test_flat(): assert flat(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}
-
-@pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium here')
-@pytest.mark.parametrize('width', [390, 1400])
-def test_nothing_sticks_out_of_the_page(run, width, tmp_path):
-    "In a browser the page is never wider than its window."
-    probe = """<script>const right = e => e.getBoundingClientRect().right
-        const outside = [...document.querySelectorAll('body *')].filter(e => !e.closest('.frames'))
-        const rows = new Set([...document.querySelectorAll('.frames')[0].children].map(e => e.offsetTop && e.offsetHeight && e.offsetTop))
-        rows.delete(0)
-        const wide = Math.max(...outside.map(right), document.documentElement.scrollWidth)
-        parent.document.title = `wide ${wide} rows ${rows.size}`</script>"""
-    inside = report(run).read_text(encoding='utf-8').replace("default-src 'none'", "script-src 'unsafe-inline'")
-    inside = escape(inside.replace('<details>', '<details open>').replace('</body>', probe + '</body>'))
-    (tmp_path/'frame.html').write_text(f'<title>x</title><iframe width="{width}" height="900" srcdoc="{inside}"></iframe>', 'utf-8')
-    flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-             '--disable-component-update --disable-sync --dump-dom').split() + [f'--user-data-dir={tmp_path/"profile"}']
-    out = subprocess.run(['chromium', *flags, (tmp_path/'frame.html').as_uri()], capture_output=True, text=True, timeout=120).stdout
-    wide, rows = map(float, re.search(r'<title>wide ([\d.]+) rows (\d+)', out).groups())
-    assert 300 < wide <= width
-    assert rows == (3 if width == 390 else 1)  # frames below each other on a telephone, beside each other on a screen
