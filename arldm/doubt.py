@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Z', 'resample', 'mean_of', 'ratio_of', 'widen', 'Estimate', 'estimate', 'as_text', 'verdict']
 
-# %% ../nbs/12g_doubt.ipynb #19843439
+# %% ../nbs/12g_doubt.ipynb #0caa69d9
 import math
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 # %% ../nbs/12g_doubt.ipynb #92d2d9ca
 def resample(
@@ -79,24 +80,26 @@ class Estimate:
 
     def __format__(self, form): return f'{self.value:{form}} ± {Z*self.sd:{form.lstrip("+")}}'
 
-# %% ../nbs/12g_doubt.ipynb #bdbd76a2
+# %% ../nbs/12g_doubt.ipynb #a9535a44
 def estimate(
     stat:callable,      # A statistic
     draws:np.ndarray,   # (times, n_albums), from `resample`
+    progress:str=None,  # Name of a bar, which shows when it takes long
 )->Estimate:
     "A statistic with its scatter."
-    n = draws.shape[1]
-    return Estimate(float(stat(np.ones(n))), np.array([stat(w) for w in draws], float), n)
+    n, bar = draws.shape[1], tqdm(draws, progress, leave=False, delay=2, disable=None if progress else True)
+    return Estimate(float(stat(np.ones(n))), np.array([stat(w) for w in bar], float), n)
 
-# %% ../nbs/12g_doubt.ipynb #db1d8b0b
+# %% ../nbs/12g_doubt.ipynb #e090c8d7
 def as_text(
     value:float,  # None or NaN = nothing there
     unit:str='',  # '%': the value is a share
-    sign:bool=False,
+    sign:bool=False,  # With a plus, too
+    digits:int=4,
 )->str:
-    "A score in three digits or so."
+    "A score as text."
     if value is None or not math.isfinite(value): return '—'
-    text = f'{value:{"+" if sign else ""}.1%}' if unit == '%' else f'{value:{"+" if sign else ""}.4g}'
+    text = f'{value:{"+" if sign else ""}.1%}' if unit == '%' else f'{value:{"+" if sign else ""}.{digits}g}'
     return text.replace('-', '−')
 
 def verdict(

@@ -194,13 +194,13 @@ def chart(
             f'{"".join(_line(c, x_at, y_at) for c in curves)}</svg>'
             f'<div>{x}</div><div class="xs">{below}</div></div>')
 
-# %% ../nbs/13c_page.ipynb #c1102be1
+# %% ../nbs/13c_page.ipynb #2cdf9e94
 LOOKS = 'one', 'two'
 
 def legend(names:list, more:str='') -> str: # names of runs; HTML that follows
     "Which colour is which run; nothing for a run alone."
     items = [f'<span class="swatch {how}"></span>{escape(n)}' for n, how in zip(names, LOOKS)] if names[1:] else []
-    return f'<p class="soft">{"".join(items)}{more}</p>' if items or more else ''
+    return f'<p class="soft">{"".join(items)}{"&emsp;"*bool(items)}{more}</p>' if items or more else ''
 
 # %% ../nbs/13c_page.ipynb #ff30bb3e
 def flat(settings, name='') -> dict: # dotted name -> value

@@ -55,7 +55,7 @@ def range_bar(
 
 _TICK, _ZERO = '<path class="tick" d="M0-8V8"/>', '<path class="zero" d="M0-10V10"/>'
 
-# %% ../nbs/13d_ranges.ipynb #77d25d56
+# %% ../nbs/13d_ranges.ipynb #ff0ccaaf
 _GROUPS = dict(pictures='Pictures: is the drawn set like the told set?',
                story='Story: do the frames of a story belong together, and to their captions?',
                facts='Facts: do the frames show what the story says?',
@@ -66,7 +66,8 @@ def score_row(r:dict) -> str: # a row of `scores.json`
     "A score as a row of the table: name, value and interval, picture of the range, what it is held against, note."
     beside = [b for b in r.get('beside') or [] if known(b.get('value'))]
     number = [f'<small>{interval_text(r)}</small>'] if interval_text(r) else []
-    if known(r.get('spread')): number.append(f'<small>± {as_text(r["spread"], r.get("unit", ""))} over seeds</small>')
+    if known(r.get('spread')):
+        number.append(f'<small>± {as_text(r["spread"], r.get("unit", ""), digits=2)} over seeds</small>')
     items = ''.join(f'<li><svg class="mark" viewBox="-7 -7 14 14">{_shape(i)}</svg> {escape(b["what"])} '
                     f'{as_text(b["value"], r.get("unit", ""))}</li>' for i, b in enumerate(beside))
     many = f'<small>n = {r["n"]}</small>' if r.get('n') else ''

@@ -19,7 +19,7 @@ from .doubt import Estimate, as_text, estimate, resample
 from .drawings import Drawings
 from .features import Store, features_of, same_cut
 
-# %% ../nbs/12j_table.ipynb #affedb8e
+# %% ../nbs/12j_table.ipynb #3aefbe88
 class Table:
     "Scores as they are gathered."
     def __init__(self, d:Drawings, times:int=100):
@@ -32,17 +32,17 @@ class Table:
             self.rows.append(dict(name=name, group=group, value=None, n=0, better=None, beside=[], note=note))
             if invalid: self.rows[-1]['invalid'] = True
 
-    def measure(self, stats:list) -> tuple: # a statistic per set of drawings -> mean `Estimate`, spread or None
+    def measure(self, stats:list, name:str='') -> tuple: # a statistic per set -> mean `Estimate`, spread or None
         "A statistic of albums, over the sets."
-        of = [estimate(stat, self.draws) for stat in stats]
+        of = [estimate(stat, self.draws, f'interval of {name}') for stat in stats]
         mean = Estimate(*(np.mean([getattr(e, k) for e in of], 0) for k in ('value', 'again')), of[0].n_albums)
         return mean, float(np.std([e.value for e in of], ddof=1)) if len(of) > 1 else None
 
-# %% ../nbs/12j_table.ipynb #0f3ee439
+# %% ../nbs/12j_table.ipynb #db342091
 @patch
 def add(self:Table, group, name, stats, better, n=None, unit='', beside=(), note='', within=(-math.inf, math.inf)):
     "A row; intervals do not leave what is possible, `within`."
-    e, spread = self.measure(stats)
+    e, spread = self.measure(stats, name)
     if not math.isfinite(e.value): return self.empty(group, [name], f'invalid: came out as {e.value}', True)
     low, high = (min(max(x, within[0]), within[1]) if math.isfinite(x) else None for x in e.interval)
     beside = [dict(what=what, value=value, n=m) for what, value, m in beside]
@@ -60,7 +60,7 @@ def by_frame(self:Table, name, stats:list, told:dict=None, n:dict=None): # stats
             dict(name=name, k=int(k), value=float(e.value), low=low, high=high,
                  n=int((self.d.k == k).sum()) if n is None else n[k], told=(told or {}).get(k)))
 
-# %% ../nbs/12j_table.ipynb #ceebc754
+# %% ../nbs/12j_table.ipynb #222953f5
 def as_lines(rows:list) -> str: # of `Table`, or of `scores.json`
     "Scores as text, one a line; rows without a value by their reason."
     out, reasons = [], {}
@@ -72,7 +72,7 @@ def as_lines(rows:list) -> str: # of `Table`, or of `scores.json`
         within = f'{as_text(r["low"], unit)} … {as_text(r["high"], unit)}' if r.get('low') is not None else ''
         beside = ', '.join(f'{b["what"]} {as_text(b["value"], unit)}' for b in r.get('beside', []))
         if r.get('spread') is not None:
-            beside = f'± {as_text(r["spread"], unit)} over seeds' + f', {beside}'*bool(beside)
+            beside = f'± {as_text(r["spread"], unit, digits=2)} over seeds' + f', {beside}'*bool(beside)
         out.append(f'{r["name"]:<38}{arrow} {as_text(r["value"], unit):>8}  {within:<20} {beside}'.rstrip())
     return '\n'.join(out + [f'{", ".join(names)}: {note}' for note, names in reasons.items()])
 
