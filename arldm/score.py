@@ -6,7 +6,7 @@
 __all__ = ['SHARE', 'NEEDS', 'FID64_CUTS', 'together_rows', 'story_rows', 'copy_rows', 'read_facts', 'fact_rows',
            'character_rows', 'score']
 
-# %% ../nbs/13_score.ipynb #50e1e213
+# %% ../nbs/13_score.ipynb #45896061
 import math, time
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from .core import CORPORA, StoryError, machine, save_json
 from .doubt import as_text, mean_of
 from .drawings import Drawings, match_drawings
 from .features import Fields, Store
-from .fidelity import FRECHET, TEXT, distance_rows, fid64_row, neighbour_rows, text_rows
+from arldm.fidelity import (FRECHET, TEXT, distance_by_frame, distance_rows, fid64_row, neighbour_rows,
+    text_rows)
 from .inception import fid64_drawn, fid64_real
 from .pictures import decode
 from .table import Seen, Table, as_lines, look, training_pictures
@@ -163,7 +164,7 @@ def score(
     save_json(Path(folder)/'scores.json', out)
     return out
 
-# %% ../nbs/13_score.ipynb #39dceb64
+# %% ../nbs/13_score.ipynb #b78ce668
 def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
     d, file, extra = t.d, t.d.split.file, {}
     if 'FID64' in seen: fid64_row(t, seen['FID64'])
@@ -172,6 +173,7 @@ def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes wit
     best = next((seen[n] for n in ('dinov2', 'clip', 'latents', 'fields') if n in seen), None)
     if best:
         neighbour_rows(t, best)
+        distance_by_frame(t, best)
         own = {s.name: story_rows(t, s) for s in seen.values() if s.name in ('dinov2', 'clip', best.name)}[best.name][0]
         extra['copies'] = copy_rows(t, best, rows, file.counts.get('train', {}).get('different', 0))
         extra['stories'] = _per_story(d, f'likeness to the told frame ({best.name})', own, np.ones(len(d)))
