@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_ALBUMS', 'score', 'score_run', 'history_scores', 'report', 'demo']
 
-# %% ../nbs/15a_exam.ipynb #dfc26cdf
+# %% ../nbs/15a_exam.ipynb #42871f0f
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from . import toy
 from .cli import asked, draw, keep_way, of_all, open_pipeline, share
 from .coherence import centred, own_told
+from .compare import compare
 from .convert import convert
 from .core import StoryError, asset, at_least_one, command, load_json, save_json
 from .drawings import match_drawings
@@ -91,7 +92,7 @@ def history_scores(run, stories, n, way, nets, times) -> list: # rows
         return own_told(centred(seen.drawn[0], middle), centred(seen.told, middle)[seen.place])
     return score_histories(out, stories, alike, f'likeness to the told frame ({net.name})', times)
 
-# %% ../nbs/15a_exam.ipynb #2f886def
+# %% ../nbs/15a_exam.ipynb #263f5917
 @command
 def report(
     run:str,         # Run folder
@@ -99,7 +100,12 @@ def report(
     split:str=None,  # Split of the told frames; default: the one that was scored
 ):
     "Write a run's report: scores, strips, curves and settings on one page; or lay two runs side by side."
-    page = make_report(run, split) if against is None else make_report(against, split, against=run)
+    if against is None: page = make_report(run, split)
+    else:
+        page = make_report(against, split, against=run)
+        print(f'A is {run}, B is {against}')
+        if all((Path(r)/'scores.json').is_file() for r in (run, against)):
+            for r in compare(run, against): print(f'{r["name"]:<38}{r["verdict"]}')
     print(page)
     return page
 
