@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'reencode', 'bench_converting', 'PlainStories', 'on_device', 'passing', 'bench_reading', 'bench_memory',
            'bench_data', 'bench']
 
-# %% ../nbs/18_speed.ipynb #70860cb0
+# %% ../nbs/18_speed.ipynb #0252b131
 import io, json, tempfile, time
 from pathlib import Path
 from typing import Annotated, Callable
@@ -25,6 +25,7 @@ from .photos import SIZES, WORDS, encoded, write_corpus
 from .sources import SSID_FILES
 from .steps import bench_train
 from .story import StoryFile
+from .throughput import bench_score
 
 # %% ../nbs/18_speed.ipynb #562115f8
 def reencode(
@@ -132,12 +133,12 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
     torch.set_num_threads(threads)
     return lines
 
-# %% ../nbs/18_speed.ipynb #fac51238
-BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw)  # what can be measured
+# %% ../nbs/18_speed.ipynb #de543922
+BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)  # what can be measured
 
 @command
 def bench(
-    what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train or draw
+    what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train, draw or score
     size:str='tiny',   # tiny (seconds) or full (minutes; data: 2 GB of space, train: 20 GB of memory; draw: hours)
     out:str=None,      # JSON file for the results, with date, machine, versions and commit
 ):
