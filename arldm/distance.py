@@ -22,7 +22,7 @@ def _rows(x, y, least=2): # two arrays of rows -> float64 (n, d) and (m, d)
                                   'compute them anew, in float32')
     return x, y
 
-# %% ../nbs/12f_distance.ipynb #687d456d
+# %% ../nbs/12f_distance.ipynb #e11e29ce
 def _centred(x, w): # rows (n, d), counts (n,) or None -> mean (d,), rows z with z.T @ z the covariance (ddof 1)
     w = np.ones(len(x)) if w is None else np.asarray(w, np.float64)
     x, w, n = x[w > 0], w[w > 0], w.sum()
@@ -34,8 +34,10 @@ def _root_trace(a, b): # centred rows -> tr((a'a b'b)^½)
     a, b = sorted((a, b), key=len)
     if len(a) < a.shape[1]: product = (m := a @ b.T) @ m.T                   # (n, n), as few as there are rows
     else:
-        values, vectors = np.linalg.eigh(a.T @ a)
-        half = vectors*np.sqrt(values.clip(0))                               # half @ half.T = a.T @ a
+        try: half = np.linalg.cholesky(a.T @ a)                              # half @ half.T = a.T @ a
+        except np.linalg.LinAlgError:                                        # singular, as where a feature is constant
+            values, vectors = np.linalg.eigh(a.T @ a)
+            half = vectors*np.sqrt(values.clip(0))
         product = half.T @ (b.T @ b) @ half                                  # (d, d)
     return np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
 
