@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from .core import StoryError, one_of
-from .doubt import mean_of, ratio_of
+from .bootstrap import mean_of, ratio_of
 
 # %% ../nbs/12h_coherence.ipynb #cafd1250
 def _checked(x, block=4096): # rows (n, d), memory-mapped or not -> the same

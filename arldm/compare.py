@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import StoryError, load_json
-from .doubt import Estimate, verdict
+from .bootstrap import Estimate, verdict
 
 # %% ../nbs/13b_compare.ipynb #0f410753
 def _scored(run): # scores and resamples of a run

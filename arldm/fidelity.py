@@ -14,7 +14,7 @@ import numpy as np, torch
 
 from .coherence import by_frame, own_rank, rank_chance, text_score
 from .distance import frechet, kernel_distance, kid_std, neighbours
-from .doubt import mean_of
+from .bootstrap import mean_of
 from .drawings import Drawings
 from .table import Seen, Table
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .core import StoryError, one_of, whole_folder
-from .doubt import as_text, estimate, mean_of, resample
+from .bootstrap import as_text, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings
 from .frames import noises

@@ -10,7 +10,7 @@ __all__ = ['known', 'score_text', 'interval_text', 'range_bar', 'score_row', 'gr
 import math
 from html import escape
 
-from .doubt import as_text
+from .bootstrap import as_text
 from .page import LOOKS, Curve, chart, legend
 
 # %% ../nbs/13d_ranges.ipynb #92346e3b

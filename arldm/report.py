@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from .compare import compare
 from .core import StoryError, atomic_path, load_json
-from .doubt import as_text
+from .bootstrap import as_text
 from .drawings import drawn_frames
 from .page import (LOOKS, Curve, chart, flat, img_tag, legend, open_picture, page, place, plain_table,
                         story_html)

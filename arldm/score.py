@@ -16,7 +16,7 @@ from torch import nn
 from .coherence import (by_frame, centred, character_scores, characters_seen, likeness, names_in, nearest,
     own_told, pairs, together, unusual)
 from .core import CORPORA, StoryError, machine, save_json
-from .doubt import as_text, mean_of
+from .bootstrap import as_text, mean_of
 from .drawings import Drawings, match_drawings
 from .features import Fields, Store
 from arldm.fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row, neighbour_rows,

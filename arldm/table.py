@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .core import StoryError
-from .doubt import Estimate, as_text, estimate, resample
+from .bootstrap import Estimate, as_text, estimate, resample
 from .drawings import Drawings
 from .features import Store, features_of, same_cut
 

@@ -9,7 +9,7 @@ from PIL import Image
 from arldm import toy
 from arldm.core import StoryError
 from arldm.dataset import Vocabulary, word_tokenizers
-from arldm.doubt import resample
+from arldm.bootstrap import resample
 from arldm.draw import StoryPipeline
 from arldm.frames import Memory
 from arldm.histories import KINDS, draw_histories, history_rows, others, remembered

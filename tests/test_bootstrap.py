@@ -1,7 +1,7 @@
 "Intervals: what they are made of, and that they hold."
 import math
 import numpy as np, pytest
-from arldm.doubt import Estimate, as_text, estimate, mean_of, ratio_of, resample, verdict, widen
+from arldm.bootstrap import Estimate, as_text, estimate, mean_of, ratio_of, resample, verdict, widen
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 6: 2.571, 11: 2.228, 31: 2.042, 174: 1.974}  # Student's t, 97.5 %, n - 1 degrees
 
