@@ -259,7 +259,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     p.join()
     net = Small()
     got = seen_by(net, pictures(40), Store(tmp_path/'x.db'))
-    assert 40 - 12 <= net.seen <= 40 - 8 and (got == seen_by(Small(), pictures(40))).all()   # two or three batches are there
+    assert net.seen <= 40 - 8 and (got == seen_by(Small(), pictures(40))).all()  # two batches or more had been kept
 
 @pytest.mark.skipif('ARLDM_SOAK' not in os.environ, reason='the long form of the test above: dozens of kills, at any time')
 def test_killed_again_and_again(tmp_path):
