@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['drawn_frames', 'drawn_sets', 'Drawings', 'match_drawings', 'look_over']
 
-# %% ../nbs/12i_drawings.ipynb #d6e030d3
+# %% ../nbs/12i_drawings.ipynb #00157aa3
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .core import StoryError
 from .pictures import BadPicture, decode
 from .story import StorySplit
 
-# %% ../nbs/12i_drawings.ipynb #850aec0d
+# %% ../nbs/12i_drawings.ipynb #d091ab55
 def drawn_frames(folder:str|Path) -> dict: # -> {story_id: {k: path}}, in order; may be empty
     "What is drawn in a folder."
     found = {d.name: {int(p.stem): p for p in d.glob('*.png') if p.stem.isdecimal()} for d in Path(folder).iterdir()
@@ -29,12 +30,13 @@ def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings
     "The same stories, as often as they were drawn."
     folder = Path(folder)
     if not folder.is_dir(): raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png')
-    sets = [folder/'drawn', *sorted(folder.glob('drawn[0-9]*'), key=lambda p: (len(p.name), p.name))]
+    more = [p for p in folder.glob('drawn*') if p.name[5:].isdecimal()]
+    sets = [folder/'drawn', *sorted(more, key=lambda p: int(p.name[5:]))]
     sets = [f for f in map(drawn_frames, filter(Path.is_dir, sets)) if f] or [drawn_frames(folder)]
     if not sets[0]: raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …')
     return sets
 
-# %% ../nbs/12i_drawings.ipynb #0f65dfe3
+# %% ../nbs/12i_drawings.ipynb #b32f3d0d
 @dataclass
 class Drawings:
     "Drawn frames beside what they illustrate; arrays have one entry per frame."
@@ -45,7 +47,7 @@ class Drawings:
     album: np.ndarray    # int (n,), the place in `albums`
     told: np.ndarray     # int (n,), the row of the told picture in the story file
     albums: list         # Names
-    side: int = 0        # Pixels of a drawing's short side; the smallest, where they differ
+    side: int = 0        # Pixels of a drawing's short side; the middle one, where they differ
     missing: list = field(default_factory=list) # Ids of stories that are not drawn
     unknown: list = field(default_factory=list) # Ids of drawings that the split does not know
     trouble: list = field(default_factory=list) # Lines for the reader
@@ -102,7 +104,7 @@ def _add_set(d, j, frames): # the same frames from another seed
     if lost: d.trouble.append(_some(len(lost), f'frames are not in drawn{j}, which is left out', lost[0]))
     else: d.paths.append(paths)
 
-# %% ../nbs/12i_drawings.ipynb #560bb6ba
+# %% ../nbs/12i_drawings.ipynb #fadbc4f1
 def look_over(d:Drawings):
     "Decode every drawing; refuse broken ones, and note different sizes."
     def size(path):
@@ -113,7 +115,7 @@ def look_over(d:Drawings):
     if broken := [p for p, s in zip(paths, sizes) if s is None]:
         raise StoryError(f'{_some(len(broken), f"of {len(paths):,} drawings cannot be read", broken[0])}; '
                          'delete them and draw again')
-    d.side, kinds = min(map(min, sizes)), Counter(sizes)
+    d.side, kinds = median_low(map(min, sizes)), Counter(sizes)
     if len(kinds) > 1:
         said = ', '.join(f'{n:,} of {w}×{h}' for (w, h), n in kinds.most_common(3))
         d.trouble.append(f'drawings have {len(kinds)} sizes ({said}); all are brought to {d.side} pixels')

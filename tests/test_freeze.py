@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest, recorded, torch
 
-from arldm import cli, optimise, train as training
+from arldm import optimise, toy, train as training
+from arldm.convert import convert
 from arldm.core import StoryError
 from arldm.model import ARLDM
+from arldm.run import train
 from arldm.settings import FREEZE, resolve
 from arldm.survive import read_log
 
@@ -71,6 +73,7 @@ import recorded, torch
 from arldm import freeze                         # and with it the loss
 from arldm.dataset import collate
 from arldm.model import ARLDM
+from arldm.run import train
 net = ARLDM.create('tiny', recorded.vocabulary(12), side=32).freeze(('clip', 'blip', 'resnet')).train()
 net.unet.to(memory_format=torch.channels_last)
 tokens = net.vocab.encode(['a man walks', 'he sleeps'])
@@ -89,16 +92,16 @@ def test_channels_last():
 
 def test_the_command(tmp_path):
     "A preset's name or parts with commas; what was frozen is written down and stays."
-    cli.toy.write_toy(tmp_path/'raw', (2, 1, 1), progress=False)
-    cli.convert('toy', tmp_path/'raw', tmp_path/'toy.h5')
+    toy.write_toy(tmp_path/'raw', (2, 1, 1), progress=False)
+    convert('toy', tmp_path/'raw', tmp_path/'toy.h5')
     how, run = dict(data=tmp_path/'toy.h5', preset='tiny', steps=1), tmp_path/'run'
     def kept(): return json.loads((run/'settings.json').read_text())['freeze']
-    cli.train(run, freeze='seed', **how)
+    train(run, freeze='seed', **how)
     assert kept() == ['clip', 'blip', 'resnet']
     for other in 'none', 'history', 'clip, blip':
-        with pytest.raises(StoryError, match='was trained with freeze='): cli.train(run, freeze=other, steps=2)
-    for same in 'clip,blip, resnet', 'seed', None: cli.train(run, freeze=same, steps=2)
+        with pytest.raises(StoryError, match='was trained with freeze='): train(run, freeze=other, steps=2)
+    for same in 'clip,blip, resnet', 'seed', None: train(run, freeze=same, steps=2)
     assert kept() == ['clip', 'blip', 'resnet'] and len(read_log(run/'log.csv')) == 2
     with pytest.raises(StoryError, match="no part to freeze 'eyes'"):
-        cli.train(tmp_path/'new', freeze='clip,eyes', **how)
+        train(tmp_path/'new', freeze='clip,eyes', **how)
     assert not (tmp_path/'new').exists()

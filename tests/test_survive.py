@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest, torch
 
-from arldm import cli, toy, train as training
+from arldm import toy, train as training
 from arldm.begin import make_model
 from arldm.convert import convert
 from arldm.core import StoryError
 from arldm.dataset import StoryDataset
 from arldm.optimise import make_ema
+from arldm.run import train
 from arldm.settings import resolve
 from arldm.story import StoryFile
 from arldm.survive import load_checkpoint, read_log, save_checkpoint
@@ -17,7 +18,7 @@ from arldm.survive import load_checkpoint, read_log, save_checkpoint
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, LONG = (20, dict(steps=80, save_every=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
 HOW = dict(preset='tiny', steps=8, save_every=2, lr=3e-3)
-CODE = 'from arldm.cli import train; train()'
+CODE = 'from arldm.run import train; train()'
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +32,7 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     "The undisturbed run, four stories a step."
     run = tmp_path_factory.mktemp('whole')/'run'
-    cli.train(run, data=data, batch=4, **HOW)
+    train(run, data=data, batch=4, **HOW)
     return run
 
 def start(run, data, processes=1, batch=4, **how):
@@ -96,7 +97,7 @@ def test_stops_with_its_readers(whole, data, tmp_path):
         if (done := steps_of(run)) < 8: break
     assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
     assert len(all_of_it) >= 3 and not any(Path(f'/proc/{pid}').exists() for pid in all_of_it)
-    cli.train(run, save_every=2, workers=1)
+    train(run, save_every=2, workers=1)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'] if SOAK else ['SIGTERM'])
@@ -109,7 +110,7 @@ def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
         if (done := steps_of(run)) < 8: break
     assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
     assert [p.name for p in (run/'checkpoints').glob('*.pt')] == [f'{done:06d}.pt'] and done < 8
-    cli.train(run, save_every=2)
+    train(run, save_every=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
@@ -134,18 +135,18 @@ def test_a_damaged_newest_checkpoint(whole, data, tmp_path):
     run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
     newest = run/'checkpoints/000008.pt'
     newest.write_bytes(newest.read_bytes()[:5000])
-    with pytest.warns(UserWarning, match='000008.pt is damaged'): cli.train(run)
+    with pytest.warns(UserWarning, match='000008.pt is damaged'): train(run)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 def test_killed_between_the_last_checkpoint_and_the_pipeline(whole, tmp_path):
     run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
-    cli.train(run)
+    train(run)
     assert (run/'pipeline/model_index.json').is_file() and losses(run) == losses(whole)
 
 def test_a_loss_gone_mad(data, tmp_path):
     run = tmp_path/'run'
     with pytest.raises(StoryError, match='the loss of step . is .*good checkpoint is .*00000.*pt'):
-        cli.train(run, data=data, batch=4, **dict(HOW, lr=1e6, save_every=1))
+        train(run, data=data, batch=4, **dict(HOW, lr=1e6, save_every=1))
     good = sorted((run/'checkpoints').glob('*.pt'))
     assert good and len(losses(run)) == int(good[-1].stem)
 
@@ -168,10 +169,10 @@ def test_a_full_disk_at_the_very_end(whole, data, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_size(whole, data, tmp_path):
     run = tmp_path/'run'
-    cli.train(run, data=data, batch=4, **dict(HOW, steps=2))
+    train(run, data=data, batch=4, **dict(HOW, steps=2))
     path = run/'checkpoints/000002.pt'
     state = torch.load(path, weights_only=True)
     state['model'] = {k: v[:1] if v.dim() else v for k, v in state['model'].items()}
     torch.save(state, path)
-    with pytest.raises(StoryError, match='000002.pt is of another model') as e: cli.train(run, steps=4)
+    with pytest.raises(StoryError, match='000002.pt is of another model') as e: train(run, steps=4)
     assert '\n' not in str(e.value)
