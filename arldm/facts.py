@@ -18,7 +18,7 @@ from .plot import invent, tell
 from .scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, SIDE, SIZES, TIMES, Figure, Look,
                          Scene, cutout, in_order, landscape, two_looks)
 
-# %% ../nbs/04e_facts.ipynb #0d394925
+# %% ../nbs/04e_facts.ipynb #a97b4992
 _LANDS = list(itertools.product(PLACES, TIMES))
 _LOOKS = [Look(*facts) for facts in itertools.product(COLOURS, SHAPES, SIZES, ACCESSORIES)]
 _FIGURES = list(itertools.product(_LOOKS, ACTIONS))
@@ -26,6 +26,7 @@ _EDGES = 0, 21, 43, 64                                         # of the three co
 
 def _floats(im): return np.asarray(im).astype(np.float32)/255
 
+# %% ../nbs/04e_facts.ipynb #d8e8501c
 @lru_cache(1)
 def _landscapes(): return np.stack([_floats(landscape(*land)) for land in _LANDS])          # (18, 64, 64, 3)
 
