@@ -71,7 +71,7 @@ def read(
             out[i] = Scene(*_LANDS[land], figures)
     return out
 
-# %% ../nbs/04e_facts.ipynb #f653ed64
+# %% ../nbs/04e_facts.ipynb #5fcaba1b
 FACTS = 'colour', 'shape', 'size', 'accessory', 'position', 'action'                          # of a figure
 _VERBS = dict(jump='jump jumps hop hops leap leaps'.split(), sleep='sleep sleeps nap asleep'.split())
 _HOURS = dict(day='day', rises='day', evening='evening', down='evening', night='night', moon='night')
@@ -87,6 +87,7 @@ def action_in(caption:str) -> str:
     "What somebody does in a caption."
     return next((action for action, verbs in _VERBS.items() if words_in(caption) & {*verbs}), 'stand')
 
+# %% ../nbs/04e_facts.ipynb #73d7ffe4
 def facts_told(caption:str, s:Scene) -> list: # sets: facts told of the frame (place, time, cast), then of each figure
     "Which of a scene's facts its caption tells."
     words, alone = words_in(caption), len(s.figures) == 1
