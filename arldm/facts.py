@@ -102,7 +102,7 @@ def facts_told(caption:str, s:Scene) -> list: # sets: facts told of the frame (p
         if meant or words & {'they', 'both'}: known.add('action')
     return [frame, *told]
 
-# %% ../nbs/04e_facts.ipynb #b7c5a927
+# %% ../nbs/04e_facts.ipynb #ce487d9f
 def _pairs(want, told, got): # `Figure`s, what is told of each, `Figure`s -> for each wanted one a drawn one, or None
     "The pairing with the most told facts right, and among those the one with the most facts right."
     def right(p):
@@ -127,6 +127,7 @@ def compare_scenes(
                 add(known, fact, g and facts_of(g)[fact] == facts_of(f)[fact])
     return out
 
+# %% ../nbs/04e_facts.ipynb #53dfe4cb
 def check_facts(
     story,        # A `Story` of the toy corpus: captions and told pictures
     drawn:dict,   # {k: picture}, k counts story frames from 1
