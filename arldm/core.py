@@ -88,7 +88,7 @@ def whole_folder(
         tmp.rename(folder)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_core.ipynb #43e55eec
+# %% ../nbs/00_core.ipynb #879373bd
 @dataclass(frozen=True)
 class Corpus:
     "What the model needs to know about a corpus."
@@ -102,7 +102,7 @@ _pororo = ('pororo', 'loopy', 'eddy', 'harry', 'poby', 'tongtong', 'crong', 'rod
 _flintstones = ('fred', 'barney', 'wilma', 'betty', 'pebbles', 'dino', 'slate')
 
 CORPORA = {c.name: c for c in (
-    Corpus('toy', 16, 64),
+    Corpus('toy', 36, 64),
     Corpus('ssid', 100, 256),
     Corpus('vist-sis', 100, 512),
     Corpus('vist-dii', 65, 512),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SSID', 'VIST', 'SSID_FILES', 'SPLITS', 'SOURCES', 'refuse', 'Stories', 'clean', 'opened', 'Keys', 'records_in',
-           'drafts_in', 'in_order', 'from_records', 'ssid', 'vist_sis', 'vist_dii', 'pororo', 'flintstones']
+           'drafts_in', 'in_order', 'from_records', 'ssid', 'vist_sis', 'vist_dii', 'pororo', 'flintstones',
+           'splits_in']
 
 # %% ../nbs/03_sources.ipynb #317e45cc
 import os
@@ -120,8 +121,9 @@ def from_records(
         return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)
     return Stories(drafts_in(folder, file, keys), build, bad)
 
-# %% ../nbs/03_sources.ipynb #4087e0cd
-SSID_FILES = dict(train='SSID_Train.json', val='SSID_Validation.json', test='SSID_Test.json')
+# %% ../nbs/03_sources.ipynb #9ecfee05
+SSID_FILES = dict(train='SSID_Train.json', val='SSID_Validation.json', test='SSID_Test.json',
+                  hard='SSID_Hard.json')                       # of the toy corpus only
 
 def ssid(
     raw:str|Path|RawFolder, # The corpus
@@ -244,7 +246,11 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
         return Story(first, first.split('_shot_')[0], tuple(caption(c, first) for c in clips), frames)
     return Stories([clip for clip in map(str, splits[split]) if clip in follow], build, bad)
 
-# %% ../nbs/03_sources.ipynb #c7d35a96
+# %% ../nbs/03_sources.ipynb #f80e462c
 SPLITS = 'train', 'val', 'test'
 SOURCES = {'ssid': ssid, 'vist-sis': vist_sis, 'vist-dii': vist_dii, 'pororo': pororo, 'flintstones': flintstones,
            'toy': ssid}  # corpus -> function (raw folder, split, bad) giving its `Stories`
+
+def splits_in(source:str, folder:RawFolder) -> tuple:
+    "The splits of a corpus: the usual three, and `hard` where a toy corpus has it."
+    return SPLITS + (('hard',) if source == 'toy' and SSID_FILES['hard'] in folder.files else ())
