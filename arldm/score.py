@@ -89,10 +89,10 @@ def read_facts(d:Drawings, facts, of:int) -> dict: # name -> (right, album, k), 
             for x, y in zip(out.setdefault(name, ([], [], [])), new): x += y
     return {name: tuple(map(np.array, x)) for name, x in out.items()}
 
-# %% ../nbs/13_score.ipynb #c9891198
+# %% ../nbs/13_score.ipynb #1506be30
 def fact_rows(t:Table, facts) -> tuple: # facts one by one; right answers (n,) and how many were asked (n,)
     "How often the facts of a kind (first word of the name) are right."
-    d, chance = t.d, getattr(facts, 'chance', {})
+    d, chance = t.d, getattr(facts, 'chance', dict)()
     sets, table, kinds = [read_facts(d, facts, j) for j in range(len(d.paths))], [], {}
     for name in sorted(sets[0]):
         e, _ = t.measure([mean_of(*s[name][:2]) for s in sets])
