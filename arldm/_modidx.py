@@ -513,6 +513,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.proof._write': ('proof.html#_write', 'arldm/proof.py'),
                              'arldm.proof.as_table': ('proof.html#as_table', 'arldm/proof.py'),
                              'arldm.proof.draw_rows': ('proof.html#draw_rows', 'arldm/proof.py'),
+                             'arldm.proof.proof': ('proof.html#proof', 'arldm/proof.py'),
                              'arldm.proof.score_rows': ('proof.html#score_rows', 'arldm/proof.py')},
             'arldm.quality': { 'arldm.quality.Estimate': ('quality.html#estimate', 'arldm/quality.py'),
                                'arldm.quality.Estimate.__format__': ('quality.html#estimate.__format__', 'arldm/quality.py'),

@@ -2,15 +2,15 @@
 import random
 from dataclasses import replace
 
-from arldm import toy
 from arldm.core import save_json
-from arldm.pictures import to_png
-from arldm.story import Story, StoryFile, write_stories
+from arldm.facts import read
+from arldm.scene import COLOURS, draw
+from arldm.story import StoryFile, write_stories
+from arldm.toy import toy_story
 
-def telling(i):
-    scenes = toy.invent(random.Random(i))
-    captions = [toy.tell(s, e, random.Random(i)) for s, e in scenes]
-    return Story(f's{i}', f'a{i//2}', tuple(captions), tuple(to_png(toy.draw(s)) for s, _ in scenes))
+def telling(i): return replace(toy_story(i), album=f'a{i//2}')
+
+def repaint(s, colour): return replace(s, figures=tuple(replace(f, look=replace(f.look, colour=colour)) for f in s.figures))
 
 def beside(**values): return [dict(what=what.replace('_', ' '), value=value, n=160) for what, value in values.items()]
 
@@ -25,9 +25,9 @@ def write_run(run, wrong=.4, n=10, steps=300, seed=0):
     write_stories(run/'stories.h5', dict(test=map(telling, range(n)), train=map(telling, range(n, n + 4))), 'toy')
     for i in range(n - 1):
         (folder := run/'drawn'/f's{i}').mkdir(parents=True)
-        for k, (s, _) in enumerate(toy.invent(random.Random(i)), 1):
-            if k > 1 and rng.random() < wrong: s = replace(s, colour=rng.choice(list(toy.COLOURS)))
-            toy.draw(s).save(folder/f'{k}.png')
+        for k, s in enumerate(read(telling(i).pictures()), 1):
+            if k > 1 and rng.random() < wrong: s = repaint(s, rng.choice(list(COLOURS)))
+            draw(s).save(folder/f'{k}.png')
     save_json(run/'settings.json', dict(corpus='toy', task='visualization', data=str(run/'stories.h5'), steps=steps,
         machine=dict(versions=dict(torch='2.13'), cpu='two cores')))
     def line(i): return f'{i},{.1 + 1/(i + 8) + .03*rng.random():.4f},0.001,0.5,3.2,{.1 + 1/(i + 8) if i % 50 == 0 else "nan"}\n'

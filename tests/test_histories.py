@@ -1,12 +1,11 @@
 "Histories are exchanged and nothing else: captions, noise and first frames stay, and the ordinary way stays ordinary."
-import io, json
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from PIL import Image
 
-from arldm import toy
 from arldm.core import StoryError
 from arldm.dataset import Vocabulary, word_tokenizers
 from arldm.bootstrap import resample
@@ -14,22 +13,14 @@ from arldm.draw import StoryPipeline
 from arldm.frames import Memory
 from arldm.histories import KINDS, draw_histories, history_rows, others, remembered
 from arldm.model import ARLDM
-from arldm.story import Story, StoryFile, write_stories
+from arldm.plot import WORDS
+from arldm.story import StoryFile, write_stories
+from arldm.toy import toy_story
 
 HOW = dict(num_inference_steps=2, guidance_scale=2.)
 
-
-def png(picture):
-    f = io.BytesIO()
-    picture.save(f, 'png')
-    return f.getvalue()
-
 def tell(i, n=3, album=None): # a toy story of `n` frames
-    import random
-    rng = random.Random(i)
-    scenes = toy.invent(rng, n)
-    return Story(f's{i}', str(i if album is None else album), tuple(toy.tell(s, e, rng) for s, e in scenes),
-                 tuple(png(toy.draw(s)) for s, _ in scenes))
+    return replace(toy_story(i, n), album=str(i if album is None else album))
 
 def split_of(stories, folder):
     write_stories(folder/'stories.h5', dict(test=stories), 'toy')
@@ -38,9 +29,9 @@ def split_of(stories, folder):
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "A pipeline with random weights that heeds what it is told, for frames of 16 pixels."
-    words = word_tokenizers([' '.join(toy.WORDS)], tmp_path_factory.mktemp('words'))
+    words = word_tokenizers(WORDS, tmp_path_factory.mktemp('words'))
     torch.manual_seed(0)
-    pipe = StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 16), 16))
+    pipe = StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16))
     pipe.set_progress_bar_config(disable=True)
     for name, p in pipe.unet.named_parameters():
         if 'attn2.to_out' in name or 'attn2.to_q' in name: p.data *= 100

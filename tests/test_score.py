@@ -201,7 +201,7 @@ def test_facts_and_characters(tmp_path):
     split = story_file(tmp_path, 'pororo', test=stories(6, each=1))['test']
     draw(tmp_path/'drawn', split, first=2)
     def facts(story, drawn): return {'carried place': [int(story.id[1]) < 3]*len(drawn), 'told size': [True]*len(drawn)}
-    facts.chance = {'carried place': .25}
+    facts.chance = lambda: {'carried place': .25}
     got = score(tmp_path, split, facts=facts, characters=lambda ps: [{'pororo'} for _ in ps])
     assert row(got, 'carried facts')['value'] == .5 and row(got, 'carried facts')['n'] == 12
     assert row(got, 'carried facts')['beside'] == [dict(what='chance', value=.25, n=12)]
