@@ -27,12 +27,12 @@ def stories(): return [invent(random.Random(i)) for i in range(400)]
 # pictures
 
 def test_every_figure_is_read_everywhere():
-    "Each of the 576 figures in each column, over all 18 landscapes in turn."
-    lands = list(product(PLACES, TIMES))
+    "Each of the 576 figures, over the three columns and all 18 landscapes in turn."
+    lands, columns = list(product(PLACES, TIMES)), list(POSITIONS)
     looks = [Look(*x) for x in product(COLOURS, SHAPES, SIZES, ACCESSORIES)]
-    scenes = [Scene(*lands[i % 18], (Figure(look, p, a),))
-              for i, (look, a, p) in enumerate(product(looks, ACTIONS, POSITIONS))]
-    for at in range(0, len(scenes), 300): assert read([draw(s) for s in scenes[at:at+300]]) == scenes[at:at+300]
+    scenes = [Scene(*lands[i % 18], (Figure(look, columns[i//18 % 3], a),))
+              for i, (look, a) in enumerate(product(looks, ACTIONS))]
+    assert read([draw(s) for s in scenes]) == scenes
 
 def test_pairs_of_neighbours_are_read():
     rng = random.Random(2)
@@ -46,12 +46,12 @@ def test_three_figures_and_nobody_are_read():
 
 def test_larger_greyer_and_noisy_pictures():
     rng = random.Random(4)
-    scenes = [random_scene(rng) for _ in range(60)]
+    scenes = [random_scene(rng) for _ in range(40)]
     assert read([draw(s, 128) for s in scenes]) == scenes
-    assert read([np.asarray(draw(s, 256)) for s in scenes[:10]]) == scenes[:10]
+    assert read([np.asarray(draw(s, 256)) for s in scenes[:2]]) == scenes[:2]
     rgba = [draw(s).convert('RGBA') for s in scenes]
     assert read(rgba) == scenes
-    noise = np.random.default_rng(0).normal(0, 40, (60, 64, 64, 3))
+    noise = np.random.default_rng(0).normal(0, 40, (40, 64, 64, 3))
     assert read((np.stack([draw(s) for s in scenes]) + noise).clip(0, 255).astype(np.uint8)) == scenes
 
 def test_a_picture_alone_reads_as_among_others():
