@@ -26,7 +26,7 @@ _EDGES = 0, 21, 43, 64                                         # of the three co
 
 def _floats(im): return np.asarray(im).astype(np.float32)/255
 
-# %% ../nbs/04b_facts.ipynb #d8e8501c
+# %% ../nbs/04b_facts.ipynb #be21a418
 @lru_cache(1)
 def _landscapes(): return np.stack([_floats(landscape(*land)) for land in _LANDS])          # (18, 64, 64, 3)
 
@@ -42,19 +42,22 @@ def _cutouts(j): # of column j: colours (576, 64, w, 3), and what shows through 
     return seen[..., :3]*seen[..., 3:], 1 - seen[..., 3:]
 
 @lru_cache(None)
-def _lengths(land, j): # (577,)
-    "Squared lengths of all that column j can show in a landscape, nobody first."
-    (art, through), back = _cutouts(j), _landscapes()[land][:, _EDGES[j]:_EDGES[j+1]]
-    return np.append((back**2).sum(), ((art + through*back)**2).sum((1, 2, 3)))
+def _lengths(j): # (18, 577)
+    "Squared lengths of all that column j can show in each landscape, nobody first."
+    (art, through), back = _cutouts(j), _landscapes()[:, :, _EDGES[j]:_EDGES[j+1]]
+    def flat(x): return x.reshape(len(x), -1)
+    squares = (back**2).sum(-1, keepdims=True)
+    figures = (flat(art)**2).sum(1) + 2*flat(back)@flat(art*through).T + flat(squares)@flat(through**2).T
+    return np.concatenate([squares.sum((1, 2)), figures], 1)
 
-# %% ../nbs/04b_facts.ipynb #8dc91b5f
+# %% ../nbs/04b_facts.ipynb #fbf5cde4
 def _column(x, land, j): # x (n, 64, 64, 3) -> (n,), 0 = nobody
     "Who stands in a column of frames that show a landscape."
     art, through = (a.reshape(len(a), -1) for a in _cutouts(j))
     back, x = (a[..., _EDGES[j]:_EDGES[j+1], :] for a in (_landscapes()[land], x))
     behind = (x*back).sum(-1).reshape(len(x), -1)
     alike = np.concatenate([behind.sum(1, keepdims=True), x.reshape(len(x), -1)@art.T + behind@through.T], 1)
-    return (_lengths(land, j) - 2*alike).argmin(1)
+    return (_lengths(j)[land] - 2*alike).argmin(1)
 
 def read(
     pictures, # n pictures, PIL or uint8 (h, w, 3), of any size

@@ -260,7 +260,7 @@ def test_full_disk(built, tmp_path):
     "One line, no half file; and what was written stays."
     net, stories, whole = built
     sizes = {p.name: p.stat().st_size for p in whole.iterdir()}
-    most = (sizes['moments-00000.safetensors'] + sizes['slots-00000.safetensors'])//2
+    most = (sizes['nothing.safetensors'] + sizes['slots-00000.safetensors'])//2
     start(stories, net, folder := tmp_path/'cache', most).join()
     said, left = (tmp_path/'cache.txt').read_text(), {p.name for p in folder.iterdir()}
     assert '\n' not in said and '00000.safetensors: cannot be written' in said and 'make room' in said
