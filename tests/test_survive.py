@@ -73,7 +73,7 @@ def test_two_processes_equal_one(whole, data, tmp_path):
 
 def test_two_processes_with_all_savings_equal_one(data, tmp_path):
     "Two processes, a cache that both build, two parts a step, computed twice: the losses of a plain one."
-    how = dict(crops=2, freeze='attention', side=16)
+    how = dict(crops=2, freeze='attention', side=32)     # at 16 the UNet's inmost maps are one pixel, and rounding grows
     p = start(tmp_path/'run', data, processes=2, accumulate=2, checkpointing=True, **how)
     said, _ = p.communicate(timeout=300)
     assert p.returncode == 0 and (tmp_path/'run/cache/slots-00000.safetensors').exists(), said
@@ -83,7 +83,7 @@ def test_two_processes_with_all_savings_equal_one(data, tmp_path):
     records = [*training.train(net, stories('train', train=True, crops=2), s, None, make_ema(net, s), stories('val'))]
     kept = read_log(tmp_path/'run/log.csv')
     for name in 'loss', 'lr', 'grad_norm', 'val_loss':
-        assert [r[name] for r in kept] == pytest.approx([r[name] for r in records], rel=1e-4, nan_ok=True), name
+        assert [r[name] for r in kept] == pytest.approx([r[name] for r in records], rel=1e-5, nan_ok=True), name
     assert [r['lr'] for r in kept] == [r['lr'] for r in records]
 
 @pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
