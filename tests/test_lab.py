@@ -1,0 +1,198 @@
+"The laboratory: the ladder climbs and goes on, rows differ only in their history, changes change one thing, numbers are counted."
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arldm import ladder, proof, trials
+from arldm.attention import attention, listening, words_of
+from arldm.convert import convert
+from arldm.core import StoryError, asset
+from arldm.draw import StoryPipeline
+from arldm.facts import check_facts
+from arldm.frames import Memory
+from arldm.histories import draw_histories
+from arldm.panel import story_panel
+from arldm.scene import has_hard
+from arldm.story import StoryFile
+from arldm.toy import toy_story
+
+FEW = dict(num_inference_steps=2, guidance_scale=2.)
+
+@pytest.fixture(scope='module')
+def pipe():
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+@pytest.fixture(scope='module')
+def stories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toy')
+    convert('toy', folder/'raw', str(folder/'toy.h5'), albums=4, quiet=True)
+    return StoryFile(folder/'toy.h5')
+
+
+# the ladder
+
+def test_a_pair_is_one_picture_twice():
+    for i in range(20):
+        p = ladder.pair(i)
+        assert p == ladder.pair(i) and p.frames[0] == p.frames[1] and p.captions[1] == ladder.AGAIN
+        assert not has_hard(ladder.read(p.pictures()[:1])[0])
+    assert len({ladder.pair(i).captions[0] for i in range(40)}) > 35
+
+def test_random_frames_and_their_figures():
+    scenes, frames, figure = ladder.random_frames(30)
+    assert ladder.read(frames.permute(0, 2, 3, 1).numpy()) == scenes
+    assert ((figure.float().mean((1, 2, 3)) > .02) & (figure.float().mean((1, 2, 3)) < .4)).all()
+    assert not torch.equal(frames, ladder.random_frames(30, 1)[1])
+
+def test_the_autoencoder_goes_on(tmp_path):
+    "Stopped and resumed it has the weights of one that was not."
+    how = dict(steps=4, batch=2, n=4)
+    *_, whole = ladder.train_autoencoder(tmp_path/'a', **how)
+    some = ladder.train_autoencoder(tmp_path/'b', **how)
+    for _ in range(2): next(some)
+    parts = some.gi_frame.f_locals['parts']
+    ladder.save_checkpoint(tmp_path/'b/checkpoints', 2, parts)
+    some.close()
+    *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
+    for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
+
+def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ladder, 'ALBUMS', (10, 1, 1, 1))
+    monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
+    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, batch=2))
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise.config.prediction_type == 'v_prediction'
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
+    with pytest.raises(StoryError, match="no stage 'top'"): ladder.ladder(str(tmp_path), 'top')
+
+
+# attention
+
+def test_listening_changes_nothing(pipe):
+    model, tokens = pipe.model, pipe.model.vocab.encode(['Ada jumps.'])
+    memory = Memory(model)
+    memory.add(torch.randn(1, 3, model.memory_side, model.memory_side), tokens)
+    asked = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.see(tokens)
+    processors = model.unet.attn_processors
+    with torch.no_grad():
+        plain = model.predict(*asked)
+        with listening(model) as ears: heard = model.predict(*asked)
+        with pytest.raises(ZeroDivisionError):
+            with listening(model): 1/0
+    assert torch.allclose(plain, heard, atol=1e-5) and all(e.heard for e in ears)
+    assert processors == model.unet.attn_processors
+    for e in ears:
+        assert torch.allclose(e.heard[0].sum(-1), torch.ones(()), atol=1e-5)
+        assert not e.heard[0][..., ~asked[3][0]].any()                            # what is hidden is not looked at
+
+def test_attention_of_the_first_and_the_last_frame(pipe):
+    story = toy_story(3)
+    for k in 1, 5:
+        w = attention(pipe, list(story.captions), story.pictures(), k)
+        S = pipe.model.vocab.length
+        assert w.shape == (k, S, 8, 8) and torch.allclose(w.sum((0, 1)), torch.ones(8, 8), atol=1e-5)
+        words = words_of(pipe.model.vocab, story.captions[k-1], True)
+        assert len(words) == S
+
+
+# the proof
+
+def test_rows_differ_in_their_history_only(tmp_path, pipe, stories):
+    split = stories['test']
+    kinds = ('none', 'captions', 'own', 'told')
+    drawn = {(kind, i): frames for kind, i, frames in draw_histories(pipe, split, tmp_path, kinds, 'drawn', 1, **FEW)}
+    first = [np.asarray(frames[0]).astype(int) for frames in drawn.values()]
+    assert len(first) == 4 and max(abs(a - first[0]).max() for a in first) <= 1   # the first frame has no history
+    later = [np.asarray(frames[2]).astype(int) for frames in drawn.values()]
+    assert min(abs(a - b).max() for i, a in enumerate(later) for b in later[:i]) > 3
+    assert {p.parent.parent.parent.name for p in tmp_path.rglob('1.png')} == {*kinds}
+
+def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
+    "Whatever the story shows, the drawing is the same."
+    split, seen = stories['test'], []
+    plain = pipe.__class__.__call__
+    monkeypatch.setattr(pipe.__class__, '__call__', lambda self, captions, given, **how:
+                        (seen.append(given), plain(self, captions, given, **how))[1])
+    for _ in draw_histories(pipe, split, tmp_path, ('captions',), limit=1, **FEW): pass
+    assert [len(g[0]) for g in seen] == [0, 1, 2, 3, 4]
+    assert all(im.getextrema() == ((0, 0),)*3 for g in seen for im in g[0])
+
+def test_guessed_rows_obey(stories):
+    s = stories['test'][0]
+    right = check_facts(s, dict(enumerate(proof._guessed(s, 0), 1)))
+    assert all(all(x) for name, x in right.items() if name.startswith('told'))
+    assert not all(all(x) for x in right.values())
+    assert [a.tobytes() for a in proof._guessed(s, 0)] == [a.tobytes() for a in proof._guessed(s, 0)]
+    assert [a.tobytes() for a in proof._guessed(s, 0)] != [a.tobytes() for a in proof._guessed(s, 1)]
+
+def test_the_proof_as_a_table():
+    def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
+    rows = {'AR-LDM': {'told facts': cell(.99), 'carried facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
+            'chance': {'told facts': cell(1.), 'carried facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
+    assert proof.as_table(rows).splitlines() == [
+        '| | told facts, % | carried facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
+        '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
+        '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
+
+
+# trials
+
+def test_changes_change_one_thing(pipe):
+    model = StoryPipeline.from_pretrained(asset('toy/arldm')).model
+    trials.without_time(model)
+    assert not model.history.time_embedding.weight.any() and model.history.type_embedding.weight.any()
+    assert [n for n, p in model.named_parameters() if not p.requires_grad and 'vae' not in n] == ['history.time_embedding.weight']
+    trials.drop_stories(model)
+    dropped = [model.chances(5, 8, 8, 8, .5, 1., 0., torch.Generator().manual_seed(i))[3] for i in range(40)]
+    assert {int(d.sum()) for d in dropped} == {0, 5}
+
+def test_stories_changed(tmp_path):
+    item = dict(memory=torch.full((5, 3, 8, 8), 100, dtype=torch.uint8), moments=torch.ones(2), id='s')
+    assert not trials.without_pictures(item, random.Random(0))['memory'].any() and item['memory'].all()
+    noisy = trials.noisy_memory(item, random.Random(0))
+    assert noisy['memory'].dtype == torch.uint8 and noisy['memory'].float().std() > 5 and noisy['moments'] is item['moments']
+    assert torch.equal(noisy['memory'], trials.noisy_memory(item, random.Random(0))['memory'])
+    change = trials.drawn_memory(tmp_path)
+    assert change(item, random.Random(0)) is item                                 # nothing is drawn yet
+    (tmp_path/'s').mkdir()
+    for k in range(1, 6): Image.new('RGB', (64, 64), (k, 0, 0)).save(tmp_path/f's/{k}.png')
+    got = [change(item, random.Random(i)) for i in range(100)]
+    own = [x for x in got if x is not item]
+    assert 30 < len(own) < 70 and own[0]['memory'][:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+def test_trials_are_compared_story_by_story():
+    "Twenty stories, each asked ten things; the second trial knows one more of each."
+    def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
+    results = {name: dict.fromkeys(trials.KINDS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
+    control, better, same = trials.compare_trials(results, 50)
+    assert control['told − control'] is None and better['told'] == .6
+    assert np.allclose(better['told − control'], .1) and np.allclose(same['late − control'], 0)
+    assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
+
+
+# the panel
+
+def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
+    panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1)
+    monkeypatch.setattr(pipe, 'stream', lambda *a, **k: (_ for _ in ()).throw(StoryError('no such thing')))
+    panel.go.click()
+    assert panel.said.value == 'no such thing' and not panel.go.disabled and all(b.disabled for b in panel.again)
+    monkeypatch.undo()
+    panel.go.click()
+    assert panel.said.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.again)
+
+def test_the_panel_draws_what_the_pipeline_draws(pipe):
+    told = ['Ada is a big red star.', 'She jumps.']
+    panel = story_panel(pipe, told, num_inference_steps=2)
+    panel.seed.value, panel.guidance.value = 5, 3.
+    panel.draw()
+    want = pipe(told, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
+    assert [a.tobytes() for a in panel.frames] == [a.tobytes() for a in want]
