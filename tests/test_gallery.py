@@ -45,7 +45,7 @@ def tiny(toys, tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiny')
     words = word_tokenizers([c for s in toys for c in s.captions], folder)
     torch.manual_seed(0)
-    StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 16), 16)).save_pretrained(folder/'pipeline')
+    StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16)).save_pretrained(folder/'pipeline')
     return folder/'pipeline'
 
 def make_run(run, pipeline, stories, **how):
