@@ -34,14 +34,14 @@ def freezing(
     asked = [one_of('part to freeze', p.strip(), FREEZABLE) for p in parts]
     return tuple(p for p in FREEZABLE if p in asked)
 
-# %% ../nbs/00a_settings.ipynb #cd887869
+# %% ../nbs/00a_settings.ipynb #b738d7a7
 @dataclass(frozen=True)
 class Subject:
     "What is trained on what."
     preset: str = 'toy'             # Key of `PRESETS` that the other fields started from
     corpus: str = 'toy'             # Key of `CORPORA`
     task: str = 'visualization'     # 'visualization' draws every frame; 'continuation' is given the first
-    model: str = 'toy-base'         # toy-base, toy, tiny, full, a pipeline folder, Stable Diffusion's folder or name
+    model: str = 'toy-base'         # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
     blip: str = ''                  # BLIP weights that go with a Stable Diffusion `model`
     bert: str = ''                  # Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
     side: int = 64                  # Frame height and width in pixels
@@ -81,7 +81,7 @@ class Settings(Subject):
 # %% ../nbs/00a_settings.ipynb #f191e541
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
 
-# %% ../nbs/00a_settings.ipynb #63b41bd7
+# %% ../nbs/00a_settings.ipynb #6df8bea4
 _sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 _original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0.,
                  weighting='none', noise_bias=1., batch=1, crops=0, decay='all', save_every=1000, guidance=7.5,
@@ -89,7 +89,7 @@ _original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original'
 _toy = dict(prediction='v', weighting='none', ema=.999)
 PRESETS = {
     'toy': dict(_toy, ema=.99),                               # the demo: see chapter 16
-    'toy-base': dict(_toy, steps=8000, batch=16, lr=1.5e-3, warmup=200, save_every=250),   # the ladder's second rung
+    'toy-base': dict(_toy, steps=6000, batch=16, lr=1.5e-3, warmup=200, save_every=250),   # the ladder's second rung
     'toy-arldm': dict(_toy, steps=6000, warmup=100, save_every=250),                       # and its third
     'tiny': dict(model='tiny', crops=0, steps=3, batch=2, warmup=1),   # random weights: does my data run at all?
     'ssid': dict(model=_sd, blip='model_large.pth', corpus='ssid', side=256, crops=4, steps=20_000, batch=8, lr=3e-5,
