@@ -492,7 +492,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'arldm.plot._free': ('plot.html#_free', 'arldm/plot.py'),
                             'arldm.plot._names': ('plot.html#_names', 'arldm/plot.py'),
                             'arldm.plot._next': ('plot.html#_next', 'arldm/plot.py'),
-                            'arldm.plot._other': ('plot.html#_other', 'arldm/plot.py'),
                             'arldm.plot.describe': ('plot.html#describe', 'arldm/plot.py'),
                             'arldm.plot.invent': ('plot.html#invent', 'arldm/plot.py'),
                             'arldm.plot.look_words': ('plot.html#look_words', 'arldm/plot.py'),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TIMES, Figure, Look, Scene, has_hard,
                          in_order, two_looks)
 
-# %% ../nbs/04a_plot.ipynb #2ad7fc69
+# %% ../nbs/04a_plot.ipynb #73851e0c
 NAMES = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy='she', leo='he')
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Beat:
 
 _EVENTS = dict(walk=2, jump=2, sleep=2, wait=1, time=1.5, travel=1.5)           # and how often each happens
 _ALONE, _TOGETHER = dict(_EVENTS, come=6), dict(_EVENTS, leave=6)
+_NEXT_TIME = dict(day=('evening', 'night'), evening=('night',), night=('day',))
 
-# %% ../nbs/04a_plot.ipynb #dae83095
+# %% ../nbs/04a_plot.ipynb #9875eb5c
 def _free(cast, rng): return rng.choice([p for p in POSITIONS if p not in {f.position for f in cast.values()}])
-def _other(x, choices, rng): return rng.choice([c for c in choices if c != x])
 
 def _next(beats, looks, rng):
     "What happens after `beats`; `looks` are both characters', by name."
@@ -50,8 +50,8 @@ def _next(beats, looks, rng):
         who = next(name for name in looks if name not in cast)
         cast[who] = Figure(looks[who], _free(cast, rng))
         if any(who in old.cast for old in beats): event = 'back'
-    if event == 'travel': place = _other(place, PLACES, rng)
-    if event == 'time': time = _other(time, TIMES, rng)
+    if event == 'travel': place = rng.choice([p for p in PLACES if p != place])
+    if event == 'time': time = rng.choice(_NEXT_TIME[time])
     return Beat(event, who, cast, place, time)
 
 # %% ../nbs/04a_plot.ipynb #4d2c0a20
@@ -69,7 +69,7 @@ def invent(
         while len(beats) < n: beats.append(_next(beats, looks, rng))
         if has_hard(beats[0].scene) if hard else not any(has_hard(b.scene) for b in beats): return beats
 
-# %% ../nbs/04a_plot.ipynb #d65718eb
+# %% ../nbs/04a_plot.ipynb #2042d833
 CAPTIONS = dict(
     open=('{who}, {look}, is {at} {on} {when}.', '{At} {when} there is {who}, {look}, {on}.',
           '{who} is {look}. {She} stands {on} {at} {when}.'),
@@ -86,7 +86,7 @@ CAPTIONS = dict(
     evening=('Evening comes.', 'It is evening now.', 'The sun goes down.'),
     night=('Night falls.', 'It is night now.', 'The moon is up.'))
 AT = dict(beach='at the beach', forest='in the forest', desert='in the desert', mountain='on the mountain',
-          city='in the city', meadow='on the meadow')
+          city='in the city', meadow='in the meadow')
 ON = dict(left='on the left', middle='in the middle', right='on the right')
 WHEN = dict(day='by day', evening='in the evening', night='at night')
 
