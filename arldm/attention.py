@@ -42,7 +42,7 @@ def listening(model:ARLDM): # -> yields a list with a `Listener` for each cross-
     try: yield [*ears.values()]
     finally: model.unet.set_attn_processor(plain)
 
-# %% ../nbs/15d_attention.ipynb #e9577217
+# %% ../nbs/15d_attention.ipynb #884b0767
 @torch.no_grad()
 def attention(
     pipe:StoryPipeline,
@@ -51,7 +51,7 @@ def attention(
     k:int,                           # The frame that looks, from 1
     times:tuple=(500, 650, 800),     # Timesteps of training
     seed:int=0,                      # Of the noise
-)->Tensor:                           # (1 + slots, S, h, w): own caption and each slot, word by word; sums to 1 over both
+)->Tensor:                           # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
     "Where each pixel of a frame looks."
     model, story = pipe.model, [pipe.model.vocab.encode([c]) for c in captions[:k]]
     memory = Memory(model, opening=1)
@@ -68,7 +68,7 @@ def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
     side = int(len(weights)**.5)
     return weights.T.unflatten(1, (side, side)).repeat_interleave(h//side, 1).repeat_interleave(h//side, 2)
 
-# %% ../nbs/15d_attention.ipynb #87af41cd
+# %% ../nbs/15d_attention.ipynb #eff6688c
 def words_of(vocab:Vocabulary, caption:str, own:bool) -> list: # one str per token, specials as ''
     "The words that attention can fall on, of a frame's own caption or of a slot."
     tokenizer = vocab.caption_tokenizer if own else vocab.memory_tokenizer
@@ -85,6 +85,7 @@ def _column(d, x, y, wide, words, weights, most, font): # words in lines, shaded
         d.text((d.at, y), word, (20, 20, 30), font)
         d.at += w + 4
 
+# %% ../nbs/15d_attention.ipynb #a27451f5
 def show_attention(
     weights:Tensor,  # From `attention`
     vocab:Vocabulary,

@@ -20,9 +20,10 @@ from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, Settings, resolve
 from .story import StoryFile
 
-# %% ../nbs/10b_begin.ipynb #ecb3f679
+# %% ../nbs/10b_begin.ipynb #facc2489
 SHIPPED = {'toy-base': 'toy/base', 'toy-arldm': 'toy/arldm'}    # models of the small world, in `data/`
 
+# %% ../nbs/10b_begin.ipynb #9eaa5ad2
 def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
@@ -38,6 +39,7 @@ def make_model(
         raise StoryError(f"{s.model} was trained to guess v; go on with prediction='v'")
     return model
 
+# %% ../nbs/10b_begin.ipynb #55b722ce
 def _model(s, file, folder):
     if s.model in SHIPPED: return ARLDM.load(asset(SHIPPED[s.model]))
     if s.model in SIZES:
@@ -49,8 +51,8 @@ def _model(s, file, folder):
         raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? port it first: '
                          f'arldm-port {s.model} models/ported')
     if not s.blip:
-        raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a pipeline '
-                         'or run; a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
+        raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a '
+                         'pipeline or run; a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original)
 
 # %% ../nbs/10b_begin.ipynb #6bb1f8ea

@@ -134,13 +134,13 @@ def of_all(mine:list)->list:
     dist.destroy_process_group()
     return sum(every, [])
 
-# %% ../nbs/15_cli.ipynb #f1a85114
+# %% ../nbs/15_cli.ipynb #1ef14d69
 def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
-    "Draw the story of a text file into `own/`, frame by frame and as a strip."
+    "Draw the story of a text file, frame by frame and as a strip: into `own/` of a run, else beside the text."
     try: told = [line for line in map(str.strip, path.read_text(encoding='utf-8-sig').splitlines()) if line]
     except (OSError, UnicodeDecodeError): raise StoryError(f'{path}: no text file that can be read') from None
     if not told: raise StoryError(f'{path}: no captions in it; expected one a line')
-    folder, again = run/'own'/path.stem, numbers('redraw', redraw) if redraw else None
+    folder, again = _own_folder(run, path), numbers('redraw', redraw) if redraw else None
     there = [folder/f'{k}.png' for k in range(1, len(told) + 1)] if redraw else given.split(',') if given else []
     pictures = [read_picture(p) for p in there]
     plan = make_plan(told, pictures, again)
@@ -151,6 +151,9 @@ def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
         out.strip().save(tmp/'strip.png')
     print(folder/'strip.png')
     return folder
+
+def _own_folder(run, path): # a pipeline folder holds weights, and nothing is drawn into it
+    return path.with_suffix('') if (run/'model_index.json').exists() else run/'own'/path.stem
 
 def read_picture(path):
     try: return decode(Path(path).read_bytes())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['summary', 'convert']
 
-# %% ../nbs/04d_convert.ipynb #7c035e2b
+# %% ../nbs/04d_convert.ipynb #ffa58eda
 import warnings
 from collections import Counter
 from itertools import combinations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .core import StoryError, at_least_one, command, one_of, whole_folder
 from .raw import RawFolder
-from .sources import SOURCES, refuse, splits_in
+from .sources import SOURCES, SPLITS, TOY_FILES, refuse
 from .story import NoStories, count_stories, write_stories
 from .toy import write_toy
 
@@ -43,7 +43,7 @@ def summary(
              f"{c['different']:>6,} of them different" for split, c in counts.items() if split != 'skipped']
     return '\n'.join(filter(None, [*lines, _left_out(counts['skipped'])]))
 
-# %% ../nbs/04d_convert.ipynb #3bbefab7
+# %% ../nbs/04d_convert.ipynb #9a0cd308
 class _Skipped(Counter):
     "Counts bad stories by reason, and moves the bar for them."
     def __call__(self, e):
@@ -53,7 +53,8 @@ class _Skipped(Counter):
 def _open(source, raw, skip_bad):
     "The stories of every split, and the count of those left out."
     folder, skipped = RawFolder(raw), _Skipped()
-    return {split: SOURCES[source](folder, split, skipped if skip_bad else refuse) for split in splits_in(source, folder)}, skipped
+    splits = SPLITS + (('hard',) if source == 'toy' and TOY_FILES['hard'] in folder.files else ())
+    return {split: SOURCES[source](folder, split, skipped if skip_bad else refuse) for split in splits}, skipped
 
 # %% ../nbs/04d_convert.ipynb #7c5aa255
 @command

@@ -30,9 +30,9 @@ from .story import Story, write_stories
 from .survive import load_checkpoint, save_checkpoint
 from .toy import write_toy
 
-# %% ../nbs/15b_ladder.ipynb #d9f16b27
-def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); where figures are, bool (n, 1, 64, 64)
-    "Scenes for the autoencoder."
+# %% ../nbs/15b_ladder.ipynb #77d90518
+def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
+    "Scenes for the autoencoder, their pictures, and where figures are in them."
     rng = random.Random(f'frames {seed}')
     scenes = [random_scene(rng) for _ in range(n)]
     frames = pixels([draw(s) for s in scenes])
@@ -117,7 +117,7 @@ def write_pairs(path:Path, n:int=24_000, n_val:int=200):
     "A story file of pairs."
     write_stories(path, {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}, 'toy')
 
-# %% ../nbs/15b_ladder.ipynb #f96e8fc0
+# %% ../nbs/15b_ladder.ipynb #d4a3b91e
 STAGES = 'autoencoder', 'base', 'arldm'
 ALBUMS = 8000, 100, 200, 200                                    # train, val, test, hard
 
@@ -145,6 +145,7 @@ def ladder(
     train(str(out/'arldm'), data=str(out/'stories.h5'), preset='toy-arldm', model=str(out/'base/pipeline'),
           steps=asked(2), seed=seed)
 
+# %% ../nbs/15b_ladder.ipynb #b3cc2168
 def _autoencoder(folder, steps, seed):
     if not (folder/'vae').exists():
         bar = tqdm(train_autoencoder(folder, steps or 4000, seed=seed), 'autoencoder', steps or 4000)

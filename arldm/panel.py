@@ -24,7 +24,7 @@ def _png(frame, side): # PIL -> bytes, large enough to look at
     frame.resize((side, side), Image.NEAREST).save(out := io.BytesIO(), 'PNG')
     return out.getvalue()
 
-# %% ../nbs/15e_panel.ipynb #857e4092
+# %% ../nbs/15e_panel.ipynb #22455bd4
 class StoryPanel:
     "A story in widgets: `box` is what shows, `frames` what was drawn last."
     def __init__(self, pipe, captions, side, **way):
@@ -32,7 +32,8 @@ class StoryPanel:
         self.pipe, self.side, self.way, self.frames, self.tries = pipe, side, way, [], 0
         wide = w.Layout(width=f'{side}px')
         self.captions = [w.Textarea(c, rows=5, layout=wide) for c in captions]
-        self.pictures = [w.Image(format='png', layout=w.Layout(width=f'{side}px', height=f'{side}px')) for _ in captions]
+        square = w.Layout(width=f'{side}px', height=f'{side}px')
+        self.pictures = [w.Image(format='png', layout=square) for _ in captions]
         self.again = [w.Button(description='draw again', disabled=True, layout=wide) for _ in captions]
         self.seed = w.BoundedIntText(0, 0, 2**31 - 1, description='seed')
         self.guidance = w.FloatSlider(2., min=1., max=8., step=.5, description='guidance')

@@ -23,7 +23,7 @@ from .score import score
 from .story import StoryFile
 from .toy import write_toy
 
-# %% ../nbs/15c_proof.ipynb #26d5c77c
+# %% ../nbs/15c_proof.ipynb #791a4f9d
 ROWS = {'text to image': 'base/none', 'history removed': 'arldm/none', 'captions only': 'arldm/captions',
         'history shuffled': 'arldm/shuffled', 'AR-LDM': 'arldm/own', 'AR-LDM, teacher-forced': 'arldm/told',
         'told frames': 'told', 'chance': 'chance'}                                   # row -> its folder
@@ -36,6 +36,7 @@ def _guessed(story, seed): # what a reader of single captions might draw
     rng = random.Random(f'{story.id} {seed}')
     return [draw(guess(caption, s, rng)) for caption, s in zip(story.captions, read(story.pictures()))]
 
+# %% ../nbs/15c_proof.ipynb #ebb6d59c
 def draw_rows(
     out:Path,
     pipe:StoryPipeline, base:StoryPipeline, # AR-LDM, and the text-to-image model that it began as
@@ -45,6 +46,7 @@ def draw_rows(
     **how,                                  # `num_inference_steps`, `guidance_scale`, …
 ):                                          # -> yields the folder of each story when it is there
     "Draw all rows; what is there already is not drawn again."
+    for p in pipe, base: p.set_progress_bar_config(disable=True)
     for j in range(seeds):
         below, seed = f'drawn{j + 1 if j else ""}', 10_000*j
         for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
@@ -56,7 +58,7 @@ def draw_rows(
                 if (j == 0 or row == 'chance') and not folder.is_dir(): _write(folder, frames(story, seed))
                 yield folder
 
-# %% ../nbs/15c_proof.ipynb #0a077b5e
+# %% ../nbs/15c_proof.ipynb #9eb8914d
 COLUMNS = {'told facts': 'told facts', 'carried facts': 'carried facts', 'distance': 'FD-latents'}
 
 def score_rows(out:Path, stories, vae, times:int=100) -> dict: # row -> column -> value, low, high, spread; and 'frames'
@@ -71,6 +73,7 @@ def score_rows(out:Path, stories, vae, times:int=100) -> dict: # row -> column -
         table[row]['frames'] = {r['k']: r['value'] for r in got['frames'] if r['name'] == 'carried facts'}
     return table
 
+# %% ../nbs/15c_proof.ipynb #96f8312c
 def as_table(table:dict) -> str:
     "The proof as a table in Markdown."
     def cell(x, scale, form): # 97.1 (96.0…98.1)
@@ -87,7 +90,7 @@ def as_table(table:dict) -> str:
         lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
-# %% ../nbs/15c_proof.ipynb #ee79afdc
+# %% ../nbs/15c_proof.ipynb #b68f31d7
 PROOF_SEED = 2026                       # of the test stories: no model was trained on a corpus of this seed
 
 @command
@@ -112,9 +115,7 @@ def proof(
             convert('toy', raw, str(out/'stories.h5'), quiet=True)
     stories, out = StoryFile(data or out/'stories.h5')[split], out/split
     pipe, start = (StoryPipeline.from_pretrained(p or asset(d)) for p, d in ((model, 'toy/arldm'), (base, 'toy/base')))
-    for p in pipe, start: p.set_progress_bar_config(disable=True)
-    how = dict(num_inference_steps=steps, guidance_scale=guidance)
-    n = min(limit, len(stories))
+    how, n = dict(num_inference_steps=steps, guidance_scale=guidance), min(limit, len(stories))
     for _ in tqdm(draw_rows(out, pipe, start, stories, seeds, n, **how), 'drawing', n*(8*seeds + 1 - seeds)): pass
     table = score_rows(out, stories, pipe.vae, resamples)
     save_json(out/'proof.json', dict(split=split, stories=n, seeds=seeds, **how, **machine(), rows=table))

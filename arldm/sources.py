@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SSID', 'VIST', 'SSID_FILES', 'TOY_FILES', 'SPLITS', 'SOURCES', 'refuse', 'Stories', 'clean', 'opened', 'Keys',
            'records_in', 'drafts_in', 'in_order', 'from_records', 'ssid', 'vist_sis', 'vist_dii', 'pororo',
-           'flintstones', 'splits_in']
+           'flintstones']
 
 # %% ../nbs/03_sources.ipynb #317e45cc
 import os
@@ -121,14 +121,13 @@ def from_records(
         return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)
     return Stories(drafts_in(folder, file, keys), build, bad)
 
-# %% ../nbs/03_sources.ipynb #b6d147be
+# %% ../nbs/03_sources.ipynb #d8567766
 SSID_FILES = dict(train='SSID_Train.json', val='SSID_Validation.json', test='SSID_Test.json')
 TOY_FILES = dict(SSID_FILES, hard='SSID_Hard.json')            # the toy corpus may have a fourth
 
 def ssid(
     raw:str|Path|RawFolder, # The corpus
-    split:str,              # 'train', 'val' or 'test'
-    bad:Callable=refuse,    # Called with every `BadStory`
+    split:str, bad:Callable=refuse, # 'train', 'val' or 'test'; called with every `BadStory`
 )->Stories:                 # In the order of the file
     "The stories of SSID, and of corpora in its layout."
     return from_records(opened(raw), TOY_FILES[split], SSID, bad)
@@ -151,11 +150,10 @@ def vist_dii(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
         raise BadStory('missing description', f'story {story}: nobody described photo {photo}')
     return from_records(folder, f'{split}.story-in-sequence.json', VIST, bad, text)
 
-# %% ../nbs/03_sources.ipynb #1b74a598
+# %% ../nbs/03_sources.ipynb #64ae37d3
 def _names(x):
     "Text where an array has bytes."
-    if isinstance(x, bytes): return x.decode('utf-8', 'replace')
-    if isinstance(x, str): return x
+    if isinstance(x, (bytes, str)): return x if isinstance(x, str) else x.decode('utf-8', 'replace')
     raise ValueError(f'a {type(x).__name__} instead of a text')
 
 def _number(x):
@@ -246,11 +244,7 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
         return Story(first, first.split('_shot_')[0], tuple(caption(c, first) for c in clips), frames)
     return Stories([clip for clip in map(str, splits[split]) if clip in follow], build, bad)
 
-# %% ../nbs/03_sources.ipynb #4fbfe3ce
+# %% ../nbs/03_sources.ipynb #8915d714
 SPLITS = 'train', 'val', 'test'
-SOURCES = {'ssid': ssid, 'vist-sis': vist_sis, 'vist-dii': vist_dii, 'pororo': pororo, 'flintstones': flintstones,
-           'toy': ssid}  # corpus -> function (raw folder, split, bad) giving its `Stories`
-
-def splits_in(source:str, folder:RawFolder) -> tuple:
-    "The splits of a corpus: the usual three, and `hard` where a toy corpus has it."
-    return SPLITS + (('hard',) if source == 'toy' and TOY_FILES['hard'] in folder.files else ())
+SOURCES = {'ssid': ssid, 'toy': ssid, 'vist-sis': vist_sis, 'vist-dii': vist_dii, 'pororo': pororo,
+           'flintstones': flintstones}       # corpus -> function (raw folder, split, bad) giving its `Stories`

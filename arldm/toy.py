@@ -33,7 +33,7 @@ def toy_story(
     captions = tell(beats, random.Random(f'words {i} {telling}'))
     return Story(f's{i}', f'a{i}', tuple(captions), tuple(to_png(draw(b.scene, side)) for b in beats))
 
-# %% ../nbs/04c_toy.ipynb #924f0c64
+# %% ../nbs/04c_toy.ipynb #fe2dfafd
 TOY_SPLITS = dict(train='Train', val='Validation', test='Test', hard='Hard')
 
 def _records(album, tellings, beats, rng):
@@ -61,5 +61,6 @@ def write_toy(
             for k, b in enumerate(beats, 1): draw(b.scene, side).save(raw/'SSID_Images'/f'{album}_{k}.png')
             told += _records(album, tellings, beats, rng)
             bar.update()
-        with atomic_path(raw/f'SSID_Annotations/SSID_{name}.json') as tmp: tmp.write_text(json.dumps({'annotations': told}))
+        with atomic_path(raw/f'SSID_Annotations/SSID_{name}.json') as tmp:
+            tmp.write_text(json.dumps({'annotations': told}))
     bar.close()

@@ -59,7 +59,7 @@ def without_pictures(item, rng):
     "Slots hold captions and black pictures: BLIP's cross-attention has nothing to see."
     return item | dict(memory=torch.zeros_like(item['memory']))
 
-# %% ../nbs/15f_trials.ipynb #f13bf81e
+# %% ../nbs/15f_trials.ipynb #aec63583
 def noisy_memory(item, rng, most=80):
     "Every memory picture gets noise of a random strength, up to `most` levels of 255."
     x = item['memory'].float()                                                         # (n, 3, P, P)
@@ -76,13 +76,14 @@ def drawn_memory(folder:Path, share:float=.5) -> Callable:
         return item | dict(memory=pixels([f.resize(item['memory'].shape[-2:]) for f in frames]))
     return change
 
+# %% ../nbs/15f_trials.ipynb #e6bc4571
 ABLATIONS = {'as in the paper': {}, 'no time embedding': dict(model=without_time),
              'no type embedding': dict(model=without_type), 'no pictures in memory': dict(item=without_pictures),
              'whole stories dropped': dict(model=drop_stories)}
 TRICKS = {'trained on': {}, 'noisy memory': dict(item=noisy_memory), 'memory of its own': dict(own=True),
           'min-SNR': dict(settings=dict(weighting='min-snr'))}
 
-# %% ../nbs/15f_trials.ipynb #76f95999
+# %% ../nbs/15f_trials.ipynb #b78ddca4
 def run_trial(
     out:Path,          # Folder of this trial
     base:str|Path,     # Pipeline that it starts from
@@ -107,6 +108,7 @@ def run_trial(
             StoryPipeline.from_model(net.eval()).save_pretrained(tmp)
     return _count(out, file['test'], 'captions' if item is without_pictures else 'own', limit, how)
 
+# %% ../nbs/15f_trials.ipynb #ca9a6422
 def _self_drawn(folder, base, file, n=1000):
     "The first training stories as the model draws them."
     pipe = StoryPipeline.from_pretrained(base)
@@ -115,7 +117,7 @@ def _self_drawn(folder, base, file, n=1000):
                   'drawing memories', n): pass
     return folder
 
-# %% ../nbs/15f_trials.ipynb #923d2501
+# %% ../nbs/15f_trials.ipynb #7e03b4f6
 KINDS = 'told', 'carried', 'late'                # of facts: told, carried, and carried in frames 4, 5, …
 
 def _count(out, stories, kind, limit, how): # -> {kind: rows (story, right)}
@@ -133,6 +135,7 @@ def _count(out, stories, kind, limit, how): # -> {kind: rows (story, right)}
                 if name.startswith('carried') and k > 3: right['late'] += rows
     return right
 
+# %% ../nbs/15f_trials.ipynb #0baa6c26
 def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (story, right)}}, the control first
     "Every trial beside the control: share of right facts, and the difference with its 95 % interval over stories."
     table, control = [], next(iter(results))
@@ -144,11 +147,12 @@ def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (
             mine, its = (estimate(mean_of(v.astype(float), at), draws) for v, at in ((x, i), (y, j)))
             line[kind] = float(mine.value)
             change = mine - its
-            line[f'{kind} − control'] = None if trial == control else [float(v) for v in (change.value, *change.interval)]
+            numbers = [float(v) for v in (change.value, *change.interval)]
+            line[f'{kind} − control'] = None if trial == control else numbers
         table.append(line)
     return table
 
-# %% ../nbs/15f_trials.ipynb #dfbd5032
+# %% ../nbs/15f_trials.ipynb #cfc155c0
 @command
 def trials(
     what:str,                # ablations (from the text-to-image model) or tricks (from AR-LDM)
@@ -173,6 +177,7 @@ def trials(
         print(trial_line(table[-1]))
     return table
 
+# %% ../nbs/15f_trials.ipynb #5760b0e5
 def trial_line(line:dict) -> str:
     "A trial in words."
     def part(kind):
