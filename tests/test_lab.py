@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from arldm import ladder, proof, trials
+from arldm import cli, ladder, proof, trials
 from arldm.attention import attention, listening, words_of
 from arldm.convert import convert
 from arldm.core import StoryError, asset
@@ -196,3 +196,16 @@ def test_the_panel_draws_what_the_pipeline_draws(pipe):
     panel.draw()
     want = pipe(told, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
     assert [a.tobytes() for a in panel.frames] == [a.tobytes() for a in want]
+
+
+# a story of one's own
+
+def test_shipped_weights_draw_beside_the_text(tmp_path):
+    "Nothing is drawn into a pipeline folder; drawn again, a frame changes alone."
+    (tmp_path/'mine.txt').write_text('Ada is a big red star.\nShe jumps.\n')
+    where = cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), steps=2, guidance=1.)
+    assert where == tmp_path/'mine' and {p.name for p in where.iterdir()} == {'1.png', '2.png', 'strip.png'}
+    first = (where/'1.png').read_bytes(), (where/'2.png').read_bytes()
+    cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), redraw='2', seed=9, steps=2, guidance=1.)
+    assert (where/'1.png').read_bytes() == first[0] and (where/'2.png').read_bytes() != first[1]
+    assert not (asset('toy/arldm')/'own').exists()
