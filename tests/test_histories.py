@@ -13,6 +13,7 @@ from arldm.draw import StoryPipeline
 from arldm.frames import Memory
 from arldm.histories import KINDS, draw_histories, history_rows, others, remembered
 from arldm.model import ARLDM
+from arldm.pictures import to_png
 from arldm.plot import WORDS
 from arldm.story import StoryFile, write_stories
 from arldm.toy import toy_story
@@ -62,7 +63,7 @@ def test_own_history_is_the_ordinary_way(tiny, long):
 
 def test_what_was_drawn_told_again_is_the_own_history(tiny, long, tmp_path):
     split, drawn = long
-    same = split_of([replace(s, frames=tuple(map(png, drawn['own'][s.id]))) for s in split], tmp_path)
+    same = split_of([replace(s, frames=tuple(map(to_png, drawn['own'][s.id]))) for s in split], tmp_path)
     again = draw(tiny, same, tmp_path/'out', kinds=('told',), seed=5)['told']
     for s in split: assert levels(again[s.id], drawn['own'][s.id]) <= 1
     assert min(levels(again[s.id][5:], drawn['told'][s.id][5:]) for s in split) > 5       # history does matter here
