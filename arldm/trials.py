@@ -152,7 +152,7 @@ def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (
         table.append(line)
     return table
 
-# %% ../nbs/15f_trials.ipynb #cfc155c0
+# %% ../nbs/15f_trials.ipynb #d340eb08
 @command
 def trials(
     what:str,                # ablations (from the text-to-image model) or tricks (from AR-LDM)
@@ -166,8 +166,8 @@ def trials(
     "Train and score the small world with one thing changed at a time."
     of = dict(ablations=(ABLATIONS, 'toy/base'), tricks=(TRICKS, 'toy/arldm'))
     todo, begin = of[one_of('kind of trial', what, of)]
-    data, out = data or Path(out)/'stories.h5', Path(out)/what
-    if not data.exists(): convert('toy', out.parent/'raw', str(data), albums=2000)
+    data, out = Path(data or Path(out)/'stories.h5'), Path(out)/what
+    if not data.exists(): convert('toy', str(out.parent/'raw'), str(data), albums=2000)
     file, results = StoryFile(data), {}
     for name, change in todo.items():
         results[name] = run_trial(out/name.replace(' ', '-'), start or asset(begin), file, steps, seed, limit=limit,
