@@ -20,7 +20,7 @@ def as_picture(
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return (x if isinstance(x, Image.Image) else Image.fromarray(x)).convert('RGB')
 
-# %% ../nbs/01_show.ipynb #78b9c607
+# %% ../nbs/01_show.ipynb #73cd7d02
 _GAP, _LINE, _INK, _PAPER = 6, 15, (60, 60, 60), (255, 255, 255)
 
 def strips(
@@ -42,7 +42,7 @@ def strips(
         for i, x in enumerate(row): _paste(out, x, left + i*(side + _GAP), y, side)
     for i, lines in enumerate(texts):
         d.multiline_text((left + i*(side + _GAP), below - 2), '\n'.join(lines), _INK, font, spacing=3)
-    return out.quantize(255, Image.Quantize.MAXCOVERAGE)  # a palette that keeps rare colours; half the bytes
+    return out.quantize(255, Image.Quantize.MAXCOVERAGE, 1)  # a palette that keeps rare colours; a third of the bytes
 
 def _paste(out, x, left, top, side):
     "Fit one picture into its square place."
@@ -52,7 +52,7 @@ def _paste(out, x, left, top, side):
     how = Image.NEAREST if max(x.size) < side//2 else Image.LANCZOS
     out.paste(x.resize((w, h), how), (left + (side - w)//2, top + (side - h)//2))
 
-# %% ../nbs/01_show.ipynb #c1291c2c
+# %% ../nbs/01_show.ipynb #ed8e0c43
 def sheet(
     pictures:list, # Strips, or other pictures
 )->Image.Image:
@@ -62,7 +62,7 @@ def sheet(
     for p in pictures:
         out.paste(p, (0, y))
         y += p.height
-    return out.quantize(255, Image.Quantize.MAXCOVERAGE)
+    return out.quantize(255, Image.Quantize.MAXCOVERAGE, 1)
 
 # %% ../nbs/01_show.ipynb #8fc59f46
 def show_visible(
