@@ -44,9 +44,9 @@ class StoryOutput(BaseOutput):
     def __repr__(self): return f'StoryOutput of {len(self.frames)} stories, frames drawn: {[*map(len, self.frames)]}'
     def _repr_png_(self): return sheet([self.strip(i) for i, s in enumerate(self.stories) if s][:16])._repr_png_()
 
-# %% ../nbs/12_draw.ipynb #3840cfff
+# %% ../nbs/12_draw.ipynb #b18367f5
 class StoryPipeline(DiffusionPipeline):
-    "Draws stories: `pipe(['a big red circle is at the beach on the left', 'it jumps'])`."
+    "Draws stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
     _callback_tensor_inputs, _exclude_from_cpu_offload = ['latents'], ['history']
     _made, _known, _graphs = (None, None), (None, None), False
