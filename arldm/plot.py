@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TIMES, Figure, Look, Scene, has_hard,
                          in_order, two_looks)
 
-# %% ../nbs/04a_plot.ipynb #73851e0c
+# %% ../nbs/04a_plot.ipynb #1287d842
 NAMES = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy='she', leo='he')
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Beat:
     @property
     def scene(self): return Scene(self.place, self.time, in_order(self.cast.values()))
 
-_EVENTS = dict(walk=2, jump=2, sleep=2, wait=1, time=1.5, travel=1.5)           # and how often each happens
-_ALONE, _TOGETHER = dict(_EVENTS, come=6), dict(_EVENTS, leave=6)
+_EVENTS = dict(walk=3, jump=3, sleep=3, wait=1, time=1.5, travel=1.5)           # and how often each happens
+_ALONE, _TOGETHER = dict(_EVENTS, come=30), dict(_EVENTS, leave=5)
 _NEXT_TIME = dict(day=('evening', 'night'), evening=('night',), night=('day',))
 
 # %% ../nbs/04a_plot.ipynb #9875eb5c
@@ -95,10 +95,10 @@ def look_words(look:Look) -> str:
     wears = '' if look.accessory == 'nothing' else f' with a {look.accessory}'
     return f'a {look.size} {look.colour} {look.shape}{wears}'
 
-# %% ../nbs/04a_plot.ipynb #9966f645
+# %% ../nbs/04a_plot.ipynb #b5c1eb03
 def _names(who, there, last): # ways to speak of `who` among those who are there, after a caption about `last`
-    f, others = there[who], [name for name in there if name != who]
-    ways = [who.title()]*2 + [f'the {f.look.shape}', f'the {f.look.colour} one']
+    others = [name for name in there if name != who]
+    ways = [who.title()]*2
     if all(NAMES[o] != NAMES[who] for o in others): ways += [NAMES[who]]*2
     if others and last == others[0]: ways += ['the other one']*4
     return ways
