@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TIMES, Figure, Look, Scene, has_hard,
                          in_order, two_looks)
 
-# %% ../nbs/04a_plot.ipynb #1287d842
+# %% ../nbs/04a_plot.ipynb #4434fb0b
 NAMES = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy='she', leo='he')
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Beat:
     @property
     def scene(self): return Scene(self.place, self.time, in_order(self.cast.values()))
 
-_EVENTS = dict(walk=3, jump=3, sleep=3, wait=1, time=1.5, travel=1.5)           # and how often each happens
-_ALONE, _TOGETHER = dict(_EVENTS, come=30), dict(_EVENTS, leave=5)
+_EVENTS = dict(walk=3, jump=3, sleep=3, wait=1, time=1, travel=1)               # and how often each happens
+_ALONE, _TOGETHER = dict(_EVENTS, come=30), dict(_EVENTS, leave=5, wait=0)
 _NEXT_TIME = dict(day=('evening', 'night'), evening=('night',), night=('day',))
 
-# %% ../nbs/04a_plot.ipynb #9875eb5c
+# %% ../nbs/04a_plot.ipynb #0fa22e60
 def _free(cast, rng): return rng.choice([p for p in POSITIONS if p not in {f.position for f in cast.values()}])
 
 def _next(beats, looks, rng):
@@ -42,7 +42,7 @@ def _next(beats, looks, rng):
     event, = rng.choices(list(events), events.values())
     cast = {name: replace(f, action='stand') for name, f in b.cast.items()}
     who, place, time = rng.choice(list(cast)), b.place, b.time
-    if event in ('time', 'travel') or event in ('jump', 'sleep') and rng.random() < .2: who = ''
+    if event in ('time', 'travel') or event in ('jump', 'sleep') and rng.random() < .15: who = ''
     if event in ('jump', 'sleep'): cast |= {n: replace(f, action=event) for n, f in cast.items() if who in ('', n)}
     if event == 'walk': cast[who] = replace(cast[who], position=_free(cast, rng))
     if event == 'leave': del cast[who]
@@ -95,13 +95,12 @@ def look_words(look:Look) -> str:
     wears = '' if look.accessory == 'nothing' else f' with a {look.accessory}'
     return f'a {look.size} {look.colour} {look.shape}{wears}'
 
-# %% ../nbs/04a_plot.ipynb #b5c1eb03
+# %% ../nbs/04a_plot.ipynb #75773b58
 def _names(who, there, last): # ways to speak of `who` among those who are there, after a caption about `last`
-    others = [name for name in there if name != who]
-    ways = [who.title()]*2
-    if all(NAMES[o] != NAMES[who] for o in others): ways += [NAMES[who]]*2
-    if others and last == others[0]: ways += ['the other one']*4
-    return ways
+    f, name = there[who], who.title()
+    if len(there) == 1: return name, NAMES[who]
+    if last not in there: return name, f'the {f.look.shape}', f'the {f.look.colour} one'
+    return (NAMES[who],) if last == who else ('the other one',)
 
 def _caption(b, before, rng):
     there = before.cast if b.event == 'leave' else {b.who: b.cast[b.who]} if b.event == 'back' else b.cast

@@ -81,7 +81,7 @@ class Settings(Subject):
 # %% ../nbs/00a_settings.ipynb #f191e541
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
 
-# %% ../nbs/00a_settings.ipynb #6df8bea4
+# %% ../nbs/00a_settings.ipynb #cc8debc3
 _sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 _original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0.,
                  weighting='none', noise_bias=1., batch=1, crops=0, decay='all', save_every=1000, guidance=7.5,
@@ -90,7 +90,7 @@ _toy = dict(prediction='v', weighting='none', ema=.999)
 PRESETS = {
     'toy': dict(_toy, ema=.99),                               # the demo: see chapter 16
     'toy-base': dict(_toy, steps=6000, batch=16, lr=1.5e-3, warmup=200, save_every=250),   # the ladder's second rung
-    'toy-arldm': dict(_toy, steps=6000, warmup=100, save_every=250),                       # and its third
+    'toy-arldm': dict(_toy, steps=4000, warmup=100, noise_bias=3., save_every=250),         # and its third
     'tiny': dict(model='tiny', crops=0, steps=3, batch=2, warmup=1),   # random weights: does my data run at all?
     'ssid': dict(model=_sd, blip='model_large.pth', corpus='ssid', side=256, crops=4, steps=20_000, batch=8, lr=3e-5,
                  warmup=500, ema=.9995, weighting='min-snr', noise_bias=1., freeze=FREEZE['attention'],
