@@ -76,26 +76,30 @@ def drawn_memory(folder:Path, share:float=.5) -> Callable:
         return item | dict(memory=pixels([f.resize(item['memory'].shape[-2:]) for f in frames]))
     return change
 
-# %% ../nbs/15f_trials.ipynb #e6bc4571
+# %% ../nbs/15f_trials.ipynb #0e0d8e9b
 ABLATIONS = {'as in the paper': {}, 'no time embedding': dict(model=without_time),
              'no type embedding': dict(model=without_type), 'no pictures in memory': dict(item=without_pictures),
              'whole stories dropped': dict(model=drop_stories)}
 TRICKS = {'trained on': {}, 'noisy memory': dict(item=noisy_memory), 'memory of its own': dict(own=True),
-          'min-SNR': dict(settings=dict(weighting='min-snr'))}
+          'min-SNR': dict(settings=dict(weighting='min-snr')),
+          'guidance in the middle': dict(drawing=dict(guidance_interval=(.2, .8)))}
 
-# %% ../nbs/15f_trials.ipynb #b78ddca4
+# %% ../nbs/15f_trials.ipynb #e1874355
 def run_trial(
     out:Path,          # Folder of this trial
     base:str|Path,     # Pipeline that it starts from
     file:StoryFile,    # Of the toy corpus
     steps:int, seed:int,
-    model:Callable=None, item:Callable=None, own:bool=False, settings:dict={},   # The change
+    model:Callable=None, item:Callable=None, own:bool=False, settings:dict={},   # The change in training
+    drawing:dict={},   # The change in drawing, with the control's weights
     limit:int=100,     # Test stories to draw
+    control:Path=None, # Folder of the control
     **how,             # `num_inference_steps`, `guidance_scale`
 )->dict:               # kind of facts -> rows (story, right)
     "Train with one change, draw the test split, and count."
-    if not (out/'pipeline').is_dir():
-        net, s = ARLDM.load(base), resolve('toy-arldm', steps=steps, seed=seed)
+    weights = (control if drawing else out)/'pipeline'
+    if not weights.is_dir():
+        net, s = ARLDM.load(base), resolve('toy-arldm', steps=steps, seed=seed, **settings)
         if own: item = drawn_memory(_self_drawn(out.parent/'own', base, file))
         net.freeze()
         if model: model(net)
@@ -104,9 +108,10 @@ def run_trial(
         ema = make_ema(net, s)
         records = train(net, Changed(stories, item) if item else stories, s, out, ema)
         for r in tqdm(records, out.name, s.steps): pass
-        with averaged(net, ema), whole_folder(out/'pipeline') as tmp:
+        with averaged(net, ema), whole_folder(weights) as tmp:
             StoryPipeline.from_model(net.eval()).save_pretrained(tmp)
-    return _count(out, file['test'], 'captions' if item is without_pictures else 'own', limit, how)
+    kind = 'captions' if item is without_pictures else 'own'
+    return _count(weights, out, file['test'], kind, limit, how | drawing)
 
 # %% ../nbs/15f_trials.ipynb #ca9a6422
 def _self_drawn(folder, base, file, n=1000):
@@ -117,12 +122,12 @@ def _self_drawn(folder, base, file, n=1000):
                   'drawing memories', n): pass
     return folder
 
-# %% ../nbs/15f_trials.ipynb #7e03b4f6
+# %% ../nbs/15f_trials.ipynb #46893f55
 KINDS = 'told', 'carried', 'late'                # of facts: told, carried, and carried in frames 4, 5, …
 
-def _count(out, stories, kind, limit, how): # -> {kind: rows (story, right)}
+def _count(weights, out, stories, kind, limit, how): # -> {kind: rows (story, right)}
     "Draw with the history that the trial was trained with, and ask for every fact."
-    pipe, right = StoryPipeline.from_pretrained(out/'pipeline'), {name: [] for name in KINDS}
+    pipe, right = StoryPipeline.from_pretrained(weights), {name: [] for name in KINDS}
     pipe.set_progress_bar_config(disable=True)
     for _ in draw_histories(pipe, stories, out, (kind,), limit=limit, **how): pass
     for i in range(len(stories))[:limit]:
@@ -152,7 +157,7 @@ def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (
         table.append(line)
     return table
 
-# %% ../nbs/15f_trials.ipynb #d340eb08
+# %% ../nbs/15f_trials.ipynb #e9ac2635
 @command
 def trials(
     what:str,                # ablations (from the text-to-image model) or tricks (from AR-LDM)
@@ -164,14 +169,15 @@ def trials(
     limit:int=100,           # Test stories to draw
 ):
     "Train and score the small world with one thing changed at a time."
-    of = dict(ablations=(ABLATIONS, 'toy/base'), tricks=(TRICKS, 'toy/arldm'))
-    todo, begin = of[one_of('kind of trial', what, of)]
+    of = dict(ablations=(ABLATIONS, 'toy/base', 1e-3), tricks=(TRICKS, 'toy/arldm', 3e-4))
+    todo, begin, lr = of[one_of('kind of trial', what, of)]
     data, out = Path(data or Path(out)/'stories.h5'), Path(out)/what
     if not data.exists(): convert('toy', str(out.parent/'raw'), str(data), albums=2000)
-    file, results = StoryFile(data), {}
+    file, results, control = StoryFile(data), {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
+        change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))
         results[name] = run_trial(out/name.replace(' ', '-'), start or asset(begin), file, steps, seed, limit=limit,
-                                  num_inference_steps=12, guidance_scale=2., **change)
+                                  control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)
         save_json(out/'trials.json', dict(what=what, steps=steps, seed=seed, limit=limit, **machine(), table=table))
         print(trial_line(table[-1]))
