@@ -18,6 +18,7 @@ from arldm.histories import draw_histories
 from arldm.panel import story_panel
 from arldm.scene import has_hard
 from arldm.story import StoryFile
+from arldm.survive import read_log
 from arldm.toy import toy_story
 
 FEW = dict(num_inference_steps=2, guidance_scale=2.)
@@ -167,6 +168,17 @@ def test_stories_changed(tmp_path):
     got = [change(item, random.Random(i)) for i in range(100)]
     own = [x for x in got if x is not item]
     assert 30 < len(own) < 70 and own[0]['memory'][:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+def test_what_a_trial_changes_arrives(tmp_path, stories):
+    "Settings change the loss of the first step; a change in drawing trains nothing and draws with the control's weights."
+    one = partial(trials.run_trial, base=asset('toy/base'), file=stories, steps=1, seed=0, limit=1, **FEW)
+    for name, change in dict(control={}, snr=dict(weighting='min-snr')).items(): one(tmp_path/name, settings=dict(batch=2) | change)
+    losses = [read_log(tmp_path/name/'log.csv')[0]['loss'] for name in ('control', 'snr')]
+    assert losses[0] != losses[1]
+    one(tmp_path/'middle', drawing=dict(guidance_interval=(.5, 1)), control=tmp_path/'control')
+    assert {p.name for p in (tmp_path/'middle').iterdir()} == {'own'}
+    frame = next((tmp_path/'middle/own').rglob('5.png')).relative_to(tmp_path/'middle')
+    assert (tmp_path/'middle'/frame).read_bytes() != (tmp_path/'control'/frame).read_bytes()
 
 def test_trials_are_compared_story_by_story():
     "Twenty stories, each asked ten things; the second trial knows one more of each."
