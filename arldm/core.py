@@ -126,16 +126,16 @@ def at_least_one(**numbers):
     for name, n in numbers.items():
         if n < 1: raise StoryError(f'{name} must be at least 1, got {n}')
 
-# %% ../nbs/00_core.ipynb #2cb5bfd9
+# %% ../nbs/00_core.ipynb #f32ae3aa
 HOME = Path(importlib.util.find_spec('arldm').origin).parent.parent  # the folder that holds `arldm/` and `data/`
 
 def asset(
     name:str,  # Path below `data/`
 )->Path:
     "A file or folder that this book ships."
-    path = HOME/'data'/name
-    if path.exists(): return path
-    raise StoryError(f'{path} is missing; it is part of the repository, so work in a whole clone of it')
+    places = HOME/'data'/name, HOME/'arldm/data'/name
+    if (path := next(filter(Path.exists, places), None)): return path
+    raise StoryError(f'{places[0]} is missing; clone the repository anew, or install the wheel anew')
 
 # %% ../nbs/00_core.ipynb #eaeb6687
 def _ask(f):
