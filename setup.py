@@ -28,11 +28,12 @@ setup(
     description=facts['description'],
     keywords=facts['keywords'],
     author=facts['author'],
-    license=facts['license'],
+    license_expression=facts['license'],
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
     classifiers=lines('classifiers') + pythons(),
     packages=find_packages(include=['arldm', 'arldm.*']) + ['arldm.data'],
+    include_package_data=False,
     package_dir={'arldm.data': 'data'},   # the small models travel inside the package
     package_data={'arldm.data': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors']},
     exclude_package_data={'arldm.data': ['toy/raw/**']},

@@ -21,9 +21,10 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
 MODULES = sorted(path for path in (ROOT/'arldm').glob('*.py') if path.stem[0] != '_')
 CORPORA = 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
-DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'dependencies', 'optional-dependencies',
-    'scripts', 'entry-points', 'readme'}
-ENTRIES = {'description', 'keywords', 'author', 'license', 'requirements', 'dev_requirements', 'console_scripts'}
+DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'classifiers', 'dependencies',
+    'optional-dependencies', 'scripts', 'entry-points', 'readme'}
+ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newest_python', 'requirements', 'dev_requirements',
+    'console_scripts'}
 FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
 IMPORTED_AS = {'pil': 'pillow'}   # imported name -> required name, where they differ
@@ -195,8 +196,10 @@ def test_settings_hold_each_fact_once():
 
 def test_setup_reads_settings(monkeypatch):
     said = setup_call(monkeypatch)
-    assert [said[name] for name in ('description', 'keywords', 'author', 'license')] == [
+    assert [said[name] for name in ('description', 'keywords', 'author', 'license_expression')] == [
         settings()[name] for name in ('description', 'keywords', 'author', 'license')]
+    pythons = [one for one in said['classifiers'] if one not in lines('classifiers')]
+    assert pythons[0].endswith(' 3.10') and pythons[-1].endswith(f" {settings()['newest_python']}"), pythons
     assert said['install_requires'] == lines('requirements')
     assert said['extras_require'] == dict(dev=lines('dev_requirements'))
     assert said['entry_points'] == dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d'])
