@@ -6,9 +6,10 @@
 __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_path', 'save_json', 'load_json', 'whole_folder',
            'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'command']
 
-# %% ../nbs/00_core.ipynb #74dae32f
+# %% ../nbs/00_core.ipynb #c0857110
 import contextlib, difflib, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #ddbe2a6a
-def save_json(path:str|Path, obj):
+# %% ../nbs/00_core.ipynb #d8846d08
+def save_json(path:str|Path, obj:object):
     "Write `obj` as readable JSON, atomically."
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
     with atomic_path(path) as tmp: tmp.write_text(text, 'utf-8')
@@ -176,8 +177,8 @@ def pick_device()->'torch.device':
         return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #48e08e37
-def command(f):
+# %% ../nbs/00_core.ipynb #5fa61857
+def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
     def run(*args, **kw):
