@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_path', 'save_json', 'load_json', 'whole_folder',
-           'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'command']
+           'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'out_of_memory',
+           'in_words', 'command']
 
-# %% ../nbs/00_core.ipynb #c0857110
-import contextlib, difflib, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
+# %% ../nbs/00_core.ipynb #958edd94
+import contextlib, difflib, errno, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #d8846d08
+# %% ../nbs/00_core.ipynb #d35e6c34
 def save_json(path:str|Path, obj:object):
     "Write `obj` as readable JSON, atomically."
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
@@ -70,7 +71,8 @@ def load_json(path:str|Path):
     "Read a JSON file; a `StoryError` says in one line what is wrong with it."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
-    except (ValueError, RecursionError) as e: raise StoryError(f'{path}: not valid JSON ({e})') from None
+    except (ValueError, RecursionError) as e:
+        raise StoryError(f'{path}: not valid JSON ({e}); was it cut short? fetch or write it anew') from None
 
 # %% ../nbs/00_core.ipynb #e87a2152
 @contextlib.contextmanager
@@ -177,7 +179,20 @@ def pick_device()->'torch.device':
         return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #5fa61857
+# %% ../nbs/00_core.ipynb #1607d2da
+def out_of_memory(e:Exception) -> bool:
+    "Whether the machine or its GPU had no room left; Python, numpy and torch each say it in their own way."
+    return isinstance(e, MemoryError) or any(x in str(e) for x in ('out of memory', 'allocate memory'))
+
+def in_words(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
+    "The line that a command ends with."
+    text = ' '.join(str(e).split())
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f'{text}; make room and run the same command again'
+    if isinstance(e, (StoryError, OSError)): return text
+    return f'out of memory ({first_line(e)}); end other programs, or ask for less at once' if out_of_memory(e) else ''
+
+# %% ../nbs/00_core.ipynb #5fb104a8
 def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
@@ -192,6 +207,8 @@ def command(f:Callable) -> Callable:
         warnings.showwarning = lambda message, *_: print(f'{name}: note: {message}', file=sys.stderr)
         given = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
         try: f(**given)
-        except (StoryError, OSError) as e: stop(' '.join(str(e).split()))
         except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)
+        except Exception as e:
+            if not (said := in_words(e)): raise
+            stop(said)
     return run

@@ -25,7 +25,7 @@ from .survive import read_log
 from .ranges import compare_html, drift_html, facts_html, known, score_text, scores_html
 from .watch import smooth
 
-# %% ../nbs/14_report.ipynb #30ed589f
+# %% ../nbs/14_report.ipynb #6b4c6317
 def read_run(
     folder:str|Path,  # A run folder, finished or not
 )->SimpleNamespace:   # folder, name, settings, scores, log, drawn
@@ -37,7 +37,8 @@ def read_run(
     where = folder/'drawn' if (folder/'drawn').is_dir() or settings or log else folder  # a folder of drawings only
     drawn = drawn_frames(where) if where.is_dir() else {}
     if way: settings['drawing'] = way
-    if not (settings or log or drawn): raise StoryError(f'{folder}: no settings, log or drawings, so no run folder')
+    if not (settings or log or drawn):
+        raise StoryError(f'{folder}: no settings, log or drawings, so no run folder; name one that arldm-train made')
     return SimpleNamespace(folder=folder, name=folder.resolve().name, settings=settings, scores=scores, log=log,
                            drawn=drawn)
 
