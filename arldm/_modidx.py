@@ -325,6 +325,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'arldm.hdf5.Disk.__getattr__': ('hdf5.html#disk.__getattr__', 'arldm/hdf5.py'),
                             'arldm.hdf5.Disk.__init__': ('hdf5.html#disk.__init__', 'arldm/hdf5.py'),
                             'arldm.hdf5.Disk.check': ('hdf5.html#disk.check', 'arldm/hdf5.py'),
+                            'arldm.hdf5.Disk.readinto': ('hdf5.html#disk.readinto', 'arldm/hdf5.py'),
                             'arldm.hdf5.Disk.truncate': ('hdf5.html#disk.truncate', 'arldm/hdf5.py'),
                             'arldm.hdf5.Disk.write': ('hdf5.html#disk.write', 'arldm/hdf5.py'),
                             'arldm.hdf5._heap_sizes': ('hdf5.html#_heap_sizes', 'arldm/hdf5.py'),

@@ -7,7 +7,7 @@ __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_pa
            'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'out_of_memory',
            'in_words', 'command']
 
-# %% ../nbs/00_core.ipynb #958edd94
+# %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.script import anno_parser
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #f9743248
 class StoryError(ValueError):
@@ -192,7 +193,7 @@ def in_words(e:Exception) -> str: # Empty: this is a mistake of the book, not of
     if isinstance(e, (StoryError, OSError)): return text
     return f'out of memory ({first_line(e)}); end other programs, or ask for less at once' if out_of_memory(e) else ''
 
-# %% ../nbs/00_core.ipynb #5fb104a8
+# %% ../nbs/00_core.ipynb #18ce53eb
 def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
@@ -204,7 +205,7 @@ def command(f:Callable) -> Callable:
             sys.exit(code)
         parser = anno_parser(f, prog=name)
         parser.error = lambda message: stop(f'{message}; see {name} --help')
-        warnings.showwarning = lambda message, *_: print(f'{name}: note: {message}', file=sys.stderr)
+        warnings.showwarning = lambda message, *_: tqdm.write(f'{name}: note: {message}', sys.stderr)   # above bars
         given = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
         try: f(**given)
         except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)

@@ -85,7 +85,7 @@ def open_hdf5(path:str|Path)->h5py.File:
             for d in [top] if isinstance(top, h5py.Dataset) else _members(top): check_dataset(d, raw, heaps)
     return f
 
-# %% ../nbs/01b_hdf5.ipynb #63a287cc
+# %% ../nbs/01b_hdf5.ipynb #5efe8f9d
 class Disk:
     "A file that HDF5's library writes to, and that never tells it of a full disk; `error` remembers."
     def __init__(self, path:str|Path): self.file, self.error = open(path, 'wb+', buffering=0), None
@@ -99,6 +99,12 @@ class Disk:
             while left: left = left[self.file.write(left):]
         except OSError as e: self.error = self.error or e
         return len(data)
+
+    def readinto(self, buffer):
+        "What never got onto the disk reads as zeros: the library does not look how much it was given."
+        got, view = self.file.readinto(buffer), memoryview(buffer)
+        view[got:] = bytes(len(view) - got)
+        return len(view)
 
     def truncate(self, size):
         try: return self.file.truncate(size)
