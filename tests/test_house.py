@@ -354,5 +354,5 @@ def test_signatures_tell_types(path):
     assert not found, f'no type to be read: {"; ".join(found)}'
 
 def test_signatures_tell_types_sees():
-    text = 'def f(a:int, c,\n  d, # Rows\n  b=1\n  *, e): # nothing about e\n  pass\ndef _g(a): pass'
+    text = 'def f(a:int, c,\n  d, # Rows\n  b=1,\n  *, e): # nothing about e\n  pass\ndef _g(a): pass'
     assert [*untold(text)] == [('f', ['c', 'e'])]
