@@ -1,4 +1,4 @@
-"The package's metadata: read from settings.ini, the version from arldm/__init__.py, the rest in pyproject.toml."
+"The package's metadata: settings.ini; the version stands in arldm/__init__.py, the oldest Python in pyproject.toml."
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -16,16 +16,27 @@ def lines(name):
     "The lines of one entry of settings.ini."
     return [line for line in facts[name].splitlines() if line]
 
+def pythons():
+    "Classifiers of every Python from the oldest that is required to the newest that is tested."
+    asked = re.search(r'^requires-python = ">=3\.(\d+)"$', (here/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
+    newest = facts['newest_python'].split('.')[1]
+    return [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(asked), int(newest) + 1)]
+
 
 setup(
     version=re.search(r'^__version__ = "(.+)"$', (here/'arldm/__init__.py').read_text(encoding='utf-8'), re.M)[1],
     description=facts['description'],
     keywords=facts['keywords'],
     author=facts['author'],
-    license=facts['license'],
+    license_expression=facts['license'],
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
-    packages=find_packages(include=['arldm', 'arldm.*']),
+    classifiers=lines('classifiers') + pythons(),
+    packages=find_packages(include=['arldm', 'arldm.*']) + ['arldm.data'],
+    include_package_data=False,
+    package_dir={'arldm.data': 'data'},   # the small models travel inside the package
+    package_data={'arldm.data': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors']},
+    exclude_package_data={'arldm.data': ['toy/raw/**']},
     install_requires=lines('requirements'),
     extras_require=dict(dev=lines('dev_requirements')),
     entry_points=dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d']),

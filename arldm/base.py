@@ -56,7 +56,7 @@ def blip_sizes(
     if original: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
     return dict(vision=vision, text=text)
 
-# %% ../nbs/09a_base.ipynb #d18024bd
+# %% ../nbs/09a_base.ipynb #a326f20f
 _SERVES = 'BLIP\'s model_large.pth, or an image-text retrieval model such as Salesforce/blip-itm-large-coco'
 
 
@@ -65,7 +65,7 @@ def _find(where, *names, sub='', layout=''): # path of the first of these files,
         try: return cached_file(str(where), name, subfolder=sub)
         except (OSError, ValueError) as e:
             if 'connect' in str(e): break                                        # asking once more would take as long
-    path, found = Path(where), 'no folder of that name, nor on the hub (is there a network?)'
+    path, found = Path(where), 'no such folder, nor on the hub (without a network name a folder that was fetched)'
     if path.is_file(): found = f'a file, {kind_of(read_weights(path))}'
     if path.is_dir(): found = 'a folder with ' + (', '.join(sorted(p.name for p in path.iterdir())[:4]) or 'nothing')
     raise StoryError(f'{where}: expected {Path(sub)/" or ".join(names)} in it, found {found}; {layout}')

@@ -78,7 +78,7 @@ def open_run(
     if done: _same(run, resolve(old['preset'], **saved), s, old, done)
     return s, file
 
-# %% ../nbs/10b_begin.ipynb #ea3c8ad5
+# %% ../nbs/10b_begin.ipynb #4329cc3a
 def _open_data(run, data, old):
     file = StoryFile(data)
     if old.get('corpus', file.corpus) != file.corpus:
@@ -91,7 +91,9 @@ def _open_data(run, data, old):
 def _same(run, was, now, old, done):
     world = int(os.environ.get('WORLD_SIZE', 1))
     if old.get('processes', world) != world:
-        raise StoryError(f'{run} was trained by {old["processes"]} processes, not {world}: a step has other stories')
+        n = old['processes']
+        raise StoryError(f'{run} was trained by {n} process{"es"*(n > 1)}, not {world}: a step has other stories; '
+                         f'start as many again (torchrun --nproc_per_node {n}), or take another run folder')
     if done > now.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {now.steps} asked for')
     other = [k for k in SETTINGS if k not in _LATER and getattr(was, k) != getattr(now, k)]
     if other:

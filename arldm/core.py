@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_path', 'save_json', 'load_json', 'whole_folder',
-           'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'command']
+           'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'pick_device', 'out_of_memory',
+           'in_words', 'command']
 
-# %% ../nbs/00_core.ipynb #74dae32f
-import contextlib, difflib, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
+# %% ../nbs/00_core.ipynb #3bd81c81
+import contextlib, difflib, errno, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.script import anno_parser
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #f9743248
 class StoryError(ValueError):
@@ -59,8 +62,8 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #ddbe2a6a
-def save_json(path:str|Path, obj):
+# %% ../nbs/00_core.ipynb #d35e6c34
+def save_json(path:str|Path, obj:object):
     "Write `obj` as readable JSON, atomically."
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
     with atomic_path(path) as tmp: tmp.write_text(text, 'utf-8')
@@ -69,7 +72,8 @@ def load_json(path:str|Path):
     "Read a JSON file; a `StoryError` says in one line what is wrong with it."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
-    except (ValueError, RecursionError) as e: raise StoryError(f'{path}: not valid JSON ({e})') from None
+    except (ValueError, RecursionError) as e:
+        raise StoryError(f'{path}: not valid JSON ({e}); was it cut short? fetch or write it anew') from None
 
 # %% ../nbs/00_core.ipynb #e87a2152
 @contextlib.contextmanager
@@ -126,16 +130,16 @@ def at_least_one(**numbers):
     for name, n in numbers.items():
         if n < 1: raise StoryError(f'{name} must be at least 1, got {n}')
 
-# %% ../nbs/00_core.ipynb #2cb5bfd9
+# %% ../nbs/00_core.ipynb #f32ae3aa
 HOME = Path(importlib.util.find_spec('arldm').origin).parent.parent  # the folder that holds `arldm/` and `data/`
 
 def asset(
     name:str,  # Path below `data/`
 )->Path:
     "A file or folder that this book ships."
-    path = HOME/'data'/name
-    if path.exists(): return path
-    raise StoryError(f'{path} is missing; it is part of the repository, so work in a whole clone of it')
+    places = HOME/'data'/name, HOME/'arldm/data'/name
+    if (path := next(filter(Path.exists, places), None)): return path
+    raise StoryError(f'{places[0]} is missing; clone the repository anew, or install the wheel anew')
 
 # %% ../nbs/00_core.ipynb #eaeb6687
 def _ask(f):
@@ -176,8 +180,21 @@ def pick_device()->'torch.device':
         return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #48e08e37
-def command(f):
+# %% ../nbs/00_core.ipynb #1607d2da
+def out_of_memory(e:Exception) -> bool:
+    "Whether the machine or its GPU had no room left; Python, numpy and torch each say it in their own way."
+    return isinstance(e, MemoryError) or any(x in str(e) for x in ('out of memory', 'allocate memory'))
+
+def in_words(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
+    "The line that a command ends with."
+    text = ' '.join(str(e).split())
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f'{text}; make room and run the same command again'
+    if isinstance(e, (StoryError, OSError)): return text
+    return f'out of memory ({first_line(e)}); end other programs, or ask for less at once' if out_of_memory(e) else ''
+
+# %% ../nbs/00_core.ipynb #18ce53eb
+def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
     def run(*args, **kw):
@@ -188,9 +205,11 @@ def command(f):
             sys.exit(code)
         parser = anno_parser(f, prog=name)
         parser.error = lambda message: stop(f'{message}; see {name} --help')
-        warnings.showwarning = lambda message, *_: print(f'{name}: note: {message}', file=sys.stderr)
+        warnings.showwarning = lambda message, *_: tqdm.write(f'{name}: note: {message}', sys.stderr)   # above bars
         given = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
         try: f(**given)
-        except (StoryError, OSError) as e: stop(' '.join(str(e).split()))
         except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)
+        except Exception as e:
+            if not (said := in_words(e)): raise
+            stop(said)
     return run

@@ -108,7 +108,7 @@ def fit(
     real = torch.arange(length) < torch.tensor([len(r) for r in rows])[:, None]    # (n, S)
     return ids, real
 
-# %% ../nbs/05_dataset.ipynb #f5e51f1c
+# %% ../nbs/05_dataset.ipynb #e42e8810
 @patch
 def encode(self:Vocabulary,
     captions:list, # `n` captions
@@ -126,8 +126,9 @@ def encode(self:Vocabulary,
 @patch
 def _count_cut(self:Vocabulary, captions):
     if captions and not self.cut:
-        warnings.warn(f'a caption has more than {self.length} tokens and loses its end: {captions[0][:60]!r}…; '
-                      'more of them are only counted, in `Vocabulary.cut`', stacklevel=3)
+        warnings.warn(f'a caption has more than {self.length} tokens and loses its end: {captions[0][:60]!r}…; tell '
+                      'it in fewer words, or in more usual ones; more captions are only counted, in `Vocabulary.cut`',
+                      stacklevel=3)
     self._cut += len(captions)
 
 # %% ../nbs/05_dataset.ipynb #bce6e908

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py, numpy as np
 from .core import StoryError, first_line
 
-# %% ../nbs/01b_hdf5.ipynb #7d37e0f4
+# %% ../nbs/01b_hdf5.ipynb #f8e53d18
 @contextlib.contextmanager
 def reading(
     path:str|Path, # The file, for the message
@@ -22,7 +22,7 @@ def reading(
     except StoryError: raise
     except Exception as e:
         why = first_line(e)
-        raise StoryError(f'{path}: damaged, or not the file it should be ({why})') from None
+        raise StoryError(f'{path}: damaged, or not the file it should be ({why}); copy or convert it anew') from None
 
 # %% ../nbs/01b_hdf5.ipynb #f5b23c8f
 _REFERENCE = np.dtype([('length', '<u4'), ('heap', '<u8'), ('number', '<u4')])
@@ -66,7 +66,7 @@ def check_dataset(
             if at not in heaps: heaps[at] = _heap_sizes(raw, at)
             if n > heaps[at].get(number, -1): raise ValueError(f'{d.name} refers to what is not there')
 
-# %% ../nbs/01b_hdf5.ipynb #ffc9a4cf
+# %% ../nbs/01b_hdf5.ipynb #1e935f74
 def _members(group):
     "What is in a group; links to elsewhere are refused."
     for name in group:
@@ -76,16 +76,16 @@ def _members(group):
 
 def open_hdf5(path:str|Path)->h5py.File:
     "Open a file for reading when all it refers to, down to the datasets of its groups, is there."
-    if not Path(path).is_file(): raise StoryError(f'{path}: no such file')
+    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
     try: f = h5py.File(path, 'r')
-    except OSError: raise StoryError(f'{path}: not an HDF5 file, or not a whole one') from None
+    except OSError: raise StoryError(f'{path}: not an HDF5 file, or not a whole one; copy or convert it anew') from None
     heaps = {}
     with reading(path), open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         for top in _members(f):
             for d in [top] if isinstance(top, h5py.Dataset) else _members(top): check_dataset(d, raw, heaps)
     return f
 
-# %% ../nbs/01b_hdf5.ipynb #63a287cc
+# %% ../nbs/01b_hdf5.ipynb #5efe8f9d
 class Disk:
     "A file that HDF5's library writes to, and that never tells it of a full disk; `error` remembers."
     def __init__(self, path:str|Path): self.file, self.error = open(path, 'wb+', buffering=0), None
@@ -99,6 +99,12 @@ class Disk:
             while left: left = left[self.file.write(left):]
         except OSError as e: self.error = self.error or e
         return len(data)
+
+    def readinto(self, buffer):
+        "What never got onto the disk reads as zeros: the library does not look how much it was given."
+        got, view = self.file.readinto(buffer), memoryview(buffer)
+        view[got:] = bytes(len(view) - got)
+        return len(view)
 
     def truncate(self, size):
         try: return self.file.truncate(size)

@@ -7,7 +7,7 @@ __all__ = ['read_run', 'told_split', 'lead', 'measured', 'finite', 'loss_curves'
            'choose', 'in_order', 'story_at', 'stories_html', 'copies_html', 'settings_html', 'differing_html', 'report',
            'both_html', 'side_by_side']
 
-# %% ../nbs/14_report.ipynb #980feadd
+# %% ../nbs/14_report.ipynb #aae47621
 import math, re
 from html import escape
 from pathlib import Path
@@ -20,12 +20,12 @@ from .drawings import drawn_frames
 from .page import (LOOKS, Curve, chart, flat, img_tag, legend, open_picture, page, place, plain_table,
                         story_html)
 from .pictures import decode
-from .story import StoryFile
+from .story import StoryFile, StorySplit
 from .survive import read_log
 from .ranges import compare_html, drift_html, facts_html, known, score_text, scores_html
 from .watch import smooth
 
-# %% ../nbs/14_report.ipynb #78ae8111
+# %% ../nbs/14_report.ipynb #6b4c6317
 def read_run(
     folder:str|Path,  # A run folder, finished or not
 )->SimpleNamespace:   # folder, name, settings, scores, log, drawn
@@ -37,11 +37,12 @@ def read_run(
     where = folder/'drawn' if (folder/'drawn').is_dir() or settings or log else folder  # a folder of drawings only
     drawn = drawn_frames(where) if where.is_dir() else {}
     if way: settings['drawing'] = way
-    if not (settings or log or drawn): raise StoryError(f'{folder}: no settings, log or drawings, so no run folder')
+    if not (settings or log or drawn):
+        raise StoryError(f'{folder}: no settings, log or drawings, so no run folder; name one that arldm-train made')
     return SimpleNamespace(folder=folder, name=folder.resolve().name, settings=settings, scores=scores, log=log,
                            drawn=drawn)
 
-def told_split(run:SimpleNamespace, split=None) -> tuple: # (`StorySplit` or None, why it is None)
+def told_split(run:SimpleNamespace, split:str=None) -> tuple: # (`StorySplit` or None, why it is None)
     "The stories that the drawings illustrate: `split` itself, or the split of that name."
     if hasattr(split, 'ids'): return split, ''
     sources = run.scores, run.settings.get('drawing', {}), run.settings
@@ -131,12 +132,12 @@ def in_order(drawn:dict) -> list:
     "Story ids as a person would count them."
     return sorted(drawn, key=lambda s: (len(s), s))
 
-# %% ../nbs/14_report.ipynb #3d9860ec
-def story_at(split, story_id:str):
+# %% ../nbs/14_report.ipynb #fb646244
+def story_at(split:StorySplit|None, story_id:str):
     "A told story, or None."
     return split[split.ids.index(story_id)] if split and story_id in split.ids else None
 
-def stories_html(run:SimpleNamespace, split, why:str, most:int=12) -> str:
+def stories_html(run:SimpleNamespace, split:StorySplit|None, why:str, most:int=12) -> str:
     "Stories told above drawn: the best, middle and worst ones, or the first ones where none has a score."
     if not run.drawn: return missing('folder of drawings', 'so nothing has been drawn yet')
     by = run.scores.get('stories') or {}
@@ -151,12 +152,12 @@ def stories_html(run:SimpleNamespace, split, why:str, most:int=12) -> str:
     if len(ids) > most: out.append(f'<p class="soft">{most} of {len(ids)} stories</p>')
     return ''.join(out + [story_html(f'Story {s}', dict(drawn=run.drawn[s]), story_at(split, s)) for s in ids[:most]])
 
-# %% ../nbs/14_report.ipynb #152acab0
+# %% ../nbs/14_report.ipynb #711e2e7d
 def _training_picture(split, row):
     try: return decode(split.file.picture(row)) if split else None
     except (StoryError, IndexError, ValueError, TypeError): return None
 
-def copies_html(run:SimpleNamespace, split, most:int=8) -> str:
+def copies_html(run:SimpleNamespace, split:StorySplit|None, most:int=8) -> str:
     "The drawn frames nearest to a training picture, beside it."
     out = []
     for c in run.scores.get('copies', [])[:most]:
@@ -207,8 +208,8 @@ def _write(path, html):
     with atomic_path(path) as tmp: tmp.write_text(html, encoding='utf-8')
     return path
 
-# %% ../nbs/14_report.ipynb #304fcfaa
-def both_html(a, b, split) -> str: # two runs
+# %% ../nbs/14_report.ipynb #d0e22afe
+def both_html(a:SimpleNamespace, b:SimpleNamespace, split:StorySplit|None) -> str: # two runs
     "Stories that both drew: told, A, B."
     by, old = (run.scores.get('stories') or {} for run in (b, a))
     ours, theirs = by.get('values', {}), old.get('values', {})

@@ -139,7 +139,7 @@ def _write(disk, splits, corpus, side, workers): # -> split: counts
         f.attrs.update({**facts, 'counts': json.dumps(counts), 'facts': np.bytes_(json.dumps(facts))})
     return counts
 
-# %% ../nbs/02_story.ipynb #51a729b8
+# %% ../nbs/02_story.ipynb #3dc6c04c
 def write_stories(
     path:str|Path,  # The story file to write; replaced when there is one
     splits:dict,    # Name of a split -> iterable of `Story`; may be empty
@@ -150,9 +150,10 @@ def write_stories(
     "Write a story file."
     try:
         with atomic_path(path) as tmp, Disk(tmp) as disk:
-            counts = _write(disk, splits, corpus, side, workers)
-            disk.check()
-    except OSError as e: raise StoryError(f'{path}: cannot be written ({e.strerror or e})') from None
+            try: counts = _write(disk, splits, corpus, side, workers)
+            finally: disk.check()                    # before what the library makes of a full disk
+    except OSError as e:
+        raise StoryError(f'{path}: cannot be written ({e.strerror or e}); mend that and convert again') from None
     return counts
 
 # %% ../nbs/02_story.ipynb #a9808dae

@@ -15,7 +15,7 @@ import torch
 from .core import StoryError, atomic_path
 from .model import ARLDM
 
-# %% ../nbs/10a_survive.ipynb #524f4363
+# %% ../nbs/10a_survive.ipynb #491c067f
 def _checkpoints(folder): return sorted(folder.glob('[0-9]*.pt'), key=lambda p: int(p.stem))  # the newest last
 
 def save_checkpoint(
@@ -29,13 +29,13 @@ def save_checkpoint(
         with atomic_path(path := folder/f'{step:06d}.pt') as tmp:
             torch.save({'step': step, **{k: v.state_dict() for k, v in parts.items()}}, tmp)
     except (OSError, RuntimeError) as e:                             # torch reports a full disk as a RuntimeError
-        earlier = ', '.join(p.name for p in _checkpoints(folder)) or 'none was written before'
+        earlier = ', '.join(p.name for p in _checkpoints(folder)) or 'nothing'
         why = e.strerror if isinstance(e, OSError) else 'is the disk full?'
         raise StoryError(f'{path} could not be written ({why}); make room and run the same command again; '
                          f'written before: {earlier}') from None
     for old in _checkpoints(folder)[:-keep]: old.unlink()
 
-# %% ../nbs/10a_survive.ipynb #20d04c8a
+# %% ../nbs/10a_survive.ipynb #b9cfd5d7
 def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
@@ -55,7 +55,7 @@ def load_checkpoint(
             why = str(e).splitlines()[-1].strip()[:120]
             raise StoryError(f'{path} is of another model ({why}); take another run folder') from None
         return step
-    if found: raise StoryError(f'{folder}: all {len(found)} checkpoints are damaged; remove them to begin anew')
+    if found: raise StoryError(f'{folder}: no whole checkpoint among {len(found)}; remove them to begin anew')
     return 0
 
 # %% ../nbs/10a_survive.ipynb #92071ea7

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'accelerator', 'checkpoint_blocks', 'train']
 
-# %% ../nbs/11_train.ipynb #da311adc
+# %% ../nbs/11_train.ipynb #62d40c9e
 import contextlib, functools, math, signal, time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import freeze, loss  # give `ARLDM.freeze` and `ARLDM.loss`
-from .core import StoryError
+from .core import StoryError, out_of_memory
 from .dataset import collate
 from .model import ARLDM, noise_schedule
 from .optimise import averaged, learning_rates, make_optimizer
@@ -39,11 +39,12 @@ def step_stories(
     orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
     return [(int(orders[p//n][p % n]), p//n) for p in places]
 
-# %% ../nbs/11_train.ipynb #5e88f84f
+# %% ../nbs/11_train.ipynb #488df685
 def check_batch(n:int, s:Settings, world:int=1):
     "A `StoryError` when `n` stories are too few for one step."
     if n < s.batch*world:
-        raise StoryError(f'{n} stories to train on, fewer than the {s.batch*world} of one step; take a smaller batch')
+        most = max(1, n//world)
+        raise StoryError(f'{n} stories to train on, fewer than the {s.batch*world} of one step; take --batch {most}')
 
 def step_batches(
     stories:Dataset,          # A `StoryDataset` or `CachedStories`
@@ -124,7 +125,7 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         vars(layer).pop('forward', None)
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/11_train.ipynb #83c0b34e
+# %% ../nbs/11_train.ipynb #aec1ccf1
 def train(
     model:ARLDM,
     stories:Dataset,           # The training split, a `StoryDataset` or `CachedStories`
@@ -145,7 +146,7 @@ def train(
     if done > s.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {s.steps} asked for')
     rates, log = learning_rates(s), Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
-    with stop_signals() as asked, _unwrapped(acc, ready):
+    with _room(s), stop_signals() as asked, _unwrapped(acc, ready):
         for k, (batch, start) in enumerate(_timed(batches), done):
             record = _step(k, rates[k], acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
             due, stop = k + 1 == s.steps or (k + 1) % s.save_every == 0, _any(acc, asked)
@@ -156,12 +157,23 @@ def train(
             yield record
             if stop: return
 
-# %% ../nbs/11_train.ipynb #89bf2a07
+# %% ../nbs/11_train.ipynb #0636310d
 @contextlib.contextmanager
 def _unwrapped(acc, ready):
     "Afterwards the model is in evaluation mode and without what accelerate wrapped around it."
     try: yield
     finally: acc.unwrap_model(ready, keep_fp32_wrapper=False).eval()
+
+@contextlib.contextmanager
+def _room(s):
+    "Within the block, running out of memory is a `StoryError` that says what to try."
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        n = -(-s.batch//s.accumulate)                                                          # stories at once
+        less = [f'--accumulate {2*s.accumulate}']*(n > 1) + ['--checkpointing']*(not s.checkpointing)
+        raise StoryError(f'out of memory with {n} {"stories" if n > 1 else "story"} of {s.side} pixels at once; try '
+                         + ', or '.join([*less, 'a smaller side in another run'])) from None
 
 def _timed(batches): # each batch, and when it was asked for
     batches = iter(batches)

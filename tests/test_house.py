@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 try: import tomllib
 except ImportError: import tomli as tomllib
@@ -21,9 +22,10 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
 MODULES = sorted(path for path in (ROOT/'arldm').glob('*.py') if path.stem[0] != '_')
 CORPORA = 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
-DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'dependencies', 'optional-dependencies',
-    'scripts', 'entry-points', 'readme'}
-ENTRIES = {'description', 'keywords', 'author', 'license', 'requirements', 'dev_requirements', 'console_scripts'}
+DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'classifiers', 'dependencies',
+    'optional-dependencies', 'scripts', 'entry-points', 'readme'}
+ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newest_python', 'requirements', 'dev_requirements',
+    'console_scripts'}
 FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
 IMPORTED_AS = {'pil': 'pillow'}   # imported name -> required name, where they differ
@@ -195,8 +197,10 @@ def test_settings_hold_each_fact_once():
 
 def test_setup_reads_settings(monkeypatch):
     said = setup_call(monkeypatch)
-    assert [said[name] for name in ('description', 'keywords', 'author', 'license')] == [
+    assert [said[name] for name in ('description', 'keywords', 'author', 'license_expression')] == [
         settings()[name] for name in ('description', 'keywords', 'author', 'license')]
+    pythons = [one for one in said['classifiers'] if one not in lines('classifiers')]
+    assert pythons[0].endswith(' 3.10') and pythons[-1].endswith(f" {settings()['newest_python']}"), pythons
     assert said['install_requires'] == lines('requirements')
     assert said['extras_require'] == dict(dev=lines('dev_requirements'))
     assert said['entry_points'] == dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d'])
@@ -229,6 +233,27 @@ def test_data_readme(corpus):
     for heading in 'Source', 'Licence', 'Tree', 'Command': assert f'\n## {heading}\n' in text
     commands = {script.split('=')[0] for script in lines('console_scripts')}
     assert set(re.findall(r'arldm-[a-z-]+', text)) <= commands
+
+def test_citation():
+    "CITATION.cff: version 1.2, the author and licence of settings.ini, and the paper."
+    cited = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert cited['cff-version'] == '1.2.0' and {'message', 'title', 'authors'} <= cited.keys()
+    assert cited['authors'] == [dict(name=settings()['author'])] and cited['license'] == settings()['license']
+    assert cited['keywords'] == settings()['keywords'].split(', ')
+    paper, = cited['references']
+    assert {'type', 'title', 'authors'} <= paper.keys() and paper['identifiers'][0]['value'] == 'arXiv:2211.10950'
+
+def test_changes_name_the_version():
+    "The newest section of the list of changes is about the version that this is."
+    newest = re.search(r'^## (\S+?),? ', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1]
+    assert newest == importlib.import_module('arldm').__version__
+
+def test_contributing_names_what_there_is():
+    "Targets of make, files and tools that CONTRIBUTING.md names are there."
+    text, targets = ((ROOT/name).read_text(encoding='utf-8') for name in ('CONTRIBUTING.md', 'Makefile'))
+    for target in re.findall(r'`?make ([a-z]+)', text): assert f'\n{target}:' in targets, target
+    for path in re.findall(r'(?:nbs|tests|docs|\.ci)/[\w/.]+\w', text): assert (ROOT/path).exists(), path
+    for tool in re.findall(r'nbdev-[a-z-]+', text): assert (Path(sys.executable).parent/tool).exists(), tool
 
 
 # README.md from a notebook
@@ -277,3 +302,57 @@ def test_readme_check(readme, tmp_path):
 def test_shipped_folders_name_no_machine():
     "Libraries write where weights were loaded from; what is shipped must not."
     for f in (ROOT/'data').rglob('*.json'): assert 'name_or_path' not in f.read_text(encoding='utf-8'), f
+
+
+# what a signature tells
+
+UNTOLD = dict(   # functions whose signatures are still to be completed
+    bootstrap=['ratio_of'],
+    cli=['draw_stories', 'draw_text', 'read_picture'],
+    denoise=['keys_once', 'few_pixels', 'deep_kept'],
+    exam=['score_run', 'history_scores'],
+    features=['normalised'],
+    fidelity=['gauss', 'distances', 'too_few', 'text_rows'],
+    histories=['others', 'history_verdict', 'carried_facts'],
+    ladder=['autoencoder_loss', 'round_trip'],
+    measure=['compare'],
+    page=['flat'],
+    photos=['clouds', 'tellings'],
+    plan=['as_given'],
+    proof=['score_rows'],
+    quality=['round_trip'],
+    ranges=['known'],
+    run=['with_settings', 'validation_strip'],
+    scene=['in_order'],
+    score=['copy_rows', 'read_facts', 'fact_rows', 'character_rows'],
+    speed=['bench_converting', 'bench_reading', 'bench_memory'],
+    table=['add', 'by_frame', 'training_pictures'],
+    throughput=['cut', 'bench_streaming', 'bench_frechet'],
+    trials=['still_zero', 'without_pictures', 'noisy_memory'])
+
+def told(arg, default, text):
+    "Whether a parameter's type can be read: an annotation, a default that shows it, or a comment in its line."
+    code, _, comment = text[arg.lineno - 1].partition('#')
+    shown = default is not None and not (isinstance(default, ast.Constant) and default.value is None)
+    return arg.annotation or shown or (comment.strip() and not code.rstrip().endswith(':'))
+
+def untold(text):
+    "Public functions of a module, and their parameters of which nothing is said."
+    for f in ast.parse(text).body:
+        if not isinstance(f, ast.FunctionDef) or f.name.startswith('_'): continue
+        plain = f.args.posonlyargs + f.args.args
+        defaults = [None]*(len(plain) - len(f.args.defaults)) + f.args.defaults
+        pairs = [*zip(plain, defaults), *zip(f.args.kwonlyargs, f.args.kw_defaults)]
+        bare = [arg.arg for arg, default in pairs if not told(arg, default, text.splitlines())]
+        if bare: yield f.name, bare
+
+@each(MODULES)
+def test_signatures_tell_types(path):
+    "Every parameter of a public function has a type hint, a default that shows its type, or a docment."
+    found = [f'{name}({", ".join(bare)})' for name, bare in untold(path.read_text(encoding='utf-8'))
+        if name not in UNTOLD.get(path.stem, ())]
+    assert not found, f'no type to be read: {"; ".join(found)}'
+
+def test_signatures_tell_types_sees():
+    text = 'def f(a:int, c,\n  d, # Rows\n  b=1,\n  *, e): # nothing about e\n  pass\ndef _g(a): pass'
+    assert [*untold(text)] == [('f', ['c', 'e'])]

@@ -395,3 +395,20 @@ def test_moved_and_without_its_cache(finished, data, tmp_path):
     train(whole, data=data, steps=4, **how), train(whole, steps=6)
     assert told(read_log(run/'log.csv')) == told(read_log(whole/'log.csv'))
     assert json.loads((run/'settings.json').read_text())['data'] == str(stories)
+
+def test_another_number_of_processes(finished, data, capsys, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    code, lines = says(capsys, monkeypatch, finished, '--steps=6')
+    assert code == 1 and 'by 1 process, not 2' in lines[-1] and 'torchrun --nproc_per_node 1)' in lines[-1], lines
+
+@pytest.mark.parametrize('full', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9.00 GiB.'), MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")], ids=['gpu', 'python', 'cpu'])
+def test_out_of_memory(begin, monkeypatch, full):
+    "One line that names what makes a step smaller and is not yet in use; other errors stay what they are."
+    def loss(*_, **__): raise full
+    monkeypatch.setattr(ARLDM, 'loss', loss)
+    for how, said in ((dict(), '4 stories of 16 pixels at once; try --accumulate 2, or --checkpointing, or a smaller side'),
+                      (dict(accumulate=4, checkpointing=True), '1 story of 16 pixels at once; try a smaller side')):
+        with pytest.raises(StoryError, match=re.escape(said)): run_through(*begin(**how))
+    full = RuntimeError('another one')
+    with pytest.raises(RuntimeError, match='another one'): run_through(*begin())
