@@ -83,7 +83,8 @@ def comments(source):
 
 def type_of(node):
     "An annotation without the modules that its types come from."
-    return re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node)) if node else ''
+    text = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node)) if node else ''
+    return '' if text == 'NoneType' else text   # all that nbdev knows of `x=None`
 
 
 def parameters(said):
@@ -109,7 +110,7 @@ def parameters(said):
 def signature(rows, result, types):
     "A signature on one line, with types or without."
     def one(name, kind, default):
-        kind = f': {kind}' if types and kind and kind != 'NoneType' else ''
+        kind = f': {kind}' if types and kind else ''
         return name + kind + (f' = {default}' if kind and default else f'={default}' if default else '')
     return f'({", ".join(one(*row[:3]) for row in rows)})' + (f' -> {result}' if result and result != 'None' else '')
 
@@ -145,7 +146,8 @@ def entry(said, name, node, kind, book, module):
     doc = re.sub(r'^\*(.*)\*$', r'\1', said.rpartition('```')[2].strip(), count=1, flags=re.M)
     head = name + ('' if kind == 'property' else signature(rows, '' if kind == 'class' else result[0], not told))
     command = book.commands.get(f'{module}:{name}')
-    parts = [f'{FULL}{{py:{kind}}} {head}', f'On the command line: `{command}`' if command else '',
+    one_line = '\n:single-line-parameter-list:' if told and kind != 'property' else ''   # the table has a line for each
+    parts = [f'{FULL}{{py:{kind}}} {head}{one_line}', f'On the command line: `{command}`' if command else '',
         doc, table(rows, result) if told else '']
     return '\n\n'.join(filter(None, parts)) + f'\n{FULL}'
 
@@ -201,9 +203,9 @@ class Book:
     def page(self, chapter):
         "The cells of a page."
         label = f'Chapter {chapter.spoken} · `{chapter.module}`' if chapter.said else f'Chapter {chapter.spoken}'
-        head = [f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}', f'{{.chapter}}\n{label}' if chapter.number else '', f'{{.claim}}\n{chapter.claim}', chapter.opening]
+        head = [f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}', f'{{.chapter}}\n{label}' if chapter.number else '', f'{{.claim}}\n{self.linked(chapter.claim, chapter)}']
         if not chapter.number: head.append(self.contents())
-        yield markdown(self.linked('\n\n'.join(filter(None, head)), chapter))
+        yield markdown('\n\n'.join([*filter(None, head), self.linked(chapter.opening, chapter)]))
         alt = chapter.title
         for cell in chapter.cells[1:]:
             directives, body = split_directives(cell['source'])
@@ -235,7 +237,7 @@ class Book:
             if c.number in PARTS: parts.append(f'{FULL}{{toctree}}\n:hidden:\n:caption: {PARTS[c.number]}\n')
             parts.append(f'{c.spoken}   {c.title} <{c.name}>')
             if c is self.chapters[-1] or self.chapters[self.chapters.index(c) + 1].number in PARTS: parts.append(FULL + '\n')
-        return '\n'.join(parts)
+        return '\n'.join([*parts, f'{FULL}{{toctree}}\n:hidden:\n:caption: Names\n\nAll names <genindex>\n{FULL}'])
 
 
 def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'

@@ -12,7 +12,8 @@ config.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf
 project, author = 'arldm', config['DEFAULT']['author']
 html_title, html_theme = project, 'furo'
 html_static_path, html_css_files = ['_static'], ['arldm.css']
-html_copy_source = html_show_sourcelink = False
+html_favicon = '_static/star.svg'
+html_show_copyright = html_copy_source = html_show_sourcelink = False
 exclude_patterns = ['extra']
 pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'
 
@@ -25,7 +26,6 @@ myst_heading_anchors = 3
 suppress_warnings = ['myst.header']          # chapters may leave a level out
 add_module_names = False
 python_maximum_signature_line_length = 88
-toc_object_entries_show_parents = 'hide'
 html_math_renderer = 'svg'
 
 ziamath.config.svg2 = False                  # plain paths: no ids that several formulas would share
@@ -39,7 +39,8 @@ def draw(node, inline):
     svg = formula.svg().replace('fill="black"', 'fill="currentColor"').replace('stroke="black"', 'stroke="currentColor"')
     start, rest = svg.split('>', 1)
     box = start[start.index('viewBox'):]
-    style = f'width:{width/16:.3f}em;height:{height/16:.3f}em' + (f';vertical-align:{drop/16:.3f}em' if inline else '')
+    em = 14.5    # what the font of formulas calls 16 looks as large as text of 14.5
+    style = f'width:{width/em:.3f}em;height:{height/em:.3f}em' + (f';vertical-align:{drop/em:.3f}em' if inline else '')
     return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" style="{style}" '
         f'xmlns="http://www.w3.org/2000/svg" {box}><title>{escape(tex)}</title>{rest}')
 
