@@ -112,7 +112,7 @@ def signature(rows, result, types):
     def one(name, kind, default):
         kind = f': {kind}' if types and kind else ''
         return name + kind + (f' = {default}' if kind and default else f'={default}' if default else '')
-    return f'({", ".join(one(*row[:3]) for row in rows)})' + (f' -> {result}' if result and result != 'None' else '')
+    return f'({", ".join(one(*row[:3]) for row in rows)})' + (f' -> {result}' if result else '')
 
 
 def table(rows, result):
@@ -120,7 +120,8 @@ def table(rows, result):
     def cell(text, code=False):
         text = text.replace('|', r'\|')
         return f'`{text}`' if code and text else text
-    body = [(f'`{name}`', cell(kind, True), cell(default, True), cell(note)) for name, kind, default, note in rows if name != '*']
+    body = [(f'``{name}``', cell(kind, True), cell(default, True), cell(note)) 
+        for name, kind, default, note in rows if name != '*']
     if any(result): body.append(('*returns*', cell(result[0], True), '', cell(result[1])))
     used = [k for k in range(4) if k == 0 or any(row[k] for row in body)]
     head = [('Parameter', 'Type', 'Default', 'Details')[k] for k in used]
@@ -139,6 +140,7 @@ def fields(node, classes):
 def entry(said, name, node, kind, book, module):
     "One entry of Sphinx's Python domain."
     rows, result = parameters(said)
+    if result == ('None', ''): result = '', ''
     if kind == 'class' and 'dataclass' in ' '.join(map(ast.unparse, node.decorator_list)):
         notes = fields(node, book.classes[module])
         rows = [(*row[:3], row[3] or notes.get(row[0], '')) for row in rows]
@@ -161,12 +163,16 @@ class Book:
         self.index = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb')
         self.chapters = [Chapter(path, processed/path.name) for path in paths]
         self.numbers = {c.spoken: c for c in self.chapters}
-        self.names, self.classes = {}, {}
+        self.names, self.classes, self.parameters = {}, {}, set()
         for c in self.chapters:
             self.names.setdefault(c.module, ('doc', c.name))
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
             sources = [split_directives(cell['source'])[1] for cell in c.cells if '#| export' in cell['source']]
-            self.classes[c.module] = {name: (node, s) for s in sources for name, node, kind in definitions(s) if kind == 'class'}
+            known = [(name, node, kind, s) for s in sources for name, node, kind in definitions(s)]
+            self.classes[c.module] = {name: (node, s) for name, node, kind, s in known if kind == 'class'}
+            self.parameters |= {x.arg for _, node, _, _ in known for x in ast.walk(node) if isinstance(x, ast.arg)}
+            self.parameters |= {x.target.id for _, node, _, _ in known for x in ast.walk(node)
+                if isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name)}
         config = ConfigParser(interpolation=None)
         config.read(root/'settings.ini', encoding='utf-8')
         scripts = [line.split('=') for line in config['DEFAULT']['console_scripts'].split()]
@@ -178,6 +184,7 @@ class Book:
         def name(m):
             bare = m[1].removesuffix('()')
             if bare in chapter.said: return to('py:obj', m[1], f'{chapter.module}.{bare}')
+            if m[1] in self.parameters: return m[0]   # of another chapter and also a parameter's name: who knows
             return to(self.names[bare][0], m[1], self.names[bare][1]) if bare in self.names else m[0]
         def number(m):
             return to('doc', m[0], self.numbers[m[0]].name) if m[0] in self.numbers else m[0]
