@@ -27,6 +27,7 @@ PARTS = {'00': 'Ground', '02': 'Stories', '04': 'A small world', '05': 'The mode
     '12d': 'Scoring', '15': 'All together', '17': 'Full size, full speed'}   # the first chapter of each part
 DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)   # fenced code, headings
+THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # links of nbdev, which makes them where arldm is installed
 FULL = '`'*9   # fences what may hold fences
 
 
@@ -195,7 +196,7 @@ class Book:
             shutil.copy(path, target)
             return f'<a href="{target.relative_to(self.files.parent).as_posix()}">{m[1]}</a>'
         def prose(part):
-            part = re.sub(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)', r'\1', part)   # nbdev's, where arldm is installed
+            part = THEIRS.sub(r'\1', part)
             part = re.sub(r'\[([^][]*)\]\((\.\./[^)]+)\)', outside, part)
             part = re.sub(r'\]\((?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1', part)
             part = re.sub(r'(?<=hapter)s?\s+\d+[a-z]?(?:(?:,| and| to|–)\s?\d+[a-z]?)*\b',
@@ -271,7 +272,9 @@ def code(cell, alt):
     tags = [f'remove-{part}' for key, part in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
     outputs, image = [o for o in cell['outputs'] if o.get('name') != 'stderr'], dict(alt=alt)
     for o in outputs:
-        if 'image/png' in (data := o.get('data', {})):
+        data = o.get('data', {})
+        if 'text/markdown' in data: data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
+        if 'image/png' in data:
             data.pop('image/jpeg', None)
             png = base64.b64decode(''.join(data['image/png']))
             if (width := high(png)): image['width'] = f'{width}px'
@@ -285,14 +288,16 @@ def main(out, processed):
         language_info=dict(name='python', pygments_lexer='ipython3'))
     with tempfile.TemporaryDirectory() as folder:
         book, source = Book(processed), Path(folder)
-        book.files = source/'extra/files'
+        book.files = source/'extra/root/files'
         book.files.mkdir(parents=True)
         for c in [book.index, *book.chapters]:
             cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(book.page(c))]
             (source/f'{c.name}.ipynb').write_text(json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)))
+        failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-b', 'html', '-d', f'{folder}/extra/.trees',
+            '-D', f'html_extra_path={folder}/extra/root', folder, f'{folder}/extra/html'])
         shutil.rmtree(out, ignore_errors=True)
-        return sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-b', 'html', '-d', f'{folder}/.trees',
-            '-D', f'html_extra_path={source}/extra', folder, str(out)])
+        shutil.copytree(f'{folder}/extra/html', out)
+        return failed
 
 
 if __name__ == '__main__':
