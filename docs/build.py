@@ -7,19 +7,19 @@ and the numbers of chapters become links. Chapters keep nbdev's addresses: 02_st
 import argparse
 import ast
 import base64
-import io
 import json
 import re
 import shutil
 import struct
 import sys
 import tempfile
-import tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx
+
+from entries import FULL, definitions, entry
 
 docs = Path(__file__).resolve().parent
 root = docs.parent
@@ -27,11 +27,11 @@ PARTS = {'00': 'Ground', '02': 'Stories', '04': 'A small world', '05': 'The mode
     '12d': 'Scoring', '15': 'All together', '17': 'Full size, full speed'}   # the first chapter of each part
 DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)   # fenced code, headings
-THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # links of nbdev, which makes them where arldm is installed
-FULL = '`'*9   # fences what may hold fences
+THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # nbdev's links, made only where arldm is installed
+NOTEBOOK = dict(nbformat=4, nbformat_minor=5, metadata=dict(
+    kernelspec=dict(name='python3', display_name='Python 3', language='python'),
+    language_info=dict(name='python', pygments_lexer='ipython3')))
 
-
-# a notebook
 
 def split_directives(source):
     "The directives of a cell and the rest of its source."
@@ -40,164 +40,66 @@ def split_directives(source):
     return {m[1]: m[2].strip() for m in found if m}, '\n'.join(l for l, m in zip(lines, found) if not m).strip('\n')
 
 
-def definitions(source):
-    "The functions and classes of a cell, `Class.method` for patched ones, with the word Sphinx has for their kind."
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef): yield node.name, node, 'class'
-        if not isinstance(node, ast.FunctionDef): continue
-        how = next((ast.unparse(d) for d in node.decorator_list if ast.unparse(d).startswith('patch')), None)
-        kind = 'function' if not how else 'property' if 'as_prop' in how else 'method'
-        owners = ast.unparse(node.args.args[0].annotation).split(' | ') if how else [None]
-        for owner in owners: yield '.'.join(filter(None, [owner, node.name])), node, kind
-
-
 class Chapter:
-    "A notebook, what nbdev made of it, and what both are called."
+    "A notebook and what nbdev made of it."
     def __init__(self, path, processed):
         self.number, _, self.name = path.stem.rpartition('_')
-        self.module = f'arldm.{self.name}'
+        self.module, self.spoken = f'arldm.{self.name}', self.number.removeprefix('0')   # prose says: chapter 8a
         self.cells, kept = ([dict(c, source=''.join(c['source'])) for c in json.loads(p.read_text('utf-8'))['cells']]
             for p in (path, processed))
         self.kept = {cell['id']: cell for cell in kept}
-        said = [''.join(cell['outputs'][0]['data']['text/markdown']) for cell in kept if 'show_doc(' in cell['source']]
+        said = [''.join(c['outputs'][0]['data']['text/markdown']) for c in kept if 'show_doc(' in c['source']]
         self.said = {re.search('^### (.+)$', text, re.M)[1]: text for text in said}
-        head, _, self.opening = self.cells[0]['source'].partition('\n> ')
+        head, _, rest = self.cells[0]['source'].partition('\n> ')
         self.title = head.removeprefix('# ').strip()
-        self.claim, _, self.opening = self.opening.partition('\n')   # nbdev drops what follows the claim
+        self.claim, _, self.opening = rest.partition('\n')   # nbdev drops what follows the claim
+        sources = [split_directives(cell['source'])[1] for cell in self.cells if '#| export' in cell['source']]
+        self.defined = [(name, node, kind, s) for s in sources for name, node, kind in definitions(s)]
+        self.classes = {name: (node, s) for name, node, kind, s in self.defined if kind == 'class'}
 
-    @property
-    def spoken(self): return self.number.removeprefix('0')   # as prose names it: chapter 8a
+    def parameters(self):
+        "All names of parameters and fields."
+        for x in (x for _, node, _, _ in self.defined for x in ast.walk(node)):
+            if isinstance(x, ast.arg): yield x.arg
+            if isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name): yield x.target.id
 
-
-# entries
-
-def comments(source):
-    "The comments of some code, by line; those that go on below one belong to its line."
-    found, last = {}, None
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type != tokenize.COMMENT: continue
-        alone = not token.line[:token.start[1]].strip()
-        last = last if alone and last else token.start[0]
-        found[last] = f'{found.get(last, "")} {token.string.lstrip("# ")}'.strip()
-    return found
-
-
-def type_of(node):
-    "An annotation without the modules that its types come from."
-    text = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node)) if node else ''
-    return '' if text == 'NoneType' else text   # all that nbdev knows of `x=None`
-
-
-def parameters(said):
-    "The parameters that `show_doc` has put down, as (name, type, default, comment), and the result, as (type, comment)."
-    code = re.search(r'```python\n(?:async )?(.*?)\n```', said, re.S)[1]
-    code = re.sub(r'<(?:built-in )?function (\w+?)(_arg)?(?: at \w+)?>', r'\1', code)
-    code = re.sub('=<[^<>]+>', '=...', code)
-    lines, notes = code.splitlines(), comments(code)
-    node = ast.parse(code + '\n    pass').body[0]
-    a, end = node.args, next(k for k, line in enumerate(lines, 1) if line.startswith(')') or '()' in line)
-    plain = [*a.posonlyargs, *a.args]
-    defaults = dict(zip(plain[::-1], a.defaults[::-1])) | {k: v for k, v in zip(a.kwonlyargs, a.kw_defaults) if v}
-    every = [('', p) for p in plain] + [('*', p) for p in [a.vararg] if p] + [('', p) for p in a.kwonlyargs] + \
-        [('**', p) for p in [a.kwarg] if p]
-    last = {p.lineno: p.arg for _, p in every}   # a comment speaks of the last parameter on its line
-    note = {last[k]: text for k, text in notes.items() if k in last and k < end}
-    rows = [(star + p.arg, type_of(p.annotation), ast.unparse(defaults[p]) if p in defaults else '', note.get(p.arg, ''))
-            for star, p in every]
-    if a.kwonlyargs and not a.vararg: rows.insert(len(plain), ('*', '', '', ''))
-    return rows, (type_of(node.returns), ' '.join(text for k, text in notes.items() if k >= end))
-
-
-def signature(rows, result, types):
-    "A signature on one line, with types or without."
-    def one(name, kind, default):
-        kind = f': {kind}' if types and kind else ''
-        return name + kind + (f' = {default}' if kind and default else f'={default}' if default else '')
-    return f'({", ".join(one(*row[:3]) for row in rows)})' + (f' -> {result}' if result else '')
-
-
-def table(rows, result):
-    "Parameters that carry a comment explain themselves in a table, as nbdev's own."
-    def cell(text, code=False):
-        text = text.replace('|', r'\|')
-        return f'`{text}`' if code and text else text
-    body = [(f'``{name}``', cell(kind, True), cell(default, True), cell(note)) 
-        for name, kind, default, note in rows if name != '*']
-    if any(result): body.append(('*returns*', cell(result[0], True), '', cell(result[1])))
-    used = [k for k in range(4) if k == 0 or any(row[k] for row in body)]
-    head = [('Parameter', 'Type', 'Default', 'Details')[k] for k in used]
-    lines = [head, ['---']*len(used), *([row[k] for k in used] for row in body)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
-def fields(node, classes):
-    "The comments of a dataclass's fields, those of the classes before it, too."
-    found = {}
-    for base in node.bases: found |= fields(classes[base.id][0], classes) if getattr(base, 'id', '') in classes else {}
-    notes = comments(classes[node.name][1])
-    return found | {f.target.id: notes.get(f.end_lineno, '') for f in node.body if isinstance(f, ast.AnnAssign)}
-
-
-def entry(said, name, node, kind, book, module):
-    "One entry of Sphinx's Python domain."
-    rows, result = parameters(said)
-    if result == ('None', ''): result = '', ''
-    if kind == 'class' and 'dataclass' in ' '.join(map(ast.unparse, node.decorator_list)):
-        notes = fields(node, book.classes[module])
-        rows = [(*row[:3], row[3] or notes.get(row[0], '')) for row in rows]
-    told = any(row[3] for row in rows) or result[1]
-    doc = re.sub(r'^\*(.*)\*$', r'\1', said.rpartition('```')[2].strip(), count=1, flags=re.M)
-    head = name + ('' if kind == 'property' else signature(rows, '' if kind == 'class' else result[0], not told))
-    command = book.commands.get(f'{module}:{name}')
-    one_line = '\n:single-line-parameter-list:' if told and kind != 'property' else ''   # the table has a line for each
-    parts = [f'{FULL}{{py:{kind}}} {head}{one_line}', f'On the command line: `{command}`' if command else '',
-        doc, table(rows, result) if told else '']
-    return '\n\n'.join(filter(None, parts)) + f'\n{FULL}'
-
-
-# pages
 
 class Book:
     "All chapters in order, and what can be linked to."
-    def __init__(self, processed):
+    def __init__(self, processed, outside):
         paths = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem[:2].isdigit())
-        self.index = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb')
+        self.index, self.outside = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb'), outside
         self.chapters = [Chapter(path, processed/path.name) for path in paths]
         self.numbers = {c.spoken: c for c in self.chapters}
-        self.names, self.classes, self.parameters = {}, {}, set()
+        self.parameters = {name for c in self.chapters for name in c.parameters()}
+        config = ConfigParser(interpolation=None)
+        config.read(root/'settings.ini', encoding='utf-8')
+        self.commands = {where: command for command, where in
+            (line.split('=') for line in config['DEFAULT']['console_scripts'].split())}
+        self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()}
         for c in self.chapters:
             self.names.setdefault(c.module, ('doc', c.name))
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
-            sources = [split_directives(cell['source'])[1] for cell in c.cells if '#| export' in cell['source']]
-            known = [(name, node, kind, s) for s in sources for name, node, kind in definitions(s)]
-            self.classes[c.module] = {name: (node, s) for name, node, kind, s in known if kind == 'class'}
-            self.parameters |= {x.arg for _, node, _, _ in known for x in ast.walk(node) if isinstance(x, ast.arg)}
-            self.parameters |= {x.target.id for _, node, _, _ in known for x in ast.walk(node)
-                if isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name)}
-        config = ConfigParser(interpolation=None)
-        config.read(root/'settings.ini', encoding='utf-8')
-        scripts = [line.split('=') for line in config['DEFAULT']['console_scripts'].split()]
-        self.commands = {where: command for command, where in scripts}
-        for command, where in scripts: self.names[command] = 'py:obj', where.replace(':', '.')
 
     def linked(self, text, chapter):
         "Markdown whose names, chapter numbers and links to notebooks lead to pages of this site."
+        def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'
         def name(m):
             bare = m[1].removesuffix('()')
             if bare in chapter.said: return to('py:obj', m[1], f'{chapter.module}.{bare}')
-            if m[1] in self.parameters: return m[0]   # of another chapter and also a parameter's name: who knows
-            return to(self.names[bare][0], m[1], self.names[bare][1]) if bare in self.names else m[0]
-        def number(m):
-            return to('doc', m[0], self.numbers[m[0]].name) if m[0] in self.numbers else m[0]
-        def outside(m):
+            if m[1] in self.parameters or bare not in self.names: return m[0]   # of two meanings the nearer one
+            role, target = self.names[bare]
+            return to(role, m[1], target)
+        def number(m): return to('doc', m[0], self.numbers[m[0]].name) if m[0] in self.numbers else m[0]
+        def file(m):
             path = (root/'nbs'/m[2]).resolve()
             if path.is_dir(): return m[1]
-            (target := self.files/path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            target = self.outside/'files'/path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-            return f'<a href="{target.relative_to(self.files.parent).as_posix()}">{m[1]}</a>'
+            return f'<a href="{target.relative_to(self.outside).as_posix()}">{m[1]}</a>'
         def prose(part):
-            part = THEIRS.sub(r'\1', part)
-            part = re.sub(r'\[([^][]*)\]\((\.\./[^)]+)\)', outside, part)
+            part = re.sub(r'\[([^][]*)\]\((\.\./[^)]+)\)', file, THEIRS.sub(r'\1', part))
             part = re.sub(r'\]\((?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1', part)
             part = re.sub(r'(?<=hapter)s?\s+\d+[a-z]?(?:(?:,| and| to|–)\s?\d+[a-z]?)*\b',
                 lambda m: re.sub(r'\d+[a-z]?', number, m[0]), part)
@@ -210,98 +112,90 @@ class Book:
 
     def page(self, chapter):
         "The cells of a page."
-        label = f'Chapter {chapter.spoken} · `{chapter.module}`' if chapter.said else f'Chapter {chapter.spoken}'
-        head = [f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}', f'{{.chapter}}\n{label}' if chapter.number else '', f'{{.claim}}\n{self.linked(chapter.claim, chapter)}']
-        if not chapter.number: head.append(self.contents())
-        yield markdown('\n\n'.join([*filter(None, head), self.linked(chapter.opening, chapter)]))
+        yield markdown(f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}',
+            self.label(chapter) if chapter.number else self.contents(),
+            f'{{.claim}}\n{self.linked(chapter.claim, chapter)}', self.linked(chapter.opening, chapter))
         alt = chapter.title
         for cell in chapter.cells[1:]:
             directives, body = split_directives(cell['source'])
             if 'hide' in directives or directives.get('include') == 'false': continue
             if 'export' in directives: yield from self.exported(body, chapter)
             elif cell['id'] not in chapter.kept: continue
+            elif cell['cell_type'] == 'code': yield code(chapter.kept[cell['id']], alt)
             elif cell['cell_type'] == 'markdown':
                 yield markdown(self.linked(chapter.kept[cell['id']]['source'], chapter))
-                alt = plain(cell['source']) or alt
-            elif cell['cell_type'] == 'code': yield code(chapter.kept[cell['id']], alt)
+                alt = last_words(cell['source']) or alt
+
+    def label(self, chapter):
+        module = f' · `{chapter.module}`' if chapter.said else ''
+        return f'{{.chapter}}\nChapter {chapter.spoken}{module}'
 
     def exported(self, body, chapter):
         "The entries of an exported cell, and the cell, folded away; nothing of one that only imports."
         if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(body).body): return
-        entries = [entry(chapter.said[name], name, node, kind, self, chapter.module)
-            for name, node, kind in definitions(body) if name in chapter.said]
-        fold = f'<details class="source"><summary>Source</summary>\n\n{FULL}python\n{body}\n{FULL}\n\n</details>'
-        yield markdown('\n\n'.join([*(self.linked_entry(e, chapter) for e in entries), fold]))
-
-    def linked_entry(self, text, chapter):
-        "The same entry with links in what follows its head."
-        head, mark, rest = text.partition('\n\n')
-        return head + mark + self.linked(rest.removesuffix(FULL), chapter) + FULL if mark else text
+        parts = []
+        for name, node, kind in definitions(body):
+            if name not in chapter.said: continue
+            command = self.commands.get(f'{chapter.module}:{name}')
+            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, command)
+            parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
+        fold = '<details class="source"><summary>Source</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
+        yield markdown(*parts, *fold)
 
     def contents(self):
         "The hidden tables of contents that become the sidebar."
-        parts = []
+        parts = {}
         for c in self.chapters:
-            if c.number in PARTS: parts.append(f'{FULL}{{toctree}}\n:hidden:\n:caption: {PARTS[c.number]}\n')
-            parts.append(f'{c.spoken}   {c.title} <{c.name}>')
-            if c is self.chapters[-1] or self.chapters[self.chapters.index(c) + 1].number in PARTS: parts.append(FULL + '\n')
-        return '\n'.join([*parts, f'{FULL}{{toctree}}\n:hidden:\n:caption: Names\n\nAll names <genindex>\n{FULL}'])
+            part = PARTS.get(c.number) or part
+            parts.setdefault(part, []).append(f'{c.spoken}   {c.title} <{c.name}>')
+        parts['Names'] = ['All names <genindex>']
+        return '\n\n'.join('\n'.join([f'{FULL}{{toctree}}', ':hidden:', f':caption: {part}', '', *lines, FULL])
+            for part, lines in parts.items())
 
 
-def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'
-
-def markdown(text): return dict(cell_type='markdown', metadata={}, source=text)
+def markdown(*parts): return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
 
 
-def plain(text):
-    "The last paragraph of some Markdown, for those who do not see the figure that it speaks of."
+def last_words(text):
+    "The last paragraph of some Markdown as plain text, for those who do not see the figure that it speaks of."
     last = re.split(r'\n\s*\n', text.strip())[-1]
     if re.match(r'[#|`>$]', last): return ''
     return ' '.join(re.sub(r'\[([^]]*)\]\([^)]*\)|[`*_$]', r'\1', last).split())[:300].replace('"', "'")
 
 
-def high(png):
-    "Half the width of a PNG whose pixels are small, else None."
-    found = re.search(b'pHYs(....)', png[:4096], re.S)
-    if found and struct.unpack('>I', found[1])[0] > 110/.0254: return struct.unpack('>I', png[16:20])[0]//2
-
-
 def code(cell, alt):
     "A code cell as MyST-NB shows it: what it prints to stderr left out, pictures at their size."
     directives, source = split_directives(cell['source'])
-    tags = [f'remove-{part}' for key, part in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
+    without = [what for key, what in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
     outputs, image = [o for o in cell['outputs'] if o.get('name') != 'stderr'], dict(alt=alt)
-    for o in outputs:
-        data = o.get('data', {})
+    for data in (o['data'] for o in outputs if 'data' in o):
         if 'text/markdown' in data: data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
-        if 'image/png' in data:
-            data.pop('image/jpeg', None)
-            png = base64.b64decode(''.join(data['image/png']))
-            if (width := high(png)): image['width'] = f'{width}px'
-            if struct.unpack('>I', png[16:20])[0] <= 128: image['classes'] = 'pixels'
-    return dict(cell_type='code', metadata=dict(tags=tags, mystnb=dict(image=image)), execution_count=None,
-        source=source, outputs=outputs)
+        if 'image/png' not in data: continue
+        data.pop('image/jpeg', None)
+        png = base64.b64decode(''.join(data['image/png']))
+        width, per_metre = struct.unpack('>I', png[16:20])[0], re.search(b'pHYs(....)', png[:4096], re.S)
+        if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{width//2}px'
+        if width <= 128: image['classes'] = 'pixels'
+    metadata = dict(tags=[f'remove-{what}' for what in without], mystnb=dict(image=image))
+    return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
 
 
 def main(out, processed):
-    meta = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'),
-        language_info=dict(name='python', pygments_lexer='ipython3'))
     with tempfile.TemporaryDirectory() as folder:
-        book, source = Book(processed), Path(folder)
-        book.files = source/'extra/root/files'
-        book.files.mkdir(parents=True)
-        for c in [book.index, *book.chapters]:
-            cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(book.page(c))]
-            (source/f'{c.name}.ipynb').write_text(json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)))
-        failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-b', 'html', '-d', f'{folder}/extra/.trees',
-            '-D', f'html_extra_path={folder}/extra/root', folder, f'{folder}/extra/html'])
+        source, html, outside = (Path(folder)/name for name in ('source', 'html', 'outside'))
+        for path in source, outside: path.mkdir()
+        book = Book(processed, outside)
+        for chapter in book.index, *book.chapters:
+            cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(book.page(chapter))]
+            (source/f'{chapter.name}.ipynb').write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
+        failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-d', f'{folder}/trees',
+            '-D', f'html_extra_path={outside}', str(source), str(html)])
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(f'{folder}/extra/html', out)
+        shutil.copytree(html, out)
         return failed
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Build the site')
-    parser.add_argument('--out', type=Path, default=root/'_docs')
-    out = parser.parse_args().out
-    sys.exit(main(out, proc_nbs(n_workers=2)))
+    parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written anew')
+    sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=2)))

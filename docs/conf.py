@@ -1,4 +1,5 @@
 "How Sphinx renders the pages that build.py writes."
+import re
 from configparser import ConfigParser
 from html import escape
 from pathlib import Path
@@ -14,7 +15,6 @@ html_title, html_theme = project, 'furo'
 html_static_path, html_css_files = ['_static'], ['arldm.css']
 html_favicon = '_static/star.svg'
 html_show_copyright = html_copy_source = html_show_sourcelink = False
-exclude_patterns = ['extra']
 pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'
 
 extensions = ['myst_nb']
@@ -36,7 +36,7 @@ def draw(node, inline):
     tex = node.astext()
     formula = ziamath.Latex(tex, size=16, inline=inline)
     (width, height), drop = formula.getsize(), formula.getyofst()
-    svg = formula.svg().replace('fill="black"', 'fill="currentColor"').replace('stroke="black"', 'stroke="currentColor"')
+    svg = re.sub('(fill|stroke)="black"', r'\1="currentColor"', formula.svg())
     start, rest = svg.split('>', 1)
     box = start[start.index('viewBox'):]
     em = 14.5    # what the font of formulas calls 16 looks as large as text of 14.5
