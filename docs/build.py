@@ -198,4 +198,4 @@ def main(out, processed):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Build the site')
     parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written anew')
-    sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=2)))
+    sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=1)))

@@ -125,7 +125,7 @@ def test_figures(pages):
 # looked at in a browser
 
 SEEN = '''(() => {
-  const wide = innerWidth, scrolls = e => e && (e.tagName == 'ARTICLE' ? false :
+  const wide = document.documentElement.clientWidth, scrolls = e => e && (e.tagName == 'ARTICLE' ? false :
     ['auto', 'scroll', 'hidden'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
   const out = [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > wide + 1
     && !scrolls(e.parentElement) && e.getClientRects().length).map(e => e.outerHTML.slice(0, 80));
