@@ -13,7 +13,7 @@ FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python 
 unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
 	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
 
-.PHONY: help demo test soak full lab export clean-notebooks readme prepare lock clean fresh
+.PHONY: help demo test docs soak full lab export clean-notebooks readme prepare lock clean fresh
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -33,6 +33,10 @@ test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	@echo "== tests/"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+docs: $(MADE) ## the book as a site in _docs/, to be read offline or served
+	@$(BIN)/python docs/build.py
+	@echo "_docs/index.html; its search needs a server: $(BIN)/python -m http.server -d _docs"
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills
 	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_gallery.py tests/test_pace.py tests/test_speed.py tests/test_refused.py

@@ -1,0 +1,201 @@
+"""Build the site: the notebooks as nbdev processes them, turned to pages of MyST, rendered by Sphinx.
+
+What nbdev hides stays hidden. In place of an exported cell stand the entries that nbdev's `show_doc` makes of it, as
+entries of Sphinx's own kind, so that search and index know them, and the cell itself, folded away. Names in backticks
+and the numbers of chapters become links. Chapters keep nbdev's addresses: 02_story.ipynb is story.html.
+"""
+import argparse
+import ast
+import base64
+import json
+import re
+import shutil
+import struct
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+from nbdev.serve import proc_nbs
+from sphinx.cmd.build import main as sphinx
+
+from entries import FULL, definitions, entry
+
+docs = Path(__file__).resolve().parent
+root = docs.parent
+PARTS = {'00': 'Ground', '02': 'Stories', '04': 'A small world', '05': 'The model', '10': 'Training', '11b': 'Drawing',
+    '12d': 'Scoring', '15': 'All together', '17': 'Full size, full speed'}   # the first chapter of each part
+DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
+LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)   # fenced code, headings
+THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # nbdev's links, made only where arldm is installed
+NOTEBOOK = dict(nbformat=4, nbformat_minor=5, metadata=dict(
+    kernelspec=dict(name='python3', display_name='Python 3', language='python'),
+    language_info=dict(name='python', pygments_lexer='ipython3')))
+
+
+def split_directives(source):
+    "The directives of a cell and the rest of its source."
+    lines = source.splitlines()
+    found = [DIRECTIVE.match(line) for line in lines]
+    return {m[1]: m[2].strip() for m in found if m}, '\n'.join(l for l, m in zip(lines, found) if not m).strip('\n')
+
+
+class Chapter:
+    "A notebook and what nbdev made of it."
+    def __init__(self, path, processed):
+        self.number, _, self.name = path.stem.rpartition('_')
+        self.module, self.spoken = f'arldm.{self.name}', self.number.removeprefix('0')   # prose says: chapter 8a
+        self.cells, kept = ([dict(c, source=''.join(c['source'])) for c in json.loads(p.read_text('utf-8'))['cells']]
+            for p in (path, processed))
+        self.kept = {cell['id']: cell for cell in kept}
+        said = [''.join(c['outputs'][0]['data']['text/markdown']) for c in kept if 'show_doc(' in c['source']]
+        self.said = {re.search('^### (.+)$', text, re.M)[1]: text for text in said}
+        head, _, rest = self.cells[0]['source'].partition('\n> ')
+        self.title = head.removeprefix('# ').strip()
+        self.claim, _, self.opening = rest.partition('\n')   # nbdev drops what follows the claim
+        sources = [split_directives(cell['source'])[1] for cell in self.cells if '#| export' in cell['source']]
+        self.defined = [(name, node, kind, s) for s in sources for name, node, kind in definitions(s)]
+        self.classes = {name: (node, s) for name, node, kind, s in self.defined if kind == 'class'}
+
+    def parameters(self):
+        "All names of parameters and fields."
+        for x in (x for _, node, _, _ in self.defined for x in ast.walk(node)):
+            if isinstance(x, ast.arg): yield x.arg
+            if isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name): yield x.target.id
+
+
+class Book:
+    "All chapters in order, and what can be linked to."
+    def __init__(self, processed, outside):
+        paths = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem[:2].isdigit())
+        self.index, self.outside = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb'), outside
+        self.chapters = [Chapter(path, processed/path.name) for path in paths]
+        self.numbers = {c.spoken: c for c in self.chapters}
+        self.parameters = {name for c in self.chapters for name in c.parameters()}
+        config = ConfigParser(interpolation=None)
+        config.read(root/'settings.ini', encoding='utf-8')
+        self.commands = {where: command for command, where in
+            (line.split('=') for line in config['DEFAULT']['console_scripts'].split())}
+        self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()}
+        for c in self.chapters:
+            self.names.setdefault(c.module, ('doc', c.name))
+            for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
+
+    def linked(self, text, chapter):
+        "Markdown whose names, chapter numbers and links to notebooks lead to pages of this site."
+        def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'
+        def name(m):
+            bare = m[1].removesuffix('()')
+            if bare in chapter.said: return to('py:obj', m[1], f'{chapter.module}.{bare}')
+            if m[1] in self.parameters or bare not in self.names: return m[0]   # of two meanings the nearer one
+            role, target = self.names[bare]
+            return to(role, m[1], target)
+        def number(m): return to('doc', m[0], self.numbers[m[0]].name) if m[0] in self.numbers else m[0]
+        def file(m):
+            path = (root/'nbs'/m[2]).resolve()
+            if path.is_dir(): return m[1]
+            target = self.outside/'files'/path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+            return f'<a href="{target.relative_to(self.outside).as_posix()}">{m[1]}</a>'
+        def prose(part):
+            part = re.sub(r'\[([^][]*)\]\((\.\./[^)]+)\)', file, THEIRS.sub(r'\1', part))
+            part = re.sub(r'\]\((?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1', part)
+            part = re.sub(r'(?<=hapter)s?\s+\d+[a-z]?(?:(?:,| and| to|–)\s?\d+[a-z]?)*\b',
+                lambda m: re.sub(r'\d+[a-z]?', number, m[0]), part)
+            return re.sub(r'(?<![`\[\w}])`([\w.-]+(?:\(\))?)`(?!`)', name, part)
+        at, found = 0, []
+        for m in LITERAL.finditer(text):
+            found += [prose(text[at:m.start()]), m[0]]
+            at = m.end()
+        return ''.join([*found, prose(text[at:])])
+
+    def page(self, chapter):
+        "The cells of a page."
+        yield markdown(f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}',
+            self.label(chapter) if chapter.number else self.contents(),
+            f'{{.claim}}\n{self.linked(chapter.claim, chapter)}', self.linked(chapter.opening, chapter))
+        alt = chapter.title
+        for cell in chapter.cells[1:]:
+            directives, body = split_directives(cell['source'])
+            if 'hide' in directives or directives.get('include') == 'false': continue
+            if 'export' in directives: yield from self.exported(body, chapter)
+            elif cell['id'] not in chapter.kept: continue
+            elif cell['cell_type'] == 'code': yield code(chapter.kept[cell['id']], alt)
+            elif cell['cell_type'] == 'markdown':
+                yield markdown(self.linked(chapter.kept[cell['id']]['source'], chapter))
+                alt = last_words(cell['source']) or alt
+
+    def label(self, chapter):
+        module = f' · `{chapter.module}`' if chapter.said else ''
+        return f'{{.chapter}}\nChapter {chapter.spoken}{module}'
+
+    def exported(self, body, chapter):
+        "The entries of an exported cell, and the cell, folded away; nothing of one that only imports."
+        if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(body).body): return
+        parts = []
+        for name, node, kind in definitions(body):
+            if name not in chapter.said: continue
+            command = self.commands.get(f'{chapter.module}:{name}')
+            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, command)
+            parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
+        fold = '<details class="source"><summary>Source</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
+        yield markdown(*parts, *fold)
+
+    def contents(self):
+        "The hidden tables of contents that become the sidebar."
+        parts = {}
+        for c in self.chapters:
+            part = PARTS.get(c.number) or part
+            parts.setdefault(part, []).append(f'{c.spoken}   {c.title} <{c.name}>')
+        parts['Names'] = ['All names <genindex>']
+        return '\n\n'.join('\n'.join([f'{FULL}{{toctree}}', ':hidden:', f':caption: {part}', '', *lines, FULL])
+            for part, lines in parts.items())
+
+
+def markdown(*parts): return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
+
+
+def last_words(text):
+    "The last paragraph of some Markdown as plain text, for those who do not see the figure that it speaks of."
+    last = re.split(r'\n\s*\n', text.strip())[-1]
+    if re.match(r'[#|`>$]', last): return ''
+    return ' '.join(re.sub(r'\[([^]]*)\]\([^)]*\)|[`*_$]', r'\1', last).split())[:300].replace('"', "'")
+
+
+def code(cell, alt):
+    "A code cell as MyST-NB shows it: what it prints to stderr left out, pictures at their size."
+    directives, source = split_directives(cell['source'])
+    without = [what for key, what in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
+    outputs, image = [o for o in cell['outputs'] if o.get('name') != 'stderr'], dict(alt=alt)
+    for data in (o['data'] for o in outputs if 'data' in o):
+        if 'text/markdown' in data: data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
+        if 'image/png' not in data: continue
+        data.pop('image/jpeg', None)
+        png = base64.b64decode(''.join(data['image/png']))
+        width, per_metre = struct.unpack('>I', png[16:20])[0], re.search(b'pHYs(....)', png[:4096], re.S)
+        if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{width//2}px'
+        if width <= 128: image['classes'] = 'pixels'
+    metadata = dict(tags=[f'remove-{what}' for what in without], mystnb=dict(image=image))
+    return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
+
+
+def main(out, processed):
+    with tempfile.TemporaryDirectory() as folder:
+        source, html, outside = (Path(folder)/name for name in ('source', 'html', 'outside'))
+        for path in source, outside: path.mkdir()
+        book = Book(processed, outside)
+        for chapter in book.index, *book.chapters:
+            cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(book.page(chapter))]
+            (source/f'{chapter.name}.ipynb').write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
+        failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-d', f'{folder}/trees',
+            '-D', f'html_extra_path={outside}', str(source), str(html)])
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(html, out)
+        return failed
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description='Build the site')
+    parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written anew')
+    sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=1)))

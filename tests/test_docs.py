@@ -1,0 +1,220 @@
+"The site: built once as `make docs` builds it, then read by a program and looked at in a browser."
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import pytest
+
+from browser import Browser, chromium
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = [path.stem for path in sorted((ROOT/'nbs').glob('*.ipynb')) if path.stem[:2].isdigit()]
+MISSING = [name for name in ('sphinx', 'myst_nb', 'furo', 'ziamath', 'nbdev') if not find_spec(name)]
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f'the site needs {", ".join(MISSING)}: pip install -e .[dev]')
+browses = pytest.mark.skipif(not chromium(), reason='no chromium here')
+
+
+class Page(HTMLParser):
+    "What a page links to, what can be linked to in it, and its elements by class."
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.ids, self.classes = [], [], set(), {}
+        self.text = path.read_text(encoding='utf-8')
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        at = dict(attrs)
+        if 'id' in at: self.ids.add(at['id'])
+        for name in (at.get('class') or '').split(): self.classes.setdefault(name, []).append((tag, at))
+        if tag == 'a' and at.get('href'): self.links.append(at['href'])
+        if tag in ('script', 'img', 'iframe') and at.get('src'): self.loads.append(at['src'])
+        if tag == 'link' and at.get('rel') != 'canonical': self.loads.append(at['href'])
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The folder of the site."
+    out = tmp_path_factory.mktemp('docs')/'site'
+    said = subprocess.run([sys.executable, ROOT/'docs/build.py', '--out', out], capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert said.returncode == 0, said.stderr[-4000:]
+    assert 'arning' not in said.stderr, said.stderr[-4000:]
+    return out
+
+@pytest.fixture(scope='module')
+def pages(site): return {path.name: Page(path) for path in sorted(site.glob('*.html'))}
+
+
+# read by a program
+
+def test_every_chapter(pages):
+    "All chapters are pages, and the sidebar of every page names them in the order of the book."
+    names = [f'{stem.split("_", 1)[1]}.html' for stem in CHAPTERS]
+    assert set(names) | {'index.html', 'search.html', 'genindex.html'} == set(pages)
+    for name, page in pages.items():
+        tree = re.findall(r'<li class="toctree-l1[^"]*"><a class="[^"]*" href="([^"]+)"', page.text)
+        assert tree == ['#' if n == name else n for n in [*names, 'genindex.html']], name
+    for stem in CHAPTERS:
+        number, name = stem.split('_', 1)
+        assert f'Chapter {number.removeprefix("0")}' in pages[f'{name}.html'].text
+
+def test_links(site, pages):
+    "Links inside the site lead to something, anchors too."
+    broken = []
+    for name, page in pages.items():
+        for link in page.links + page.loads:
+            if re.match('(https?|mailto|data):', link): continue
+            path, _, part = unquote(link).partition('#')
+            target = path.partition('?')[0] or name
+            if target in pages: ok = not part or part in pages[target].ids
+            else: ok = (site/target).is_file()
+            if not ok: broken.append(f'{name}: {link}')
+    assert not broken, '\n'.join(broken[:40])
+
+def test_nothing_from_elsewhere(pages):
+    assert not [(name, link) for name, page in pages.items() for link in page.loads if re.match('(https?:)?//', link)]
+
+def test_entries(pages):
+    "A function, a patched method, a dataclass and a command have entries; their names in prose lead there."
+    for name in 'history.history_visible', 'draw.StoryPipeline.stream', 'settings.Settings', 'run.train':
+        assert f'arldm.{name}' in pages[f'{name.split(".")[0]}.html'].ids
+    assert 'core.html#arldm.core.atomic_path' in pages['story.html'].links
+    assert 'run.html#arldm.run.train' in pages['cli.html'].links
+    assert '<td><p>Frames given before the first drawn one' in pages['history.html'].text
+    assert 'class="source"' in pages['history.html'].text and 'def <span class="nf">' not in pages['history.html'].text
+    assert not [name for name, page in pages.items() if re.search('at 0x[0-9a-f]{6}', page.text)]
+
+def test_what_nbdev_hides(pages):
+    "Hidden cells, directives and what goes to stderr are left out."
+    for name, page in pages.items():
+        assert not re.search(r'<span class="c1">#\s*\|', page.text), name
+        assert 'output stderr' not in page.text, name
+    assert 'quiet_loading' not in re.sub('<details.*?</details>', '', pages['index.html'].text, flags=re.S)
+
+def test_openings(pages):
+    "What follows a chapter's claim in its first cell is there."
+    assert 'Five corpora reach us in three layouts' in pages['story.html'].text
+
+def test_formulas(pages):
+    "Formulas are pictures in the colour of the text, with words for those who do not see them; no TeX is left."
+    found = [at for page in pages.values() for tag, at in page.classes.get('formula', ()) if tag == 'svg']
+    assert len(found) > 20 and all(at['aria-label'] and at['role'] == 'img' for at in found)
+    text = pages['distance.html'].text
+    assert 'currentColor' in text and 'fill="black"' not in text
+    assert not [link for page in pages.values() for link in page.loads if 'math' in link.lower()]
+    assert r'$\mu' not in text and '$$' not in text
+
+def test_figures(pages):
+    "Figures have words beside them; those of many pixels an inch are shown at half their width."
+    for name, page in pages.items():
+        assert not re.search(r'<img (?![^>]*alt="[^"]+")[^>]*src="_images', page.text), name
+    assert re.search(r'<img [^>]*style="width: 568px;?"', pages['distance.html'].text)
+
+
+# looked at in a browser
+
+SEEN = '''(() => {
+  const wide = document.documentElement.clientWidth, scrolls = e => e && (e.tagName == 'ARTICLE' ? false :
+    ['auto', 'scroll', 'hidden'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const out = [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > wide + 1
+    && !scrolls(e.parentElement) && e.getClientRects().length).map(e => e.outerHTML.slice(0, 80));
+  return [document.documentElement.scrollWidth - wide, out.slice(0, 3)] })()'''
+
+CONTRAST = '''(() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number), part = v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4
+  const light = c => .2126*part(c[0]) + .7152*part(c[1]) + .0722*part(c[2])
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = rgb(getComputedStyle(e).backgroundColor)
+    if (c.length < 4 || c[3] > .9) return c } return [255, 255, 255] }
+  const found = {}, walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, css = getComputedStyle(e)
+    if (!walk.currentNode.data.trim() || !e.getClientRects().length || css.visibility == 'hidden') continue
+    const [a, b] = [light(rgb(css.color)), light(behind(e))].sort((x, y) => y - x), ratio = (a + .05)/(b + .05)
+    if (ratio < 4.5) found[`${e.tagName}.${e.className} ${css.color} on ${behind(e)}`] = ratio }
+  return [light(behind(document.querySelector('article'))), found] })()'''
+
+@pytest.fixture(scope='module')
+def served(site):
+    "The site as a web server shows it."
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory, served):
+    "A browser, and `visit` to open a page of the site in it."
+    b = Browser(tmp_path_factory.mktemp('profile'))
+    def visit(page, **how):
+        b.open(SimpleNamespace(as_uri=lambda: served + page), **how)
+        return b
+    yield visit
+    b.close()
+
+def trouble(browser, served):
+    "Errors in the console, requests that failed, requests that leave the site."
+    browser.js('1')   # take in what is still to be read
+    said = [e['entry']['text'] for e in browser.events('Log.entryAdded') if e['entry']['level'] in ('error', 'warning')]
+    said += [e['exceptionDetails']['text'] for e in browser.events('Runtime.exceptionThrown')]
+    said += [str(e['args']) for e in browser.events('Runtime.consoleAPICalled') if e['type'] in ('error', 'warning')]
+    said += [e['errorText'] for e in browser.events('Network.loadingFailed') if not e.get('canceled')]
+    said += [e['response']['url'] for e in browser.events('Network.responseReceived') if e['response']['status'] >= 400]
+    asked = [e['request']['url'] for e in browser.events('Network.requestWillBeSent')]
+    assert asked, 'nothing was loaded'
+    return said + [url for url in asked if not url.startswith((served, 'data:', 'about:'))]
+
+@browses
+def test_every_page_loads_and_fits(browser, served, pages):
+    "No error, no request elsewhere, nothing wider than the window but what scrolls by itself."
+    wrong = {}
+    for name in pages:
+        b = browser(name, width=1400)
+        wide = b.js(SEEN)
+        b.ask('Emulation.setDeviceMetricsOverride', width=390, height=900, deviceScaleFactor=1, mobile=True)
+        narrow, said = b.js(SEEN), trouble(b, served)
+        if said or wide != [0, []] or narrow != [0, []]: wrong[name] = said, wide, narrow
+    assert not wrong, wrong
+
+@browses
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+def test_readable(browser, dark):
+    "Text stands out from what is behind it."
+    for name in ('index', 'history', 'distance', 'run', 'cli', 'genindex'):
+        paper, pale = browser(f'{name}.html', dark=dark).js(CONTRAST)
+        assert (paper < .1) == dark, f'{name}: the page has a luminance of {paper}'
+        assert not pale, f'{name}: {pale}'
+
+@browses
+def test_search(browser, served):
+    "The search finds a function, and where it is spoken of, without asking anybody else."
+    b = browser('search.html?q=history_visible')
+    found = b.ask('Runtime.evaluate', returnByValue=True, awaitPromise=True, expression='''new Promise(done => {
+        const look = n => { const found = [...document.querySelectorAll('#search-results li a')].map(a => a.href)
+            if (found.length > 1 || !n) done(found); else setTimeout(look, 50, n - 1) }
+        look(100) })''')['result']['value']
+    assert found and '/history.html#arldm.history.history_visible' in found[0]
+    assert any('/model.html' in link for link in found)
+    assert not trouble(b, served)
+
+@browses
+def test_figures_are_crisp(browser):
+    "A figure of many pixels is shown at half its width where there is room, and none is stretched."
+    for width in 390, 1400:
+        sizes = browser('distance.html', width=width).js('''[...document.querySelectorAll('.cell_output img')]
+            .map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight/i.naturalWidth - i.height/i.width])''')
+        assert sizes and all(shown <= pixels and abs(bent) < .02 for pixels, shown, bent in sizes)
+        if width == 1400: assert [1136, 568] in [s[:2] for s in sizes]
