@@ -149,7 +149,7 @@ def build_cache(
     rank:int=0, world:int=1,   # This process, and how many there are
     progress:bool=True,        # Show a bar
     batch:int=32,              # Questions that are asked together
-)->'CachedStories':
+)->Dataset:                # The same stories as `CachedStories`
     "Compute and write what is not there yet."
     folder, parts, model = Path(folder), still_parts(model), model.eval()
     keys = {kind: k for kind, k in questions(stories).items() if kind in parts}

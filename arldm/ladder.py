@@ -117,9 +117,9 @@ def write_pairs(path:Path, n:int=24_000, n_val:int=200):
     "A story file of pairs."
     write_stories(path, {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}, 'toy')
 
-# %% ../nbs/15b_ladder.ipynb #d4a3b91e
+# %% ../nbs/15b_ladder.ipynb #68371295
 STAGES = 'autoencoder', 'base', 'arldm'
-ALBUMS = 8000, 100, 200, 200                                    # train, val, test, hard
+ALBUMS = 12_000, 100, 200, 200                                  # train, val, test, hard
 
 @command
 def ladder(

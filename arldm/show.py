@@ -66,7 +66,7 @@ def sheet(
 
 # %% ../nbs/01_show.ipynb #8fc59f46
 def show_visible(
-    visible:'Tensor',   # bool (V, columns); True = the row's frame may look at the column's slot or token
+    visible,            # bool tensor (V, columns); True = the row's frame may look at the column's slot or token
     given:int=0,        # Opening frames that are given, so that the first row is a later frame
     cell:int=26,        # Pixels per cell
 )->Image.Image:

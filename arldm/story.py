@@ -198,15 +198,6 @@ def picture(self:StoryFile, row:int)->bytes:
         h5 = self.h5  # opens in a new process
         return original_picture(h5, row) if self.original else self._frames[row].tobytes()
 
-@patch
-def __getitem__(self:StoryFile, split:str)->'StorySplit':
-    "The stories of one split."
-    if split not in self.splits:
-        raise StoryError(f'{self.path}: no split {split!r}; it holds {", ".join(self.splits)}')
-    with reading(self.path):
-        if self.original: return StorySplit(self, split, original_index(self.h5, split))
-        return StorySplit(self, split, {k: d[()] if k == 'frame' else d.asstr()[()] for k, d in self.h5[split].items()})
-
 # %% ../nbs/02_story.ipynb #5c5ce709
 class StorySplit:
     "The stories of one split of a `StoryFile`, as a sequence."
@@ -238,3 +229,13 @@ class StorySplit:
         "The place of the story with this id."
         if str(story_id) in self.ids: return self.ids.index(str(story_id))
         raise StoryError(f'{self.file.path}: no story {str(story_id)!r} among the {len(self)} of split {self.name}')
+
+# %% ../nbs/02_story.ipynb #3fe7f6b7
+@patch
+def __getitem__(self:StoryFile, split:str)->StorySplit:
+    "The stories of one split."
+    if split not in self.splits:
+        raise StoryError(f'{self.path}: no split {split!r}; it holds {", ".join(self.splits)}')
+    with reading(self.path):
+        if self.original: return StorySplit(self, split, original_index(self.h5, split))
+        return StorySplit(self, split, {k: d[()] if k == 'frame' else d.asstr()[()] for k, d in self.h5[split].items()})
