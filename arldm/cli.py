@@ -102,11 +102,13 @@ def share()->tuple: # which process this is, and how many there are
     "What torchrun says about several processes."
     return tuple(int(os.environ.get(*x)) for x in (('RANK', 0), ('WORLD_SIZE', 1)))
 
-# %% ../nbs/15_cli.ipynb #0a701688
+# %% ../nbs/15_cli.ipynb #732026b5
 APART = 1_000_000  # seeds from one set to the next
 
 def draw_stories(run, data, split, s, way, batch, limit, sets=1, fast=False, dry_run=False):
     "Draw the first stories of a split into `drawn/`; of several processes, each its share."
+    if not (data or run.is_dir()):
+        raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
     if not data: raise StoryError(f'{run} names no story file; name one: --data stories.h5')
     stories = StoryFile(data)[split]
     n, rank, world = min(len(stories), limit or len(stories)), *share()
@@ -134,11 +136,12 @@ def of_all(mine:list)->list:
     dist.destroy_process_group()
     return sum(every, [])
 
-# %% ../nbs/15_cli.ipynb #1ef14d69
+# %% ../nbs/15_cli.ipynb #0f95958f
 def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
     "Draw the story of a text file, frame by frame and as a strip: into `own/` of a run, else beside the text."
     try: told = [line for line in map(str.strip, path.read_text(encoding='utf-8-sig').splitlines()) if line]
-    except (OSError, UnicodeDecodeError): raise StoryError(f'{path}: no text file that can be read') from None
+    except (OSError, UnicodeDecodeError): 
+        raise StoryError(f'{path}: no text file that can be read; expected one caption a line') from None
     if not told: raise StoryError(f'{path}: no captions in it; expected one a line')
     folder, again = _own_folder(run, path), numbers('redraw', redraw) if redraw else None
     there = [folder/f'{k}.png' for k in range(1, len(told) + 1)] if redraw else given.split(',') if given else []
@@ -157,5 +160,6 @@ def _own_folder(run, path): # a pipeline folder holds weights, and nothing is dr
 
 def read_picture(path):
     try: return decode(Path(path).read_bytes())
-    except OSError as e: raise StoryError(f'{path}: no picture that can be read ({e.strerror})') from None
+    except OSError as e:
+        raise StoryError(f'{path}: no picture that can be read ({e.strerror}); name one that is there') from None
     except StoryError as e: raise StoryError(f'{path}: {e}') from None

@@ -19,7 +19,7 @@ from .core import StoryError
 from .pictures import BadPicture, decode
 from .story import StorySplit
 
-# %% ../nbs/12i_drawings.ipynb #d091ab55
+# %% ../nbs/12i_drawings.ipynb #0cf78ef5
 def drawn_frames(folder:str|Path) -> dict: # -> {story_id: {k: path}}, in order; may be empty
     "What is drawn in a folder."
     found = {d.name: {int(p.stem): p for p in d.glob('*.png') if p.stem.isdecimal()} for d in Path(folder).iterdir()
@@ -29,11 +29,13 @@ def drawn_frames(folder:str|Path) -> dict: # -> {story_id: {k: path}}, in order;
 def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings itself -> [{story_id: {k: path}}]
     "The same stories, as often as they were drawn."
     folder = Path(folder)
-    if not folder.is_dir(): raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png')
+    if not folder.is_dir(): raise StoryError(
+        f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as arldm-draw leaves them')
     more = [p for p in folder.glob('drawn*') if p.name[5:].isdecimal()]
     sets = [folder/'drawn', *sorted(more, key=lambda p: int(p.name[5:]))]
     sets = [f for f in map(drawn_frames, filter(Path.is_dir, sets)) if f] or [drawn_frames(folder)]
-    if not sets[0]: raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …')
+    if not sets[0]: raise StoryError(
+        f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …; draw first: arldm-draw')
     return sets
 
 # %% ../nbs/12i_drawings.ipynb #b32f3d0d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'as_given', 'make_plan', 'make_plans', 'chances', 'check_latents', 'enough_memory']
 
-# %% ../nbs/11d_plan.ipynb #151ce1a0
+# %% ../nbs/11d_plan.ipynb #81728f4b
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numbers import Integral
 import numpy as np, torch
 from PIL import Image
 
-from .core import StoryError, story_generator
+from .core import StoryError, out_of_memory, story_generator
 from .pictures import upright
 
 # %% ../nbs/11d_plan.ipynb #0da783db
@@ -115,7 +115,7 @@ def check_latents(
         if got != want: raise StoryError(f'latents of story {i} must have the shape {want}, got {got}')
         if not z.isfinite().all(): raise StoryError(f'latents of story {i} must be finite numbers')
 
-# %% ../nbs/11d_plan.ipynb #fe027d9c
+# %% ../nbs/11d_plan.ipynb #4c1380be
 @contextmanager
 def enough_memory(
     n:int, # Stories drawn at once
@@ -123,6 +123,6 @@ def enough_memory(
     "Within the block, running out of memory is a `StoryError` that says what to try."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        if not (isinstance(e, MemoryError) or any(x in str(e) for x in ('out of memory', 'allocate memory'))): raise
+        if not out_of_memory(e): raise
         less = f'try {n//2} (--batch {n//2})' if n > 1 else 'try smaller frames, or bfloat16 (--precision bfloat16)'
         raise StoryError(f'out of memory with {n} {"stories" if n > 1 else "story"} at once; {less}') from None
