@@ -102,7 +102,7 @@ def share()->tuple: # which process this is, and how many there are
     "What torchrun says about several processes."
     return tuple(int(os.environ.get(*x)) for x in (('RANK', 0), ('WORLD_SIZE', 1)))
 
-# %% ../nbs/15_cli.ipynb #732026b5
+# %% ../nbs/15_cli.ipynb #49664740
 APART = 1_000_000  # seeds from one set to the next
 
 def draw_stories(run, data, split, s, way, batch, limit, sets=1, fast=False, dry_run=False):
@@ -128,6 +128,7 @@ def draw_stories(run, data, split, s, way, batch, limit, sets=1, fast=False, dry
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
     return run/'drawn'
 
+# %% ../nbs/15_cli.ipynb #906616bf
 def of_all(mine:list)->list:
     "What each process has to say. torchrun stops all as soon as one of them fails, so they wait for each other."
     if not dist.is_torchelastic_launched(): return mine

@@ -67,7 +67,7 @@ class StoryPipeline(DiffusionPipeline):
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise.config))
 
-# %% ../nbs/12_draw.ipynb #902ff3f0
+# %% ../nbs/12_draw.ipynb #18988c4f
 @patch(cls_method=True)
 def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
@@ -78,7 +78,7 @@ def from_pretrained(cls:StoryPipeline,
     if where.is_dir(): check_kind(where)
     try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **how)
     except Exception as e:                                                            # one kind per kind of damage
-        raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)})') from None
+        raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)}); copy it whole') from None
     if where.is_dir(): check_whole(where, {n: getattr(pipe, n) for n in PARTS if n not in how})
     return pipe
 

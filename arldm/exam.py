@@ -28,7 +28,7 @@ from .score import score as make_scores
 from .story import StoryFile
 from .table import as_lines, look
 
-# %% ../nbs/15a_exam.ipynb #d19776b3
+# %% ../nbs/15a_exam.ipynb #81c81fd6
 @command
 def score(
     run:str,             # Run folder, or any folder of drawings laid out as <story_id>/<k>.png
@@ -47,6 +47,7 @@ def score(
     "Score drawings against the stories they illustrate."
     run = Path(run)
     way = load_json(run/'drawing.json') if (run/'drawing.json').exists() else {}
+    if not run.is_dir(): raise StoryError(f'{run}: no such folder; name a run, or a folder of drawings')
     if not (data or way): raise StoryError(f'{run} does not say what was drawn; name it: --data stories.h5')
     if histories and not way: raise StoryError(f'--histories draws again as arldm-draw did, but never drew into {run}')
     at_least_one(batch=batch)

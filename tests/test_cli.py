@@ -157,7 +157,7 @@ WRONG = [
     ('train', ['RUN', '--preset', 'toy'], 'was trained with model=tiny, not toy-base, '),
     ('train', ['OUT/new', '--data', 'FILE', '--batch', '0'], 'batch must be at least 1'),
     ('draw', ['RUN', '--steps', '0'], 'steps must be at least 1'),
-    ('draw', ['OUT/nowhere'], 'names no story file'),
+    ('draw', ['OUT/nowhere'], 'no such run'),
     ('draw', ['OUT/nowhere', '--data', 'FILE'], 'no pipeline there'),
     ('draw', ['RUN', '--split', 'valid'], "no split 'valid'"),
     ('draw', ['RUN', '--scheduler', 'euler'], "no scheduler 'euler'"),

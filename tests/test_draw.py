@@ -676,7 +676,7 @@ def test_stream_unchecked(tiny, what, told, given, how):
 
 def test_long_caption(saved):
     pipe, long = quiet(StoryPipeline.from_pretrained(saved)), 'the red star '*333
-    with pytest.warns(UserWarning, match='more than 16 tokens') as said:
+    with pytest.warns(UserWarning, match='more than 36 tokens') as said:
         a = latents(pipe, [[long, 'it jumps'], [long + 'and more', 'it jumps']], seed=[0, 0])
     assert len([w for w in said if 'tokens' in str(w.message)]) == 1
     with warnings.catch_warnings():
