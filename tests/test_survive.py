@@ -71,6 +71,7 @@ def test_two_processes_equal_one(whole, data, tmp_path):
     a, b = last(run), last(whole)
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
 
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_two_processes_with_all_savings_equal_one(data, tmp_path):
     "Two processes, a cache that both build, two parts a step, computed twice: the losses of a plain one."
     how = dict(crops=2, freeze='attention', side=32)     # at 16 the UNet's inmost maps are one pixel, and rounding grows
