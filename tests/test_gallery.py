@@ -317,6 +317,7 @@ cli.draw(sys.argv[1], steps=1, batch=16)
 print(f'{at[0]} {peak()}')'''
 
 @pytest.mark.skipif(not Path('/proc/self/status').is_file(), reason='memory is read from /proc')
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_memory_does_not_grow(toys, tiny, tmp_path):
     "The most memory that 500 stories take is what the first 60 of them take; a frame alone is 12 kB."
     stories = [cut(toys[i % len(toys)], 5 if SOAK else 2, i) for i in range(500)]
