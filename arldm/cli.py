@@ -137,11 +137,11 @@ def of_all(mine:list)->list:
     dist.destroy_process_group()
     return sum(every, [])
 
-# %% ../nbs/15_cli.ipynb #0f95958f
+# %% ../nbs/15_cli.ipynb #d2863b85
 def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
     "Draw the story of a text file, frame by frame and as a strip: into `own/` of a run, else beside the text."
     try: told = [line for line in map(str.strip, path.read_text(encoding='utf-8-sig').splitlines()) if line]
-    except (OSError, UnicodeDecodeError): 
+    except (OSError, UnicodeDecodeError):
         raise StoryError(f'{path}: no text file that can be read; expected one caption a line') from None
     if not told: raise StoryError(f'{path}: no captions in it; expected one a line')
     folder, again = _own_folder(run, path), numbers('redraw', redraw) if redraw else None
