@@ -35,7 +35,7 @@ def mean_of(
 
 def ratio_of(
     a, album_a,  # As in `mean_of`
-    b, album_b,
+    b, album_b,  # The same
 )->callable:     # A statistic
     "The mean of `a` divided by the mean of `b`."
     a, b = mean_of(a, album_a), mean_of(b, album_b)

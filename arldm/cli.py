@@ -11,6 +11,7 @@ import datetime, os
 from pathlib import Path
 
 import torch, torch.distributed as dist
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .core import StoryError, asset, at_least_one, command, load_json, one_of, pick_device, save_json, whole_folder
@@ -105,7 +106,12 @@ def share()->tuple: # which process this is, and how many there are
 # %% ../nbs/15_cli.ipynb #49664740
 APART = 1_000_000  # seeds from one set to the next
 
-def draw_stories(run, data, split, s, way, batch, limit, sets=1, fast=False, dry_run=False):
+def draw_stories(
+    run:Path, data:str|None, split:str, # Run folder or pipeline; story file and its split
+    s:dict, way:dict,                   # The run's settings; how to draw: `num_inference_steps`, …
+    batch:int, limit:int|None,          # Stories drawn at once, and in all
+    sets=1, fast=False, dry_run=False,
+):
     "Draw the first stories of a split into `drawn/`; of several processes, each its share."
     if not (data or run.is_dir()):
         raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
@@ -138,7 +144,10 @@ def of_all(mine:list)->list:
     return sum(every, [])
 
 # %% ../nbs/15_cli.ipynb #d2863b85
-def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
+def draw_text(
+    run:Path, path:Path, way:dict,                  # Run folder or pipeline; text file; `num_inference_steps`, …
+    given:str=None, redraw:str=None, dry_run=False, # Paths of pictures, and numbers of frames, with commas
+):
     "Draw the story of a text file, frame by frame and as a strip: into `own/` of a run, else beside the text."
     try: told = [line for line in map(str.strip, path.read_text(encoding='utf-8-sig').splitlines()) if line]
     except (OSError, UnicodeDecodeError):
@@ -159,7 +168,8 @@ def draw_text(run, path, way, given=None, redraw=None, dry_run=False):
 def _own_folder(run, path): # a pipeline folder holds weights, and nothing is drawn into it
     return path.with_suffix('') if (run/'model_index.json').exists() else run/'own'/path.stem
 
-def read_picture(path):
+def read_picture(path:str|Path) -> Image.Image:
+    "The picture of a file, or a line that says why not."
     try: return decode(Path(path).read_bytes())
     except OSError as e:
         raise StoryError(f'{path}: no picture that can be read ({e.strerror}); name one that is there') from None

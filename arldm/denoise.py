@@ -46,7 +46,7 @@ class Kept(nn.Module):
     def forward(self, context): return self.known                                       # (B, tokens, width)
 
 @contextmanager
-def keys_once(unet): # -> yields `announce(context)`
+def keys_once(unet:nn.Module): # -> yields `announce(context)`
     "Within the block, cross-attention uses the keys and values of the context announced last."
     hook = getattr(unet, '_hf_hook', None)                                               # of parts that wait on the CPU
     if hasattr(hook, 'pre_forward'): hook.pre_forward(unet)
@@ -70,7 +70,7 @@ def _instead(modules, wrap): # wrap(module, forward) -> another forward
             del m.forward
             if old: m.forward = old
 
-def few_pixels(unet): # a context manager
+def few_pixels(unet:nn.Module): # a context manager
     "Within the block, 3×3 convolutions of fewer pixels than channels are matrix products."
     def product(conv, plain):
         def forward(x):                                                                  # (n, in, h, w)
@@ -84,7 +84,7 @@ def few_pixels(unet): # a context manager
 
 # %% ../nbs/11b_denoise.ipynb #a770b9c6
 @contextmanager
-def deep_kept(unet): # -> yields `renew(whether)`
+def deep_kept(unet:nn.Module): # -> yields `renew(whether)`
     "Within the block, all but the outermost blocks repeat what they said last, unless they are to renew it."
     new = [True]
     def lazy(block, forward):

@@ -25,7 +25,7 @@ from .histories import carried_facts, draw_histories, score_histories
 from .report import report as make_report
 from .run import train
 from .score import score as make_scores
-from .story import StoryFile
+from .story import StoryFile, StorySplit
 from .table import as_lines, look
 
 # %% ../nbs/15a_exam.ipynb #81c81fd6
@@ -60,7 +60,13 @@ def score(
                      train=train, times=resamples, batch=batch)
 
 # %% ../nbs/15a_exam.ipynb #95344df3
-def score_run(run, stories, way, nets, histories, store, times, **how) -> dict|None: # None in processes that only help
+def score_run(
+    run:Path, stories:StorySplit, # What was drawn, and what was told
+    way:dict,        # How the histories are drawn
+    nets:dict,       # name -> feature network
+    histories:int,   # Stories to draw with other histories
+    store:Path, times:int, **how, # Where features are kept; bootstrap samples; as in `score`
+) -> dict|None:      # None in processes that only help
     "Score a run and print its table; toy stories are asked for their facts, too."
     (rank, world), facts = share(), None
     if stories.file.corpus == 'toy':
@@ -76,7 +82,10 @@ def score_run(run, stories, way, nets, histories, store, times, **how) -> dict|N
     return out
 
 # %% ../nbs/15a_exam.ipynb #deea175a
-def history_scores(run, stories, n, way, nets, times) -> list: # rows
+def history_scores(
+    run:Path, stories:StorySplit, n:int, # Run folder; the first n stories
+    way:dict, nets:dict, times:int, # How to draw; name -> feature network; bootstrap samples
+) -> list: # rows
     "Draw the first stories with four histories into `histories/`, and see what it does to them."
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)

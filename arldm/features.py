@@ -51,7 +51,7 @@ class LatentFeatures(nn.Module):
         return fields(self.vae.encode(x.to(self.vae.dtype)/127.5 - 1).latent_dist.mean).float()
 
 # %% ../nbs/12e_features.ipynb #3313ad5d
-def normalised(x:Tensor, mean, std) -> Tensor: # uint8 (B, 3, h, w) -> float32
+def normalised(x:Tensor, mean:tuple, std:tuple) -> Tensor: # uint8 (B, 3, h, w) -> float32
     "Pixels in the units that a network was trained in."
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
     return (x.float()/255 - mean)/std

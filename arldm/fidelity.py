@@ -11,6 +11,7 @@ import math
 from functools import partial
 
 import numpy as np, torch
+from torch import nn
 
 from .coherence import by_frame, own_rank, rank_chance, text_score
 from .distance import frechet, kernel_distance, kid_std, neighbours
@@ -26,13 +27,22 @@ def halves(n:int) -> np.ndarray: # bool (n,), albums of the first half
     "Deal albums into two halves, at random but always alike."
     return np.random.default_rng(0).permutation(n) < n//2
 
-def gauss(x, y, album_x, album_y, times=None): # -> a statistic; times (n,): how often each row of x stands there
+def gauss(
+    x, y,             # Features (n, d) and (m, d)
+    album_x, album_y, # int (n,) and (m,)
+    times=None,       # int (n,), how often each row of x stands there
+)->callable:          # A statistic
     "`frechet`, of albums that count more or less often."
     times = np.ones(len(x)) if times is None else times
     return lambda w: frechet(x, y, times*np.asarray(w)[album_x], np.asarray(w)[album_y])
 
-def distances(s:Seen, d:Drawings, distance, often:bool=False) -> tuple: # statistics of each set, rows for `beside`
-    "A distance between told and drawn, and its floors; distance(x, y, album_x, album_y) -> statistic."
+# %% ../nbs/12k_fidelity.ipynb #5a7e12ab
+def distances(
+    s:Seen, d:Drawings,
+    distance:callable,   # (x, y, album_x, album_y) -> statistic
+    often:bool=False,    # Told pictures count as often as the stories show them
+) -> tuple:              # Statistics of each set, rows for `beside`
+    "A distance between told and drawn, and its floors."
     times = np.bincount(s.place) if often else np.ones(len(s.told), int)
     half, beside = halves(len(d.albums))[s.album], []
     def apart(x, rows, y, album_x, album_y): # x: of those told pictures
@@ -49,7 +59,7 @@ def distances(s:Seen, d:Drawings, distance, often:bool=False) -> tuple: # statis
 # %% ../nbs/12k_fidelity.ipynb #b8dd24ed
 NEEDS = dict(inception=('FID', 'KID'), dinov2=('FD-DINOv2',), clip=('CMMD',)) # rows of each network
 
-def too_few(t:Table, s:Seen, names) -> bool:
+def too_few(t:Table, s:Seen, names:list) -> bool:
     "Whether there is nothing to measure a distance with; says so in the table."
     if min(len(s.told), len(t.d)) > 1: return False
     t.empty('pictures', names, 'not measured: a distance needs two pictures or more on each side')
@@ -118,7 +128,7 @@ def neighbour_rows(t:Table, s:Seen, k:int=5):
 # %% ../nbs/12k_fidelity.ipynb #580b29c1
 TEXT = 'CLIP score', 'rank of the own caption'
 
-def text_rows(t:Table, s:Seen, net):
+def text_rows(t:Table, s:Seen, net:nn.Module):
     "Does a frame show what its caption says?"
     d = t.d
     captions = {int(i): d.split.captions(i) for i in np.unique(d.story)}

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .core import StoryError, one_of, whole_folder
-from .bootstrap import as_text, estimate, mean_of, resample
+from .bootstrap import Estimate, as_text, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings
 from .frames import noises
@@ -22,12 +22,13 @@ from .gallery import is_drawn
 from .plan import chances
 from .raw import plain_name
 from .score import read_facts
+from .story import StorySplit
 
 # %% ../nbs/13a_histories.ipynb #71d6c201
 KINDS = 'own', 'told', 'shuffled', 'none'
 ALL_KINDS = *KINDS, 'captions'                # its own captions with black pictures
 
-def others(stories) -> dict: # `StorySplit` -> {i: j}, places in it
+def others(stories:StorySplit) -> dict: # {i: j}, places in it
     "For every story another one, of the same length and of another album."
     lengths, out = {}, {}
     for i, album in enumerate(stories.albums):
@@ -104,7 +105,7 @@ def _row(name, e, n, unit, note): # of the score table
     return dict(name=name, group='histories', value=value, low=low, high=high, n=n, better='higher', unit=unit,
                 beside=[], spread=None, note=note, invalid=False)
 
-def history_verdict(e, name:str, unit:str='') -> str: # of the `Estimate` told − other
+def history_verdict(e:Estimate, name:str, unit:str='') -> str: # of told − other
     "Whether history is used, in a sentence."
     low, high = e.interval
     if not math.isfinite(low): return 'no verdict: too few albums for an interval'
@@ -133,8 +134,8 @@ def history_rows(
     return rows
 
 # %% ../nbs/13a_histories.ipynb #9f6cd3e1
-def carried_facts(d:Drawings, facts) -> np.ndarray: # (n,), the share of each frame's carried facts that is right
-    "What a facts reader says of carried facts; NaN where a frame has none."
+def carried_facts(d:Drawings, facts:callable) -> np.ndarray: # (n,)
+    "Share of each frame's carried facts that a facts reader calls right; NaN where a frame has none."
     of = [x for name, x in read_facts(d, facts, 0).items() if name.startswith('carried')]
     right, asked = (sum(np.bincount(i, w, len(d)) for w, i in pairs) + np.zeros(len(d))
                     for pairs in ([(r, i) for r, _, i in of], [(np.ones(len(i)), i) for _, _, i in of]))

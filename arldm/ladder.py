@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .convert import convert
@@ -39,7 +40,11 @@ def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64,
     empty = {(s.place, s.time): pixels([landscape(s.place, s.time)])[0] for s in scenes}
     return scenes, frames, torch.stack([(f != empty[s.place, s.time]).any(0, True) for f, s in zip(frames, scenes)])
 
-def autoencoder_loss(vae:AutoencoderKL, x, figure): # x (B, 3, 64, 64) in [-1, 1], figure (B, 1, 64, 64)
+def autoencoder_loss(
+    vae:AutoencoderKL,
+    x:Tensor,      # (B, 3, h, w) in [-1, 1]
+    figure:Tensor, # (B, 1, h, w), 1 where a figure is
+)->Tensor:
     "How far pictures come back from themselves."
     posterior = vae.encode(x).latent_dist
     d = vae.decode(posterior.sample()).sample - x
@@ -73,7 +78,7 @@ def train_autoencoder(
 
 # %% ../nbs/15b_ladder.ipynb #9eccdbdc
 @torch.no_grad()
-def round_trip(vae:AutoencoderKL, frames) -> np.ndarray: # uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
+def round_trip(vae:AutoencoderKL, frames:Tensor) -> np.ndarray: # uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
     "Pictures after a journey through the autoencoder, without chance."
     back = [vae.decode(vae.encode(to_target(x)).latent_dist.mode()).sample for x in frames.split(50)]
     return ((torch.cat(back).clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -33,7 +33,13 @@ def take_turns(rounds:int, **jobs)->dict: # name=function -> name: seconds of ea
     return seconds
 
 # %% ../nbs/17a_measure.ipynb #b94a0f31
-def compare(what, unit, amount, seconds, ours, wanted)->dict: # `amount` units of work were done in each turn
+def compare(
+    what:str, unit:str,
+    amount:float,  # Units of work in each turn
+    seconds:dict,  # Rival -> seconds of each turn, `plain` among them
+    ours:str,      # The rival that is ours
+    wanted:float,  # Gain hoped for
+)->dict:
     "A line of the table: units per second, plainly and ours, and the gain."
     plain, ours = seconds['plain'], seconds[ours]
     return dict(what=what, unit=unit, plain=amount/median(plain), ours=amount/median(ours), wanted=wanted,

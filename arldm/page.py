@@ -203,7 +203,7 @@ def legend(names:list, more:str='') -> str: # names of runs; HTML that follows
     return f'<p class="soft">{"".join(items)}{"&emsp;"*bool(items)}{more}</p>' if items or more else ''
 
 # %% ../nbs/13c_page.ipynb #ff30bb3e
-def flat(settings, name='') -> dict: # dotted name -> value
+def flat(settings:dict, name='') -> dict: # dotted name -> value
     "Nested settings as one level."
     if not isinstance(settings, dict): return {name: settings}
     return {k: v for key, value in settings.items() for k, v in flat(value, f'{name}.{key}'.lstrip('.')).items()}

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .sources import SSID_FILES
 
 # %% ../nbs/04e_photos.ipynb #fdbfab8f
-def clouds(rng, size:tuple)->np.ndarray: # float32 (h, w), around 0
+def clouds(rng:np.random.Generator, size:tuple)->np.ndarray: # size (w, h) -> float32 (h, w), around 0
     "Noise with the same contrast at every scale, from half the picture down to a pixel."
     (w, h), light = size, np.zeros(size[::-1], 'float32')
     for n in (2**k for k in range(1, w.bit_length())):
@@ -52,7 +52,7 @@ def encoded(picture:Image.Image, kind:str='JPEG')->bytes: # JPEG of the quality 
 SIZES = [(640, 480), (500, 375), (256, 256), (375, 500), (640, 360), (400, 300), (480, 640), (320, 256)]
 WORDS = 'the a we they family friends boat beach house street old little red went saw found ate and in'.split()
 
-def tellings(rng, albums): # SSID's records: four stories about each album
+def tellings(rng:np.random.Generator, albums:list) -> list: # SSID's records: four stories about each album
     return [[dict(storylet_id=4*a + t, storytext=' '.join(rng.choice(WORDS, rng.integers(8, 18))) + '.',
                   youtube_image_id=str(5*a + k), album_id=a, story_id=4*a + t, image_order=k + 1)]
             for a in albums for t in range(4) for k in range(5)]

@@ -32,7 +32,7 @@ class Plan:
     def known(self) -> dict: # {k: picture} that a frame to draw may remember
         return {k: p for k, p in self.given.items() if k < max(self.todo) and k not in self.todo}
 
-def as_given(x) -> Image.Image: # of a PIL picture or a uint8 array (h, w, 3)
+def as_given(x:Image.Image|np.ndarray) -> Image.Image: # an array is uint8, (h, w, 3)
     "A given picture, upright and RGB."
     if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[2:] in ((), (3,), (4,)) and x.ndim > 1:
         x = Image.fromarray(x)

@@ -10,6 +10,7 @@ import random
 import tempfile
 from pathlib import Path
 
+from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
 from .convert import convert
@@ -20,7 +21,7 @@ from .features import LatentFeatures, Store
 from .histories import ALL_KINDS, draw_histories
 from .scene import draw
 from .score import score
-from .story import StoryFile
+from .story import StoryFile, StorySplit
 from .toy import write_toy
 
 # %% ../nbs/15c_proof.ipynb #791a4f9d
@@ -61,7 +62,10 @@ def draw_rows(
 # %% ../nbs/15c_proof.ipynb #9eb8914d
 COLUMNS = {'told facts': 'told facts', 'carried facts': 'carried facts', 'distance': 'FD-latents'}
 
-def score_rows(out:Path, stories, vae, times:int=100) -> dict: # row -> column -> value, low, high, spread; and 'frames'
+def score_rows(
+    out:Path, stories:StorySplit, vae:AutoencoderKL,
+    times:int=100, # Bootstrap samples
+)->dict:           # Row -> column -> value, low, high, spread; and 'frames'
     "Score what `draw_rows` drew."
     table, store = {}, Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):

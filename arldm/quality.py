@@ -186,7 +186,7 @@ def measure(
 
 # %% ../nbs/17d_quality.ipynb #9b5dbd18
 @torch.no_grad()
-def round_trip(vae, stories:list)->list: # n lists of pictures
+def round_trip(vae:nn.Module, stories:list)->list: # n lists of pictures
     "Told frames through the autoencoder."
     return [[as_picture(x) for x in vae(to_target(pixels(s.pictures()))).sample] for s in stories]
 

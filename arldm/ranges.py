@@ -14,7 +14,7 @@ from .bootstrap import as_text
 from .page import LOOKS, Curve, chart, legend
 
 # %% ../nbs/13d_ranges.ipynb #92346e3b
-def known(x) -> bool:
+def known(x:object) -> bool:
     "Whether there is a number: None, NaN and infinity are none."
     return isinstance(x, (int, float)) and math.isfinite(x)
 

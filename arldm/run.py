@@ -8,7 +8,7 @@ __all__ = ['with_settings', 'train', 'alone', 'validation_strip']
 # %% ../nbs/12b_run.ipynb #f4744826
 import dataclasses, inspect, os, textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Callable
 
 import torch
 try: import fcntl
@@ -24,6 +24,7 @@ from .dataset import StoryDataset
 from .draw import StoryPipeline
 from .encoders import quiet_loading
 from .freeze import count_trained
+from .model import ARLDM
 from .optimise import averaged, make_ema, optimizer_kind
 from .settings import TASKS, Settings, Subject
 from .show import strips
@@ -35,7 +36,7 @@ from .watch import bar, board
 quiet_loading()
 
 # %% ../nbs/12b_run.ipynb #7df86134
-def with_settings(f):
+def with_settings(f:Callable) -> Callable:
     "Let a command take every field of `Settings` as a flag; `None` = not given."
     said, own = docments(Settings) | docments(Subject), list(inspect.signature(f).parameters.values())
     def flag(x):
@@ -129,7 +130,7 @@ def _announce(run, s, file, net):
                                     'processes': int(os.environ.get('WORLD_SIZE', 1)), **machine()})
 
 # %% ../nbs/12b_run.ipynb #d2c66b2c
-def validation_strip(run, s, file, net, step, n=2):
+def validation_strip(run:Path, s:Settings, file:StoryFile, net:ARLDM, step:int, n=2):
     "Draw the first stories of the validation split, told above drawn, into `strips/`."
     split = file['val' if 'val' in file.splits and len(file['val']) else 'train']
     pipe, G = StoryPipeline.from_model(net), TASKS[s.task]

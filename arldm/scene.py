@@ -193,7 +193,7 @@ def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
     colours, shapes = rng.sample(list(COLOURS), 2), rng.sample(SHAPES, 2)
     return tuple(Look(c, s, rng.choice(list(SIZES)), rng.choice(ACCESSORIES)) for c, s in zip(colours, shapes))
 
-def in_order(figures) -> tuple:
+def in_order(figures:tuple) -> tuple:
     "Figures from left to right."
     return tuple(sorted(figures, key=lambda f: list(POSITIONS).index(f.position)))
 

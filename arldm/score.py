@@ -64,7 +64,7 @@ def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told on
     return own
 
 # %% ../nbs/13_score.ipynb #0d733e28
-def copy_rows(t:Table, s:Seen, rows, of:int) -> list: # the drawn frames most like a training picture
+def copy_rows(t:Table, s:Seen, rows:np.ndarray, of:int) -> list: # the drawn frames most like a training picture
     "Are drawings copied from training pictures?"
     d, middle, name = t.d, s.told.mean(0), f'copied from training ({s.name})'
     if not len(rows):
@@ -80,7 +80,7 @@ def copy_rows(t:Table, s:Seen, rows, of:int) -> list: # the drawn frames most li
             for i in np.argsort(-x, kind='stable')[:6]]
 
 # %% ../nbs/13_score.ipynb #d25f9962
-def read_facts(d:Drawings, facts, of:int) -> dict: # name -> (right, album, k), a list each
+def read_facts(d:Drawings, facts:callable, of:int) -> dict: # name -> (right, album, k), a list each
     "What is right in the frames of one set."
     out = {}
     for i in range(len(d)):
@@ -90,7 +90,7 @@ def read_facts(d:Drawings, facts, of:int) -> dict: # name -> (right, album, k), 
     return {name: tuple(map(np.array, x)) for name, x in out.items()}
 
 # %% ../nbs/13_score.ipynb #1506be30
-def fact_rows(t:Table, facts) -> tuple: # facts one by one; right answers (n,) and how many were asked (n,)
+def fact_rows(t:Table, facts:callable) -> tuple: # facts one by one; right answers (n,) and how many were asked (n,)
     "How often the facts of a kind (first word of the name) are right."
     d, chance = t.d, getattr(facts, 'chance', dict)()
     sets, table, kinds = [read_facts(d, facts, j) for j in range(len(d.paths))], [], {}
@@ -114,7 +114,7 @@ def fact_rows(t:Table, facts) -> tuple: # facts one by one; right answers (n,) a
     return table, right, asked
 
 # %% ../nbs/13_score.ipynb #9bf6bb97
-def character_rows(t:Table, classify):
+def character_rows(t:Table, classify:callable):
     "Are the right characters there?"
     d, names = t.d, CORPORA[t.d.split.file.corpus].names
     if not names: raise StoryError(f'corpus {d.split.file.corpus} has no named characters to look for')

@@ -49,7 +49,7 @@ def reencode(
                 texts[i] = '|'.join(r['storytext'] for r in records)
 
 # %% ../nbs/18_speed.ipynb #562d4093
-def bench_converting(folder, albums, sizes, rounds)->list: # Lines about speed and size of a conversion
+def bench_converting(folder:Path, albums:int, sizes:list, rounds:int)->list: # Lines about speed and size
     "Convert a corpus plainly and with `convert`, one process each."
     raw, plain, ours = write_corpus(folder/'raw', albums, sizes), folder/'plain.h5', folder/'ours.h5'
     seconds = take_turns(rounds, plain=lambda: reencode(raw, plain),
@@ -98,7 +98,7 @@ def passing(dataset:Dataset, finish:Callable)->Callable:
     read()
     return read
 
-def bench_reading(folder, albums, rounds)->list: # Lines about stories per second and worker
+def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stories per second and worker
     "Read 256-pixel frames and 224-pixel memory pictures: plainly, ours, and ours from pictures made small beforehand."
     raw = write_corpus(folder/'raw', albums, [(640, 480)])
     convert('ssid', raw, folder/'whole.h5', quiet=True)
@@ -112,7 +112,7 @@ def bench_reading(folder, albums, rounds)->list: # Lines about stories per secon
             compare('reading, --side 256', 'stories/s', len(whole), seconds, 'small', 3)]
 
 # %% ../nbs/18_speed.ipynb #7819e711
-def bench_memory(folder, albums, sizes)->list: # A line about the memory of a conversion
+def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the memory of a conversion
     "Convert many different pictures in a process of its own."
     raw = write_corpus(folder/'raw', albums, sizes, drawn=200)
     code = "import sys, arldm.convert as c; c.convert('ssid', *sys.argv[1:], quiet=not sys.stderr.isatty())"

@@ -18,6 +18,7 @@ from .core import StoryError
 from .bootstrap import Estimate, as_text, estimate, resample
 from .drawings import Drawings
 from .features import Store, features_of, same_cut
+from .story import StoryFile
 
 # %% ../nbs/12j_table.ipynb #3aefbe88
 class Table:
@@ -40,7 +41,13 @@ class Table:
 
 # %% ../nbs/12j_table.ipynb #db342091
 @patch
-def add(self:Table, group, name, stats, better, n=None, unit='', beside=(), note='', within=(-math.inf, math.inf)):
+def add(
+    self:Table,
+    group:str, name:str,  # What is drawn anew together: 'picture', 'story'; the row's name
+    stats:list,           # A statistic of each set
+    better:str,           # 'higher', 'lower' or ''
+    n:int=None, unit='', beside=(), note='', within=(-math.inf, math.inf),
+):
     "A row; intervals do not leave what is possible, `within`."
     e, spread = self.measure(stats, name)
     if not math.isfinite(e.value): return self.empty(group, [name], f'invalid: came out as {e.value}', True)
@@ -51,7 +58,7 @@ def add(self:Table, group, name, stats, better, n=None, unit='', beside=(), note
     self.again[name] = [float(f'{x:.6g}') for x in e.again]
 
 @patch
-def by_frame(self:Table, name, stats:list, told:dict=None, n:dict=None): # stats of each set: {k: statistic}
+def by_frame(self:Table, name:str, stats:list, told:dict=None, n:dict=None): # stats of each set: {k: statistic}
     "The same figure for first frames, second frames, …"
     for k in stats[0]:
         e, _ = self.measure([s[k] for s in stats])
@@ -87,7 +94,7 @@ class Seen:
     place: np.ndarray       # int (n,), which of the told pictures belongs to a drawn frame
     album: np.ndarray       # int (m,), of the told pictures
 
-def training_pictures(file, n:int) -> np.ndarray: # rows of the story file, at most n
+def training_pictures(file:StoryFile, n:int) -> np.ndarray: # rows of the story file, at most n
     "Pictures of training albums, album by album in random order."
     if 'train' not in file.splits: return np.zeros(0, int)
     train = file['train']

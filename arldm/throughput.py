@@ -13,6 +13,7 @@ from typing import Callable
 
 import numpy as np, torch
 from fastcore.basics import patch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -41,7 +42,7 @@ def write_pictures(
         (folder/f'{i:06}').write_bytes(made[i % len(made)] + b'%08d' % i)
     return sorted(folder.iterdir())
 
-def cut(picture, wanted:int): # -> RGB square of side `wanted`
+def cut(picture:Image.Image, wanted:int) -> Image.Image: # RGB square of side `wanted`
     return same_cut(picture, SIDE, wanted)
 
 # %% ../nbs/17f_throughput.ipynb #91369638
@@ -110,7 +111,7 @@ def race(
     return rows
 
 # %% ../nbs/17f_throughput.ipynb #86de203c
-def bench_streaming(folder, n, side, batch, every)->list: # A line about pictures per second
+def bench_streaming(folder:Path, n:int, side:int, batch:int, every:int)->list: # A line about pictures per second
     "Stream files through a network that also takes turns alone."
     files, net = write_pictures(folder/'pictures', n), network(side)
     ready = pixels([cut(decode(f.read_bytes()), side) for f in files[:batch]]).to(next(net.parameters()).device)
@@ -124,7 +125,7 @@ def bench_streaming(folder, n, side, batch, every)->list: # A line about picture
                  wanted=.9), dict(what='the same, middle one of its turns', unit='× the network alone',
                                   ours=median(ratios))]
 
-def bench_frechet(n, m, d)->list: # A line about seconds
+def bench_frechet(n:int, m:int, d:int)->list: # A line about seconds, of (n, d) and (m, d)
     "A Fréchet distance."
     x, y = (np.random.default_rng(i).normal(size=(k, d)).astype('float32') for i, k in enumerate((n, m)))
     start = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Callable
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -39,7 +40,7 @@ class Changed(Dataset):
     def __len__(self): return len(self.stories)
     def __getitem__(self, i): return self.change(self.stories[i], random.Random(f'{i}'))
 
-def still_zero(embedding):
+def still_zero(embedding:nn.Embedding):
     "Take an embedding out of a model: all nought, and not trained."
     embedding.weight.data.zero_()
     embedding.weight.requires_grad_(False)
@@ -55,12 +56,12 @@ def drop_stories(model:ARLDM):
         return *others, dropped[:1].expand(len(dropped))
     model.chances = chances
 
-def without_pictures(item, rng):
+def without_pictures(item:dict, rng:random.Random) -> dict:
     "Slots hold captions and black pictures: BLIP's cross-attention has nothing to see."
     return item | dict(memory=torch.zeros_like(item['memory']))
 
 # %% ../nbs/15f_trials.ipynb #aec63583
-def noisy_memory(item, rng, most=80):
+def noisy_memory(item:dict, rng:random.Random, most=80) -> dict:
     "Every memory picture gets noise of a random strength, up to `most` levels of 255."
     x = item['memory'].float()                                                         # (n, 3, P, P)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))

@@ -48,11 +48,11 @@ class Browser:
         return said['result']
 
     def open(self, path, width=1400, dark=False, height=900):
-        "Show a file at a width, light or dark."
+        "Show a file, or a page by its address, at a width, light or dark."
         self.ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         self.ask('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
         self.heard = []
-        self.ask('Page.navigate', url=path.as_uri())
+        self.ask('Page.navigate', url=path if isinstance(path, str) else path.as_uri())
         while not any(m.get('method') == 'Page.loadEventFired' for m in self.heard): self.heard.append(self.read())
 
     def js(self, expression):
