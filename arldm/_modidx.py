@@ -370,6 +370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'arldm.ladder.blank': ('ladder.html#blank', 'arldm/ladder.py'),
                               'arldm.ladder.facts_kept': ('ladder.html#facts_kept', 'arldm/ladder.py'),
                               'arldm.ladder.ladder': ('ladder.html#ladder', 'arldm/ladder.py'),
+                              'arldm.ladder.ladder_stories': ('ladder.html#ladder_stories', 'arldm/ladder.py'),
                               'arldm.ladder.pair': ('ladder.html#pair', 'arldm/ladder.py'),
                               'arldm.ladder.random_frames': ('ladder.html#random_frames', 'arldm/ladder.py'),
                               'arldm.ladder.round_trip': ('ladder.html#round_trip', 'arldm/ladder.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'STAGES', 'ALBUMS', 'random_frames', 'autoencoder_loss', 'train_autoencoder', 'round_trip', 'facts_kept',
-           'pair', 'blank', 'write_pairs', 'ladder']
+           'pair', 'blank', 'write_pairs', 'ladder_stories', 'ladder']
 
 # %% ../nbs/15b_ladder.ipynb #03c8f391
 import random
@@ -126,6 +126,14 @@ def write_pairs(path:Path, n:int=24_000, n_val:int=200):
 STAGES = 'autoencoder', 'base', 'arldm'
 ALBUMS = 12_000, 100, 200, 200                                  # train, val, test, hard
 
+def ladder_stories(path:Path, seed:int=0):
+    "The stories that the third rung is trained on, and those it has never seen."
+    if path.exists(): return
+    raw = path.parent/'raw'
+    if not raw.exists():
+        with whole_folder(raw) as tmp: write_toy(tmp, ALBUMS, seed=seed)
+    convert('toy', str(raw), str(path))
+
 @command
 def ladder(
     out:str='runs/ladder',  # Folder for all three runs
@@ -143,10 +151,7 @@ def ladder(
     train(str(out/'base'), data=str(out/'pairs.h5'), preset='toy-base', model=str(out/'blank'), steps=asked(1),
           seed=seed)
     if last == 1: return
-    if not (out/'stories.h5').exists():
-        if not (out/'raw').exists():
-            with whole_folder(out/'raw') as tmp: write_toy(tmp, ALBUMS, seed=seed)
-        convert('toy', out/'raw', out/'stories.h5')
+    ladder_stories(out/'stories.h5', seed)
     train(str(out/'arldm'), data=str(out/'stories.h5'), preset='toy-arldm', model=str(out/'base/pipeline'),
           steps=asked(2), seed=seed)
 

@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from .bootstrap import estimate, mean_of, resample
 from .cache import build_cache
-from .convert import convert
 from .core import asset, command, machine, one_of, save_json, whole_folder
 from .dataset import StoryDataset, pixels
 from .draw import StoryPipeline
 from .facts import check_facts
 from .gallery import draw_split
 from .histories import draw_histories
+from .ladder import ladder_stories
 from .model import ARLDM
 from .optimise import averaged, make_ema
 from .pictures import decode
@@ -35,9 +35,9 @@ from .train import train
 
 # %% ../nbs/15f_trials.ipynb #991d6682
 class Changed(Dataset):
-    "Training stories with something done to each."
-    def __init__(self, stories, change): self.stories, self.change = stories, change
-    def __len__(self): return len(self.stories)
+    "The first training stories, with something done to each."
+    def __init__(self, stories, change, first=None): self.stories, self.change, self.first = stories, change, first
+    def __len__(self): return min(len(self.stories), self.first or len(self.stories))
     def __getitem__(self, i): return self.change(self.stories[i], random.Random(f'{i}'))
 
 def still_zero(embedding:nn.Embedding):
@@ -94,6 +94,7 @@ def run_trial(
     model:Callable=None, item:Callable=None, own:bool=False, settings:dict={},   # The change in training
     drawing:dict={},   # The change in drawing, with the control's weights
     limit:int=100,     # Test stories to draw
+    first:int=None,    # Stories to train on; default: all
     control:Path=None, # Folder of the control
     **how,             # `num_inference_steps`, `guidance_scale`
 )->dict:               # kind of facts -> rows (story, right)
@@ -101,13 +102,13 @@ def run_trial(
     weights = (control if drawing else out)/'pipeline'
     if not weights.is_dir():
         net, s = ARLDM.load(base), resolve('toy-arldm', steps=steps, seed=seed, **settings)
-        if own: item = drawn_memory(_self_drawn(out.parent/'own', base, file))
+        if own: item = drawn_memory(_self_drawn(out.parent/'own', base, file, first))
         net.freeze()
         if model: model(net)
         told = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=seed, crops=1)
         stories = build_cache(net, told, out.parent/'cache')
         ema = make_ema(net, s)
-        records = train(net, Changed(stories, item) if item else stories, s, out, ema)
+        records = train(net, Changed(stories, item or (lambda x, rng: x), first), s, out, ema)
         for r in tqdm(records, out.name, s.steps): pass
         with averaged(net, ema), whole_folder(weights) as tmp:
             StoryPipeline.from_model(net.eval()).save_pretrained(tmp)
@@ -115,7 +116,7 @@ def run_trial(
     return _count(weights, out, file['test'], kind, limit, how | drawing)
 
 # %% ../nbs/15f_trials.ipynb #ca9a6422
-def _self_drawn(folder, base, file, n=1000):
+def _self_drawn(folder, base, file, n):
     "The first training stories as the model draws them."
     pipe = StoryPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
@@ -163,22 +164,22 @@ def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (
 def trials(
     what:str,                # ablations (from the text-to-image model) or tricks (from AR-LDM)
     out:str='runs/trials',   # Folder for all of them
-    data:str=None,           # Story file of the toy corpus; default: written there
+    data:str=None,           # Story file of the toy corpus; default: the ladder's, written there
     start:str=None,          # Pipeline to start from; default: the shipped one
-    steps:int=1200,          # Training steps of each trial
+    steps:int=None,          # Training steps of each trial; default: 1200, for tricks 500
     seed:int=0,              # Of training and drawing
     limit:int=100,           # Test stories to draw
 ):
     "Train and score the small world with one thing changed at a time."
-    of = dict(ablations=(ABLATIONS, 'toy/base', 1e-3), tricks=(TRICKS, 'toy/arldm', 3e-4))
-    todo, begin, lr = of[one_of('kind of trial', what, of)]
-    data, out = Path(data or Path(out)/'stories.h5'), Path(out)/what
-    if not data.exists(): convert('toy', str(out.parent/'raw'), str(data), albums=2000)
+    of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
+    todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
+    data, out, steps = Path(data or Path(out)/'stories.h5'), Path(out)/what, steps or usual
+    ladder_stories(data)
     file, results, control = StoryFile(data), {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
         change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))
         results[name] = run_trial(out/name.replace(' ', '-'), start or asset(begin), file, steps, seed, limit=limit,
-                                  control=control, num_inference_steps=12, guidance_scale=2., **change)
+                                  first=first, control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)
         save_json(out/'trials.json', dict(what=what, steps=steps, seed=seed, limit=limit, **machine(), table=table))
         print(trial_line(table[-1]))
