@@ -692,6 +692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.speed.reencode': ('speed.html#reencode', 'arldm/speed.py')},
             'arldm.steps': { 'arldm.steps.Track': ('steps.html#track', 'arldm/steps.py'),
                              'arldm.steps.Track.__init__': ('steps.html#track.__init__', 'arldm/steps.py'),
+                             'arldm.steps.arithmetic': ('steps.html#arithmetic', 'arldm/steps.py'),
                              'arldm.steps.bench_train': ('steps.html#bench_train', 'arldm/steps.py'),
                              'arldm.steps.cost': ('steps.html#cost', 'arldm/steps.py'),
                              'arldm.steps.in_words': ('steps.html#in_words', 'arldm/steps.py'),

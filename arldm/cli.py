@@ -62,8 +62,8 @@ def draw(
     data:str=None,           # Story file; default: the one a run was trained on
     split:str='test',        # Split to draw
     captions:str=None,       # Instead: a text file of your own, one caption a line
-    given:str=None,          # With --captions: opening pictures, first.png or first.png,second.png
-    redraw:str=None,         # With --captions: frames to draw anew, 2 or 2,4; the others stay as they were drawn
+    given:str=None,          # With `--captions`: opening pictures, `first.png` or `first.png,second.png`
+    redraw:str=None,         # With `--captions`: frames to draw anew, 2 or 2,4; the others stay as they were drawn
     scheduler:str='dpm++',   # dpm++, unipc, ddim or pndm
     steps:int=20,            # Denoising steps per frame
     guidance:float=None,     # Guidance scale, 1 = none; default: that of the run's settings
@@ -108,7 +108,7 @@ APART = 1_000_000  # seeds from one set to the next
 
 def draw_stories(
     run:Path, data:str|None, split:str, # Run folder or pipeline; story file and its split
-    s:dict, way:dict,                   # The run's settings; how to draw: `num_inference_steps`, …
+    s:dict, way:dict,                   # The run's settings; how to draw: `steps`, `guidance`, …
     batch:int, limit:int|None,          # Stories drawn at once, and in all
     sets=1, fast=False, dry_run=False,
 ):
@@ -145,7 +145,7 @@ def of_all(mine:list)->list:
 
 # %% ../nbs/15_cli.ipynb #d2863b85
 def draw_text(
-    run:Path, path:Path, way:dict,                  # Run folder or pipeline; text file; `num_inference_steps`, …
+    run:Path, path:Path, way:dict,                  # Run folder or pipeline; text file; how: `steps`, `guidance`, …
     given:str=None, redraw:str=None, dry_run=False, # Paths of pictures, and numbers of frames, with commas
 ):
     "Draw the story of a text file, frame by frame and as a strip: into `own/` of a run, else beside the text."

@@ -123,7 +123,7 @@ def one_of(
     if name in choices: return name
     near = difflib.get_close_matches(str(name), list(map(str, choices)), 1)
     hint = f'; did you mean {near[0]}?' if near else ''
-    raise StoryError(f'no {what} {name!r}; there is {", ".join(map(str, choices))}{hint}')
+    raise StoryError(f'no {what} {name!r}; there are {", ".join(map(str, choices))}{hint}')
 
 def at_least_one(**numbers):
     "A `StoryError` that names the first number below 1."

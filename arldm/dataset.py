@@ -127,7 +127,7 @@ def encode(self:Vocabulary,
 def _count_cut(self:Vocabulary, captions):
     if captions and not self.cut:
         warnings.warn(f'a caption has more than {self.length} tokens and loses its end: {captions[0][:60]!r}…; tell '
-                      'it in fewer words, or in more usual ones; more captions are only counted, in `Vocabulary.cut`',
+                      'it in fewer words, or in more usual ones; further captions are cut without a note',
                       stacklevel=3)
     self._cut += len(captions)
 

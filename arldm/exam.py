@@ -31,7 +31,7 @@ from .table import as_lines, look
 # %% ../nbs/15a_exam.ipynb #81c81fd6
 @command
 def score(
-    run:str,             # Run folder, or any folder of drawings laid out as <story_id>/<k>.png
+    run:str,             # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
     data:str=None,       # Story file; default: the one that was drawn
     split:str=None,      # Its split; default: the one that was drawn
     inception:str=None,  # Weights of the FID Inception; default: what ARLDM_INCEPTION names
@@ -100,7 +100,8 @@ def history_scores(
         seen = look(net, d, [], Store())
         middle = seen.told.mean(0)
         return own_told(centred(seen.drawn[0], middle), centred(seen.told, middle)[seen.place])
-    return score_histories(out, stories, alike, f'likeness to the told frame ({net.name})', times)
+    return score_histories(out, stories, alike, f'likeness to the told frame ({net.name})', times,
+                           within=(-1, 1))
 
 # %% ../nbs/15a_exam.ipynb #263f5917
 @command

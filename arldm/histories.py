@@ -100,8 +100,9 @@ def draw_histories(
 _SAID = dict(own='drawn with the frames it drew itself', told='drawn with the told frames in memory',
              shuffled='drawn with frames and captions of another album in memory', none='drawn with nothing in memory')
 
-def _row(name, e, n, unit, note): # of the score table
+def _row(name, e, n, unit, note, within=(-math.inf, math.inf)): # of the score table
     value, low, high = (v if math.isfinite(v) else None for v in (e.value, *e.interval))
+    if low is not None: low, high = (min(max(x, within[0]), within[1]) for x in (low, high))
     return dict(name=name, group='histories', value=value, low=low, high=high, n=n, better='higher', unit=unit,
                 beside=[], spread=None, note=note, invalid=False)
 
@@ -120,13 +121,14 @@ def history_rows(
     draws:np.ndarray,  # (times, n_albums), from `resample`
     name:str,          # What is measured
     unit:str='',       # '%': the values are shares
+    within:tuple=(-math.inf, math.inf), # Where values lie; intervals of the kinds end there
 )->list:
     "Each kind, and what is lost with other histories, as rows of the score table."
     if len({len(album), *map(len, values.values())}) > 1:
         raise StoryError(f'{name}: {len(album)} albums for values of ' + ', '.join(f'{len(v)} frames ({k})'
                          for k, v in values.items()) + '; compare the same frames in all kinds')
     got, n = {kind: estimate(mean_of(v, album), draws) for kind, v in values.items()}, len(album)
-    rows = [_row(f'{name}, history {kind}', e, n, unit, _SAID[kind]) for kind, e in got.items()]
+    rows = [_row(f'{name}, history {kind}', e, n, unit, _SAID[kind], within) for kind, e in got.items()]
     for kind in 'shuffled', 'none':
         if {'told', kind} <= got.keys():
             lost = got['told'] - got[kind]
@@ -147,6 +149,7 @@ def score_histories(
     ask,             # `Drawings` -> (n,), such as `carried_facts`
     name:str,        # What that is
     times:int=100,   # Draws of albums
+    within:tuple=(0, 1), # As in `history_rows`
 )->list:             # As `history_rows`, of shares
     "What other histories do to drawings."
     d = {kind: match_drawings(Path(folder)/kind, split) for kind in KINDS if (Path(folder)/kind).is_dir()}
@@ -156,4 +159,4 @@ def score_histories(
     if not keep: raise StoryError(f'{folder}: no frame after the first was drawn with every history')
     names, album = np.unique([split.albums[i] for i, _ in keep], return_inverse=True)
     values = {kind: np.array([v[f] for f in keep]) for kind, v in values.items()}
-    return history_rows(values, album, resample(len(names), times), name, '%')
+    return history_rows(values, album, resample(len(names), times), name, '%', within)

@@ -111,7 +111,8 @@ def _digest(path):
 def load_inception(path:str|Path=None) -> Inception: # path of the published file; None = what ARLDM_INCEPTION names
     "The FID Inception with its published weights."
     path = path or os.environ.get('ARLDM_INCEPTION')
-    if not path or not Path(path).is_file(): raise StoryError(f'{path or "weights of FID"}: no such file; {_HOW}')
+    if not path: raise StoryError(f'no weights named; {_HOW}')
+    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {_HOW}')
     try:
         if (found := _digest(path)) != INCEPTION_SHA256:
             raise StoryError(f'{path}: not the weights of the FID Inception, or a broken copy: its SHA-256 is {found}, '

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import median
+from typing import Callable
 
 import torch
 from .core import StoryError
@@ -46,18 +47,27 @@ class Easel:
         return self.pipe(told, num_inference_steps=steps, guidance_scale=7.5, height=self.side, width=self.side, **how)
 
 # %% ../nbs/17c_pace.ipynb #5e648642
-def questions(scheduler:str, steps:int)->int: # PNDM asks once more
+def questions(
+    scheduler:str,  # Key of `SCHEDULERS`; PNDM asks once more
+    steps:int,
+)->int:
     "How often a scheduler asks the UNet for one frame."
     return steps + (scheduler == 'pndm')
 
-def story_flops(easel:Easel, **how): # -> function of a number of questions
+def story_flops(
+    easel:Easel,
+    **how,        # More of what `Easel.draw` takes
+)->Callable:      # Number of questions -> floating-point operations
     "The floating-point operations of a story."
     easel.draw('dpm++', 1, **how)
     once, twice = (count_flops(lambda: easel.draw('dpm++', n, **how)) for n in (1, 2))
     return lambda n: once + (n - 1)*(twice - once)
 
 # %% ../nbs/17c_pace.ipynb #cbd59d72
-def timed(rounds:int, **jobs)->dict: # name=function -> {'CPU time': {name: seconds}, 'time passed': {name: seconds}}
+def timed(
+    rounds:int,
+    **jobs,      # name=function
+)->dict:         # {'CPU time': {name: seconds of each turn}, 'time passed': the same}
     "Let some functions take turns, and note the CPU time of each, too."
     busy = {name: [] for name in jobs}
     def job(name):
@@ -184,7 +194,7 @@ def in_words(found:dict, flops:float, rate:float)->dict: # The rest of a line
                 note=f'{found["memory"]:.1f} GB, {share:.0f} %')
 
 # %% ../nbs/17c_pace.ipynb #e55cbd4f
-def bench_draw(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' half an hour on a CPU
+def bench_draw(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
     "What a story costs to draw."
     rounds = dict(tiny=1, full=2)[size]
     quiet_loading()

@@ -87,13 +87,16 @@ def loss_curves(found:list, how:str) -> list: # of (step, loss) -> `Curve`s
     return [Curve(steps, ys, how)] if len(ys) <= 50 else [
         Curve(steps, ys, f'{how} faint'), Curve(steps, smooth(ys, len(ys)/25), how)]
 
-def losses_html(logs:dict) -> str: # name of a run -> rows of its log
+def losses_html(
+    logs:dict,  # Name of a run -> rows of its log
+)->str:         # HTML
     "Training and validation loss, of one run or two."
     out = ''
     for key, what in ('loss', 'training loss'), ('val_loss', 'validation loss'):
         found = [finite(log, key) for log in logs.values()]
         last, lost = [f'{of[-1][1]:.4g}' for of in found if of], sum(map(len, logs.values())) - sum(map(len, found))
-        said = f'{what}, last {" and ".join(last)}' + f'; {lost} steps without one'*(key == 'loss' and lost > 0)
+        said = f'{what}, last {" and ".join(last)}'
+        if key == 'loss' and lost: said += f'; {lost} step{"s"*(lost > 1)} without one'
         curves = [c for of, how in zip(found, LOOKS) for c in loss_curves(of, how)]
         if curves: out += f'<figure class="wide"><figcaption>{said}</figcaption>{chart(curves, what)}</figure>'
     return out and legend([*logs]) + out
@@ -101,8 +104,8 @@ def losses_html(logs:dict) -> str: # name of a run -> rows of its log
 # %% ../nbs/14_report.ipynb #488f5348
 def _step(path): return [int(n) for n in re.findall(r'\d+', path.stem)] or [0]
 
-def strips_html(folder:Path) -> str: # a run folder
-    "The strips drawn during training, the last one always among them."
+def strips_html(folder:Path) -> str:
+    "The strips in a run folder that were drawn during training, the last one always among them."
     out, pictures = [], sorted(folder.glob('strips/*.png'), key=_step)
     for p in pictures[::-1][::max(1, math.ceil(len(pictures)/8))][::-1]:
         step, _, story = p.stem.partition('-')
@@ -178,8 +181,8 @@ def settings_html(settings:dict) -> str:
     table = plain_table({k: [v] for k, v in flat(settings).items()})
     return f'<details><summary>settings, versions and machine</summary>{table}</details>'
 
-def differing_html(a:dict, b:dict) -> str: # settings of two runs
-    "The settings in which two runs differ."
+def differing_html(a:dict, b:dict) -> str:
+    "The settings in which two runs differ, of all their settings."
     a, b = flat(a), flat(b)
     rows = {k: [a.get(k), b.get(k)] for k in {**a, **b} if a.get(k) != b.get(k)}
     return plain_table(rows, ['A', 'B']) if rows else '<p class="soft">The settings of both runs are the same.</p>'
@@ -209,8 +212,8 @@ def _write(path, html):
     return path
 
 # %% ../nbs/14_report.ipynb #d0e22afe
-def both_html(a:SimpleNamespace, b:SimpleNamespace, split:StorySplit|None) -> str: # two runs
-    "Stories that both drew: told, A, B."
+def both_html(a:SimpleNamespace, b:SimpleNamespace, split:StorySplit|None) -> str:
+    "Stories that two runs, of `read_run`, both drew: told, A, B."
     by, old = (run.scores.get('stories') or {} for run in (b, a))
     ours, theirs = by.get('values', {}), old.get('values', {})
     common = [s for s in in_order(b.drawn) if s in a.drawn]

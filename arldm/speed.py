@@ -139,7 +139,7 @@ BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_
 @command
 def bench(
     what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train, draw or score
-    size:str='tiny',   # tiny (seconds) or full (minutes; data: 2 GB of space, train: 20 GB of memory; draw: hours)
+    size:str='tiny',   # tiny: seconds; full: minutes (data: 2 GB of disk), else up to an hour (train: 12 GB of memory)
     out:str=None,      # JSON file for the results, with date, machine, versions and commit
 ):
     "Measure what the speed-ups of this book buy, on this machine."

@@ -133,7 +133,7 @@ def bench_frechet(n:int, m:int, d:int)->list: # A line about seconds, of (n, d) 
     return [dict(what=f'Fréchet distance, {n:,} and {m:,} rows of {d:,}', unit='s', ours=time.perf_counter() - start,
                  wanted=10)]
 
-def bench_score(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' half an hour
+def bench_score(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
     "What it costs to feed a feature network, and how long the largest distances take."
     sizes = ((870, 3480, 2048), (10_000, 10_000, 2048)) if size == 'full' else ((60, 80, 64),)
     with tempfile.TemporaryDirectory() as folder:

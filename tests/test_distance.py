@@ -127,7 +127,7 @@ def test_kernel_distance_where_a_resample_leaves_nothing():
     assert np.isnan(stat([0, 1, 1])) and np.isfinite(stat([0, 1, 2])) and np.isnan(stat([0, 0, 0]))
 
 def test_kernel_distance_of_an_unknown_kernel():
-    with pytest.raises(StoryError, match='no kernel .linear.; there is poly, rbf'):
+    with pytest.raises(StoryError, match='no kernel .linear.; there are poly, rbf'):
         kernel_distance(rows(5, 3), rows(5, 3), [0]*5, [0]*5, 'linear')
 
 def test_kernel_distance_is_unbiased():

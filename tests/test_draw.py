@@ -618,7 +618,7 @@ BAD = [
     ((A,), dict(num_inference_steps=-1), 'between 1 and'),
     ((A,), dict(reuse=0), 'reuse must be a whole number'), ((A,), dict(guidance_interval=(.8, .2)), 'between 0 and 1'),
     ((A,), dict(guidance_interval=(0, float('nan'))), 'interval'),
-    ((A,), dict(output_type='pill'), 'did you mean pil'), ((A,), dict(output_type=None), 'there is pil'),
+    ((A,), dict(output_type='pill'), 'did you mean pil'), ((A,), dict(output_type=None), 'there are pil'),
     ((A,), dict(callback_on_step_end_tensor_inputs=['prompt_embeds']), "no callback tensor 'prompt_embeds'"),
     ((A, P3), dict(redraw=[4]), 'no frame 4 to redraw; there are frames 1 to 3'),
     ((A, P3), dict(redraw=[0]), 'no frame 0'), ((A, P3[:2]), dict(redraw=[2]), 'to redraw some, give all'),

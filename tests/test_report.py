@@ -195,7 +195,7 @@ def test_steps_that_are_not_evenly_spaced_have_two_labels():
 
 def test_losses_that_are_no_numbers_are_counted():
     log = [dict(step=i, loss=math.nan if i == 3 else 1/i) for i in range(1, 9)]
-    assert 'last 0.125; 1 steps without one' in losses_html(dict(a=log)) and losses_html(dict(a=log[2:3], b=[])) == ''
+    assert 'last 0.125; 1 step without one' in losses_html(dict(a=log)) and losses_html(dict(a=log[2:3], b=[])) == ''
     both = losses_html(dict(a=log, b=log))
     assert both.count('<polyline') == 2 and 'last 0.125 and 0.125' in both and 'swatch two' in both
 

@@ -199,10 +199,10 @@ def test_lines_are_readable(result):
     assert max(map(len, texts)) <= 110
 
 def test_unknown_words_cost_a_line():
-    with pytest.raises(StoryError, match=f"no benchmark 'date'; there is {', '.join(BENCHES)}"): bench('date')
-    with pytest.raises(StoryError, match="no size 'huge'; there is tiny, full"): bench('data', size='huge')
+    with pytest.raises(StoryError, match=f"no benchmark 'date'; there are {', '.join(BENCHES)}"): bench('date')
+    with pytest.raises(StoryError, match="no size 'huge'; there are tiny, full"): bench('data', size='huge')
 
-@pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there is data"), (['--help'], 0, '[what]')])
+@pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there are data"), (['--help'], 0, '[what]')])
 def test_shell(words, code, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['arldm-bench', *words])
     with pytest.raises(SystemExit) as end: bench()
