@@ -218,3 +218,5 @@ def test_figures_are_crisp(browser):
             .map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight/i.naturalWidth - i.height/i.width])''')
         assert sizes and all(shown <= pixels and abs(bent) < .02 for pixels, shown, bent in sizes)
         if width == 1400: assert [1136, 568] in [s[:2] for s in sizes]
+    strips = browser('journey.html', width=390).js("[...document.querySelectorAll('.cell_output img.wide')].map(i => i.clientWidth)")
+    assert strips and set(strips) == {500}, 'captions of a strip that is as narrow as a phone cannot be read'
