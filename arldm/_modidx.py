@@ -778,6 +778,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.train._backward': ('train.html#_backward', 'arldm/train.py'),
                              'arldm.train._chance': ('train.html#_chance', 'arldm/train.py'),
                              'arldm.train._patient': ('train.html#_patient', 'arldm/train.py'),
+                             'arldm.train._prepared': ('train.html#_prepared', 'arldm/train.py'),
                              'arldm.train._room': ('train.html#_room', 'arldm/train.py'),
                              'arldm.train._step': ('train.html#_step', 'arldm/train.py'),
                              'arldm.train._timed': ('train.html#_timed', 'arldm/train.py'),

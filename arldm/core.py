@@ -10,7 +10,7 @@ __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_pa
 # %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def _alive(pid): # whether a process of this machine still runs
 @contextlib.contextmanager
 def atomic_path(
     path:str|Path, # Where the finished file shall stand
-):                 # -> yields a temporary `Path` beside it, with the same suffix
+)->Iterator:       # Yields a temporary `Path` beside it, with the same suffix
     "Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def load_json(path:str|Path):
 @contextlib.contextmanager
 def whole_folder(
     folder:str|Path, # Where the finished folder shall stand
-):                   # -> yields a temporary folder beside it
+)->Iterator:         # Yields a temporary folder beside it
     "Fill a temporary folder; it takes the place of `folder` when the block succeeds."
     folder = Path(folder)
     tmp = _beside(folder)
