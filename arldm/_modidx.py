@@ -28,6 +28,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'arldm.bootstrap.Estimate.__sub__': ('bootstrap.html#estimate.__sub__', 'arldm/bootstrap.py'),
                                  'arldm.bootstrap.Estimate.interval': ('bootstrap.html#estimate.interval', 'arldm/bootstrap.py'),
                                  'arldm.bootstrap.Estimate.sd': ('bootstrap.html#estimate.sd', 'arldm/bootstrap.py'),
+                                 'arldm.bootstrap.as_span': ('bootstrap.html#as_span', 'arldm/bootstrap.py'),
                                  'arldm.bootstrap.as_text': ('bootstrap.html#as_text', 'arldm/bootstrap.py'),
                                  'arldm.bootstrap.estimate': ('bootstrap.html#estimate', 'arldm/bootstrap.py'),
                                  'arldm.bootstrap.mean_of': ('bootstrap.html#mean_of', 'arldm/bootstrap.py'),

@@ -17,6 +17,8 @@ from pathlib import Path
 from fastcore.script import anno_parser
 from tqdm import tqdm
 
+from . import __version__
+
 # %% ../nbs/00_core.ipynb #f9743248
 class StoryError(ValueError):
     "Something the reader can mend; its message is one line: expected, got, what to do."
@@ -160,8 +162,9 @@ def _cpu():
 def machine()->dict: # Versions, commit and machine, all JSON-friendly
     "What a reader needs to know about the place where a number was made."
     import torch
-    names = 'arldm', 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
-    return dict(versions={n: _ask(lambda: metadata.version(n)) for n in names}, commit=_ask(_commit),
+    names = 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
+    versions = {n: _ask(lambda: metadata.version(n)) for n in names}
+    return dict(versions=dict(arldm=__version__, **versions), commit=_ask(_commit),
                 python=platform.python_version(), cpu=_ask(_cpu), cores=os.cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 

@@ -137,7 +137,7 @@ class Book:
         for name, node, kind in definitions(body):
             if name not in chapter.said: continue
             command = self.commands.get(f'{chapter.module}:{name}')
-            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, command)
+            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, body, command)
             parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
         fold = '<details class="source"><summary>Source</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
         yield markdown(*parts, *fold)
