@@ -112,6 +112,12 @@ def test_notebook_size(path):
 def test_no_saved_error(path):
     assert not [cell.id for cell in cells(path) for output in cell.outputs if output['output_type'] == 'error']
 
+@each([path for path in NOTEBOOKS if not path.stem.startswith('15e_')])   # 15e: in Jupyter its cell is the panel itself
+def test_saved_results_survive_run_all(path):
+    found = cells(path)
+    if any(cell.directives.get('eval') == 'false' and cell.outputs for cell in found):
+        assert any('keep_saved()' in cell.body for cell in found), 'Run All would start hours of work and wipe its result'
+
 @each(NOTEBOOKS)
 def test_code_cells(path):
     "Exported cells are short; no line of code is wide; nothing is star-imported from our own package."
