@@ -38,8 +38,8 @@ docs: $(MADE) ## the book as a site in _docs/, to be read offline or served
 	@$(BIN)/python docs/build.py
 	@echo "_docs/index.html; its search needs a server: $(BIN)/python -m http.server -d _docs"
 
-soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills
-	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_train.py tests/test_cli.py tests/test_gallery.py tests/test_pace.py tests/test_speed.py tests/test_refused.py
+soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills, every chapter in JupyterLab
+	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_train.py tests/test_cli.py tests/test_gallery.py tests/test_pace.py tests/test_speed.py tests/test_refused.py tests/test_jupyter.py
 
 full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
 	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py

@@ -117,6 +117,7 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     _find(sd, 'config.json', sub=sub, layout=_LAYOUT)
     weights = [p.name for p in (Path(sd)/sub).glob('*') if p.suffix in ('.safetensors', '.bin')]
     kw = {'variant': 'fp16'} if weights and all('.fp16.' in name for name in weights) else {}
+    if weights and all(name.endswith('.bin') for name in weights): kw['use_safetensors'] = False
     try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **kw)
     except Exception as e:                                                           # one kind per kind of damage
         raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: {first_line(e)}') from None

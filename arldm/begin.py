@@ -63,7 +63,7 @@ def open_run(
     data:str|None,    # Story file; `None` = the one of the run
     preset:str|None,  # `None` = that of the run, or the one named like the corpus
     given:dict,       # The reader's own settings; `None` = not given
-):                    # -> `Settings`, `StoryFile`
+)->tuple:             # `Settings`, `StoryFile`
     "The settings of a new run, or of one that goes on."
     old = load_json(run/'settings.json') if (run/'settings.json').exists() else {}
     if not (data or old): raise StoryError(f'{run} is a new run: name its story file, --data stories.h5')

@@ -146,10 +146,11 @@ def build_cache(
     stories:StoryDataset,
     folder:str|Path,
     precision:str='float32',   # In which the encoders compute, as in `Settings`; float16 counts as bfloat16
-    rank:int=0, world:int=1,   # This process, and how many there are
+    rank:int=0,                # This process
+    world:int=1,               # How many there are
     progress:bool=True,        # Show a bar
     batch:int=32,              # Questions that are asked together
-)->Dataset:                # The same stories as `CachedStories`
+)->Dataset:                    # The same stories as `CachedStories`
     "Compute and write what is not there yet."
     folder, parts, model = Path(folder), still_parts(model), model.eval()
     keys = {kind: k for kind, k in questions(stories).items() if kind in parts}

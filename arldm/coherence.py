@@ -138,12 +138,17 @@ def own_rank(
     sums = np.cumsum([0, *1/np.arange(1, len(captions) + 1)])                    # of 1/1, 1/2, …
     return (sums[better + equal] - sums[better])/equal
 
-def rank_chance(n:int) -> float: # of `n` captions
+def rank_chance(
+    n:int, # Captions
+)->float:
     "What `own_rank` is on average when captions are sorted by chance."
     return float(np.mean(1/np.arange(1, n + 1)))
 
 # %% ../nbs/12h_coherence.ipynb #960e6149
-def names_in(caption:str, names:tuple) -> set: # `names` of the cast, as in `CORPORA['pororo'].names`
+def names_in(
+    caption:str,
+    names:tuple, # Of the cast, as in `CORPORA['pororo'].names`
+)->set:
     "Which characters a caption names."
     return {n for n in names if re.search(rf'(?<!\w){re.escape(n)}(?!\w)', caption, re.I)}
 

@@ -10,12 +10,14 @@ __all__ = ['CORPORA', 'HOME', 'StoryError', 'BadStory', 'first_line', 'atomic_pa
 # %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, functools, glob, importlib.metadata as metadata, importlib.util, json, os, platform
 import shutil, subprocess, sys, uuid, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.script import anno_parser
 from tqdm import tqdm
+
+from . import __version__
 
 # %% ../nbs/00_core.ipynb #f9743248
 class StoryError(ValueError):
@@ -51,7 +53,7 @@ def _alive(pid): # whether a process of this machine still runs
 @contextlib.contextmanager
 def atomic_path(
     path:str|Path, # Where the finished file shall stand
-):                 # -> yields a temporary `Path` beside it, with the same suffix
+)->Iterator:       # Yields a temporary `Path` beside it, with the same suffix
     "Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ def load_json(path:str|Path):
 @contextlib.contextmanager
 def whole_folder(
     folder:str|Path, # Where the finished folder shall stand
-):                   # -> yields a temporary folder beside it
+)->Iterator:         # Yields a temporary folder beside it
     "Fill a temporary folder; it takes the place of `folder` when the block succeeds."
     folder = Path(folder)
     tmp = _beside(folder)
@@ -160,8 +162,9 @@ def _cpu():
 def machine()->dict: # Versions, commit and machine, all JSON-friendly
     "What a reader needs to know about the place where a number was made."
     import torch
-    names = 'arldm', 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
-    return dict(versions={n: _ask(lambda: metadata.version(n)) for n in names}, commit=_ask(_commit),
+    names = 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
+    versions = {n: _ask(lambda: metadata.version(n)) for n in names}
+    return dict(versions=dict(arldm=__version__, **versions), commit=_ask(_commit),
                 python=platform.python_version(), cpu=_ask(_cpu), cores=os.cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 

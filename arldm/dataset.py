@@ -186,7 +186,8 @@ def choose(self:StoryDataset, i:int, epoch:int=0)->tuple: # rows (n,), squares o
 @patch
 def cut(self:StoryDataset,
     picture:Image.Image,
-    row:int, crop:int,   # Which picture of the file this is, and which of its squares is wanted
+    row:int,             # Which picture of the file this is
+    crop:int,            # Which of its squares is wanted
     memory:bool=False,   # The square as a memory, not as a frame
 )->Image.Image:
     "A square of a picture."

@@ -115,8 +115,9 @@ def _pairs(want, told, got): # `Figure`s, what is told of each, `Figure`s -> for
 
 def compare_scenes(
     caption:str,
-    want:Scene, got:Scene, # What the story says, what was drawn
-)->dict:                   # 'told place', 'carried colour', ... -> list of bool, one per frame or figure
+    want:Scene, # What the story says
+    got:Scene,  # What was drawn
+)->dict:        # 'told place', 'carried colour', ... -> list of bool, one per frame or figure
     "Which facts of a drawn scene are right."
     out, told = {}, facts_told(caption, want)
     def add(known, fact, right):

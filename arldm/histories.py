@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .core import StoryError, one_of, whole_folder
-from .bootstrap import Estimate, as_text, estimate, mean_of, resample
+from .bootstrap import Estimate, as_span, as_text, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings
 from .frames import noises
@@ -106,11 +106,16 @@ def _row(name, e, n, unit, note, within=(-math.inf, math.inf)): # of the score t
     return dict(name=name, group='histories', value=value, low=low, high=high, n=n, better='higher', unit=unit,
                 beside=[], spread=None, note=note, invalid=False)
 
-def history_verdict(e:Estimate, name:str, unit:str='') -> str: # of told − other
+def history_verdict(
+    e:Estimate,   # Told − other
+    name:str,
+    unit:str='',  # Of both; '%': their difference is in points
+)->str:
     "Whether history is used, in a sentence."
     low, high = e.interval
     if not math.isfinite(low): return 'no verdict: too few albums for an interval'
-    where = f'95 % interval {as_text(low, unit, True)} … {as_text(high, unit, True)}'
+    unit = 'points' if unit == '%' else unit
+    where = f'95 % interval {as_span(low, high, unit, True)}'
     if low > 0: return f'history is used: {name} {as_text(e.value, unit, True)} with it, {where}'
     return f'history misleads: {where}' if high < 0 else f'no effect of history beyond chance: {where}'
 
@@ -132,7 +137,8 @@ def history_rows(
     for kind in 'shuffled', 'none':
         if {'told', kind} <= got.keys():
             lost = got['told'] - got[kind]
-            rows.append(_row(f'{name}, told − {kind}', lost, n, unit, history_verdict(lost, name, unit)))
+            apart = 'points' if unit == '%' else unit
+            rows.append(_row(f'{name}, told − {kind}', lost, n, apart, history_verdict(lost, name, unit)))
     return rows
 
 # %% ../nbs/13a_histories.ipynb #9f6cd3e1

@@ -38,7 +38,8 @@ def context_visible(
 
 # %% ../nbs/06_history.ipynb #b59730cf
 def drop_frames(
-    B:int, V:int,                    # Stories and frames
+    B:int,                           # Stories
+    V:int,                           # Frames of each
     p:float=0.1,                     # Chance that a frame's condition is dropped
     generator:torch.Generator=None,  # CPU generator
 )->Tensor:                           # bool (B, V); True = dropped
@@ -49,7 +50,7 @@ def drop_frames(
 def pack_visible(
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens)
-):                   # -> (n, m, D), bool (n, m), m a multiple of 8 or all tokens
+)->tuple:            # Context (n, m, D), visible bool (n, m); m is a multiple of 8, or all tokens
     "The context without tokens that are visible to no frame."
     m = min(-(-int(visible.sum(1).max())//8)*8, visible.shape[1])                # GPUs attend to eights faster
     first = visible.int().argsort(dim=1, descending=True, stable=True)[:, :m]       # (n, m)

@@ -108,7 +108,9 @@ def _digest(path):
         while part := f.read(1 << 20): h.update(part)
     return h.hexdigest()
 
-def load_inception(path:str|Path=None) -> Inception: # path of the published file; None = what ARLDM_INCEPTION names
+def load_inception(
+    path:str|Path=None, # Of the published file; `None` = what ARLDM_INCEPTION names
+)->Inception:
     "The FID Inception with its published weights."
     path = path or os.environ.get('ARLDM_INCEPTION')
     if not path: raise StoryError(f'no weights named; {_HOW}')

@@ -64,10 +64,15 @@ def frame_losses(self:ARLDM,
 # %% ../nbs/08a_loss.ipynb #1dfbc27b
 @patch
 def chances(self:ARLDM,
-    V:int, channels:int, h:int, w:int,  # Shape of the moments of a story
-    drop:float, noise_bias:float, offset_noise:float,
-    generator:torch.Generator,          # On the CPU
-):                                      # -> two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+    V:int,                     # Frames of the story
+    channels:int,              # Of their moments: 8
+    h:int,                     # Height of the moments
+    w:int,                     # And their width
+    drop:float,                # As in `loss`
+    noise_bias:float,          # As in `loss`
+    offset_noise:float,        # As in `loss`
+    generator:torch.Generator, # On the CPU
+)->tuple:                      # Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
     "All that is left to chance in the loss of a story."
     T = self.noise.config.num_train_timesteps
     def randn(*shape): return torch.randn(V, channels//2, *shape, generator=generator)

@@ -143,12 +143,12 @@ def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
     return self.memory_encoder(black, t['memory_ids'], t['memory_real'])
 
 @patch
-def null(self:ARLDM): # -> caption (S, D), slot (S, D)
+def null(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
     "The condition of a frame that is told nothing."
     return self.null_caption()[0], self.null_slot()[0]
 
 # %% ../nbs/08_model.ipynb #4b207879
-KNOWN = 'captions', 'slots', 'no_caption', 'no_slot'  # what frozen encoders say may be known beforehand: chapter 10
+KNOWN = 'captions', 'slots', 'no_caption', 'no_slot'  # (B, n, S, D), (B, N, S, D), twice (B, S, D); chapter 10
 
 @patch
 def condition(self:ARLDM,
@@ -156,9 +156,9 @@ def condition(self:ARLDM,
     memory:Tensor|None,    # float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1 suffices
     n_given:int=0,         # Opening frames that are given, not drawn
     dropped:Tensor=None,   # bool (B, V); True = told nothing
-    **known,               # Of `KNOWN`: captions (B, n, S, D), slots (B, N, S, D) instead of memory, nulls (B, S, D)
-):                         # -> context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
-    "What each frame is told and what it may remember."
+    **known,
+)->tuple:                  # Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
+    "What each frame is told and may remember. What is `known`, by the names of `KNOWN`, is not computed."
     N = known['slots'].shape[1] if memory is None else memory.shape[1]
     own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
     captions = known['captions'][:, n_given:] if 'captions' in known else encode_captions(

@@ -51,7 +51,7 @@ def decay_groups(
               dict(params=[p for p, d in zip(trained, decaying) if not d], weight_decay=0.)]
     return [g for g in groups if g['params']]
 
-def optimizer_kind(s:Settings): # -> a subclass of `Optimizer`, and how it is made
+def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and how it is made
     "What the settings ask for; a `StoryError` where it is not installed."
     if s.optimizer == 'adamw': return AdamW, dict(fused=True)
     try: from bitsandbytes.optim import AdamW8bit

@@ -197,7 +197,10 @@ def chart(
 # %% ../nbs/13c_page.ipynb #2cdf9e94
 LOOKS = 'one', 'two'
 
-def legend(names:list, more:str='') -> str: # names of runs; HTML that follows
+def legend(
+    names:list,    # Of runs
+    more:str='',   # HTML that follows
+)->str:
     "Which colour is which run; nothing for a run alone."
     items = [f'<span class="swatch {how}"></span>{escape(n)}' for n, how in zip(names, LOOKS)] if names[1:] else []
     return f'<p class="soft">{"".join(items)}{"&emsp;"*bool(items)}{more}</p>' if items or more else ''
@@ -208,7 +211,10 @@ def flat(settings:dict, name='') -> dict: # dotted name -> value
     if not isinstance(settings, dict): return {name: settings}
     return {k: v for key, value in settings.items() for k, v in flat(value, f'{name}.{key}'.lstrip('.')).items()}
 
-def plain_table(rows:dict, head:list=()) -> str: # name -> values
+def plain_table(
+    rows:dict,      # Name -> values
+    head:list=(),   # Names of the columns
+)->str:
     "Names and values."
     def row(cells, tag): return ''.join(f'<{tag}>{escape("—" if v is None else str(v))}</{tag}>' for v in cells)
     top = f'<thead><tr><th></th>{row(head, "th")}</tr></thead>' if head else ''

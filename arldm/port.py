@@ -166,7 +166,8 @@ def rows_of(state:dict)->dict: # Key of `TABLES` -> rows
 # %% ../nbs/09_port.ipynb #f215ce04
 def corpora_of(
     rows:dict,                # From `rows_of`
-    words:CLIPTokenizer, more:BertTokenizer,
+    words:CLIPTokenizer,      # That of Stable Diffusion
+    more:BertTokenizer,       # BLIP's: bert-base-uncased
     name:str=None,            # The corpus, if the reader knows it
 )->list:                      # Of `Corpus`, the likeliest first
     "The corpora whose vocabulary a checkpoint has, and of these, where there are any, those with its caption length."

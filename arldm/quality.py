@@ -203,12 +203,12 @@ STUDY = dict(steps=[Way(name, n) for name, counts in STEPS.items() for n in coun
 def study(
     folder:str|Path='runs/quality', # Stories and rows
     n:int=64,                       # Stories
-    ways:dict=STUDY,
+    ways:dict=None,                 # Groups of `Way`s; `None` = `STUDY`
 )->tuple:                           # exam, {`Way`: row}, rows of the two yardsticks
     "Every way of the study."
     pipe, stories = StoryPipeline.from_pretrained(asset('toy/arldm')), unseen(folder, n)
     pipe.set_progress_bar_config(disable=True)
-    exam, ways = Exam(stories[:n], LatentFeatures(pipe.vae)), dict.fromkeys(chain(*ways.values()))
+    exam, ways = Exam(stories[:n], LatentFeatures(pipe.vae)), dict.fromkeys(chain(*(ways or STUDY).values()))
     ways = sorted(ways, key=lambda way: way.steps*(1 + (way.guidance != 1)))                # the cheap ones first
     rows = measure(pipe, exam, tqdm(ways, 'ways'), Path(folder)/'rows')
     limits = [dict(what='autoencoder alone', **judge(exam, round_trip(pipe.vae, exam.stories))),

@@ -10,7 +10,7 @@ __all__ = ['known', 'score_text', 'interval_text', 'range_bar', 'score_row', 'gr
 import math
 from html import escape
 
-from .bootstrap import as_text
+from .bootstrap import as_span, as_text
 from .page import LOOKS, Curve, chart, legend
 
 # %% ../nbs/13d_ranges.ipynb #92346e3b
@@ -18,14 +18,18 @@ def known(x:object) -> bool:
     "Whether there is a number: None, NaN and infinity are none."
     return isinstance(x, (int, float)) and math.isfinite(x)
 
-def score_text(r:dict) -> str: # a row of `scores.json`
+def score_text(
+    r:dict, # A row of `scores.json`
+)->str:
     "The value of a score, as text."
     return 'invalid' if r.get('invalid') else as_text(r.get('value'), r.get('unit', ''))
 
-def interval_text(r:dict) -> str:
+def interval_text(
+    r:dict, # A row of `scores.json`
+)->str:
     "The interval of a score, as text; empty where there is none."
     if not (known(r.get('low')) and known(r.get('high'))): return ''
-    return f'{as_text(r["low"], r.get("unit", ""))} … {as_text(r["high"], r.get("unit", ""))}'
+    return as_span(r['low'], r['high'], r.get('unit', ''))
 
 # %% ../nbs/13d_ranges.ipynb #e44ed8e3
 _SHAPES = 'M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z', 'M0-6.5 6.5 0 0 6.5-6.5 0z', 'M0-6 6 5H-6z', 'M-5-5H5V5H-5z'
@@ -62,7 +66,9 @@ _GROUPS = dict(pictures='Pictures: is the drawn set like the told set?',
                histories='Histories: what becomes of a frame whose past is exchanged?')
 _ARROWS = dict(lower='<span title="lower is better">↓</span>', higher='<span title="higher is better">↑</span>')
 
-def score_row(r:dict) -> str: # a row of `scores.json`
+def score_row(
+    r:dict, # A row of `scores.json`
+)->str:
     "A score as a row of the table: name, value and interval, picture of the range, what it is held against, note."
     beside = [b for b in r.get('beside') or [] if known(b.get('value'))]
     number = [f'<small>{interval_text(r)}</small>'] if interval_text(r) else []
@@ -81,11 +87,15 @@ def score_row(r:dict) -> str: # a row of `scores.json`
 
 # %% ../nbs/13d_ranges.ipynb #6c30c2ea
 _LEGEND = (f'<p class="soft legend">{_ARROWS["lower"]} lower is better, {_ARROWS["higher"]} higher is better. '
-           f'{range_bar(.5)} the score; {range_bar(.5, 0, 1)} its 95 % interval: where the score of other albums of '
-           f'the same kind would lie; <svg class="mark" viewBox="-7 -7 14 14">{_shape(0)}</svg> what to hold it '
+           f'{range_bar(.5)} the score; {range_bar(.5, 0, 1)} its 95 % interval: where the score over all albums of '
+           f'this kind is expected; <svg class="mark" viewBox="-7 -7 14 14">{_shape(0)}</svg> what to hold it '
            'against, named below each bar. Every bar has a scale of its own.</p>')
 
-def grouped(rows:list, show:callable, columns:int) -> str: # `show` makes a row of the table
+def grouped(
+    rows:list,
+    show:callable, # Makes a row of the table
+    columns:int,
+)->str:
     "Rows under the questions that they answer."
     groups = {}
     for r in rows: groups.setdefault(r.get('group') or '', []).append(show(r))
@@ -94,7 +104,9 @@ def grouped(rows:list, show:callable, columns:int) -> str: # `show` makes a row 
 
 def _reason(r): return (r.get('note') or 'no reason given').removeprefix('not measured: ')
 
-def scores_html(rows:list) -> str: # rows of `scores.json`
+def scores_html(
+    rows:list, # Of `scores.json`
+)->str:
     "The scores as a table; those that were not measured folded away."
     shown = [r for r in rows if r.get('invalid') or known(r.get('value'))]
     absent = [r for r in rows if r not in shown]
@@ -106,7 +118,9 @@ def scores_html(rows:list) -> str: # rows of `scores.json`
     return f'{out}<details><summary>not measured: {len(absent)}</summary><ul class="soft">{why}</ul></details>'
 
 # %% ../nbs/13d_ranges.ipynb #91237bff
-def facts_html(rows:list) -> str: # rows of `scores.json`, key 'facts'
+def facts_html(
+    rows:list, # Of `scores.json`, key 'facts'
+)->str:
     "The facts as bars, with a mark for chance and a line for the interval."
     def chance(r): return f'<i style="left:{r["chance"]:.1%}" title="guessing"></i>' if known(r.get('chance')) else ''
     def doubt(r):
@@ -119,7 +133,10 @@ def facts_html(rows:list) -> str: # rows of `scores.json`, key 'facts'
             'right; the upright mark is what guessing gives, the thin line the 95 % interval.</p>')
 
 # %% ../nbs/13d_ranges.ipynb #4d94e56f
-def drift_curves(entries:list, how:str) -> list: # entries of one score -> `Curve`s
+def drift_curves(
+    entries:list, # Of one score
+    how:str,      # The look of the line
+)->list:          # `Curve`s
     "The score by frame with its band, and the told frames."
     there = sorted((e for e in entries if known(e.get('value'))), key=lambda e: e['k'])
     told = [e for e in there if known(e.get('told'))]
@@ -129,7 +146,9 @@ def drift_curves(entries:list, how:str) -> list: # entries of one score -> `Curv
     dashed = [Curve([e['k'] for e in told], [e['told'] for e in told], 'told-line')] if told else []
     return dashed + [Curve(ks, ys, how, *band)]
 
-def drift_html(runs:dict) -> str: # name of a run -> entries of `frames` in `scores.json`
+def drift_html(
+    runs:dict, # Name of a run -> entries of `frames` in `scores.json`
+)->str:
     "Scores by frame, a small chart for each; of one run or two."
     names = list(dict.fromkeys(e['name'] for entries in runs.values() for e in entries))
     out = []
@@ -142,7 +161,9 @@ def drift_html(runs:dict) -> str: # name of a run -> entries of `frames` in `sco
     return out and f'{legend([*runs], more)}<div class="grid">{"".join(out)}</div>'
 
 # %% ../nbs/13d_ranges.ipynb #604a089b
-def compare_row(r:dict) -> str: # of what `compare` returns
+def compare_row(
+    r:dict, # Of what `compare` returns
+)->str:
     "One score of two runs: both values, their difference with its interval, the verdict."
     news = interval_text(r) and r['low']*r['high'] > 0
     bar = range_bar(r['difference'], r.get('low'), r.get('high'), zero=True) if known(r.get('difference')) else ''
@@ -151,7 +172,9 @@ def compare_row(r:dict) -> str: # of what `compare` returns
     return (f'<tr><th scope="row">{escape(r["name"])} {_ARROWS.get(r.get("better"), "")}</th>{values}'
             f'<td class="whole">{bar}<span class="{"" if news else "note"}">{escape(r["verdict"])}</span></td></tr>')
 
-def compare_html(rows:list) -> str: # what `compare` returns
+def compare_html(
+    rows:list, # What `compare` returns
+)->str:
     "The scores that two runs share, as a table."
     head = ('<tr><th>score</th><th class="value"><span class="swatch one"></span>A</th>'
             '<th class="value"><span class="swatch two"></span>B</th><th>B less A</th></tr>')

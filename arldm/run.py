@@ -42,7 +42,7 @@ def with_settings(f:Callable) -> Callable:
     def flag(x):
         kind, how = {bool: (bool_arg, [dict(nargs='?', const=True)]), tuple: (str, [])}.get(x.type, (x.type, []))
         return inspect.Parameter(x.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                                 annotation=Annotated[kind, said[x.name], *how])
+                                 annotation=Annotated[(kind, said[x.name], *how)])
     flags = [flag(x) for x in dataclasses.fields(Settings) if x.name not in ('preset', 'corpus')]
     f.__signature__ = inspect.Signature(own[:-1] + flags)
     return f

@@ -22,7 +22,7 @@ CHOICES = dict(corpus=CORPORA, task=TASKS, schedule=('cosine', 'constant', 'orig
 # %% ../nbs/00a_settings.ipynb #49277585
 FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet'
 FREEZE = {'none': (),                                         # everything but the autoencoder trains
-          'seed': ('clip', 'blip', 'resnet'),                 # the recipe behind FID 52.4
+          'seed': ('clip', 'blip', 'resnet'),                 # the recipe behind FID64 52.4
           'attention': ('clip', 'blip', 'words', 'resnet'),   # the same, and the word tables too
           'history': ('clip', 'blip', 'words', 'unet')}       # only the cross-attention, type and time
 
@@ -101,9 +101,9 @@ PRESETS = {
 # %% ../nbs/00a_settings.ipynb #315bed7a
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
-    **overrides,       # Fields of `Settings` that differ from it; `None` = as in the preset
-)->Settings:
-    "The settings of a preset with the reader's own on top."
+    **overrides,
+)->Settings:           # Checked and complete
+    "The settings of a preset with the reader's own fields of `Settings` on top; `None` = as in the preset."
     given = {k: v for k, v in overrides.items() if v is not None}
     for k in given: one_of('setting', k, SETTINGS)
     s = Settings(**{**PRESETS[one_of('preset', preset, PRESETS)], 'preset': preset, **given})

@@ -48,6 +48,7 @@ def strips(
         d.multiline_text((left + i*(side + _GAP), below - 2), '\n'.join(lines), _INK, font, spacing=3)
     return out.quantize(255, Image.Quantize.MAXCOVERAGE, 1)  # a palette that keeps rare colours; a third of the bytes
 
+# %% ../nbs/01_show.ipynb #73cd7d03
 def _paste(out, x, left, top, side):
     "Fit one picture into its square place."
     if x is None: return
@@ -73,11 +74,13 @@ def show_visible(
     visible,            # bool tensor (V, columns); True = the row's frame may look at the column's slot or token
     given:int=0,        # Opening frames that are given, so that the first row is a later frame
     cell:int=26,        # Pixels per cell
+    column:str='slot',  # What a column is, written above the names of the frames
 )->Image.Image:
     "A mask as a grid: filled where a frame may look."
     V, N = visible.shape
     out = Image.new('RGB', (60 + N*cell, 24 + V*cell), _PAPER)
     d, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    d.text((52, 12), column, _INK, font, anchor='rm')
     for j in range(N): d.text((60 + j*cell + cell//2, 12), f'{j+1}', _INK, font, anchor='mm')
     for i in range(V):
         d.text((52, 24 + i*cell + cell//2), f'frame {i+1+given}', _INK, font, anchor='rm')

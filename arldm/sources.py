@@ -36,7 +36,6 @@ class Stories:
     ): self.drafts, self.build, self.bad = drafts, build, bad
 
     def __len__(self): return len(self.drafts)
-
     def __iter__(self):
         for draft in self.drafts:
             try: story = self.build(draft)
@@ -127,7 +126,8 @@ TOY_FILES = dict(SSID_FILES, hard='SSID_Hard.json')            # the toy corpus 
 
 def ssid(
     raw:str|Path|RawFolder, # The corpus
-    split:str, bad:Callable=refuse, # 'train', 'val' or 'test'; called with every `BadStory`
+    split:str,              # 'train', 'val' or 'test'
+    bad:Callable=refuse,    # Called with every `BadStory`
 )->Stories:                 # In the order of the file
     "The stories of SSID, and of corpora in its layout."
     return from_records(opened(raw), TOY_FILES[split], SSID, bad)

@@ -225,12 +225,13 @@ class StorySplit:
         frames = [tuple(self.file.picture(r) for r in np.atleast_1d(rs) if r >= 0) for rs in self.rows(i)]
         return Story(self.ids[i], self.albums[i], self.captions(i), tuple(f if len(f) > 1 else f[0] for f in frames))
 
-    def index(self, story_id:str)->int:
-        "The place of the story with this id."
-        if str(story_id) in self.ids: return self.ids.index(str(story_id))
-        raise StoryError(f'{self.file.path}: no story {str(story_id)!r} among the {len(self)} of split {self.name}')
-
 # %% ../nbs/02_story.ipynb #3fe7f6b7
+@patch
+def index(self:StorySplit, story_id:str)->int:
+    "The place of the story with this id."
+    if str(story_id) in self.ids: return self.ids.index(str(story_id))
+    raise StoryError(f'{self.file.path}: no story {str(story_id)!r} among the {len(self)} of split {self.name}')
+
 @patch
 def __getitem__(self:StoryFile, split:str)->StorySplit:
     "The stories of one split."

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'MOST_LOSS', 'save_checkpoint', 'load_checkpoint', 'Traine
 
 # %% ../nbs/10a_survive.ipynb #27f06cf8
 import contextlib, csv, hashlib, math, signal, threading, warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -114,7 +115,7 @@ def read_log(path:str|Path) -> list: # One dict per step; what is no number beco
 @contextlib.contextmanager
 def stop_signals(
     names:tuple=('SIGTERM', 'SIGUSR1'),
-): # -> yields a list, empty until one of them arrives
+)->Iterator: # Yields a list, empty until one of them arrives
     "Collect signals instead of ending on them; outside the main thread nothing is collected."
     asked, here = [], threading.current_thread() is threading.main_thread()
     def note(number, frame): asked.append(signal.Signals(number).name)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .core import StoryError
-from .bootstrap import Estimate, as_text, estimate, resample
+from .bootstrap import Estimate, as_span, as_text, estimate, resample
 from .drawings import Drawings
 from .features import Store, features_of, same_cut
 from .story import StoryFile
@@ -43,9 +43,10 @@ class Table:
 @patch
 def add(
     self:Table,
-    group:str, name:str,  # What is drawn anew together: 'picture', 'story'; the row's name
-    stats:list,           # A statistic of each set
-    better:str,           # 'higher', 'lower' or ''
+    group:str,  # Where it stands in a report: 'pictures', 'story', 'facts' or 'histories'
+    name:str,   # Of the row
+    stats:list, # A statistic of each set
+    better:str, # 'higher', 'lower' or None
     n:int=None, unit='', beside=(), note='', within=(-math.inf, math.inf),
 ):
     "A row; intervals do not leave what is possible, `within`."
@@ -68,7 +69,9 @@ def by_frame(self:Table, name:str, stats:list, told:dict=None, n:dict=None): # s
                  n=int((self.d.k == k).sum()) if n is None else n[k], told=(told or {}).get(k)))
 
 # %% ../nbs/12j_table.ipynb #222953f5
-def as_lines(rows:list) -> str: # of `Table`, or of `scores.json`
+def as_lines(
+    rows:list, # Of `Table`, or of `scores.json`
+)->str:
     "Scores as text, one a line; rows without a value by their reason."
     out, reasons = [], {}
     for r in rows:
@@ -76,11 +79,13 @@ def as_lines(rows:list) -> str: # of `Table`, or of `scores.json`
             reasons.setdefault(r['note'], []).append(r['name'])
             continue
         unit, arrow = r.get('unit', ''), dict(lower='↓', higher='↑').get(r.get('better'), ' ')
-        within = f'{as_text(r["low"], unit)} … {as_text(r["high"], unit)}' if r.get('low') is not None else ''
+        within = as_span(r['low'], r['high'], unit) if r.get('low') is not None else ''
         beside = ', '.join(f'{b["what"]} {as_text(b["value"], unit)}' for b in r.get('beside', []))
         if r.get('spread') is not None:
             beside = f'± {as_text(r["spread"], unit, digits=2)} over seeds' + f', {beside}'*bool(beside)
-        out.append(f'{r["name"]:<38}{arrow} {as_text(r["value"], unit):>8}  {within:<20} {beside}'.rstrip())
+        out.append((f'{r["name"]:<38}{arrow}', as_text(r['value'], unit), f'{within:<20} {beside}'))
+    wide = max([8, *(len(value) for _, value, _ in out)])
+    out = [f'{name} {value:>{wide}}  {rest}'.rstrip() for name, value, rest in out]
     return '\n'.join(out + [f'{", ".join(names)}: {note}' for note, names in reasons.items()])
 
 # %% ../nbs/12j_table.ipynb #3d4dc5c0

@@ -42,6 +42,7 @@ def _records(album, tellings, beats, rng):
     return [[dict(storylet_id=i, storytext=caption, album_id=album, youtube_image_id=f'{album}_{k}', story_id=i,
                   image_order=k)] for i, captions in told.items() for k, caption in enumerate(captions, 1)]
 
+# %% ../nbs/04c_toy.ipynb #5a7e04c1
 def write_toy(
     raw:str|Path,                      # Folder to write
     n_albums:tuple=(1000, 100, 100),   # Albums in train, validation, test and, where a fourth is given, hard

@@ -7,6 +7,7 @@ __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'ac
 
 # %% ../nbs/11_train.ipynb #62d40c9e
 import contextlib, functools, math, signal, time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np, torch
@@ -31,7 +32,8 @@ def step_stories(
     total:int,                # Stories per step, all processes together
     step:int,                 # Step, counted from 0
     seed:int=0,
-    rank:int=0, world:int=1,  # This process, and how many there are
+    rank:int=0,               # This process
+    world:int=1,              # How many there are
 )->list:                      # (story, epoch) for each of this process's stories
     "The stories of one step."
     def order(epoch): return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
@@ -50,7 +52,8 @@ def step_batches(
     stories:Dataset,          # A `StoryDataset` or `CachedStories`
     s:Settings,
     done:int=0,               # Steps that a resumed run has behind it
-    rank:int=0, world:int=1,
+    rank:int=0,               # This process
+    world:int=1,              # How many there are
     workers:int=0,            # Processes that read ahead
 )->DataLoader:                # One batch of `s.batch` stories for each step that is left, to be read once
     "This process's share of every step."
@@ -100,7 +103,8 @@ def validation_loss(
     model:ARLDM,              # In evaluation mode
     stories:Dataset,          # Not for training: middle squares
     s:Settings,               # Uses `task`, `drop`, `validate` and `batch`
-    rank:int=0, world:int=1,  # This process, and how many there are
+    rank:int=0,               # This process
+    world:int=1,              # How many there are
 )->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
     "The loss of the first `s.validate` stories on noise, times and drops that never change."
     rows, total, size = range(min(s.validate, len(stories)))[rank::world], 0., math.ceil(s.batch/s.accumulate)
@@ -125,6 +129,12 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         vars(layer).pop('forward', None)
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
+def _prepared(acc, model, s, ema): # the model as the loop calls it, and its optimiser
+    model.noise = noise_schedule(s.prediction, s.zero_snr)
+    checkpoint_blocks(model, s.checkpointing)
+    if ema: ema.to(acc.device)
+    return acc.prepare(model, make_optimizer(model, s))
+
 # %% ../nbs/11_train.ipynb #aec1ccf1
 def train(
     model:ARLDM,
@@ -134,13 +144,10 @@ def train(
     ema:EMAModel|None=None,    # From `make_ema`
     val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.save_every`-th step
     workers:int=0,             # Processes that read ahead
-):                             # -> yields a dict with the keys `COLUMNS` after every step
+)->Iterator:                   # A dict with the keys `COLUMNS` after every step
     "Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint."
     acc, folder = accelerator(s), Path(run)/'checkpoints' if run else None
-    model.noise = noise_schedule(s.prediction, s.zero_snr)
-    checkpoint_blocks(model, s.checkpointing)
-    ready, optimizer = acc.prepare(model, make_optimizer(model, s))
-    if ema: ema.to(acc.device)
+    ready, optimizer = _prepared(acc, model, s, ema)
     parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)
     done = load_checkpoint(folder, parts := {k: v for k, v in parts.items() if v}) if run else 0
     if done > s.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {s.steps} asked for')

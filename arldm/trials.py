@@ -109,7 +109,9 @@ def run_trial(
         stories = build_cache(net, told, out.parent/'cache')
         ema = make_ema(net, s)
         records = train(net, Changed(stories, item or (lambda x, rng: x), first), s, out, ema)
+        r = dict(step=s.steps)
         for r in tqdm(records, out.name, s.steps): pass
+        if r['step'] < s.steps: raise SystemExit(f'stopped after step {r["step"]:,}; the same command goes on')
         with averaged(net, ema), whole_folder(weights) as tmp:
             StoryPipeline.from_model(net.eval()).save_pretrained(tmp)
     kind = 'captions' if item is without_pictures else 'own'

@@ -137,7 +137,7 @@ class Book:
         for name, node, kind in definitions(body):
             if name not in chapter.said: continue
             command = self.commands.get(f'{chapter.module}:{name}')
-            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, command)
+            head, text = entry(chapter.said[name], name, node, kind, chapter.classes, body, command)
             parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
         fold = '<details class="source"><summary>Source</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
         yield markdown(*parts, *fold)
@@ -174,8 +174,9 @@ def code(cell, alt):
         data.pop('image/jpeg', None)
         png = base64.b64decode(''.join(data['image/png']))
         width, per_metre = struct.unpack('>I', png[16:20])[0], re.search(b'pHYs(....)', png[:4096], re.S)
-        if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{width//2}px'
+        if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{(width := width//2)}px'
         if width <= 128: image['classes'] = 'pixels'
+        if width >= 500: image['classes'] = 'wide'
     metadata = dict(tags=[f'remove-{what}' for what in without], mystnb=dict(image=image))
     return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
 

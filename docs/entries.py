@@ -42,7 +42,7 @@ def parameters(said):
     code = re.sub('=<[^<>]+>', '=...', code)
     lines, notes = code.splitlines(), comments(code)
     node = ast.parse(f'{code}\n    pass').body[0]
-    a, end = node.args, next(k for k, line in enumerate(lines, 1) if line.startswith(')') or '()' in line)
+    a, end = node.args, next(k for k, line in enumerate(lines, 1) if re.match(r'\)|def \w+\(\)', line))
     plain = [*a.posonlyargs, *a.args]
     default = dict(zip(plain[::-1], a.defaults[::-1])) | {k: v for k, v in zip(a.kwonlyargs, a.kw_defaults) if v}
     every = [('', p) for p in plain] + [('*', a.vararg)] + [('', p) for p in a.kwonlyargs] + [('**', a.kwarg)]
@@ -54,6 +54,21 @@ def parameters(said):
     if a.kwonlyargs and not a.vararg: rows.insert(len(plain), ('*', '', '', ''))
     result = type_of(node.returns), ' '.join(text for k, text in notes.items() if k >= end)
     return rows, ('', '') if result == ('None', '') else result
+
+
+def beside(source, node):
+    "What stands beside the parameters of a function, or of a class's `__init__`, {name: comment}, and beside its result."
+    if isinstance(node, ast.ClassDef): node = next((f for f in node.body if getattr(f, 'name', '') == '__init__'), None)
+    if not node: return {}, ''
+    a, lines, notes = node.args, source.splitlines(), comments(source)
+    every = [p for p in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if p]
+    below = range(max(node.lineno, node.body[0].lineno - 1), node.lineno - 1, -1)
+    end = node.returns.end_lineno if node.returns else next((k for k in below if re.match('[^#]*:\\s*(#|$)', lines[k-1])),
+        node.lineno)
+    found, last, back = {p.arg: '' for p in every}, {p.lineno: p.arg for p in every}, notes.get(end, '')
+    found |= {name: notes.get(k, '') for k, name in last.items() if k < end}
+    if end in last and not node.returns and not back.startswith('->'): found[last[end]], back = back, ''
+    return found, back.removeprefix('->').strip()
 
 
 def signature(rows, result, types):
@@ -83,9 +98,12 @@ def fields(node, classes):
     return found | {f.target.id: notes.get(f.end_lineno, '') for f in node.body if isinstance(f, ast.AnnAssign)}
 
 
-def entry(said, name, node, kind, classes, command=None):
+def entry(said, name, node, kind, classes, source, command=None):
     "The head of an entry and what stands below it: types in the head, or in a table where parameters have comments."
-    rows, result = parameters(said)
+    rows, result = parameters(said)   # which moves or drops the comments of the last parameter and of the result
+    notes, back = beside(source, node)
+    rows = [(*row[:3], notes.get(row[0].lstrip('*'), row[3])) for row in rows]
+    result = result[0] if back or result[0] != 'None' else '', back
     if kind == 'class' and 'dataclass' in ' '.join(map(ast.unparse, node.decorator_list)):
         notes = fields(node, classes)
         rows = [(*row[:3], row[3] or notes.get(row[0], '')) for row in rows]

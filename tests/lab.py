@@ -72,6 +72,7 @@ class Lab:
     def shut(self):
         "End the notebook's kernel."
         self.js(f'{SHOWN}.sessionContext.shutdown(); 0')
+        self.browser.open('about:blank')
 
     def close(self):
         self.browser.close()

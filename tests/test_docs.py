@@ -8,7 +8,7 @@ import threading
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -54,6 +54,63 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pages(site): return {path.name: Page(path) for path in sorted(site.glob('*.html'))}
+
+
+# from comments to tables
+
+ODD = '''
+def drawn(
+    frames:int,     # Of a story
+    marks:list=(),  # Numbers to hold it against
+    seen:dict={},   # What is known,
+                    # if it is
+    **way,          # For `denoise`
+):                  # -> yields pictures
+    "Draw."
+
+def opened(path:str=None): # Of the file
+    "Open."
+
+def kept(unet): # -> yields what is kept
+    "Keep."
+
+def look(
+    path:str,    # Of the file
+    *more:str,   # Others
+    how:int=1,
+)->list:         # Rows
+    "Look."
+
+def named() -> set: # Of everybody
+    "Name."
+
+class Store:
+    "Keep rows."
+    def __init__(self, path:str=None): # Default: in memory
+        self.path = path
+'''
+
+def module(name, path):
+    spec = spec_from_file_location(name, path)
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+def test_comments(tmp_path):
+    "A comment stands beside the parameter, or the result, that it stands beside in the source."
+    from nbdev.showdoc import show_doc
+    (tmp_path/'odd.py').write_text(ODD)
+    odd, entries = module('odd', tmp_path/'odd.py'), module('entries', ROOT/'docs/entries.py')
+    def beside(name, node, kind):
+        _, text = entries.entry(show_doc(getattr(odd, name))._repr_markdown_(), name, node, kind, {}, ODD)
+        rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('| ')]
+        return {row[0].strip('*`'): row[-1].strip() if len(row) == len(rows[0]) else '' for row in rows[2:]}
+    assert {name: beside(name, *how) for name, *how in entries.definitions(ODD)} == dict(
+        drawn=dict(frames='Of a story', marks='Numbers to hold it against', seen='What is known, if it is',
+                   way='For `denoise`', returns='yields pictures'),
+        opened=dict(path='Of the file'), kept=dict(unet='', returns='yields what is kept'),
+        look=dict(path='Of the file', more='Others', how='', returns='Rows'),
+        named=dict(returns='Of everybody'), Store=dict(path='Default: in memory'))
 
 
 # read by a program
@@ -218,3 +275,5 @@ def test_figures_are_crisp(browser):
             .map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight/i.naturalWidth - i.height/i.width])''')
         assert sizes and all(shown <= pixels and abs(bent) < .02 for pixels, shown, bent in sizes)
         if width == 1400: assert [1136, 568] in [s[:2] for s in sizes]
+    strips = browser('journey.html', width=390).js("[...document.querySelectorAll('.cell_output img.wide')].map(i => i.clientWidth)")
+    assert strips and set(strips) == {500}, 'captions of a strip that is as narrow as a phone cannot be read'

@@ -112,6 +112,12 @@ def test_notebook_size(path):
 def test_no_saved_error(path):
     assert not [cell.id for cell in cells(path) for output in cell.outputs if output['output_type'] == 'error']
 
+@each([path for path in NOTEBOOKS if not path.stem.startswith('15e_')])   # 15e: in Jupyter its cell is the panel itself
+def test_saved_results_survive_run_all(path):
+    found = cells(path)
+    if any(cell.directives.get('eval') == 'false' and cell.outputs for cell in found):
+        assert any('keep_saved()' in cell.body for cell in found), 'Run All would start hours of work and wipe its result'
+
 @each(NOTEBOOKS)
 def test_code_cells(path):
     "Exported cells are short; no line of code is wide; nothing is star-imported from our own package."
@@ -305,6 +311,20 @@ def test_shipped_folders_name_no_machine():
 
 
 # what a signature tells
+
+def too_new(text):
+    "Syntax that Python 3.10 does not know and 3.11 does: stars in subscripts, `except*`."
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, getattr(ast, 'TryStar', ())): yield node.lineno
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and any(
+                isinstance(x, ast.Starred) for x in node.slice.elts):
+            if not ast.get_source_segment(text, node.slice).startswith('('): yield node.lineno
+
+@each(MODULES + sorted((ROOT/'tests').glob('*.py')) + sorted((ROOT/'docs').glob('*.py')))
+def test_syntax_of_the_oldest_python(path):
+    assert not [*too_new(path.read_text(encoding='utf-8'))]
+
+def test_syntax_of_the_oldest_python_sees(): assert [*too_new('x = A[b, *c]\ny = A[(b, *c)]\nz = A[b, c]')] == [1]
 
 def told(arg, default, text):
     "Whether a parameter's type can be read: an annotation, a default that shows it, or a comment in its line."

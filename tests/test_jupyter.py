@@ -32,6 +32,16 @@ def faults(cell):
         shown = text or ''.join(data.get('text/markdown', '' if data.keys() - {'text/plain'} else data.get('text/plain', '')))
         if (n := len(shown.splitlines())) > LONGEST: yield f'{n} lines: {shown[:100]}'
 
+def test_faults():
+    def of(kind, **kw): return [*faults(dict(outputs=[dict(output_type=kind, **kw)]))]
+    text = {'text/plain': 'x\n'*31, 'image/png': 'abc'}
+    assert of('error', ename='KeyError', evalue='a') == ['KeyError: a']
+    assert of('stream', name='stderr', text='so') == ['noise: so']
+    assert of('stream', name='stdout', text='a UserWarning: b')[0].startswith('a warning')
+    assert of('stream', name='stdout', text='x\n'*30) == of('display_data', data=text) == []
+    assert of('stream', name='stdout', text='x\n'*31)[0].startswith('31 lines')
+    assert of('execute_result', data={'text/markdown': '| a |\n'*32})[0].startswith('32 lines')
+
 @pytest.mark.parametrize('name', [name for name in CHAPTERS if name in FEW or os.environ.get('ARLDM_SOAK')])
 def test_run_all(lab, name):
     lab.open(f'{name}.ipynb')
