@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'page', 'img_tag', 'open_picture', 'place', 'story_html', 'Curve', 'ticks', 'chart', 'legend', 'flat',
-           'plain_table']
+           'plain_table', 'settings_html', 'differing_html']
 
 # %% ../nbs/13c_page.ipynb #319b399e
 import base64, io, math
@@ -220,3 +220,15 @@ def plain_table(
     top = f'<thead><tr><th></th>{row(head, "th")}</tr></thead>' if head else ''
     body = ''.join(f'<tr><th scope="row">{escape(k)}</th>{row(v, "td")}</tr>' for k, v in rows.items())
     return f'<table class="plain">{top}<tbody>{body}</tbody></table>'
+
+# %% ../nbs/13c_page.ipynb #569b97eb
+def settings_html(settings:dict) -> str:
+    "The resolved settings, folded."
+    table = plain_table({k: [v] for k, v in flat(settings).items()})
+    return f'<details><summary>settings, versions and machine</summary>{table}</details>'
+
+def differing_html(a:dict, b:dict) -> str:
+    "The settings in which two runs differ, of all their settings."
+    a, b = flat(a), flat(b)
+    rows = {k: [a.get(k), b.get(k)] for k in {**a, **b} if a.get(k) != b.get(k)}
+    return plain_table(rows, ['A', 'B']) if rows else '<p class="soft">The settings of both runs are the same.</p>'

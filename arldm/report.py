@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_run', 'told_split', 'lead', 'measured', 'finite', 'loss_curves', 'losses_html', 'strips_html', 'missing',
-           'choose', 'in_order', 'story_at', 'stories_html', 'copies_html', 'settings_html', 'differing_html', 'report',
-           'both_html', 'side_by_side']
+           'choose', 'in_order', 'story_at', 'stories_html', 'glance_html', 'copies_html', 'report', 'both_html',
+           'side_by_side']
 
 # %% ../nbs/14_report.ipynb #aae47621
 import math, re
@@ -17,7 +17,7 @@ from .compare import compare
 from .core import StoryError, atomic_path, load_json
 from .bootstrap import as_text
 from .drawings import drawn_frames
-from .page import (LOOKS, Curve, chart, flat, img_tag, legend, open_picture, page, place, plain_table,
+from .page import (LOOKS, Curve, chart, differing_html, img_tag, legend, open_picture, page, place, settings_html,
                         story_html)
 from .pictures import decode
 from .story import StoryFile, StorySplit
@@ -131,6 +131,10 @@ def choose(values:dict, better:str, most:int=3) -> dict: # story id -> number; -
 
 _PLACES = dict(best='Best', middle='Middle', worst='Worst')
 
+def _ranked(run): # what stories are scored by, and `choose`'s answer for those drawn
+    by = run.scores.get('stories') or {}
+    return by, choose({s: v for s, v in by.get('values', {}).items() if s in run.drawn}, by.get('better'))
+
 def in_order(drawn:dict) -> list:
     "Story ids as a person would count them."
     return sorted(drawn, key=lambda s: (len(s), s))
@@ -143,8 +147,7 @@ def story_at(split:StorySplit|None, story_id:str):
 def stories_html(run:SimpleNamespace, split:StorySplit|None, why:str, most:int=12) -> str:
     "Stories told above drawn: the best, middle and worst ones, or the first ones where none has a score."
     if not run.drawn: return missing('folder of drawings', 'so nothing has been drawn yet')
-    by = run.scores.get('stories') or {}
-    chosen = choose({s: v for s, v in by.get('values', {}).items() if s in run.drawn}, by.get('better'))
+    by, chosen = _ranked(run)
     ids, out = in_order(run.drawn), [f'<p class="missing">{escape(why)}</p>' if why else '']
     for headline, some in chosen.items():
         out.append(f'<h3>{_PLACES[headline]} by {escape(by["name"])}</h3>')
@@ -154,6 +157,12 @@ def stories_html(run:SimpleNamespace, split:StorySplit|None, why:str, most:int=1
     if chosen: return ''.join(out)
     if len(ids) > most: out.append(f'<p class="soft">{most} of {len(ids)} stories</p>')
     return ''.join(out + [story_html(f'Story {s}', dict(drawn=run.drawn[s]), story_at(split, s)) for s in ids[:most]])
+
+def glance_html(run:SimpleNamespace, split:StorySplit|None) -> str:
+    "The story in the middle of all by score, to begin with a picture; nothing where none has a score."
+    by, chosen = _ranked(run)
+    for s in (chosen.get('middle') or chosen.get('best', []))[:1]:
+        return story_html(f'From the middle of all by {by["name"]}', dict(drawn=run.drawn[s]), story_at(split, s))
 
 # %% ../nbs/14_report.ipynb #711e2e7d
 def _training_picture(split, row):
@@ -175,18 +184,6 @@ def copies_html(run:SimpleNamespace, split:StorySplit|None, most:int=8) -> str:
     return out and ('<p class="soft">Drawn frames beside the training picture that is most like each; a likeness near '
                     f'1 is a copy.</p><div class="grid">{"".join(out)}</div>')
 
-# %% ../nbs/14_report.ipynb #569b97eb
-def settings_html(settings:dict) -> str:
-    "The resolved settings, folded."
-    table = plain_table({k: [v] for k, v in flat(settings).items()})
-    return f'<details><summary>settings, versions and machine</summary>{table}</details>'
-
-def differing_html(a:dict, b:dict) -> str:
-    "The settings in which two runs differ, of all their settings."
-    a, b = flat(a), flat(b)
-    rows = {k: [a.get(k), b.get(k)] for k in {**a, **b} if a.get(k) != b.get(k)}
-    return plain_table(rows, ['A', 'B']) if rows else '<p class="soft">The settings of both runs are the same.</p>'
-
 # %% ../nbs/14_report.ipynb #1e3895f8
 def report(
     run:str|Path,           # A run folder, finished or not
@@ -198,7 +195,7 @@ def report(
     run = read_run(run)
     scores, (told, why) = run.scores, told_split(run, split)
     training = losses_html({run.name: run.log}) or missing('log.csv with losses', 'so there is no curve')
-    parts = {'Scores': measured(scores) + scores_html(scores['scores']) if scores.get('scores') else
+    parts = {'A story': glance_html(run, told), 'Scores': measured(scores) + scores_html(scores['scores']) if scores.get('scores') else
              missing('scores.json', 'so nothing has been scored yet'),
              'Facts': facts_html(scores['facts']) if scores.get('facts') else '',
              'From frame to frame': drift_html({run.name: scores.get('frames', [])}),
