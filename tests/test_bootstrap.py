@@ -37,7 +37,9 @@ def test_paired_differences():
     assert verdict(e, f, 'lower').startswith('B worse than A') and verdict(e, f, 'higher').startswith('B better than A')
     assert verdict(e, f, None).startswith('B is higher than A') and 'no difference' in verdict(e, e, 'lower')
     assert verdict(e, f, 'lower', unit='%').endswith('+300.0 … +300.0 points')
+    assert verdict(e, f, 'lower', unit='points') == verdict(e, f, 'lower', unit='%')
 
 @pytest.mark.parametrize('value,unit,text', [(None, '', '—'), (math.nan, '%', '—'), (.5, '%', '50.0%'), (-1.5, '', '−1.5'),
-    (12345.678, '', '1.235e+04')])
+    (12345.678, '', '1.235e+04'), (-.0004, '%', '0.0%'), (.588, 'points', '+58.8 points'), (-.05, 'points', '−5.0 points'),
+    (-.0004, 'points', '0.0 points'), (0, '', '0')])
 def test_as_text(value, unit, text): assert as_text(value, unit) == text

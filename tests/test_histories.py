@@ -1,5 +1,6 @@
 "Histories are exchanged and nothing else: captions, noise and first frames stay, and the ordinary way stays ordinary."
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,9 @@ from arldm.histories import KINDS, draw_histories, history_rows, others, remembe
 from arldm.model import ARLDM
 from arldm.pictures import to_png
 from arldm.plot import WORDS
+from arldm.ranges import score_row
 from arldm.story import StoryFile, write_stories
+from arldm.table import as_lines
 from arldm.toy import toy_story
 
 HOW = dict(num_inference_steps=2, guidance_scale=2.)
@@ -171,7 +174,13 @@ def test_rows_tell_what_is_lost():
     assert lost['value'] == pytest.approx(.3, abs=.05) and 0 < lost['low'] < lost['value'] < lost['high']
     assert lost['note'].startswith('history is used') and gained['note'].startswith('history misleads')
     assert {r['group'] for r in rows} == {'histories'} and all(r['n'] == 48 for r in rows)
-    assert set(rows[0]) == set('name group value low high n better unit beside spread note invalid'.split())
+    assert {r['unit'] for r in rows[:4]} == {'%'} and {r['unit'] for r in rows[4:]} == {'points'}
+    said = f'+{100*lost["value"]:.1f} points'
+    assert f'carried facts {said} with it' in lost['note'] and '%' not in lost['note'].replace('95 %', '')
+    line = next(x for x in as_lines(rows).splitlines() if x.startswith(lost['name']))
+    assert said in line and line.endswith(f'+{100*lost["low"]:.1f} … +{100*lost["high"]:.1f} points')
+    shown = re.sub('<svg.*</svg>', '', score_row(lost)).replace('95 %', '')
+    assert f'>{said} ' in shown and line.rpartition('points  ')[2] in shown and '%' not in shown
 
 def test_the_comparison_is_paired():
     hard = np.repeat(np.random.default_rng(0).normal(0, 5, 12), 4)       # some albums are much harder than others
