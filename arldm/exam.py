@@ -61,12 +61,15 @@ def score(
 
 # %% ../nbs/15a_exam.ipynb #95344df3
 def score_run(
-    run:Path, stories:StorySplit, # What was drawn, and what was told
-    way:dict,        # How the histories are drawn
-    nets:dict,       # name -> feature network
-    histories:int,   # Stories to draw with other histories
-    store:Path, times:int, **how, # Where features are kept; bootstrap samples; as in `score`
-) -> dict|None:      # None in processes that only help
+    run:Path,           # What was drawn
+    stories:StorySplit, # What was told
+    way:dict,           # How the histories are drawn
+    nets:dict,          # Name -> feature network
+    histories:int,      # Stories to draw with other histories
+    store:Path,         # Where features are kept
+    times:int,          # Bootstrap samples
+    **how,              # As in `score`
+)->dict|None:           # None in processes that only help
     "Score a run and print its table; toy stories are asked for their facts, too."
     (rank, world), facts = share(), None
     if stories.file.corpus == 'toy':
@@ -83,9 +86,13 @@ def score_run(
 
 # %% ../nbs/15a_exam.ipynb #deea175a
 def history_scores(
-    run:Path, stories:StorySplit, n:int, # Run folder; the first n stories
-    way:dict, nets:dict, times:int, # How to draw; name -> feature network; bootstrap samples
-) -> list: # rows
+    run:Path,           # Run folder
+    stories:StorySplit,
+    n:int,              # So many of them, from the first on
+    way:dict,           # How to draw
+    nets:dict,          # Name -> feature network
+    times:int,          # Bootstrap samples
+)->list:                # Rows
     "Draw the first stories with four histories into `histories/`, and see what it does to them."
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)
