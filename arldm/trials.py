@@ -194,4 +194,4 @@ def trial_line(line:dict) -> str:
         change = line[f'{kind} − control']
         beside = '' if change is None else ' ({:+.1f}: {:+.1f}…{:+.1f})'.format(*(100*x for x in change))
         return f'{kind} {100*line[kind]:.1f} %{beside}'
-    return f'{line["trial"]:<22}' + '  '.join(map(part, KINDS))
+    return f'{line["trial"]:<23}' + '  '.join(map(part, KINDS))
