@@ -163,6 +163,7 @@ def glance_html(run:SimpleNamespace, split:StorySplit|None) -> str:
     by, chosen = _ranked(run)
     for s in (chosen.get('middle') or chosen.get('best', []))[:1]:
         return story_html(f'From the middle of all by {by["name"]}', dict(drawn=run.drawn[s]), story_at(split, s))
+    return ''
 
 # %% ../nbs/14_report.ipynb #711e2e7d
 def _training_picture(split, row):
@@ -195,7 +196,8 @@ def report(
     run = read_run(run)
     scores, (told, why) = run.scores, told_split(run, split)
     training = losses_html({run.name: run.log}) or missing('log.csv with losses', 'so there is no curve')
-    parts = {'A story': glance_html(run, told), 'Scores': measured(scores) + scores_html(scores['scores']) if scores.get('scores') else
+    parts = {'A story': glance_html(run, told),
+             'Scores': measured(scores) + scores_html(scores['scores']) if scores.get('scores') else
              missing('scores.json', 'so nothing has been scored yet'),
              'Facts': facts_html(scores['facts']) if scores.get('facts') else '',
              'From frame to frame': drift_html({run.name: scores.get('frames', [])}),
