@@ -135,7 +135,7 @@ class Estimate:
 
     def __sub__(self, other): return Estimate(self.value - other.value, self.again - other.again)
     @property
-    def doubt(self): return 2*float(self.again.std())
+    def doubt(self): return 2*float(np.nanstd(self.again))
     def __format__(self, form): return f'{self.value:{form}} ± {self.doubt:{form.lstrip("+")}}'
 
 def estimates(
@@ -146,7 +146,9 @@ def estimates(
     "The numbers of a row with their doubts."
     wrong, at = {kind: np.zeros_like(asked) for kind, asked in exam.asked.items()}, slice(frame and frame - 1, frame)
     for i, k, name in row['wrong']: wrong[name.split()[0]][i, k-1] += 1
-    def ratio(x, n): return Estimate(x.sum()/n.sum(), x[exam.again].sum(1)/n[exam.again].sum(1)) # from (n,), (n,)
+    def ratio(x, n): # from (n,), (n,); NaN in resamples in which nothing is asked
+        with np.errstate(invalid='ignore'): again = x[exam.again].sum(1)/n[exam.again].sum(1)
+        return Estimate(x.sum()/n.sum(), again)
     out, error = {}, np.array(row['error'])[:, at]
     for kind, asked in exam.asked.items():
         good, n = (x[:, at].sum(1) for x in (asked - wrong[kind], asked))                        # per story

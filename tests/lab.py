@@ -23,6 +23,7 @@ class Lab:
     def __init__(self, folder):
         self.nbs, self.folder = folder/'nbs', folder
         shutil.copytree(ROOT/'nbs', self.nbs, ignore=shutil.ignore_patterns('.ipynb_checkpoints', 'runs'))
+        shutil.copytree(ROOT/'tests', folder/'tests', ignore=shutil.ignore_patterns('__pycache__'))   # chapters read records there
         for name, of in SETTINGS.items():
             path = folder/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
             path.parent.mkdir(parents=True, exist_ok=True)
