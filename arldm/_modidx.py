@@ -801,6 +801,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'arldm.trials.Changed.__len__': ('trials.html#changed.__len__', 'arldm/trials.py'),
                               'arldm.trials._count': ('trials.html#_count', 'arldm/trials.py'),
                               'arldm.trials._self_drawn': ('trials.html#_self_drawn', 'arldm/trials.py'),
+                              'arldm.trials.as_table': ('trials.html#as_table', 'arldm/trials.py'),
                               'arldm.trials.compare_trials': ('trials.html#compare_trials', 'arldm/trials.py'),
                               'arldm.trials.drawn_memory': ('trials.html#drawn_memory', 'arldm/trials.py'),
                               'arldm.trials.drop_stories': ('trials.html#drop_stories', 'arldm/trials.py'),

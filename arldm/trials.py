@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABLATIONS', 'TRICKS', 'KINDS', 'Changed', 'still_zero', 'without_time', 'without_type', 'drop_stories',
-           'without_pictures', 'noisy_memory', 'drawn_memory', 'run_trial', 'compare_trials', 'trials', 'trial_line']
+           'without_pictures', 'noisy_memory', 'drawn_memory', 'run_trial', 'compare_trials', 'trials', 'trial_line',
+           'as_table']
 
 # %% ../nbs/15f_trials.ipynb #62da8575
 import random
@@ -195,3 +196,12 @@ def trial_line(line:dict) -> str:
         beside = '' if change is None else ' ({:+.1f}: {:+.1f}…{:+.1f})'.format(*(100*x for x in change))
         return f'{kind} {100*line[kind]:.1f} %{beside}'
     return f'{line["trial"]:<23}' + '  '.join(map(part, KINDS))
+
+def as_table(table:list) -> str: # of `compare_trials`
+    "Trials as a table in Markdown: per cent, and differences from the control in points."
+    def cell(line, kind):
+        change = line[f'{kind} − control']
+        beside = '' if change is None else ' ({:+.1f}, {:+.1f}…{:+.1f})'.format(*(100*x for x in change))
+        return f'{100*line[kind]:.1f}{beside}'.replace('-', '−')
+    lines = [f'| {line["trial"]} | ' + ' | '.join(cell(line, kind) for kind in KINDS) + ' |' for line in table]
+    return '\n'.join(['| | ' + ' | '.join(f'{kind}, %' for kind in KINDS) + ' |', '|---|---|---|---|', *lines])

@@ -190,6 +190,8 @@ def test_trials_are_compared_story_by_story():
     assert control['told − control'] is None and better['told'] == .6
     assert np.allclose(better['told − control'], .1) and np.allclose(same['late − control'], 0)
     assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
+    assert trials.as_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
+        '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
 
 
 # the panel
