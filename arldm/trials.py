@@ -176,8 +176,8 @@ def trials(
     "Train and score the small world with one thing changed at a time."
     of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
     todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
-    data, out, steps = Path(data or Path(out)/'stories.h5'), Path(out)/what, steps or usual
-    ladder_stories(data)
+    if not data: ladder_stories(data := Path(out)/'stories.h5')
+    out, steps = Path(out)/what, steps or usual
     file, results, control = StoryFile(data), {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
         change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))

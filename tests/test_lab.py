@@ -182,6 +182,11 @@ def test_what_a_trial_changes_arrives(tmp_path, stories):
     frame = next((tmp_path/'middle/own').rglob('5.png')).relative_to(tmp_path/'middle')
     assert (tmp_path/'middle'/frame).read_bytes() != (tmp_path/'control'/frame).read_bytes()
 
+def test_trials_of_a_file_that_is_not_there(tmp_path):
+    "A mistyped name writes no corpus beside whatever is there."
+    with pytest.raises((StoryError, SystemExit)): trials.trials('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
+    assert not [*tmp_path.iterdir()]
+
 def test_trials_are_compared_story_by_story():
     "Twenty stories, each asked ten things; the second trial knows one more of each."
     def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
