@@ -13,7 +13,8 @@ import torch
 
 from . import base  # gives `ARLDM.from_pretrained`
 from .cache import data_digest
-from .core import CORPORA, StoryError, asset, load_json
+from .core import CORPORA, StoryError, asset
+from .files import load_json
 from .dataset import Vocabulary, word_tokenizers
 from .model import SIZES, ARLDM, vae_factor
 from .port import kind_of, read_weights

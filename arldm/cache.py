@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .core import StoryError, atomic_path, first_line, load_json, save_json
+from .core import StoryError, first_line
+from .files import atomic_path, load_json, save_json
 from .dataset import StoryDataset, pixels, to_memory
 from .encoders import encode_captions
 from .model import ARLDM

@@ -14,7 +14,9 @@ import torch, torch.distributed as dist
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .core import StoryError, asset, at_least_one, command, load_json, one_of, pick_device, save_json, whole_folder
+from .core import StoryError, asset, at_least_one, command, one_of, pick_device
+from .files import load_json, save_json
+from .manifest import replace_folder
 from .denoise import make_scheduler
 from .draw import StoryPipeline
 from .encoders import quiet_loading
@@ -159,7 +161,7 @@ def draw_text(
     plan = make_plan(told, pictures, again)
     if dry_run: return print(f'would draw {len(plan.todo)} frames; nothing was written')
     out = open_pipeline(run, way)([told], [pictures], seed=way['seed'], redraw=again, **asked(way))
-    with whole_folder(folder) as tmp:
+    with replace_folder(folder) as tmp:
         for k, im in enumerate(out.stories[0], 1): im.save(tmp/f'{k}.png')
         out.strip().save(tmp/'strip.png')
     print(folder/'strip.png')

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import StoryError, load_json
+from .core import StoryError
+from .files import load_json
 from .bootstrap import Estimate, verdict
 
 # %% ../nbs/13b_compare.ipynb #0f410753

@@ -12,7 +12,8 @@ from itertools import combinations
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from .core import StoryError, at_least_one, command, one_of, whole_folder
+from .core import StoryError, at_least_one, command, one_of
+from .files import whole_folder
 from .raw import RawFolder
 from .sources import SOURCES, SPLITS, TOY_FILES, refuse
 from .story import NoStories, count_stories, write_stories
@@ -72,7 +73,7 @@ def convert(
     "Turn a corpus into a story file."
     one_of('source', source, SOURCES), at_least_one(side=side or 1, workers=workers, albums=albums)
     if source == 'toy' and not Path(raw).exists() and not dry_run:
-        with whole_folder(raw) as tmp: write_toy(tmp, (albums, *[-(-albums//10)]*3), progress=not quiet)
+        with whole_folder(raw, flush=False) as tmp: write_toy(tmp, (albums, *[-(-albums//10)]*3), progress=not quiet)
     stories, skipped = _open(source, raw, skip_bad)
     seen = {split: set() for split in stories}  # albums
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertTokenizer, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import StoryError, atomic_path
+from .core import StoryError
+from .files import atomic_path
 from .pictures import decode, scaled
 from .story import StorySplit
 

@@ -18,7 +18,8 @@ from .cli import asked, draw, keep_way, of_all, open_pipeline, share
 from .coherence import centred, own_told
 from .compare import compare
 from .convert import convert
-from .core import StoryError, asset, at_least_one, command, load_json, save_json
+from .core import StoryError, asset, at_least_one, command
+from .files import load_json, save_json
 from .drawings import match_drawings
 from .features import Fields, LatentFeatures, Store, features_file, networks
 from .histories import carried_facts, draw_histories, score_histories

@@ -18,7 +18,8 @@ from urllib import error, request
 
 from PIL import Image
 from tqdm.auto import tqdm
-from .core import StoryError, at_least_one, atomic_path, command
+from .core import StoryError, at_least_one, command
+from .files import atomic_path
 from .pictures import BadPicture, decode
 from .raw import RawFolder
 from .sources import SPLITS, records_in

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .core import BadStory, StoryError, whole_folder
+from .core import BadStory, StoryError
+from .files import whole_folder
 from .draw import StoryPipeline
 from .plan import make_plan
 from .raw import plain_name

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import StoryError, one_of, whole_folder
+from .core import StoryError, one_of
+from .files import whole_folder
 from .bootstrap import Estimate, as_span, as_text, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings

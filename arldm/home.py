@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from .base import tokenizers
-from .core import StoryError, atomic_path, command, one_of, save_json, whole_folder
+from .core import StoryError, command, one_of
+from .files import atomic_path, save_json, whole_folder
 from .draw import StoryPipeline
 from .encoders import quiet_loading
 from .model import ARLDM

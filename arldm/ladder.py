@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .convert import convert
-from .core import CORPORA, command, one_of, whole_folder
+from .core import CORPORA, command, one_of
+from .files import whole_folder
 from .dataset import Vocabulary, pixels, to_target, word_tokenizers
 from .draw import StoryPipeline
 from .facts import compare_scenes, read
@@ -130,7 +131,7 @@ def ladder_stories(path:Path, seed:int=0):
     if path.exists(): return
     raw = path.parent/'raw'
     if not raw.exists():
-        with whole_folder(raw) as tmp: write_toy(tmp, ALBUMS, seed=seed)
+        with whole_folder(raw, flush=False) as tmp: write_toy(tmp, ALBUMS, seed=seed)
     convert('toy', str(raw), str(path))
 
 # %% ../nbs/15b_ladder.ipynb #68371295

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .core import StoryError, first_line, load_json, one_of
+from .core import StoryError, first_line, one_of
+from .files import load_json
 from .dataset import Vocabulary, to_memory
 from .encoders import MemoryEncoder, encode_captions
 from .history import HistoryEmbeddings, context_visible, drop_frames, history_visible

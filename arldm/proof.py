@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
 from .convert import convert
-from .core import asset, at_least_one, command, machine, save_json, whole_folder
+from .core import asset, at_least_one, command, machine
+from .files import save_json, whole_folder
 from .draw import StoryPipeline
 from .facts import check_facts, guess, read
 from .features import LatentFeatures, Store

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .convert import convert
-from .core import StoryError, asset, load_json, machine, save_json
+from .core import StoryError, asset, machine
+from .files import load_json, save_json
 from .dataset import pixels, to_target
 from .denoise import make_scheduler
 from .distance import frechet

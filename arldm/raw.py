@@ -12,7 +12,8 @@ from typing import Callable
 
 import numpy as np
 from fastcore.basics import patch
-from .core import BadStory, StoryError, first_line, load_json
+from .core import BadStory, StoryError, first_line
+from .files import load_json
 from .pictures import BadPicture, decode
 
 # %% ../nbs/02a_raw.ipynb #d0450202

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .compare import compare
-from .core import StoryError, atomic_path, load_json
+from .core import StoryError
+from .files import atomic_path, load_json
 from .bootstrap import as_text
 from .drawings import drawn_frames
 from .page import (LOOKS, Curve, chart, differing_html, img_tag, legend, open_picture, page, place, settings_html,

@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 
 from .begin import make_model, open_run
 from .cache import build_cache, data_digest
-from .core import StoryError, command, machine, save_json, whole_folder
+from .core import StoryError, command, machine
+from .files import save_json
+from .manifest import replace_folder
 from .dataset import StoryDataset
 from .draw import StoryPipeline
 from .encoders import quiet_loading
@@ -91,12 +93,12 @@ def _train(run, s, file, cache, workers, tensorboard, first):
         if first: print(f'asked to stop after step {r["step"]:,}; run the same command again to go on')
         raise SystemExit(0)
     if first:
-        with averaged(net, ema): _keep(net, run/'pipeline')
+        with averaged(net, ema): _keep(net, run/'pipeline', s.steps)
     return run/'pipeline'
 
-def _keep(net, folder):
+def _keep(net, folder, step):
     try:
-        with whole_folder(folder) as tmp: StoryPipeline.from_model(net).save_pretrained(tmp)
+        with replace_folder(folder, step=step) as tmp: StoryPipeline.from_model(net).save_pretrained(tmp)
     except SafetensorError as e:                                        # a full disk, among others
         raise StoryError(f'{folder} could not be written ({e}); make room and run the same command again') from None
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from .coherence import (by_frame, centred, character_scores, characters_seen, likeness, names_in, nearest,
     own_told, pairs, together, unusual)
-from .core import CORPORA, StoryError, machine, save_json
+from .core import CORPORA, StoryError, machine
+from .files import save_json
 from .bootstrap import as_text, mean_of
 from .drawings import Drawings, match_drawings
 from .features import Fields, Store

@@ -17,7 +17,8 @@ from typing import Callable, Iterable
 import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from .core import StoryError, atomic_path
+from .core import StoryError
+from .files import atomic_path
 from .hdf5 import Disk, open_hdf5, reading
 from .original import is_original, original_attrs, original_index, original_picture
 from .pictures import decode, shrink, to_png

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .core import StoryError, atomic_path
+from .core import StoryError
+from .files import atomic_path
 from .model import ARLDM
 
 # %% ../nbs/10a_survive.ipynb #491c067f

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .core import atomic_path
+from .files import atomic_path
 from .facts import check_facts
 from .pictures import to_png
 from .plot import invent, tell

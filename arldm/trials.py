@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from .bootstrap import estimate, mean_of, resample
 from .cache import build_cache
-from .core import asset, command, machine, one_of, save_json, whole_folder
+from .core import asset, command, machine, one_of
+from .files import save_json, whole_folder
 from .dataset import StoryDataset, pixels
 from .draw import StoryPipeline
 from .facts import check_facts

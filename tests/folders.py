@@ -2,7 +2,7 @@
 import random
 from dataclasses import replace
 
-from arldm.core import save_json
+from arldm.files import save_json
 from arldm.facts import read
 from arldm.scene import COLOURS, draw
 from arldm.story import StoryFile, write_stories

@@ -1,7 +1,8 @@
 "Two runs: paired where they drew the same albums, said where they did not."
 import pytest
 from arldm.compare import compare
-from arldm.core import StoryError, load_json, save_json
+from arldm.core import StoryError
+from arldm.files import load_json, save_json
 from arldm.score import score
 from painted import draw, painting, stories, story_file
 

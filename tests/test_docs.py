@@ -146,7 +146,7 @@ def test_entries(pages):
     "A function, a patched method, a dataclass and a command have entries; their names in prose lead there."
     for name in 'history.history_visible', 'draw.StoryPipeline.stream', 'settings.Settings', 'run.train':
         assert f'arldm.{name}' in pages[f'{name.split(".")[0]}.html'].ids
-    assert 'core.html#arldm.core.atomic_path' in pages['story.html'].links
+    assert 'files.html#arldm.files.atomic_path' in pages['story.html'].links
     assert 'run.html#arldm.run.train' in pages['cli.html'].links
     assert '<td><p>Frames given before the first drawn one' in pages['history.html'].text
     assert 'class="source"' in pages['history.html'].text and 'def <span class="nf">' not in pages['history.html'].text

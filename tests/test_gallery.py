@@ -10,7 +10,8 @@ from PIL import Image
 
 from arldm import cli, core, toy
 from arldm.convert import convert
-from arldm.core import StoryError, asset, save_json
+from arldm.core import StoryError, asset
+from arldm.files import save_json
 from arldm.dataset import Vocabulary, word_tokenizers
 from arldm.draw import StoryPipeline
 from arldm.gallery import draw_split

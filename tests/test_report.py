@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFilter
 
-from arldm.core import StoryError, load_json, save_json
+from arldm.core import StoryError
+from arldm.files import load_json, save_json
 from arldm.page import Curve, chart, flat, img_tag, story_html, ticks
 from arldm.ranges import compare_html, facts_html, range_bar, score_text, scores_html
 from arldm.report import choose, loss_curves, losses_html, read_log, report

@@ -6,7 +6,8 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 
 from arldm import inception
-from arldm.core import StoryError, load_json
+from arldm.core import StoryError
+from arldm.files import load_json
 from arldm.features import Store, open_network
 from arldm.inception import Inception
 from arldm.score import score
