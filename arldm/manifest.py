@@ -66,8 +66,10 @@ def refuse_foreign_folder(folder:str|Path):
 
 def delete_made_here(folder:Path):
     "Delete the files that a manifest lists, and the folders that are empty then; whatever else is there stays."
-    for name in [*read_manifest(folder).get('files', {}), MANIFEST]:
+    listed = read_manifest(folder).get('files', {})
+    for name in listed:
         with contextlib.suppress(OSError): (folder/name).unlink()
+    if not any(os.path.lexists(folder/name) for name in listed): (folder/MANIFEST).unlink(missing_ok=True)
     for path in sorted([p for p in folder.rglob('*') if p.is_dir()] + [folder], reverse=True):
         with contextlib.suppress(OSError): path.rmdir()
     if folder.exists(): warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
