@@ -181,6 +181,7 @@ def _read_arguments(f, name, stop): # of the command line
         if given.get(k) == '': stop(f'{k} is empty; expected a name')
     return given
 
+# %% ../nbs/00_core.ipynb #0f5d2a2a
 def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)

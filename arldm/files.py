@@ -91,6 +91,7 @@ def _as_json(obj):
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
     return text.encode('utf-8', 'backslashreplace')          # halves of characters, as JSON itself writes them
 
+# %% ../nbs/00b_files.ipynb #61d637a1
 def create_json(path:str|Path, obj:object) -> bool:
     "Write a JSON file whole unless there is one already; of several processes at the same instant only one succeeds."
     path = Path(path)
@@ -140,6 +141,7 @@ def temporary_folder(
     try: yield tmp
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../nbs/00b_files.ipynb #22c5ac56
 @contextlib.contextmanager
 def whole_folder(
     folder:str|Path,  # Where the finished folder shall stand; must not exist

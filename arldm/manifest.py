@@ -26,7 +26,8 @@ def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
 
 def _files(folder): # relative names of all files, links and other things in a folder, but for its manifest
     for path in sorted(folder.rglob('*')):
-        if (path.is_symlink() or not path.is_dir()) and path != folder/MANIFEST: yield path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink() or path == folder/MANIFEST: continue
+        yield path.relative_to(folder).as_posix()
 
 def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
     "A digest of the names and contents of all files of a folder, hidden ones and its manifest apart."
@@ -84,6 +85,7 @@ def recover_folder(folder:str|Path):
         if os.path.lexists(folder): delete_made_here(old)
         else: os.rename(old, folder)
 
+# %% ../nbs/00c_manifest.ipynb #bce692bf
 @contextlib.contextmanager
 def replace_folder(
     folder:str|Path, # Where the finished folder shall stand; one that is there must have been made here
@@ -124,8 +126,12 @@ def record_provenance(
     if any(old.get(k) != v for k, v in hints.items()): save_json(path, {**old, **hints})
 
 # %% ../nbs/00c_manifest.ipynb #f7922e27
-def path_hints(folder:str|Path, path:str|Path, name:str='data') -> dict: # for JSON: absolute, and relative to the folder
-    "Where a file lies, said in two ways."
+def path_hints(
+    folder:str|Path, # Where the hints are kept
+    path:str|Path,   # The file
+    name:str='data', # Key of the absolute path; with '_relative' that of the relative one
+)->dict:             # For JSON
+    "Where a file lies: absolutely, and relative to a folder."
     whole = Path(path).resolve()
     return {name: str(whole), f'{name}_relative': os.path.relpath(whole, Path(folder).resolve())}
 
