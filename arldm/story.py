@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image
 from .core import StoryError
 from .files import atomic_path
-from .hdf5 import Disk, open_hdf5, reading
+from .hdf5 import Disk, open_hdf5, open_unchecked, reading
 from .original import is_original, original_attrs, original_index, original_picture
 from .pictures import decode, shrink, to_png
 from .show import strips
@@ -173,7 +173,7 @@ class StoryFile:
     @property
     def h5(self): # `h5py.File` of this process
         if self._handle[0] != os.getpid():
-            self._handle = os.getpid(), h5py.File(self.path, 'r') if self._looked_over else open_hdf5(self.path)
+            self._handle = os.getpid(), (open_unchecked if self._looked_over else open_hdf5)(self.path)
             self._looked_over = True
             self._frames = self._handle[1].get('frames')
         return self._handle[1]
