@@ -12,11 +12,12 @@ from itertools import combinations
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from .core import StoryError, at_least_one, command, one_of
-from .files import whole_folder
+from .checks import NoStory, refuse
+from .core import StoryError, at_least_one, command, counted, one_of, say
+from .files import FolderTaken, refuse_foreign, whole_folder
 from .raw import RawFolder
-from .sources import SOURCES, SPLITS, TOY_FILES, refuse
-from .story import NoStories, count_stories, write_stories
+from .sources import SOURCES, SPLITS, SSID, TOY_FILES, drafts_in
+from .story import NoStories, count_stories, is_story_file, write_stories
 from .toy import write_toy
 
 # %% ../nbs/04d_convert.ipynb #4b482262
@@ -55,7 +56,31 @@ def _open(source, raw, skip_bad):
     "The stories of every split, and the count of those left out."
     folder, skipped = RawFolder(raw), _Skipped()
     splits = SPLITS + (('hard',) if source == 'toy' and TOY_FILES['hard'] in folder.files else ())
-    return {split: SOURCES[source](folder, split, skipped if skip_bad else refuse) for split in splits}, skipped
+    def bad(e): skipped(e) if skip_bad or isinstance(e, NoStory) else refuse(e)
+    return {split: SOURCES[source](folder, split, bad) for split in splits}, skipped
+
+# %% ../nbs/04d_convert.ipynb #275d749c
+_MOST = dict(side=100_000, workers=64, albums=1_000_000)
+
+def _check_numbers(**numbers):
+    at_least_one(**numbers)
+    for name, n in numbers.items():
+        if n > _MOST[name]: raise StoryError(f'{name} must be at most {_MOST[name]:,}, got {n}')
+
+def _toy_folder(raw, albums, quiet, dry_run):
+    "Draw the toy corpus, or see that the one that is there has as many albums as were asked for."
+    if not Path(raw).exists():
+        if dry_run: raise StoryError(f'{raw}: no such folder; a dry run does not draw the toy corpus')
+        n = albums or 1000
+        try:
+            with whole_folder(raw, flush=False) as tmp: write_toy(tmp, (n, *[-(-n//10)]*3), progress=not quiet)
+        except FolderTaken:
+            raise StoryError(f'{raw} has just been made by another command; run this one again') from None
+    elif albums:
+        there = len({records[0].get('album_id') for _, records in drafts_in(RawFolder(raw), TOY_FILES['train'], SSID)})
+        if there != albums:
+            raise StoryError(f'{raw} has {counted(there, "album")} for training, not {albums:,}; leave --albums out, '
+                             'or name another folder')
 
 # %% ../nbs/04d_convert.ipynb #7c5aa255
 @command
@@ -67,13 +92,14 @@ def convert(
     side:int=0,           # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
     workers:int=2,        # Threads that shrink
     dry_run:bool=False,   # Read and check everything, write nothing
-    albums:int=1000,      # Toy: albums for training; a tenth as many more for each of val, test and hard
+    albums:int=None,      # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
     quiet:bool=False,     # No bar and no summary
 )->dict:                  # Split -> numbers from `count_index`, and 'skipped': reason -> number
     "Turn a corpus into a story file."
-    one_of('source', source, SOURCES), at_least_one(side=side or 1, workers=workers, albums=albums)
-    if source == 'toy' and not Path(raw).exists() and not dry_run:
-        with whole_folder(raw, flush=False) as tmp: write_toy(tmp, (albums, *[-(-albums//10)]*3), progress=not quiet)
+    one_of('source', source, SOURCES)
+    _check_numbers(side=side or 1, workers=workers, albums=albums or 1)
+    refuse_foreign(out, is_story_file, 'story file')
+    if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
     stories, skipped = _open(source, raw, skip_bad)
     seen = {split: set() for split in stories}  # albums
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
@@ -82,5 +108,5 @@ def convert(
         except NoStories: raise StoryError(f'{raw}: not a single story can be used{_left_out(skipped, "; ")}') from None
     _warn_of_shared(seen)
     counts = dict(counts, skipped=dict(skipped))
-    if not quiet: print(summary(counts))
+    if not quiet: say(summary(counts))
     return counts

@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Li
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
 # %% ../nbs/03a_fetch.ipynb #ed1ff8fb
-import csv, functools, http.client, io, os, re, shutil, ssl, tempfile, threading, time
+import csv, functools, http.client, io, os, re, shutil, ssl, threading, time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -18,8 +18,9 @@ from urllib import error, request
 
 from PIL import Image
 from tqdm.auto import tqdm
-from .core import StoryError, at_least_one, command
-from .files import atomic_path
+from .checks import is_id
+from .core import StoryError, at_home, at_least_one, command, counted, say
+from .files import atomic_path, lock_folder, refuse_foreign, temporary_folder
 from .pictures import BadPicture, decode
 from .raw import RawFolder
 from .sources import SPLITS, records_in
@@ -33,8 +34,8 @@ def vist_photos(
     for file in (f'{split}.story-in-sequence.json' for split in SPLITS):
         records, images = records_in(folder, file), folder.json(file).get('images')
         if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
-        listed = {str(image.get('id')): image for image in images if isinstance(image, dict)}
-        for photo in (str(r['photo_flickr_id']) for r in records if 'photo_flickr_id' in r):
+        listed = {str(image['id']): image for image in images if isinstance(image, dict) and is_id(image.get('id'))}
+        for photo in (str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))):
             urls = (listed.get(photo, {}).get(size) for size in ('url_o', 'url_m'))
             photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
     return photos
@@ -194,23 +195,23 @@ def fetch_photos(
 )->Iterator[Fetched]:       # One for each photo that did not stand there, in the order of arrival
     "Fetch photos in parallel."
     at_least_one(workers=workers, tries=limits.tries)
-    out, in_a_row = Path(out), 0
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob('.part-*'): shutil.rmtree(old, ignore_errors=True)
-    part, todo, over = Path(tempfile.mkdtemp(prefix='.part-', dir=out)), still_missing(photos, out), threading.Event()
+    out, in_a_row, over = Path(at_home(str(out))), 0, threading.Event()
+    lock, todo = lock_folder(out, 'fetching photos'), still_missing(photos, out)
     def job(item):
         try: return None if over.is_set() else _fetch(*item, out, part, limits)
         except StoryError: over.set(); raise
-    try:
-        with pools.ThreadPool(workers) as pool:
-            for photo in filter(None, pool.imap_unordered(job, todo.items())):
-                yield photo
-                in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
-                if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '
-                    f'{photo.url}: {photo.reason}; look after the network or wait, then run again to go on')
-    finally:
-        over.set()
-        shutil.rmtree(part.rename(f'{part}-over'), ignore_errors=True)  # a late worker can no longer write
+    with temporary_folder(out/'part') as part:
+        try:
+            with pools.ThreadPool(workers) as pool:
+                for photo in filter(None, pool.imap_unordered(job, todo.items())):
+                    yield photo
+                    in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
+                    if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '
+                        f'{photo.url}: {photo.reason}; look after the network or wait, then run again to go on')
+        finally:
+            over.set()
+            shutil.rmtree(part.rename(f'{part}over'), ignore_errors=True)   # a late worker can no longer write
+            if lock: lock.close()
 
 # %% ../nbs/03a_fetch.ipynb #05ba2e75
 @command
@@ -221,10 +222,13 @@ def fetch_vist(
     dry_run:bool=False, # Say how many photos there are and how many would be fetched, and stop
 )->dict:                # Number of photos by what became of them
     "Fetch the photos of VIST's stories; run it again to go on, or to try those that could not be had."
+    at_least_one(workers=workers)
+    if workers > 64: raise StoryError(f'workers must be at most 64, got {workers}; more only annoys the server')
+    refuse_foreign(Path(out_dir)/'missing.csv', _is_list_of_missing, 'list of missing photos')
     photos = vist_photos(json_dir)
     todo = still_missing(photos, out_dir)
     counts, missing = Counter(there=len(photos) - len(todo)), []
-    print(f'{len(photos):,} photos in the stories, {counts["there"]:,} there already, {len(todo):,} to fetch')
+    say(f'{counted(len(photos), "photo")} in the stories, {counts["there"]:,} there already, {len(todo):,} to fetch')
     if dry_run: return dict(counts)
     with tqdm(total=len(todo), unit=' photos') as bar:
         for photo in fetch_photos(todo, out_dir, workers):
@@ -234,10 +238,16 @@ def fetch_vist(
             bar.set_postfix(missing=len(missing), refresh=False)
     _write_missing(Path(out_dir)/'missing.csv', missing)
     said = ', '.join(f'{n:,} × {reason}' for reason, n in Counter(reason for _, reason, _ in missing).most_common())
-    print(f'{counts["fetched"]:,} fetched, {len(missing):,} could not be had' + f': {said}'*bool(missing))
-    if missing: print(f'which ones: {out_dir}/missing.csv; run again to try them once more')
+    say(f'{counts["fetched"]:,} fetched, {len(missing):,} could not be had' + (f': {said}' if missing else ''))
+    if missing: say(f'which ones: {out_dir}/missing.csv; run again to try them once more')
     return dict(counts)
+
+# %% ../nbs/03a_fetch.ipynb #5c525f0d
+_HEAD = 'id', 'reason', 'url'
+
+def _is_list_of_missing(path):
+    with open(path, encoding='utf-8', errors='replace') as f: return f.readline(100).strip() == ','.join(_HEAD)
 
 def _write_missing(path, missing):
     with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f:
-        csv.writer(f).writerows([('id', 'reason', 'url'), *sorted(missing)])
+        csv.writer(f).writerows([_HEAD, *sorted(missing)])

@@ -112,7 +112,11 @@ def load_json(
     want:object=object, # The shape that it must have, see `check_shape`
 ):
     "Read a JSON file; a `StoryError` says in one line what is wrong with it."
-    try: obj = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    try:
+        data = Path(path).read_bytes()
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise StoryError(f'{path}: UTF-16, expected UTF-8; save it as UTF-8')
+        obj = json.loads(data.decode('utf-8-sig'))
+    except StoryError: raise
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
     except UnicodeDecodeError as e: raise StoryError(f'{path}: expected UTF-8 ({e}); save it as UTF-8') from None
     except (ValueError, RecursionError) as e:

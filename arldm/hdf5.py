@@ -22,8 +22,8 @@ def reading(
     except StoryError: raise
     except Exception as e:
         why = first_line(e)
-        raise StoryError(f'{path}: damaged, or not the file it should be ({why}); copy it again, or move it away and convert '
-                         'again') from None
+        raise StoryError(f'{path}: damaged, or not the file it should be ({why}); copy it again, or move it away and '
+                         'convert again') from None
 
 # %% ../nbs/01b_hdf5.ipynb #f5b23c8f
 _REFERENCE = np.dtype([('length', '<u4'), ('heap', '<u8'), ('number', '<u4')])
@@ -83,8 +83,8 @@ def open_unchecked(path:str|Path)->h5py.File:
         raise StoryError(f'{path}: another program has it open for writing; close it there and try again') from None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         raise StoryError(f'{path}: cannot be read ({os.strerror(error.errno)})') from None
-    raise StoryError(f'{path}: not an HDF5 file, or not a whole one; copy it again, or move it away and convert again') \
-        from None
+    raise StoryError(f'{path}: not an HDF5 file, or not a whole one; copy it again, or move it away and convert '
+                     'again') from None
 
 # %% ../nbs/01b_hdf5.ipynb #9d62cd18
 def _members(group):

@@ -89,6 +89,7 @@ def _from_16_bits(grey, hidden): # hidden: the value that is transparent, if any
     if hidden is not None: x[grey == hidden] = 255
     return Image.fromarray(x).convert('RGB')
 
+# %% ../nbs/01a_pictures.ipynb #f1557eb9
 def to_png(picture:Image.Image)->bytes:
     "Encode a picture without loss."
     out = io.BytesIO()

@@ -17,7 +17,7 @@ from typing import Callable
 
 import numpy as np
 from PIL import Image
-from .checks import Stories, caption_text, id_text, is_id, place_number, refuse
+from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
 from .core import CORPORA, BadStory, StoryError
 from .pictures import cut, to_png
 from .raw import RawFolder, composed, load_array, load_pickle, plain_name
@@ -76,8 +76,8 @@ def in_order(
     places = [place_number(r[keys.order], keys.order, story) for r in records]
     order, n = Counter(places).most_common(1)[0]
     if n > 1:
-        raise BadStory(f'repeated {keys.order}', f'story {story} has {n} pictures with {keys.order} {order}; does its id '
-                                                 'stand twice?')
+        raise BadStory(f'repeated {keys.order}', f'story {story} has {n} pictures with {keys.order} {order}; does its '
+                                                 'id stand twice?')
     if len(records) != n_frames:
         raise BadStory('wrong length', f'story {story} has {len(records)} pictures, {n_frames} needed')
     return sorted(records, key=lambda r: int(r[keys.order]))
@@ -200,7 +200,7 @@ def _flintstones_tables(folder):
 
 def _following(clips, story): # the four clips after the first one of a story
     n = len(clips) if isinstance(clips, (list, tuple, np.ndarray)) else 0
-    if n != 4: raise BadStory('too few clips', f'story {story}: {n} clips follow it, 4 needed')
+    if n != 4: raise NoStory('too few clips follow', f'story {story}: {n} clips follow it, 4 needed')
     return [id_text(c.decode('utf-8', 'replace') if isinstance(c, bytes) else c, 'a clip', story) for c in clips]
 
 def _clip(file): # the frames of a clip, as PNG

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'Story', 'as_tuple', 'index_stories', 'count_index', 'count_stories', 'NoStories',
-           'write_stories', 'StoryFile', 'StorySplit']
+           'is_story_file', 'write_stories', 'StoryFile', 'StorySplit']
 
 # %% ../nbs/02_story.ipynb #bbda7b41
 import hashlib, json, os
@@ -17,8 +17,8 @@ from typing import Callable, Iterable
 import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from .core import StoryError
-from .files import atomic_path
+from .core import StoryError, at_home
+from .files import atomic_path, refuse_foreign
 from .hdf5 import Disk, open_hdf5, open_unchecked, reading
 from .original import is_original, original_attrs, original_index, original_picture
 from .pictures import decode, shrink, to_png
@@ -63,6 +63,7 @@ def index_stories(
         return rows[key]
     frames, captions, albums = [], [], {}
     for s in stories:
+        _check_text(s)
         if s.id in albums: raise StoryError(f'story {s.id} stands twice in one split; ids must differ')
         frames.append([[number(p) for p in as_tuple(f)] for f in s.frames])
         captions.append(s.captions)
@@ -71,6 +72,11 @@ def index_stories(
                 story_id=np.array(list(albums), object), album_id=np.array(list(albums.values()), object))
 
 # %% ../nbs/02_story.ipynb #457a9da3
+def _check_text(story): # HDF5 would end a text at a zero character
+    for text in (story.id, story.album, *story.captions):
+        if not isinstance(text, str) or '\0' in text or text != text.encode('utf-8', 'replace').decode():
+            raise StoryError(f'story {story.id}: {text!r:.40} is no text that a file can hold')
+
 def _rectangle(frames):
     "Lists of lists of rows as int32 (n, L), or (n, L, K) where a frame has several pictures."
     L, K = max(map(len, frames), default=0), max((len(f) for fs in frames for f in fs), default=1)
@@ -127,6 +133,10 @@ class _Keeper:
 # %% ../nbs/02_story.ipynb #ea7bb09a
 FORMAT, VERSION = 'arldm-stories', 1
 
+def is_story_file(path:str|Path)->bool:
+    "Whether a file was written by `write_stories`."
+    with open_unchecked(path) as f: return f.attrs.get('format') == FORMAT
+
 def _write(disk, splits, corpus, side, workers): # -> split: counts
     counts = {}
     with h5py.File(disk, 'w', libver='v110') as f:
@@ -142,13 +152,15 @@ def _write(disk, splits, corpus, side, workers): # -> split: counts
 
 # %% ../nbs/02_story.ipynb #3dc6c04c
 def write_stories(
-    path:str|Path,  # The story file to write; replaced when there is one
+    path:str|Path,  # The story file to write; a story file that is there is replaced, any other file is not
     splits:dict,    # Name of a split -> iterable of `Story`; may be empty
     corpus:str,     # Name of the corpus, a key of `CORPORA`
     side:int=0,     # Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
     workers:int=2,  # Threads that shrink
 )->dict:            # What `count_index` says of each split
     "Write a story file."
+    path = Path(at_home(str(path)))
+    refuse_foreign(path, is_story_file, 'story file')
     try:
         with atomic_path(path) as tmp, Disk(tmp) as disk:
             try: counts = _write(disk, splits, corpus, side, workers)
@@ -163,7 +175,7 @@ class StoryFile:
     def __init__(self,
         path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
     ):
-        self.path, self._handle, self._looked_over = Path(path), (0, None), False
+        self.path, self._handle, self._looked_over = Path(at_home(str(path))), (0, None), False
         with reading(path):
             self.original = 'facts' not in self.h5.attrs and is_original(self.h5)
             self.attrs = original_attrs(self.h5) if self.original else self._check()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .files import atomic_path
+from .core import at_home
+from .files import FolderTaken, atomic_path
 from .facts import check_facts
 from .pictures import to_png
 from .plot import invent, tell
@@ -44,7 +45,7 @@ def _records(album, tellings, beats, rng):
 
 # %% ../nbs/04c_toy.ipynb #5a7e04c1
 def write_toy(
-    raw:str|Path,                      # Folder to write
+    raw:str|Path,                      # Folder to write; empty, or not there yet
     n_albums:tuple=(1000, 100, 100),   # Albums in train, validation, test and, where a fourth is given, hard
     tellings:int=1,                    # Stories told about each album (SSID has four)
     seed:int=0,                        # The same seed and numbers give the same corpus
@@ -52,7 +53,8 @@ def write_toy(
     side:int=SIDE,                     # Height and width of pictures in pixels
 ):
     "Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`."
-    raw, rng, albums = Path(raw), random.Random(seed), iter(range(sum(n_albums)))
+    raw, rng, albums = Path(at_home(str(raw))), random.Random(seed), iter(range(sum(n_albums)))
+    if raw.exists() and any(raw.iterdir()): raise FolderTaken(raw)
     (raw/'SSID_Images').mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=sum(n_albums), desc='inventing albums', disable=not progress)
     for (split, name), n in zip(TOY_SPLITS.items(), n_albums):

@@ -11,7 +11,8 @@ from arldm.convert import convert, summary
 from arldm.dataset import StoryDataset, Vocabulary, word_tokenizers
 from arldm.pictures import decode
 from arldm.raw import RawFolder
-from arldm.sources import SOURCES, clean, ssid
+from arldm.checks import clean
+from arldm.sources import SOURCES, ssid
 from arldm.story import StoryFile
 
 MINI = Path(__file__).parents[2]/'shared/ssid-mini'
@@ -71,7 +72,7 @@ def edit(change):
 
 def first(**changes): return edit(lambda a: a[0][0].update(changes))
 
-BROKEN, NUMBER = 'story 30: 32.jpg is not a whole picture', 'story 30: image_order is not a number everywhere'
+BROKEN, NUMBER = 'story 30: 32.jpg is not a whole picture', 'story 30: image_order is .*, expected a whole number'
 BAD = dict(
     photo_missing=(lambda r: (r/'a/32.jpg').unlink(), 'story 30: no picture 32 in .*', 'missing picture'),
     photo_cut=(lambda r: os.truncate(r/'a/32.jpg', 2000), rf'{BROKEN} \(.*truncated.*\)', 'broken picture'),
@@ -79,7 +80,7 @@ BAD = dict(
     photo_empty=(lambda r: (r/'a/32.jpg').write_bytes(b''), rf'{BROKEN} \(.*\)', 'not a picture'),
     four=(edit(lambda a: a.pop(0)), 'story 30 has 4 pictures, 5 needed', 'wrong length'),
     six=(edit(lambda a: a.append([record(30, 6)])), 'story 30 has 6 pictures, 5 needed', 'wrong length'),
-    twice=(first(image_order=1), 'story 30 has 2 pictures with image_order 1', 'repeated image_order'),
+    twice=(first(image_order=1), r'story 30 has 2 pictures with image_order 1; does its id stand twice\?', 'repeated image_order'),
     order=(first(image_order='third'), NUMBER, 'bad image_order'),
     endless=(first(image_order=float('inf')), NUMBER, 'bad image_order'),
     no_text=(edit(lambda a: a[0][0].pop('storytext')), 'story 30: a record has no storytext', 'missing key'),
@@ -113,7 +114,7 @@ def test_record_of_no_story(raw, tmp_path):
 @pytest.mark.parametrize('spoil,said', [
     (lambda r: (r/'SSID_Test.json').unlink(), 'no SSID_Test.json in it or below it'),
     (lambda r: os.truncate(r/'SSID_Test.json', 500), r'SSID_Test.json: not valid JSON \(.*line \d+ .*\)'),
-    (lambda r: (r/'SSID_Test.json').write_bytes(b'\xff\xfe'), 'SSID_Test.json: not valid JSON'),
+    (lambda r: (r/'SSID_Test.json').write_bytes(b'\xff\xfe'), 'SSID_Test.json: UTF-16, expected UTF-8'),
     (lambda r: (r/'SSID_Test.json').write_text('[1, 2]'), 'SSID_Test.json: no list "annotations" in it')])
 def test_bad_annotations_end_it_before_any_picture_is_read(raw, tmp_path, monkeypatch, spoil, said):
     spoil(raw)
