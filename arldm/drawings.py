@@ -139,11 +139,15 @@ def _name_trouble(d, known):
     n, start = {s: len(d.split.rows(i)) for i, s in enumerate(d.split.ids)}, d.k.min()
     extra = [p for s, ks in known.items() for k, p in ks.items() if not 1 <= k <= n[s]]
     gaps = [f'{s}/{k}.png' for s, ks in known.items() for k in range(start, n[s] + 1) if k not in ks]
-    for found, what in ((d.missing, f'of {len(n):,} stories of the split are not drawn'),
-                        (d.unknown, 'drawn stories are unknown to the split and left out'),
-                        (extra, 'drawn frames are more than their stories have, left out'),
-                        (gaps, 'frames of drawn stories are missing')):
-        if found: d.trouble.append(_some(len(found), what, found[0]))
+    lost = f'of {counted(len(n), "story", "stories")} of the split'
+    for found, one, more in (
+            (d.missing, f'{lost} is not drawn', f'{lost} are not drawn'),
+            (d.unknown, 'drawn story is unknown to the split and left out',
+             'drawn stories are unknown to the split and left out'),
+            (extra, 'drawn frame is more than its story has, left out',
+             'drawn frames are more than their stories have, left out'),
+            (gaps, 'frame of a drawn story is missing', 'frames of drawn stories are missing')):
+        if found: d.trouble.append(_some(len(found), one if len(found) == 1 else more, found[0]))
     if gaps: d.trouble[-1] += f'; {_AGAIN}'
     if all([*ks] == [*range(1, n[s])] for s, ks in known.items()): # as many as a continuation draws
         d.trouble.append('every story lacks its last frame; if the first frame was given, drawings begin with 2.png')
@@ -151,14 +155,17 @@ def _name_trouble(d, known):
 def _add_set(d, j, frames): # the same frames from another seed
     paths = [frames.get(d.id(i), {}).get(int(k)) for i, k in enumerate(d.k)]
     lost = [f'{d.id(i)}/{d.k[i]}.png' for i, p in enumerate(paths) if p is None]
-    if lost: d.trouble.append(_some(len(lost), f'frames are not in drawn{j}, which is left out', lost[0]))
+    missing = 'frame is' if len(lost) == 1 else 'frames are'
+    if lost: d.trouble.append(_some(len(lost), f'{missing} not in drawn{j}, which is left out', lost[0]))
     else: d.paths.append(paths)
 
 def _all_trouble(d, folder, known, sets):
     _name_trouble(d, known)
     others = [path for place in set_folders(folder) for path in other_pictures(place) if path.parent.name in known]
-    if others: d.trouble.append(_some(len(others), 'pictures among the drawings are not named <k>.png and left out',
-                                      f'{others[0].parent.name}/{others[0].name}'))
+    if others:
+        what = 'picture among the drawings is' if len(others) == 1 else 'pictures among the drawings are'
+        first = f'{others[0].parent.name}/{others[0].name}'
+        d.trouble.append(_some(len(others), f'{what} not named <k>.png and left out', first))
     for j, other in enumerate(sets[1:], 2): _add_set(d, j, other)
     look_over(d)
 
