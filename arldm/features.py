@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'fields', 'Fields', 'LatentFeatures', 'normalised', 'Dino', 'Clip', 'open_network', 'networks', 'same_cut',
-           'fingerprint', 'is_store', 'refuse_foreign_store', 'Store', 'features_file', 'features_of']
+           'fingerprint', 'features_file', 'features_of']
 
 # %% ../nbs/12e_features.ipynb #cb0d960f
-import contextlib, hashlib, os, sqlite3, time
+import hashlib, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +25,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .core import StoryError, first_line, one_of, pick_device
 from .dataset import pixels, square
-from .files import refuse_foreign
 from .inception import Inception, load_inception
 from .pictures import decode, to_png, upright
+from .store import Store
 
 # %% ../nbs/12e_features.ipynb #0b4bdb9a
 def fields(x:Tensor) -> Tensor: # (B, C, h, w) -> (B, C*4*4)
@@ -130,75 +130,6 @@ def fingerprint(net:nn.Module) -> str:
         h.update(k.encode())
         h.update(v.cpu().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
-
-# %% ../nbs/12e_features.ipynb #921b8e31
-_TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
-
-def is_store(
-    path:Path, # An existing file
-)->bool:       # An empty file may become one
-    "Whether a file is a store of features; it is only read."
-    with open(path, 'rb') as f: start = f.read(16)
-    if start != b'SQLite format 3\0': return not start
-    with _Asking(path):
-        try: tables, columns = _layout(path, 'mode=ro')
-        except sqlite3.OperationalError: tables, columns = _layout(path, 'mode=ro&immutable=1') # a killed one's journal
-    return not tables or (tables, columns) == (['rows'], ['key', 'row'])
-
-def _layout(path, how): # names of the tables of a database, and of the columns of `rows`
-    with contextlib.closing(sqlite3.connect(f'{path.resolve().as_uri()}?{how}', 600, uri=True)) as db:
-        return ([name for name, in db.execute('select name from sqlite_master')],
-                [name for _, name, *_ in db.execute('pragma table_info(rows)')])
-
-def refuse_foreign_store(path:str|Path):
-    "A `StoryError` if a file that is no store of features stands where one shall be."
-    if os.path.isfile(path) and is_store(Path(path)): return                # says itself if it is a damaged one
-    refuse_foreign(path, lambda _: False, 'store of features')
-
-class Store:
-    "Rows of features under keys, in a file."
-    def __init__(self, path:str|Path=None): # default: in memory
-        self.path, path = path, Path(path or ':memory:')
-        if self.path:
-            refuse_foreign_store(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with self._asking():
-            self.db = sqlite3.connect(path, timeout=600, check_same_thread=False)
-            self.db.execute(_TABLE)
-
-    def _asking(self): return _Asking(self.path)
-
-    def get(self, keys:list) -> dict: # those of the keys that are there -> float32 (d,)
-        "Look rows up."
-        found, keys = {}, list(keys)
-        with self._asking():
-            for at in range(0, len(keys), 500):
-                some = keys[at:at + 500]
-                ask = f'select key, row from rows where key in ({",".join("?"*len(some))})'
-                found.update((k, np.frombuffer(row, 'float32')) for k, row in self.db.execute(ask, some))
-        return found
-
-    def put(self, keys:list, rows:np.ndarray): # rows (n, d)
-        "Write rows, all or none."
-        with self._asking(), self.db:
-            self.db.executemany('insert or replace into rows values (?, ?)',
-                                zip(keys, (r.tobytes() for r in np.ascontiguousarray(rows, 'float32'))))
-
-# %% ../nbs/12e_features.ipynb #18a79ad6
-_SAID = {'full': 'make room and run the same command again, nothing is lost',
-         'locked': 'another process is writing to it; wait until it has ended',
-         'readonly': 'name another place for the store: --store FILE',
-         'unable to open': 'name another place for the store: --store FILE',
-         'disk I/O': 'make room, or name another place for the store: --store FILE'}
-_DAMAGED = 'it is damaged; move it away, features are computed again'
-
-class _Asking: # turns SQLite's errors into one line
-    def __init__(self, path): self.path = path
-    def __enter__(self): pass
-    def __exit__(self, kind, e, _):
-        if not isinstance(e, sqlite3.Error): return
-        advice = next((what for words, what in _SAID.items() if words in str(e)), _DAMAGED)
-        raise StoryError(f'{self.path}: the store of features cannot be used ({e}); {advice}') from None
 
 # %% ../nbs/12e_features.ipynb #c88b7ae5
 def features_file(data:Path, run:Path) -> Path: # of a story file and a run folder
