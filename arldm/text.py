@@ -58,7 +58,7 @@ def has(path:str, c:str) -> bool:
 _noted = set() # kinds of letters, so that each is spoken of once
 
 def _note_missing(missing):
-    kinds = {unicodedata.name(c, 'unknown').split()[0]: c for c in sorted(missing)}
+    kinds = {unicodedata.name(c, 'unknown').split()[0]: c for c in sorted(missing, reverse=True)}
     new = [c for kind, c in kinds.items() if kind not in _noted]
     _noted.update(kinds)
     if new: warnings.warn(f'no font of this machine has letters such as {" ".join(new[:8])}: they are drawn as boxes; '
