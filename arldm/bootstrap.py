@@ -20,7 +20,8 @@ MOST_DRAWS = 100_000
 
 def refuse_draws(times:int):
     "A `StoryError` for a number of draws that cannot be made."
-    if not 0 <= times <= MOST_DRAWS: raise StoryError(f'resamples must be from 0 to {MOST_DRAWS:,}, got {times}')
+    if 0 <= times <= MOST_DRAWS: return
+    raise StoryError(f'resamples must be 0 or more, at most {MOST_DRAWS:,}, got {times}')
 
 def resample(
     n_albums:int,

@@ -48,6 +48,7 @@ def _compared(name, values, better, unit, again): # a verdict, and the interval 
     low, high = (b - a).interval
     return verdict(a, b, better, unit=unit), *((low, high) if math.isfinite(low) else (None, None))
 
+# %% ../nbs/13b_compare.ipynb #b858865f
 def compare(
     run_a:str|Path, # A scored run folder
     run_b:str|Path, # Another one, of the same stories

@@ -32,7 +32,8 @@ def _frames_in(folder): # of one story
     for path in sorted(folder.iterdir()):
         if path.suffix != '.png' or not _is_number(path.stem): continue
         k = int(path.stem)
-        if k in found: raise StoryError(f'{path} and {found[k].name} beside it are both frame {k}; move one of them away')
+        if k in found:
+            raise StoryError(f'{path} and {found[k].name} beside it are both frame {k}; move one of them away')
         found[k] = path
     return dict(sorted(found.items()))
 
@@ -61,12 +62,14 @@ def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings
     "The same stories, as often as they were drawn."
     folder = Path(folder)
     if not folder.is_dir():
-        raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as arldm-draw leaves them')
+        raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as arldm-draw leaves '
+                         'them')
     sets = [drawn_frames(p) for p in set_folders(folder)]
     if sets[0]: return sets
     others = [*other_pictures(folder), *(other_pictures(folder/'drawn') if (folder/'drawn').is_dir() else [])]
     seen = f'; {_some(len(others), "pictures there have other names", others[0])}' if others else ''
-    raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …{seen}; draw first: arldm-draw')
+    raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …{seen}; draw first: '
+                     'arldm-draw')
 
 def drawings_digest(folder:str|Path) -> str: # 32 hexadecimal digits
     "A digest of all drawings: of their stories, sets and numbers and of the contents of their files."
@@ -104,10 +107,11 @@ def _refuse_from_zero(sets, n): # n: frames of each story
     for drawn in sets:
         for story_id, frames in drawn.items():
             if story_id in n and 0 in frames and n[story_id] not in frames:
-                first = frames[0]
-                raise StoryError(f'{first}: the frames of story {story_id} are numbered from 0 to {max(frames)}, expected '
-                                 f'1 to {n[story_id]}; rename the drawings of every story, the last frame first')
+                raise StoryError(f'{frames[0]}: the frames of story {story_id} are numbered from 0 to {max(frames)}, '
+                                 f'expected 1 to {n[story_id]}; rename the drawings of every story, the last frame '
+                                 'first')
 
+# %% ../nbs/12i_drawings.ipynb #aaeef2e6
 def match_drawings(
     folder:str|Path,   # A run folder, or a folder of drawings
     split:StorySplit,  # The stories that they illustrate
@@ -152,6 +156,7 @@ def _name_trouble(d, known):
     if all([*ks] == [*range(1, n[s])] for s, ks in known.items()): # as many as a continuation draws
         d.trouble.append('every story lacks its last frame; if the first frame was given, drawings begin with 2.png')
 
+# %% ../nbs/12i_drawings.ipynb #757ff54d
 def _add_set(d, j, frames): # the same frames from another seed
     paths = [frames.get(d.id(i), {}).get(int(k)) for i, k in enumerate(d.k)]
     lost = [f'{d.id(i)}/{d.k[i]}.png' for i, p in enumerate(paths) if p is None]

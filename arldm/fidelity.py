@@ -115,8 +115,9 @@ def neighbour_rows(t:Table, s:Seen, k:int=5):
     "Precision and recall, density and coverage."
     d = t.d
     if min(len(s.told), len(d)) <= k:
-        return t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures on each side, '
-                                               f'and there are {min(len(s.told), len(d))}')
+        n = min(len(s.told), len(d))
+        return t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures on each '
+                                               f'side, and there are {n}')
     found, half = [neighbours(s.told, x, k) for x in s.drawn], halves(len(d.albums))[s.album]
     a, b = s.told[half], s.told[~half]
     other = neighbours(a, b, k) if min(len(a), len(b)) > k else {}

@@ -141,6 +141,7 @@ def _drawing(name, frames, k, told, caption):
     return place(name, open_picture(frames[k]) if k in frames else None, caption,
                  'unreadable' if k in frames else 'not drawn', 'drawn')
 
+# %% ../nbs/13c_page.ipynb #f2a896a6
 _MOST_FRAMES = 100 # in a figure
 
 def _numbers(n_told, drawn): # of the frames to show: those told, those drawn, and gaps between the first ones

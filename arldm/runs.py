@@ -21,7 +21,8 @@ from .story import StoryFile, StorySplit
 from .survive import read_log
 
 # %% ../nbs/13e_runs.ipynb #6b4c6317
-SETTINGS = {'data?': (str, type(None)), 'data_relative?': (str, type(None)), 'split?': (str, type(None))} # that are read
+_TEXT = str, type(None)
+SETTINGS = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT} # those that a report relies on
 
 def read_run(
     folder:str|Path,  # A run folder, finished or not

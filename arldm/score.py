@@ -42,16 +42,16 @@ def together_rows(t:Table, drawn:list, told:np.ndarray, on:str): # centred rows 
         real, _ = t.measure([mean_of(likeness(told, p), d.album[p[:, 0]])])
         low = real.interval[0]
         if real.value < ALIKE if math.isnan(low) else low <= 0:
-            t.empty('story', [name + on], f'not measured: told frames of a story are alike by {as_text(real.value)} only, '
-                    'which may be chance, so nothing can be said in parts of it')
+            t.empty('story', [name + on], f'not measured: told frames of a story are alike by {as_text(real.value)} '
+                    'only, which may be chance, so nothing can be said in parts of it')
             continue
         t.add('story', name + on, [together(x, told, p, d.album) for x in drawn], None, unit='%', n=len(p),
               beside=[('told frames', 1., len(p))],
               note=f'in parts of told stories, whose cosine is {real.value:.3f}; more = frames repeat each other')
 
 # %% ../nbs/13_score.ipynb #fcc56859
-def _too_usual(n, what): return (f'not measured: {what} are needed, at least {UNUSUAL}, to say what is unusual, and there '
-                                 f'are {n}')
+def _too_usual(n, what):
+    return f'not measured: {what} are needed, at least {UNUSUAL}, to say what is unusual, and there are {n}'
 
 def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told one, of each set
     "Does a story hang together, and is it new?"
@@ -176,14 +176,18 @@ def score(
             bad, of = str(e).startswith('invalid'), MISSING.get(name, (FRECHET.get(name, name),))
             t.empty('pictures', of, str(e) if bad else f'not measured: {e}', bad)
     if not lead: return {}
-    out = dict(format=2, **path_hints(folder, split.file.path), **_fill(t, seen, nets, rows, facts, characters),
-               **made_from)
-    values = {r['name']: r['value'] for r in t.rows if r['name'] in t.again}
-    save_json(Path(folder)/'resamples.json', dict(albums=d.albums, split=split.name, values=values, rows=t.again))
-    save_json(Path(folder)/'scores.json', out)
+    out = dict(format=2, **path_hints(folder, split.file.path), **made_from,
+               **_fill(t, seen, nets, rows, facts, characters))
+    _save(Path(folder), t, out)
     return out
 
 # %% ../nbs/13_score.ipynb #b78ce668
+def _save(folder, t, out):
+    values = {r['name']: r['value'] for r in t.rows if r['name'] in t.again}
+    again = dict(albums=t.d.albums, split=t.d.split.name, values=values, rows=t.again)
+    save_json(folder/'resamples.json', again)
+    save_json(folder/'scores.json', out)
+
 def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
     d, file, extra = t.d, t.d.split.file, {}
     if 'FID64' in seen: fid64_row(t, seen['FID64'])

@@ -38,6 +38,7 @@ def refuse_foreign_store(path:str|Path):
     if os.path.isfile(path) and is_store(Path(path)): return                # says itself if it is a damaged one
     refuse_foreign(path, lambda _: False, 'store of features')
 
+# %% ../nbs/00d_store.ipynb #7bac31dc
 class Store:
     "Rows of features under keys, in a file."
     def __init__(self, path:str|Path=None): # default: in memory

@@ -112,7 +112,7 @@ def in_order(text:str) -> str:
     "A line as it stands from left to right, of letters some of which run to the left."
     base, runs = _right_to_left(text), []                          # runs of [whether to the left, letters]
     kinds = [unicodedata.bidirectional(c[0]) for c in clusters(text)]
-    strong = {'R': True, 'AL': True, 'L': False, 'EN': base, 'AN': base}          # what letters do to spaces beside them
+    strong = {'R': True, 'AL': True, 'L': False, 'EN': base, 'AN': base}   # what letters do to spaces beside them
     for i, c in enumerate(clusters(text)):
         before = next((strong[k] for k in kinds[i::-1] if k in strong), base)
         after = next((strong[k] for k in kinds[i:] if k in strong), base)
