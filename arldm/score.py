@@ -61,9 +61,12 @@ def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told on
     order = np.argsort(d.album, kind='stable')
     other = np.roll(order, len(d)//2)[np.argsort(order)]                 # frames far away in the list of albums
     apart = d.story[other] != d.story
-    beside = [('a told frame of another story', float(own_told(told[other], told)[apart].mean()), int(apart.sum()))]
+    beside = []
+    if apart.any():
+        value = float(own_told(told[other], told)[apart].mean())
+        beside.append(('a told frame of another story', value, int(apart.sum())))
     t.add('story', 'likeness to the told frame' + on, [mean_of(x, d.album) for x in own], 'higher', unit='%',
-          beside=beside if apart.any() else [], note='cosine, centred')
+          beside=beside, note='cosine, centred')
     t.by_frame('likeness to the told frame' + on, [by_frame(x, d.k, d.album) for x in own])
     together_rows(t, drawn, told, on)
     repeated = 'frames repeated' + on
@@ -178,15 +181,15 @@ def score(
     if not lead: return {}
     out = dict(format=2, **path_hints(folder, split.file.path), **made_from,
                **_fill(t, seen, nets, rows, facts, characters))
-    _save(Path(folder), t, out)
-    return out
+    return _save(Path(folder), t, out)
 
 # %% ../nbs/13_score.ipynb #b78ce668
-def _save(folder, t, out):
+def _save(folder, t, out): # -> `out`
     values = {r['name']: r['value'] for r in t.rows if r['name'] in t.again}
     again = dict(albums=t.d.albums, split=t.d.split.name, values=values, rows=t.again)
     save_json(folder/'resamples.json', again)
     save_json(folder/'scores.json', out)
+    return out
 
 def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
     d, file, extra = t.d, t.d.split.file, {}
