@@ -191,6 +191,7 @@ def _save(folder, t, out): # -> `out`
     save_json(folder/'scores.json', out)
     return out
 
+# %% ../nbs/13_score.ipynb #4d543645
 def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
     d, file, extra = t.d, t.d.split.file, {}
     if 'FID64' in seen: fid64_row(t, seen['FID64'])
