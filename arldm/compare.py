@@ -14,33 +14,53 @@ import numpy as np
 from .core import StoryError
 from .files import load_json
 from .bootstrap import Estimate, verdict
+from .origin import RESAMPLES, SCORES
 
 # %% ../nbs/13b_compare.ipynb #0f410753
+def _draws(run): # resamples of a run; empty without albums where there are none
+    path = run/'resamples.json'
+    again = load_json(path, RESAMPLES) if path.is_file() else dict(albums=[], rows={})
+    try: rows = {name: np.array(values, float) for name, values in again['rows'].items()}
+    except (TypeError, ValueError): raise StoryError(f'{path}: rows must be lists of numbers') from None
+    if any(values.ndim != 1 for values in rows.values()): raise StoryError(f'{path}: rows must be lists of numbers')
+    return {**again, 'rows': rows}
+
 def _scored(run): # scores and resamples of a run
     run = Path(run)
     if not (run/'scores.json').is_file(): raise StoryError(f'{run}: not scored yet; score it first: arldm-score {run}')
-    again = load_json(run/'resamples.json') if (run/'resamples.json').is_file() else dict(albums=None, rows={})
-    return load_json(run/'scores.json'), again
+    return load_json(run/'scores.json', SCORES), _draws(run)
 
+def _not_paired(scores, again): # of both runs -> why; empty where they are paired
+    stories = [(s.get('digests') or {}).get('stories') for s in scores]
+    if not all(x['albums'] for x in again): return 'not paired: a run has no resamples; score it again'
+    if again[0].get('split') != again[1].get('split'): return 'not paired: the runs drew other splits'
+    if again[0]['albums'] != again[1]['albums']: return 'not paired: the runs drew other albums'
+    if all(stories) and stories[0] != stories[1]: return 'not paired: the runs drew other stories'
+    return ''
+
+def _compared(name, values, better, unit, again): # a verdict, and the interval of the difference where there is one
+    draws = [x['rows'].get(name, np.zeros(0)) for x in again]
+    scored = [x.get('values', {}).get(name, value) for x, value in zip(again, values)]
+    if not all(map(len, draws)): return 'not paired: this score has no resamples', None, None
+    if len(draws[0]) != len(draws[1]): return 'not paired: the runs have other numbers of resamples', None, None
+    if scored != values: return 'not paired: the resamples are of other scores; score the run again', None, None
+    a, b = (Estimate(value, of, len(again[0]['albums'])) for value, of in zip(values, draws))
+    low, high = (b - a).interval
+    return verdict(a, b, better, unit=unit), *((low, high) if math.isfinite(low) else (None, None))
+
+# %% ../nbs/13b_compare.ipynb #b858865f
 def compare(
     run_a:str|Path, # A scored run folder
     run_b:str|Path, # Another one, of the same stories
 )->list:            # of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per score of both
     "What is different between two runs, and what of it is beyond chance."
     (a, again_a), (b, again_b) = map(_scored, (run_a, run_b))
-    albums, out = again_a['albums'], []
-    paired = albums is not None and albums == again_b['albums'] and again_a.get('split') == again_b.get('split')
-    there = {r['name']: r for r in b['scores'] if r['value'] is not None}
+    why, again, out = _not_paired((a, b), (again_a, again_b)), (again_a, again_b), []
+    there = {r['name']: r['value'] for r in b['scores'] if r['value'] is not None}
     for r in a['scores']:
         if r['value'] is None or r['name'] not in there: continue
-        x, y = r['value'], there[r['name']]['value']
-        row = dict(name=r['name'], group=r.get('group', ''), a=x, b=y, unit=r.get('unit', ''), better=r.get('better'),
-                   difference=y - x, low=None, high=None, verdict='not paired: the runs drew other albums')
-        draws = [np.array(s['rows'].get(r['name'], [])) for s in (again_a, again_b)]
-        if paired and len(draws[0]) == len(draws[1]):
-            one, two = (Estimate(v, z, len(albums)) for v, z in zip((x, y), draws))
-            low, high = (two - one).interval
-            row['verdict'] = verdict(one, two, row['better'], unit=row['unit'])
-            if math.isfinite(low): row.update(low=low, high=high)
-        out.append(row)
+        values, unit, better = [r['value'], there[r['name']]], r.get('unit', ''), r.get('better')
+        said, low, high = (why, None, None) if why else _compared(r['name'], values, better, unit, again)
+        out.append(dict(name=r['name'], group=r.get('group') or '', a=values[0], b=values[1], unit=unit, better=better,
+                        difference=values[1] - values[0], low=low, high=high, verdict=said))
     return out

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'fields', 'Fields', 'LatentFeatures', 'normalised', 'Dino', 'Clip', 'open_network', 'networks', 'same_cut',
-           'fingerprint', 'Store', 'features_file', 'features_of']
+           'fingerprint', 'features_file', 'features_of']
 
 # %% ../nbs/12e_features.ipynb #cb0d960f
-import hashlib, os, sqlite3, time
+import hashlib, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +26,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .core import StoryError, first_line, one_of, pick_device
 from .dataset import pixels, square
 from .inception import Inception, load_inception
-from .pictures import decode, to_png
+from .pictures import decode, to_png, upright
+from .store import Store
 
 # %% ../nbs/12e_features.ipynb #0b4bdb9a
 def fields(x:Tensor) -> Tensor: # (B, C, h, w) -> (B, C*4*4)
@@ -119,7 +120,7 @@ def same_cut(
     wanted:int,          # By the network
 )->Image.Image:          # (wanted, wanted) RGB
     "The centre square, antialiased."
-    return square(picture.convert('RGB'), side).resize((wanted, wanted), Image.BICUBIC)
+    return square(upright(picture), side).resize((wanted, wanted), Image.BICUBIC)
 
 # %% ../nbs/12e_features.ipynb #3bc75414
 def fingerprint(net:nn.Module) -> str:
@@ -129,42 +130,6 @@ def fingerprint(net:nn.Module) -> str:
         h.update(k.encode())
         h.update(v.cpu().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
-
-# %% ../nbs/12e_features.ipynb #921b8e31
-class Store:
-    "Rows of features under keys, in a file."
-    def __init__(self, path:str|Path=None): # default: in memory
-        self.path, path = path, Path(path or ':memory:')
-        if self.path: path.parent.mkdir(parents=True, exist_ok=True)
-        with self._asking():
-            self.db = sqlite3.connect(path, timeout=600, check_same_thread=False)
-            self.db.execute('create table if not exists rows (key blob primary key, row blob) without rowid')
-
-    def _asking(self): return _Asking(self.path)
-
-    def get(self, keys:list) -> dict: # those of the keys that are there -> float32 (d,)
-        "Look rows up."
-        found, keys = {}, list(keys)
-        with self._asking():
-            for at in range(0, len(keys), 500):
-                some = keys[at:at + 500]
-                ask = f'select key, row from rows where key in ({",".join("?"*len(some))})'
-                found.update((k, np.frombuffer(row, 'float32')) for k, row in self.db.execute(ask, some))
-        return found
-
-    def put(self, keys:list, rows:np.ndarray): # rows (n, d)
-        "Write rows, all or none."
-        with self._asking(), self.db:
-            self.db.executemany('insert or replace into rows values (?, ?)',
-                                zip(keys, (r.tobytes() for r in np.ascontiguousarray(rows, 'float32'))))
-
-# %% ../nbs/12e_features.ipynb #18a79ad6
-class _Asking: # turns SQLite's errors into one line
-    def __init__(self, path): self.path = path
-    def __enter__(self): pass
-    def __exit__(self, kind, e, _):
-        if isinstance(e, sqlite3.Error):
-            raise StoryError(f'{self.path}: no store of features that can be used ({e}); delete it') from None
 
 # %% ../nbs/12e_features.ipynb #c88b7ae5
 def features_file(data:Path, run:Path) -> Path: # of a story file and a run folder

@@ -17,7 +17,7 @@ from .coherence import by_frame, own_rank, rank_chance, text_score
 from .distance import frechet, kernel_distance, kid_std, neighbours
 from .bootstrap import mean_of
 from .drawings import Drawings
-from .table import Seen, Table
+from .table import LEAST, Seen, Table
 
 # %% ../nbs/12k_fidelity.ipynb #b47fb735
 FRECHET = dict(inception='FID', dinov2='FD-DINOv2', latents='FD-latents', fields='FD-fields')
@@ -50,8 +50,8 @@ def distances(
     def floor(rows, y): # without albums
         return apart(s.told[rows], rows, y, np.zeros(rows.sum(), int), np.zeros(len(y), int))(np.ones(1))
     every = np.ones(len(s.told), bool)
-    if len(s.train) > 1: beside.append((_TRAIN, floor(every, s.train), len(s.train)))
-    if 1 < half.sum() < len(half) - 1:
+    if len(s.train) >= LEAST: beside.append((_TRAIN, floor(every, s.train), len(s.train)))
+    if min(half.sum(), (~half).sum()) >= LEAST:
         other = np.repeat(s.told[~half], times[~half], axis=0)
         beside.append((_HALVES, floor(half, other), int(min(half.sum(), (~half).sum()))))
     return [apart(s.told, every, x, s.album, d.album) for x in s.drawn], beside
@@ -61,9 +61,9 @@ NEEDS = dict(inception=('FID', 'KID'), dinov2=('FD-DINOv2',), clip=('CMMD',)) # 
 
 def too_few(t:Table, s:Seen, names:list) -> bool:
     "Whether there is nothing to measure a distance with; says so in the table."
-    if min(len(s.told), len(t.d)) > 1: return False
-    t.empty('pictures', names, 'not measured: a distance needs two pictures or more on each side')
-    return True
+    n = min(len(s.told), len(t.d))
+    for name in names if n < LEAST else (): t.few('pictures', name, n, 'different pictures on each side')
+    return n < LEAST
 
 def few(n:int, features:int, frames:int) -> str:
     "What too few pictures do to a Fréchet distance."
@@ -95,7 +95,7 @@ def distance_by_frame(t:Table, s:Seen):
     def of(k, x):
         told, album = s.told[s.place[d.k == k]], d.album[d.k == k]
         return gauss(told, x[d.k == k], album, album)
-    ks = [k for k in np.unique(d.k) if (d.k == k).sum() > 1]
+    ks = [k for k in np.unique(d.k) if (d.k == k).sum() >= LEAST]
     name = FRECHET.get(s.name, f'FD-{s.name}')
     if ks: t.by_frame(name, [{int(k): of(k, x) for k in ks} for x in s.drawn])
 
@@ -115,7 +115,9 @@ def neighbour_rows(t:Table, s:Seen, k:int=5):
     "Precision and recall, density and coverage."
     d = t.d
     if min(len(s.told), len(d)) <= k:
-        return t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures a side')
+        n = min(len(s.told), len(d))
+        return t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures on each '
+                                               f'side, and there are {n}')
     found, half = [neighbours(s.told, x, k) for x in s.drawn], halves(len(d.albums))[s.album]
     a, b = s.told[half], s.told[~half]
     other = neighbours(a, b, k) if min(len(a), len(b)) > k else {}

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from .core import StoryError, first_line
+from .pictures import upright
 
 # %% ../nbs/12d_inception.ipynb #2bf5e509
 _STEM = '''Conv2d_1a_3x3 3x3/2 32 > Conv2d_2a_3x3 3x3/1 32 > Conv2d_2b_3x3 3x3 64 > max/2 > \
@@ -88,14 +89,15 @@ SIDE = 64  # pixels; the 64 of FID64
 
 def fid64_drawn(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
     "A drawn frame as the original measured it: squashed."
-    return picture.convert('RGB').resize((SIDE, SIDE), Image.BILINEAR)
+    return upright(picture).resize((SIDE, SIDE), Image.BILINEAR)
 
 def fid64_real(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
     "A told frame as the original measured it: short side to 64 pixels, centre cut out."
+    picture = upright(picture)
     w, h = picture.size
     w, h = (SIDE, int(SIDE*h/w)) if w <= h else (int(SIDE*w/h), SIDE)
     left, top = round((w - SIDE)/2), round((h - SIDE)/2)
-    return picture.convert('RGB').resize((w, h), Image.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
+    return picture.resize((w, h), Image.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
 
 # %% ../nbs/12d_inception.ipynb #d6584a14
 INCEPTION_FILE = 'pt_inception-2015-12-05-6726825d.pth'

@@ -118,6 +118,8 @@ def scores_html(
     return f'{out}<details><summary>not measured: {len(absent)}</summary><ul class="soft">{why}</ul></details>'
 
 # %% ../nbs/13d_ranges.ipynb #91237bff
+def _told(name): return ' class="told"' if name.startswith('told ') else ''
+
 def facts_html(
     rows:list, # Of `scores.json`, key 'facts'
 )->str:
@@ -126,7 +128,7 @@ def facts_html(
     def doubt(r):
         return f'<u style="left:{r["low"]:.1%};width:{r["high"] - r["low"]:.1%}"></u>' if interval_text(r) else ''
     body = ''.join(
-        f'<tr><th scope="row">{escape(r["name"])}</th><td class="bar"><div class="{escape(r["name"].split()[0])}">'
+        f'<tr><th scope="row">{escape(r["name"])}</th><td class="bar"><div{_told(r["name"])}>'
         f'<s style="width:{r["value"]:.1%}"></s>{doubt(r)}{chance(r)}</div></td>'
         f'<td class="value">{r["value"]:.0%}<small>of {r["n"]}</small></td></tr>' for r in rows if known(r['value']))
     return (f'<table class="facts"><tbody>{body}</tbody></table><p class="soft">Share of frames in which the fact is '

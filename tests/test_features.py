@@ -208,7 +208,7 @@ def test_a_picture_that_is_none_stops_here():
                                   lambda p: p.mkdir()], ids=['bytes', 'text', 'folder'])
 def test_a_damaged_store_is_named(make, tmp_path):
     make(tmp_path/'x.db')
-    with pytest.raises(StoryError, match='x.db: no store of features that can be used .* delete it'): Store(tmp_path/'x.db')
+    with pytest.raises(StoryError, match='x.db is there already and is no store of features written by arldm; move it away'): Store(tmp_path/'x.db')
 
 def test_a_store_damaged_inside_gives_no_wrong_row(tmp_path):
     "Every page overwritten in turn: the right rows, or one line."
@@ -219,7 +219,7 @@ def test_a_store_damaged_inside_gives_no_wrong_row(tmp_path):
     for at in range(0, len(whole), 4096):
         path.write_bytes(whole[:at] + bytes(4096) + whole[at + 4096:])
         try: got = seen_by(Small(), data, s := Store(path))
-        except StoryError as e: assert 'delete it' in str(e)
+        except StoryError as e: assert 'move it away' in str(e)
         else:
             assert (got == right).all()
             s.db.close()

@@ -10,7 +10,7 @@ from browser import chromium
 from lab import Lab
 
 CHAPTERS = [path.stem for path in sorted((Path(__file__).resolve().parent.parent/'nbs').glob('*.ipynb'))]
-FEW = '01_show', '06_history', '15e_panel'   # the others by `make soak`
+FEW = '01e_show', '06_history', '15e_panel'   # the others by `make soak`
 LONGEST = 30                                 # lines of an output
 
 pytestmark = [pytest.mark.skipif(not chromium(), reason='no chromium here'),

@@ -1,0 +1,300 @@
+"Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
+import json, math, os, shutil, sqlite3
+from pathlib import Path
+
+import numpy as np, pytest
+from PIL import Image
+
+from arldm import exam
+from arldm.bootstrap import resample
+from arldm.cache import data_digest
+from arldm.compare import compare
+from arldm.core import StoryError
+from arldm.drawings import drawn_frames, match_drawings
+from arldm.features import Store, same_cut
+from arldm.files import load_json, save_json
+from arldm.page import open_picture, story_html
+from arldm.pictures import decode
+from arldm.ranges import facts_html
+from arldm.report import read_run, report
+from arldm.score import score
+from arldm.story import StoryFile
+from arldm.table import training_pictures
+from painted import draw, painting, row, stories, story_file
+
+@pytest.fixture
+def split(tmp_path): return story_file(tmp_path/'data', train=stories(4, start=50), test=stories(4, each=2))['test']
+
+@pytest.fixture
+def run(tmp_path, split): # drawn, and it says so
+    draw(tmp_path/'run/drawn', split)
+    save_json(tmp_path/'run/drawing.json', dict(data=str(split.file.path), data_relative='../data/stories.h5', split='test',
+        stories=data_digest(split), weights='0'*32, steps=4, seed=0))
+    return tmp_path/'run'
+
+def scored(run, split, times=0): return score(run, split, times=times, train=0)
+
+
+# how drawings are named
+
+def renumber(folder, by):
+    for place in folder.iterdir():
+        paths = sorted(place.glob('*.png'), key=lambda p: int(p.stem)*(-1 if by > 0 else 1))
+        for p in paths: p.rename(p.with_stem(str(int(p.stem) + by)))
+
+@pytest.mark.parametrize('where', ['drawn', 'drawn2'])
+def test_frames_numbered_from_0(where, run, split):
+    if where == 'drawn2': shutil.copytree(run/'drawn', run/'drawn2')
+    renumber(run/where, -1)
+    with pytest.raises(StoryError, match='numbered from 0 to 2, expected 1 to 3; rename'): match_drawings(run, split)
+
+def test_a_continuation_numbered_from_1_is_named(run, split):
+    for place in (run/'drawn').iterdir(): (place/'3.png').unlink()
+    assert any('begin with 2.png' in line for line in match_drawings(run, split).trouble)
+
+def test_two_files_of_one_frame(run, split):
+    shutil.copy(run/'drawn/s0_0/1.png', run/'drawn/s0_0/01.png')
+    with pytest.raises(StoryError, match='are both frame 1; move one'): match_drawings(run, split)
+
+def test_pictures_of_other_names_are_named(run, split):
+    place = run/'drawn/s0_0'
+    (place/'1.png').rename(place/'1.PNG')
+    painting(0).save(place/'2.jpg')
+    said = '\n'.join(match_drawings(run, split).trouble)
+    assert '2 pictures among the drawings are not named <k>.png and left out, first s0_0/1.PNG' in said
+    assert 'move the folder of such a story away and run arldm-draw' in said
+    for p in (run/'drawn').glob('*/*'): p.rename(p.with_suffix('.jpg'))
+    with pytest.raises(StoryError, match='pictures there have other names, first .*jpg'): match_drawings(run, split)
+
+def test_stories_that_are_just_being_drawn_are_left_alone(run, split):
+    shutil.copytree(run/'drawn/s0_0', run/'drawn/.s0_1-2f-77-abcdef01')
+    shutil.copytree(run/'drawn/s0_0', run/'drawn/.x')
+    assert match_drawings(run, split).unknown == []
+    assert not any(name[0] == '.' for name in drawn_frames(run/'drawn'))
+
+def test_flat_drawings_are_counted(tmp_path, split):
+    draw(tmp_path/'flat', split, picture=lambda i, k: Image.new('RGB', (32, 32)) if k > 1 else painting(i))
+    assert '16 of 24 drawings are one flat colour, first s0_0/2.png' in match_drawings(tmp_path/'flat', split).trouble
+    draw(tmp_path/'some', split, picture=lambda i, k: Image.new('RGB', (32, 32)) if k > 2 else painting(i, (32, 32)))
+    assert match_drawings(tmp_path/'some', split).trouble == []
+
+
+# what cannot be measured
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_one_or_two_frames_measure_nothing(n, tmp_path):
+    split = story_file(tmp_path/'data', train=stories(4, start=50), test=stories(1, each=1, n=n))['test']
+    draw(tmp_path/'drawn', split)
+    got = score(tmp_path, split)
+    measured = {r['name']: r['value'] for r in got['scores'] if r['value'] is not None}
+    assert measured == {} and got['frames'] == []
+    assert all(r['note'].startswith('not measured: ') for r in got['scores'])
+    assert '1 album only: there are no intervals' in got['trouble']
+
+def test_one_story_is_not_held_against_itself(tmp_path):
+    split = story_file(tmp_path/'data', test=stories(1, each=1, n=6))['test']
+    draw(tmp_path/'drawn', split)
+    got = scored(tmp_path, split)
+    assert row(got, 'likeness to the told frame (fields)')['beside'] == []
+    assert row(got, 'frames repeated (fields)')['value'] is None
+
+def test_nothing_in_parts_of_almost_nothing(tmp_path):
+    "Told frames of a story that are alike by chance only."
+    split = story_file(tmp_path/'data', test=stories(1, each=1, n=8))['test']
+    draw(tmp_path/'drawn', split, picture=lambda i, k: painting(0))
+    found = [r for r in scored(tmp_path, split)['scores'] if 'alike' in r['name']]
+    assert len(found) == 2 and not any(r['value'] for r in found)
+    assert all(r['note'].startswith('not measured: told frames of a story are alike by') for r in found)
+
+
+# numbers that cannot be
+
+@pytest.mark.parametrize('times', [-1, 10**12, math.nan])
+def test_draws_have_bounds(times):
+    with pytest.raises(StoryError, match='resamples must be 0 or more, at most 100,000, got'): resample(5, times)
+
+def test_no_albums_and_no_training_pictures_less_than_none(split):
+    with pytest.raises(StoryError, match='no albums'): resample(0)
+    with pytest.raises(StoryError, match='train must be 0 or more, got -1'): training_pictures(split.file, -1)
+
+def test_a_frame_numbered_like_a_date_ends(run, split):
+    shutil.copy(run/'drawn/s0_0/1.png', run/'drawn/s0_0/20261128120000.png')
+    html = story_html('s', dict(drawn=drawn_frames(run/'drawn')['s0_0']), split[0])
+    assert html.count('<li>') == 4 and '<b>20261128120000</b>' in html
+    html = story_html('s', dict(drawn={k: run/'none' for k in range(1, 5000)}))
+    assert html.count('<li>') == 100 and '4,899 more are not shown' in html
+
+
+# whose files these are
+
+@pytest.mark.parametrize('name', ['scores.json', 'resamples.json'])
+@pytest.mark.parametrize('text', ['{"my": "notes"}', 'no json', '[1]'])
+def test_foreign_scores_stay(name, text, run, split):
+    (run/name).write_text(text)
+    for f in (lambda: scored(run, split), lambda: exam.score(str(run), dry_run=True)):
+        with pytest.raises(StoryError, match=f'{name} is there already .* written by arldm; move it away'): f()
+    assert (run/name).read_text() == text
+
+def test_own_scores_are_written_again(run, split):
+    assert scored(run, split) == scored(run, split)
+
+def test_foreign_pages_stay(run, tmp_path):
+    shutil.copytree(run, tmp_path/'other')
+    for folder, name, f in ((run, 'report.html', lambda: report(run)),
+                            (run, 'against-other.html', lambda: report(run, against=tmp_path/'other'))):
+        (folder/name).write_text('<html>my thesis</html>')
+        with pytest.raises(StoryError, match='is there already and is no report written by arldm'): f()
+        assert (folder/name).read_text() == '<html>my thesis</html>'
+        (folder/name).unlink()
+        assert f() == f() == folder/name and 'content="arldm"' in (folder/name).read_text()
+
+def test_a_foreign_database_is_never_written_to(tmp_path, run):
+    path = tmp_path/'mine.db'
+    with sqlite3.connect(path) as db: db.execute('create table letters (text)')
+    db.close()
+    before = path.read_bytes()
+    for f in (lambda: Store(path), lambda: exam.score(str(run), store=str(path), dry_run=True)):
+        with pytest.raises(StoryError, match='mine.db is there already and is no store of features'): f()
+    assert path.read_bytes() == before and os.listdir(tmp_path).count('mine.db-journal') == 0
+    with pytest.raises(StoryError, match='stories.h5 is there already and is no store'): Store(tmp_path/'data/stories.h5')
+
+def test_a_damaged_store_may_be_moved_away(tmp_path):
+    (store := Store(tmp_path/'x.db')).put([b'k'], np.ones((1, 3)))
+    store.db.close()
+    data = (tmp_path/'x.db').read_bytes()
+    (tmp_path/'x.db').write_bytes(data[:100] + b'?'*(len(data) - 100))
+    with pytest.raises(StoryError, match='move it away, features are computed again'): Store(tmp_path/'x.db')
+
+def test_a_killed_writer_leaves_a_store(tmp_path):
+    "Its journal is rolled back when the store is opened."
+    (store := Store(tmp_path/'x.db')).put([b'k'], np.ones((1, 3)))
+    store.db.execute('pragma cache_size = 1')
+    store.db.execute('begin immediate')
+    for i in range(2000): store.db.execute('insert into rows values (?, ?)', (b'%d' % i, b'x'*400))
+    for name in 'x.db', 'x.db-journal': shutil.copy(tmp_path/name, tmp_path/name.replace('x', 'y'))
+    store.db.rollback()
+    assert {k: v.tolist() for k, v in Store(tmp_path/'y.db').get([b'k', b'7']).items()} == {b'k': [1, 1, 1]}
+
+def test_a_full_disk_says_so(tmp_path):
+    store = Store(tmp_path/'x.db')
+    pages = store.db.execute('pragma page_count').fetchone()[0]
+    store.db.execute(f'pragma max_page_count = {pages}')
+    with pytest.raises(StoryError, match='full.*make room and run the same command again, nothing is lost') as e:
+        store.put([b'%d' % i for i in range(99)], np.ones((99, 999)))
+    assert 'delete' not in str(e.value) and 'move' not in str(e.value)
+
+
+# which stories these are
+
+def test_a_moved_run_finds_its_stories(tmp_path, run, split):
+    scored(run, split)
+    (tmp_path/'elsewhere').mkdir()
+    for name in 'run', 'data': (tmp_path/name).rename(tmp_path/'elsewhere'/name)
+    moved = tmp_path/'elsewhere/run'
+    assert exam.what_to_score(moved)[1].file.path.resolve() == tmp_path/'elsewhere/data/stories.h5'
+    assert 'Told frames and captions are not shown' not in report(moved).read_text()
+
+def test_drawings_of_other_stories(tmp_path, run, split, capsys):
+    "The story file was converted again, from other stories of the same names."
+    story_file(tmp_path/'data', test=[s.__class__(s.id, s.album, ('other',)*3, s.frames) for s in split])
+    other = StoryFile(split.file.path)['test']
+    line = 'the drawings were made from other stories than those of split test'
+    assert any(line in said for said in scored(run, other)['trouble'])
+    exam.score(str(run), dry_run=True)
+    assert f'note: {line}' in capsys.readouterr().out and line in report(run).read_text()
+
+def test_scores_say_what_they_are_of(run, split):
+    got = scored(run, split)
+    assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=got['digests']['drawings'])
+    assert got['drawing'] == dict(split='test', steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
+    page = report(run).read_text()
+    assert 'not those that were scored' not in page
+    painting(1, (32, 32)).save(run/'drawn/s0_0/1.png')
+    assert 'the drawings are not those that were scored; score them again' in report(run).read_text()
+    assert scored(run, split)['digests']['drawings'] != got['digests']['drawings']
+
+def test_other_stories_are_not_paired(tmp_path, run, split):
+    file = story_file(tmp_path/'data2', test=[s.__class__(s.id, s.album, ('other',)*3, s.frames) for s in split])
+    draw(tmp_path/'two/drawn', file['test'])
+    scored(run, split, 5), scored(tmp_path/'two', file['test'], 5)
+    assert {r['verdict'] for r in compare(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
+    page = report(run, against=tmp_path/'two').read_text()
+    assert 'A and B drew other stories' in page and 'not paired: the runs drew other stories' in page
+
+def test_resamples_of_other_scores_are_not_paired(run, split):
+    scored(run, split, 5)
+    scores = load_json(run/'scores.json')
+    for r in scores['scores']:
+        if r['name'] == 'FD-fields': r['value'] += 1
+    save_json(run/'scores.json', scores)
+    verdicts = {r['name']: r['verdict'] for r in compare(run, run)}
+    assert verdicts['FD-fields'].startswith('not paired: the resamples are of other scores')
+    assert verdicts['likeness to the told frame (fields)'].startswith('no difference')
+
+
+# files of another shape
+
+@pytest.mark.parametrize('name,text,said', [
+    ('scores.json', '[1]', 'scores.json: it must be an object'),
+    ('scores.json', '{"scores": [{"name": 5, "value": 1}]}', r'scores\[0\].name must be text, got 5'),
+    ('scores.json', '{"scores": [{"name": "a", "value": "1"}]}', r'scores\[0\].value must be a number'),
+    ('scores.json', '{"scores": [], "stories": {"name": "x", "values": [1]}}', 'stories.values must be an object'),
+    ('scores.json', '{"scores": [], "copies": [{"story": "../../x", "k": 1}]}', r'copies\[0\].likeness is missing'),
+    ('drawing.json', '[1]', 'drawing.json: it must be an object'),
+    ('drawing.json', '{"data": 5}', 'data must be text or null, got 5'),
+    ('settings.json', '[1]', 'settings.json: it must be an object'),
+    ('settings.json', '{"data": {"a": 1}}', 'data must be text or null')])
+def test_shapes(name, text, said, run):
+    (run/name).write_text(text)
+    with pytest.raises(StoryError, match=said): report(run)
+    if name == 'drawing.json':
+        with pytest.raises(StoryError, match=said): exam.score(str(run))
+
+@pytest.mark.parametrize('text,said', [('[1]', 'it must be an object'), ('{"albums": 1, "rows": {}}', 'albums must be a list'),
+    ('{"albums": ["a"], "rows": {"FD-fields": ["x"]}}', 'rows must be lists of numbers')])
+def test_shape_of_resamples(text, said, run, split):
+    scored(run, split, 5)
+    (run/'resamples.json').write_text(text)
+    with pytest.raises(StoryError, match=said): compare(run, run)
+
+def test_histories_need_all_settings(run):
+    with pytest.raises(StoryError, match='drawing.json: scheduler is missing'): exam.score(str(run), histories=2)
+
+
+# pages
+
+def test_the_report_decodes_as_the_score(tmp_path):
+    Image.fromarray((np.arange(64*64).reshape(64, 64)*16).astype('uint16')).save(tmp_path/'1.png')
+    photo = painting(3, (40, 20))
+    photo.getexif()[0x112] = 6
+    photo.save(tmp_path/'2.png', exif=photo.getexif())
+    for name in '1.png', '2.png':
+        assert np.array_equal(open_picture(tmp_path/name), decode((tmp_path/name).read_bytes()))
+    turned = decode((tmp_path/'2.png').read_bytes())
+    assert turned.size == (20, 40) and np.array_equal(same_cut(Image.open(tmp_path/'2.png'), 20, 20), same_cut(turned, 20, 20))
+    assert open_picture(tmp_path/'none.png') is None
+
+def test_names_that_are_no_text(tmp_path, run, split):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b'/lat\xff'))
+    run.rename(odd)
+    assert '<title>lat?</title>' in report(odd).read_text()
+    shutil.copytree(odd, tmp_path/'b')
+    assert os.fsencode(report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
+
+def test_names_in_attributes_are_escaped():
+    html = facts_html([dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='told place', value=1., n=3)])
+    assert '<img' not in html and html.count('class="told"') == 1
+    assert '<bad' not in story_html('t', {'"><bad>': {1: Path('none')}})
+
+def test_counted_in_words(tmp_path):
+    split = story_file(tmp_path/'data', test=stories(1, each=1, n=1))['test']
+    draw(tmp_path/'drawn', split)
+    assert repr(match_drawings(tmp_path, split)) == '1 frame of 1 story, 1 album; 1 set'
+    got = scored(tmp_path, split)
+    page = report(tmp_path).read_text()
+    assert 'drew 1 frame of 1 story' in page and '1 story, 1 album, 1 drawn frame' in page and '1 albums' not in str(got)
+
+def test_reports_of_nothing(tmp_path, run):
+    for place in tmp_path/'nowhere', run/'drawing.json':
+        with pytest.raises(StoryError, match='no settings, log or drawings'): report(place)
+    assert report(run/'drawn') == run/'drawn/report.html'                    # a folder of drawings only
