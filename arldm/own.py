@@ -13,7 +13,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from .captions import read_picture
-from .core import StoryError, counted, rank_and_world_size, say
+from .core import StoryError, counted, printable, rank_and_world_size
 from .dataset import square
 from .files import atomic_path, lock_folder, save_json
 from .kept import PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story, whole_frames
@@ -124,10 +124,11 @@ def draw_text(
         return
     with alone(story):
         recover_folder(story.folder)
-        todo = left_to_draw(story, again)
+        todo, part = left_to_draw(story, again), kept_story(story.part, True)
         if todo is not None:
             pipe = open_pipeline(run, way)
             pipe.set_progress_bar_config(disable=True)
             (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
-    say(story.folder/'strip.png')
+        elif part and not difference(part, story.facts()): _clear(story.part, part)        # a kill just before the end
+    print(printable(story.folder/'strip.png'))
     return story.folder
