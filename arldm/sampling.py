@@ -32,7 +32,8 @@ def run_settings(run:Path) -> dict: # With `guidance`, `task`, `side` (`None` = 
         usual = resolve()
         return dict(guidance=usual.guidance, task=usual.task, side=None)
     said = load_json(run/'settings.json', SAID)
-    one_of('task', said['task'], TASKS)
+    try: one_of('task', said['task'], TASKS)
+    except StoryError as e: raise StoryError(f'{run/"settings.json"}: {e}') from None
     return said
 
 # %% ../nbs/14a_sampling.ipynb #8a82a55a
