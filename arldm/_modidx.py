@@ -669,6 +669,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'arldm.sampling.check_way': ('sampling.html#check_way', 'arldm/sampling.py'),
                                 'arldm.sampling.drawing_facts': ('sampling.html#drawing_facts', 'arldm/sampling.py'),
                                 'arldm.sampling.keep_way': ('sampling.html#keep_way', 'arldm/sampling.py'),
+                                'arldm.sampling.named_folder': ('sampling.html#named_folder', 'arldm/sampling.py'),
                                 'arldm.sampling.note_newer': ('sampling.html#note_newer', 'arldm/sampling.py'),
                                 'arldm.sampling.numbers': ('sampling.html#numbers', 'arldm/sampling.py'),
                                 'arldm.sampling.open_pipeline': ('sampling.html#open_pipeline', 'arldm/sampling.py'),

@@ -58,7 +58,7 @@ def given_paths(
                 taken = n
                 break
         name = ','.join(parts[:taken])
-        if not name.strip(): raise StoryError(f'--given {text}: a name is empty; expected pictures, such as a.png,b.png')
+        if not name.strip(): raise StoryError(f'--given {text}: a name is empty; expected some like a.png,b.png')
         found.append(_a_file(name) or Path(at_home(name.strip())))
         parts = parts[taken:]
     return found

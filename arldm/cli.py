@@ -18,8 +18,8 @@ from .encoders import quiet_loading
 from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
 from .own import draw_text
-from .sampling import (APART, asked, check_way, drawing_facts, keep_way, numbers, open_pipeline, pipeline_folder,
-                            refuse_other_drawings, refuse_place, run_settings, usual_precision)
+from .sampling import (APART, asked, check_way, drawing_facts, keep_way, named_folder, numbers, open_pipeline,
+                            pipeline_folder, refuse_other_drawings, refuse_place, run_settings, usual_precision)
 from .settings import TASKS
 from .story import StoryFile, StorySplit
 
@@ -54,7 +54,6 @@ def draw(
     way = dict(scheduler=scheduler, steps=steps, guidance=s['guidance'] if guidance is None else guidance, seed=seed,
                interval=numbers('interval', interval, float), reuse=reuse, precision=precision or usual_precision())
     at_least_one(batch=batch, sets=sets, limit=1 if limit is None else limit)
-    if out is not None and not str(out): raise StoryError('--out is empty; expected a folder')
     if captions is not None: return draw_text(run, captions, way, given, redraw, out, dry_run)
     if not given is redraw is None: raise StoryError('--given and --redraw need --captions')
     return draw_stories(run, data, split, s, way, batch, limit, sets, fast, out, dry_run)
@@ -87,7 +86,7 @@ def draw_stories(
 ):
     "Draw the first stories of a split into `drawn/`; of several processes, each its share."
     check_way(way)
-    stories, out, (rank, world) = stories_to_draw(run, data, split, s), Path(out or run), share()
+    stories, out, (rank, world) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
     pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))
     check_way(way, n, sets)
     refuse_place(out, pipeline)
@@ -119,8 +118,8 @@ def _note_share(rank, world, n):
     if world == 1 or dist.is_torchelastic_launched(): return
     mine = [str(k) for k in range(rank + 1, n + 1, world)]
     shown = ', '.join(mine[:3]) + (', …' if len(mine) > 3 else '')
-    warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown or "none"}: the environment says RANK={rank} and '
-                  f'WORLD_SIZE={world}, though torchrun did not start this process; unset both to draw all')
+    warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown or "none"}: the environment says RANK={rank} '
+                  f'and WORLD_SIZE={world}, though torchrun did not start this process; unset both to draw all')
 
 def _say_drawn(folders, ids, rank, world):
     if world == 1 or rank and dist.is_torchelastic_launched(): return

@@ -16,7 +16,7 @@ from .core import StoryError, at_home, counted
 from .files import FolderTaken, check_shape
 from .manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from .plan import make_plan
-from .sampling import check_way, pipeline_folder, refuse_place
+from .sampling import check_way, named_folder, pipeline_folder, refuse_place
 
 # %% ../nbs/14c_kept.ipynb #33c7a407
 STORY = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}  # of manifest.json
@@ -39,6 +39,7 @@ class OwnStory:
         "From what the story is made."
         return json.loads(json.dumps(dict(captions=self.captions, weights=self.weights, frames=self.frames)))
 
+# %% ../nbs/14c_kept.ipynb #984ca48d
 def own_story(
     run:Path,        # Run folder, or a pipeline folder
     text:str|Path,   # One caption a line
@@ -60,11 +61,12 @@ def own_story(
     return story
 
 def _place(text, out): # where a story is drawn
-    if out is not None:
-        if Path(out).name in ('', '..'): raise StoryError(f'--out {str(out) or "is empty"}: expected the name of a folder')
-        return Path(at_home(str(out)))
-    return (text.parent if os.access(text.parent, os.W_OK) else Path())/f'{text.stem}-drawn'
+    beside = text.parent if os.access(text.parent, os.W_OK) else Path()
+    folder = named_folder(out, beside/f'{text.stem}-drawn')
+    if folder.name in ('', '..'): raise StoryError(f'--out {out}: expected the name of a new folder')
+    return folder
 
+# %% ../nbs/14c_kept.ipynb #44661621
 def difference(
     old:dict,        # Facts of a story that is there
     new:dict,        # Of the one to draw
@@ -108,8 +110,8 @@ def kept_story(
         path, listed = folder/name, made['files'].get(name)
         if name == MANIFEST: continue
         if not listed or path.is_symlink() or not path.is_file() or file_digest(path) != listed:
-            raise StoryError(f'{path} was not written by arldm-draw, or was changed since; move it away, or name another '
-                             'place: --out FOLDER')
+            raise StoryError(f'{path} was not written by arldm-draw, or was changed since; move it away, or name '
+                             'another place: --out FOLDER')
     return made
 
 # %% ../nbs/14c_kept.ipynb #6a43b9f2
@@ -134,6 +136,7 @@ def left_to_draw(
                          'there, --out FOLDER draws elsewhere')
     return list(range(given if other else max(given, len(whole_frames(story, part))), n))
 
+# %% ../nbs/14c_kept.ipynb #674d6d7d
 def whole_frames(
     story:OwnStory,
     part:dict,      # What `kept_story` says of its unfinished folder
@@ -145,6 +148,7 @@ def whole_frames(
         names.append(f'{k}.png')
     return names
 
+# %% ../nbs/14c_kept.ipynb #ef12f3e6
 def _to_redraw(story, whole, lost, redraw): # frames, from 0; the story takes over how the others were drawn
     n, given = len(story.captions), len(story.given)
     odd = [k for k in redraw if not 1 <= k <= n]
@@ -157,5 +161,6 @@ def _to_redraw(story, whole, lost, redraw): # frames, from 0; the story takes ov
     if other := difference(whole, story.facts(), [k for k in todo if k >= given]):
         raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole story again')
     opening = [k for k in todo if 'given' in old[k]]
-    if opening: raise StoryError(f'frame {opening[0] + 1} was given, not drawn; --redraw all draws the story without it')
+    if opening:
+        raise StoryError(f'frame {opening[0] + 1} was given, not drawn; --redraw all draws the story without it')
     return todo

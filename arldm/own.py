@@ -16,7 +16,8 @@ from .captions import read_picture
 from .core import StoryError, counted, printable, rank_and_world_size
 from .dataset import square
 from .files import atomic_path, lock_folder, save_json
-from .kept import PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story, whole_frames
+from .kept import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story,
+                        whole_frames)
 from .manifest import MANIFEST, file_digest, recover_folder, replace_folder
 from .sampling import asked, numbers, open_pipeline
 from .show import strips
@@ -63,6 +64,7 @@ def _keep(story, files, k, picture): # frame k, from 0; `files` are the digests 
         files[f'{k + 1}.png'] = file_digest(tmp)
         save_json(story.part/MANIFEST, dict(made_by='arldm', kind=PART, **story.facts(), files=files))
 
+# %% ../nbs/14d_own.ipynb #431cf806
 def _draw_all(story, pipe, todo):
     "Draw the frames that are left, keeping each."
     made, n = kept_story(story.part, True), len(story.captions)
@@ -85,6 +87,7 @@ def _draw_all(story, pipe, todo):
     _put(story, story.part, files)
     _clear(story.part, kept_story(story.part, True))
 
+# %% ../nbs/14d_own.ipynb #76ac6233
 def _put(story, source, names, change=None): # frames and strip, in the place of what was drawn there before
     with replace_folder(story.folder, kind=WHOLE, **story.facts()) as tmp:
         for name in names: shutil.copyfile(source/name, tmp/name)
@@ -114,7 +117,7 @@ def draw_text(
     dry_run:bool=False, # Check everything, and draw nothing
 ):                      # -> the folder
     "Draw the story of a text file, frame by frame and as a strip."
-    if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return                  # the first process draws it
+    if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return     # the first process draws it
     story = own_story(run, text, way, given, out)
     again = redraw if redraw in (None, 'all') else numbers("redraw must be 'all', or its frames", redraw)
     todo = left_to_draw(story, again)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAID', 'APART', 'DRAWING', 'run_settings', 'pipeline_folder', 'note_newer', 'open_pipeline', 'usual_precision',
-           'numbers', 'check_way', 'asked', 'drawing_facts', 'keep_way', 'refuse_other_drawings', 'refuse_place']
+           'numbers', 'check_way', 'asked', 'drawing_facts', 'keep_way', 'refuse_other_drawings', 'named_folder',
+           'refuse_place']
 
 # %% ../nbs/14a_sampling.ipynb #8e473217
 import os, re, warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .core import StoryError, at_least_one, one_of, pick_device
+from .core import StoryError, at_home, at_least_one, one_of, pick_device
 from .cache import data_digest
 from .denoise import make_scheduler
 from .draw import StoryPipeline
@@ -86,7 +87,8 @@ def check_way(way:dict, n:int=1, sets:int=1):
     check_sampling(scheduler, **asked(way))
     first, last = way['seed'], way['seed'] + n - 1 + (sets - 1)*APART
     if not -2**63 <= first <= last < 2**64:
-        raise StoryError(f'seeds must lie between -2^63 and 2^64 - 1, but would be {first} to {last}; take another --seed')
+        raise StoryError(f'seeds must lie between -2^63 and 2^64 - 1, but would be {first} to {last}; take another '
+                         '--seed')
 
 def asked(way:dict) -> dict: # what `StoryPipeline` is told of it
     "The settings of the sampler as parameters of `StoryPipeline`."
@@ -125,6 +127,15 @@ def refuse_other_drawings(
             raise StoryError(f'{folder} holds drawings, and no drawing.json says how they were made; {_ELSEWHERE}')
 
 # %% ../nbs/14a_sampling.ipynb #f23b9f7f
+def named_folder(
+    out:str|Path|None,  # What the reader named, if anything
+    usual:Path,         # The folder if nothing is named
+)->Path:
+    "The folder that `--out` names."
+    if out is None: return usual
+    if not str(out): raise StoryError('--out is empty; expected a folder')
+    return Path(at_home(str(out)))
+
 def refuse_place(
     folder:Path,    # Where drawings shall go
     pipeline:Path,  # Of the model that draws them
