@@ -32,14 +32,41 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp('models')
     return [make_pipeline(folder/name, seed) for seed, name in enumerate(('one', 'two'))]
 
-@pytest.fixture
-def run(models, tmp_path):
-    "A run with four stories in its folder, as training leaves it."
-    run = tmp_path/'run'
-    shutil.copytree(models[0], run/'pipeline')
+@pytest.fixture(autouse=True, scope='module')
+def opened_once(models):
+    "The two models are opened once for all tests."
+    opened, pipes = StoryPipeline.from_pretrained, {}
+    def from_pretrained(folder, **how):
+        where = next((m for m in models for f in (Path(folder), Path(folder)/'pipeline') if f.resolve() == m), None)
+        if not where: return opened(folder, **how)
+        return pipes.setdefault(where, pipes.get(where) or opened(folder, **how))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
+        yield
+
+def make_run(run, model):
+    run.mkdir(parents=True)
+    (run/'pipeline').symlink_to(model)
     write_stories(run/'stories.h5', dict(test=map(story, range(4)), val=map(story, range(2))), 'toy')
     settings(run)
     return run
+
+@pytest.fixture
+def run(models, tmp_path):
+    "A run with four stories in its folder, as training leaves it."
+    return make_run(tmp_path/'run', models[0])
+
+@pytest.fixture(scope='module')
+def fixed(models, tmp_path_factory):
+    "A run that no test changes, with one story drawn."
+    run = make_run(tmp_path_factory.mktemp('fixed')/'run', models[0])
+    cli.draw(run, limit=1, precision='float32', **FEW)
+    return run
+
+def own_pipeline(run): # a copy instead of a link
+    model = (run/'pipeline').resolve()
+    (run/'pipeline').unlink()
+    shutil.copytree(model, run/'pipeline')
 
 def settings(run, **other):
     where = dict(data=str(run/'stories.h5'), data_relative='stories.h5')
@@ -64,7 +91,7 @@ def one_line(*parts, run, **how):
 def test_another_model(run, models):
     "A pipeline that was swapped, or made again by more training."
     cli.draw(run, limit=2, **FEW)
-    shutil.rmtree(run/'pipeline'), shutil.copytree(models[1], run/'pipeline')
+    (run/'pipeline').unlink(), (run/'pipeline').symlink_to(models[1])
     one_line('made with weights=', '--out ANOTHER_FOLDER', run=run)
     other = cli.draw(run, out=run.parent/'other', limit=2, **FEW)
     assert drawn(run.parent/'other') == drawn(run) == ['s0/1.png', 's0/2.png', 's1/1.png', 's1/2.png']
@@ -92,18 +119,16 @@ def test_other_settings_of_the_run(run, what, said):
     ('seed', 1, 'seed=0, not 1'), ('scheduler', 'ddim', 'scheduler=dpm++, not ddim'), ('steps', 2, 'steps=1, not 2'),
     ('precision', 'bfloat16', 'precision=float32, not bfloat16'), ('guidance', 2., 'guidance=1.0, not 2.0'),
     ('reuse', 2, 'reuse=1, not 2'), ('interval', '0,.5', 'interval=[0.0, 1.0], not [0.0, 0.5]')])
-def test_other_ways(run, k, other, said):
-    cli.draw(run, limit=1, precision='float32', **FEW)
-    one_line(f'{run} was made with {said}; --out ANOTHER_FOLDER draws elsewhere', run=run, **{'precision': 'float32', k: other})
+def test_other_ways(fixed, k, other, said):
+    one_line(f'{fixed} was made with {said}; --out ANOTHER_FOLDER draws elsewhere', run=fixed, **{'precision': 'float32', k: other})
 
-def test_a_key_that_is_missing_is_different(run):
+@pytest.mark.parametrize('k', ['weights', 'seed', 'precision'])
+def test_a_key_that_is_missing_is_different(fixed, k):
     "Drawings from before it was written down are not mixed with new ones."
-    cli.draw(run, limit=1, **FEW)
-    for k in 'weights', 'seed', 'precision':
-        before = way(run)
-        save_json(run/'drawing.json', {name: x for name, x in before.items() if name != k})
-        one_line(f'{k}=unknown', run=run)
-        save_json(run/'drawing.json', before)
+    before = way(fixed)
+    save_json(fixed/'drawing.json', {name: x for name, x in before.items() if name != k})
+    one_line(f'{k}=unknown', run=fixed, precision='float32')
+    save_json(fixed/'drawing.json', before)
 
 def test_drawings_of_which_nothing_is_said(run):
     cli.draw(run, limit=1, **FEW)
@@ -152,6 +177,7 @@ def test_two_ways_at_the_same_instant(run):
 @pytest.mark.parametrize('move', [shutil.move, shutil.copytree])
 def test_a_moved_run_goes_on(run, tmp_path, move):
     "Its data is found inside it; what is drawn stays."
+    own_pipeline(run)
     cli.draw(run, limit=2, **FEW)
     before = content(run/'drawn')
     there = tmp_path/'elsewhere/new'
@@ -182,12 +208,13 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
     (dict(seed=-2**64), 'seeds must lie'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch=0), 'batch'),
     (dict(data='missing.h5'), 'no such file'), (dict(given='a.png'), 'need --captions'), (dict(redraw='2'), 'need --captions'),
     (dict(out=''), '--out is empty'), (dict(out='/dev/null/x'), '/dev/null is no folder')])
-def test_a_refused_draw_leaves_nothing(run, how, said): one_line(said, run=run, **how)
+def test_a_refused_draw_leaves_nothing(fixed, how, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **how})
 
 def test_a_model_that_cannot_draw_leaves_nothing(run):
     settings(run, side=20)
     one_line('multiples of 8', run=run)
     settings(run)
+    own_pipeline(run)
     (run/'pipeline/unet/diffusion_pytorch_model.safetensors').unlink()
     one_line('no pipeline that can be opened', run=run)
 
@@ -203,18 +230,20 @@ def test_dry_run_says_what_would_be_drawn(run, capsys):
     ('settings', dict(task='drawing'), "no task 'drawing'"), ('settings', dict(data=[1]), 'data must be text'),
     ('settings', dict(guidance=None), 'guidance must be a number'), ('drawing', [1], 'it must be an object'),
     ('drawing', dict(seed='0'), 'seed=0'), ('drawing', None, 'it must be an object, got null')])
-def test_files_of_odd_shapes(run, name, value, said):
+def test_files_of_odd_shapes(fixed, name, value, said):
     "They are named, with the key."
-    cli.draw(run, limit=1, **FEW)
-    old = json.loads((run/f'{name}.json').read_text())
-    save_json(run/f'{name}.json', {**old, **value} if isinstance(value, dict) else value)
-    one_line(said, run if name == 'drawing' else f'{name}.json', run=run)
+    path = fixed/f'{name}.json'
+    old = path.read_text()
+    save_json(path, {**json.loads(old), **value} if isinstance(value, dict) else value)
+    try: one_line(said, fixed if name == 'drawing' else path, run=fixed, precision='float32')
+    finally: path.write_text(old)
 
 
 # which pipeline
 
 def test_a_pipeline_that_a_kill_left_aside(run, tmp_path):
     "It is put back before anybody says that there is none."
+    own_pipeline(run)
     for k, opened in enumerate((lambda: cli.draw(run, limit=1, **FEW), lambda: StoryPipeline.from_pretrained(run))):
         (run/'pipeline').rename(run/f'.pipeline-old-{k}2345678')
         opened()
@@ -223,6 +252,7 @@ def test_a_pipeline_that_a_kill_left_aside(run, tmp_path):
 def test_a_newer_checkpoint_is_named(run):
     "Nothing is refused: the older pipeline is a good one."
     from arldm.manifest import write_manifest
+    own_pipeline(run)
     write_manifest(run/'pipeline', dict(step=4))
     (run/'checkpoints').mkdir()
     for name in '000004.pt', 'best-000009.pt', '000006.pt.part': (run/'checkpoints'/name).write_bytes(b'')
@@ -235,6 +265,7 @@ def test_a_newer_checkpoint_is_named(run):
     assert len(drawn(run)) == 4
 
 def test_home(run, monkeypatch):
+    own_pipeline(run)
     monkeypatch.setenv('HOME', str(run.parent))
     assert isinstance(StoryPipeline.from_pretrained('~/run'), StoryPipeline)
     assert isinstance(StoryPipeline.from_pretrained('~/run/pipeline'), StoryPipeline)
@@ -254,9 +285,9 @@ def test_variables_that_somebody_left(run, monkeypatch, capsys):
     assert len(drawn(run)) == 8
 
 @pytest.mark.parametrize('rank, size, said', [('abc', '2', 'RANK='), ('2', '2', 'expected a rank below'), ('0', '-1', 'WORLD_SIZE')])
-def test_variables_that_make_no_sense(run, monkeypatch, rank, size, said):
+def test_variables_that_make_no_sense(fixed, monkeypatch, rank, size, said):
     monkeypatch.setenv('RANK', rank), monkeypatch.setenv('WORLD_SIZE', size)
-    one_line(said, run=run)
+    one_line(said, run=fixed, precision='float32')
 
 def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):
     "It is left as it is."
