@@ -16,7 +16,7 @@ from .captions import read_picture
 from .core import StoryError, counted, printable, rank_and_world_size
 from .dataset import square
 from .files import atomic_path, lock_folder, save_json
-from .kept import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story,
+from .folder import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story,
                         whole_frames)
 from .manifest import MANIFEST, file_digest, recover_folder, replace_folder
 from .sampling import asked, numbers, open_pipeline

@@ -392,7 +392,7 @@ def test_lines(model, tmp_path, unopened, monkeypatch, name):
     "A caption ends where an editor shows the next line."
     seen, (text, want) = [], BREAKS[name]
     (tmp_path/'story.txt').write_bytes(text.encode())
-    place = sys.modules.get('arldm.kept', cli)
+    place = sys.modules.get('arldm.folder', cli)
     plan = place.make_plan
     monkeypatch.setattr(place, 'make_plan', lambda told, *a: (seen.append(told), plan(told, *a))[1])
     with pytest.raises(AssertionError, match='the model is loaded'): cli.draw(model, captions=str(tmp_path/'story.txt'), **FEW)
