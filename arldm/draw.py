@@ -124,8 +124,11 @@ def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_ste
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
     def seen(k, pictures):
         return to_memory(pixels([square(p, side) for p in pictures])) if k in photos else squash(pictures, side)
+    def tokens(captions):
+        self.model.vocab.note_unknown(captions)
+        return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(captions)).items()}
     known = {k: seen(k, pictures).to(**to) for k, pictures in known.items()}
-    told = ({k: v.to(to['device']) for k, v in self.model.vocab.encode(list(c)).items()} for c in told)
+    told = (tokens(c) for c in told)
     noise = (z.to(to['device']) for z in noise)
     return draw_frames(self.model, self.scheduler, told, noise, known, opening, self.nothing, **way,
                        generator=generator, on_step=on_step, graphs=self._graphs)
@@ -159,6 +162,7 @@ def __call__(self:StoryPipeline,
     for name in heard: one_of('callback tensor', name, self._callback_tensor_inputs)
     way = check_sampling(self.scheduler, num_inference_steps, guidance_scale, **way)
     plans, bad = make_plans(captions, given, redraw)
+    self.model.vocab.note_unknown([c for p in plans.values() for c in p.captions])
     chance = chances(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
     drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end, heard)

@@ -474,3 +474,14 @@ def test_names_do_not_command_the_terminal(model, tmp_path, capsys):
     folder = cli.draw(model, captions=str(text), **FEW)
     assert folder.name == 'st\x1b[2Jory\n-drawn' and (folder/'strip.png').is_file()
     assert capsys.readouterr().out.splitlines()[-1] == f'{tmp_path}/st?[2Jory?-drawn/strip.png'
+
+def test_unknown_words_are_handed_to_the_vocabulary(model, monkeypatch):
+    "All captions of a call at once, before anything is drawn; those of a stream as they come."
+    seen, pipe = [], StoryPipeline.from_pretrained(model)
+    monkeypatch.setattr(Vocabulary, 'note_unknown', lambda self, captions: seen.append(list(captions)))
+    pipe.set_progress_bar_config(disable=True)
+    pipe([TOLD[:2], TOLD[2:3]], num_inference_steps=1, guidance_scale=1.)
+    assert seen[0] == TOLD[:3]
+    seen.clear()
+    frames = pipe.stream(iter(TOLD), num_inference_steps=1, guidance_scale=1.)
+    assert next(frames) and seen == [[TOLD[0]]] and next(frames) and seen == [[TOLD[0]], [TOLD[1]]]
