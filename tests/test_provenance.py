@@ -218,6 +218,18 @@ def test_a_model_that_cannot_draw_leaves_nothing(run):
     (run/'pipeline/unet/diffusion_pytorch_model.safetensors').unlink()
     one_line('no pipeline that can be opened', run=run)
 
+def test_weights_that_are_no_numbers(run, tmp_path):
+    "No frame of them is ever written, neither of a split nor of an own story."
+    from safetensors.torch import load_file, save_file
+    own_pipeline(run)
+    path = run/'pipeline/unet/diffusion_pytorch_model.safetensors'
+    weights = load_file(path)
+    save_file({k: w*float('nan') if k == 'conv_out.weight' else w for k, w in weights.items()}, path, {'format': 'pt'})
+    (tmp_path/'story.txt').write_text('a red star\nit jumps\n')
+    for how in {}, dict(captions=str(tmp_path/'story.txt')):
+        with pytest.raises(StoryError, match='finite|NaN|nan'): cli.draw(run, **FEW, **how)
+    assert not [*tmp_path.rglob('*.png')]
+
 def test_dry_run_says_what_would_be_drawn(run, capsys):
     cli.draw(run, dry_run=True, limit=1)
     cli.draw(run, dry_run=True)
