@@ -7,7 +7,8 @@ __all__ = ['StoryOutput', 'StoryPipeline']
 
 # %% ../nbs/12_draw.ipynb #715144ac
 from dataclasses import dataclass
-from numbers import Integral, Real
+from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np, torch
@@ -18,14 +19,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from .core import StoryError, first_line, one_of
+from .core import StoryError, at_home, first_line, one_of
 from .dataset import Vocabulary, pixels, square, to_memory
 from .denoise import make_scheduler
 from .encoders import MemoryEncoder
-from .frames import draw_frames, noises, squash
+from .frames import Memory, draw_frames, noises, squash
 from .history import HistoryEmbeddings
+from .manifest import recover_folder
 from .model import ARLDM, PARTS, check_kind, check_whole, noise_like, vae_factor
-from .plan import as_given, chances, check_latents, enough_memory, make_plan, make_plans
+from .plan import as_given, chances, check_latents, check_sampling, enough_memory, make_plan, make_plans
 from .show import as_picture, sheet, strips
 
 # %% ../nbs/12_draw.ipynb #c9755c17
@@ -74,7 +76,10 @@ def from_pretrained(cls:StoryPipeline,
     **how,           # As for any pipeline: `dtype`, …
 ):
     "Open a pipeline, or say in one line why that cannot be done."
-    where = Path(folder)/'pipeline' if (Path(folder)/'pipeline').is_dir() else Path(folder)
+    folder = Path(at_home(str(folder)))
+    if not (folder/'model_index.json').is_file() and not (folder/'pipeline').is_dir():
+        recover_folder(folder/'pipeline')                                             # a kill while it was replaced
+    where = folder/'pipeline' if (folder/'pipeline').is_dir() else folder
     if where.is_dir(): check_kind(where)
     try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **how)
     except Exception as e:                                                            # one kind per kind of damage
@@ -112,35 +117,20 @@ def _latent_shape(self:StoryPipeline, height, width): # of a frame
         raise StoryError(f'height and width must be multiples of {factor}, got {height} and {width}')
     return self.vae.config.latent_channels, *(v//factor if v else self.unet.config.sample_size for v in (height, width))
 
-@patch
-def _way(self:StoryPipeline, num_inference_steps=50, guidance_scale=7.5, guidance_interval=(0, 1), reuse=1,
-         plain=False):
-    "How to draw, in the words of `denoise`."
-    most = self.scheduler.config.num_train_timesteps - 1
-    for name, n in dict(num_inference_steps=num_inference_steps, reuse=reuse).items():
-        if not isinstance(n, Integral) or not 1 <= n <= most:
-            raise StoryError(f'{name} must be a whole number between 1 and {most}, got {n!r}')
-    if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < float('inf'):
-        raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
-    try: a, b = map(float, guidance_interval)
-    except (TypeError, ValueError):
-        raise StoryError(f'guidance_interval must be two numbers, got {guidance_interval!r}') from None
-    if not 0 <= a <= b <= 1: raise StoryError(f'guidance_interval must lie between 0 and 1, got {a} to {b}')
-    try: self.scheduler.set_timesteps(num_inference_steps)
-    except ValueError as e: raise StoryError(f'{num_inference_steps} steps: {first_line(e)}') from None
-    return dict(steps=num_inference_steps, guidance=guidance_scale, interval=(a, b), reuse=reuse, plain=plain)
-
 # %% ../nbs/12_draw.ipynb #5d62d939
 @patch
-def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_step=None):
+def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_step=None, opening=None):
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
-    def seen(pictures):
-        return to_memory(pixels([square(p, side) for p in pictures])) if photos else squash(pictures, side)
-    known = {k: seen(pictures).to(**to) for k, pictures in known.items()}
-    told = ({k: v.to(to['device']) for k, v in self.model.vocab.encode(list(c)).items()} for c in told)
+    def seen(k, pictures):
+        return to_memory(pixels([square(p, side) for p in pictures])) if k in photos else squash(pictures, side)
+    def tokens(captions):
+        self.model.vocab.note_unknown(captions)
+        return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(captions)).items()}
+    known = {k: seen(k, pictures).to(**to) for k, pictures in known.items()}
+    told = (tokens(c) for c in told)
     noise = (z.to(to['device']) for z in noise)
-    return draw_frames(self.model, self.scheduler, told, noise, known, None if photos else 1, self.nothing, **way,
+    return draw_frames(self.model, self.scheduler, told, noise, known, opening, self.nothing, **way,
                        generator=generator, on_step=on_step, graphs=self._graphs)
 
 # %% ../nbs/12_draw.ipynb #2df1cee9
@@ -170,8 +160,9 @@ def __call__(self:StoryPipeline,
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
     heard = getattr(callback_on_step_end, 'tensor_inputs', callback_on_step_end_tensor_inputs) or ()
     for name in heard: one_of('callback tensor', name, self._callback_tensor_inputs)
-    way = self._way(num_inference_steps, guidance_scale, **way)
+    way = check_sampling(self.scheduler, num_inference_steps, guidance_scale, **way)
     plans, bad = make_plans(captions, given, redraw)
+    self.model.vocab.note_unknown([c for p in plans.values() for c in p.captions])
     chance = chances(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
     drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end, heard)
@@ -196,7 +187,8 @@ def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, 
             if latents is not None: noise = torch.stack([latents[i] for i in rows], 1)
             else: noise = _of_frames(noises(mine, shape), some[0].todo)
             with enough_memory(len(rows)):
-                for z, f in self._draw(told, known, not some[0].redraw, noise, way, mine, on_step):
+                photos, opening = ((), 1) if some[0].redraw else (known, None)
+                for z, f in self._draw(told, known, photos, noise, way, mine, on_step, opening):
                     for b, i in enumerate(rows): drawn[i].append((z[b].cpu(), f[b].cpu()))
     self.maybe_free_model_hooks()
     return drawn
@@ -224,17 +216,25 @@ def stream(self:StoryPipeline,
     given:list=(),                    # Opening pictures
     seed:int=0,                       # Where the story's random numbers start
     height:int=None, width:int=None,  # Pixels
+    drawn:list=(),                    # Frames after the given ones that were drawn before, to go on from
     **way,                            # `num_inference_steps`, `guidance_scale`, …
 ):                                    # -> yields PIL pictures
     "Draw one story; the next caption is asked for when the frame before it has been taken."
     shape, chance = self._latent_shape(height, width), chances(1, seed)
-    given, n = given if isinstance(given, (list, tuple)) else [given], 0
-    known = {k: [as_given(p)] for k, p in enumerate(given)}
+    way = check_sampling(self.scheduler, **way)
+    given, n = [as_given(p) for p in (given if isinstance(given, (list, tuple)) else [given])], 0
+    past, opening = len(given) + len(drawn), max(1, len(given))
     told = (make_plan([c]).captions for c in ([captions] if isinstance(captions, str) else captions))
-    noise = (z for k, z in enumerate(noises(chance, shape)) if k not in known)
+    memory, before = Memory(self.model, opening), list(islice(told, past))
+    newest = past - memory.room + memory.kept                     # a long story is remembered only in part
+    held = [k for k in range(len(before)) if k < memory.kept or k >= newest]
+    known = {i: [given[k] if k < len(given) else as_given(drawn[k - len(given)])] for i, k in enumerate(held)}
+    photos = [i for i, k in enumerate(held) if k < len(given)]
+    told = chain([before[k] for k in held], told)
+    noise = islice(noises(chance, shape), past, None)
     with enough_memory(1):
-        drawn = self._draw(told, known, True, noise, self._way(**way), chance)
-        for n, (_, frame) in enumerate(drawn, 1): yield as_picture(frame[0])
+        frames = self._draw(told, known, photos, noise, way, chance, opening=opening)
+        for n, (_, frame) in enumerate(frames, 1): yield as_picture(frame[0])
     if not n: raise StoryError('no captions are left for frames to draw')
 
 # %% ../nbs/12_draw.ipynb #206d0bcb

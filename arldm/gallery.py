@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .core import BadStory, StoryError
-from .files import whole_folder
+from .core import BadStory, StoryError, at_home
+from .files import FolderTaken, whole_folder
 from .draw import StoryPipeline
 from .plan import make_plan
 from .raw import plain_name
@@ -34,7 +34,7 @@ def _write(folder, frames, n_given):
     try:
         with whole_folder(folder) as tmp:
             for k, im in enumerate(frames, 1 + n_given): im.save(tmp/f'{k}.png')
-    except OSError:
+    except (OSError, FolderTaken):
         if not folder.is_dir(): raise                       # else another command has just drawn it, too
 
 # %% ../nbs/12c_gallery.ipynb #082cf03a
@@ -57,7 +57,7 @@ def draw_split(
     **how,                  # `num_inference_steps`, `guidance_scale`, …
 ):                          # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
     "Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`."
-    out, n = Path(out), len(stories) if limit is None else min(limit, len(stories))
+    out, n = Path(at_home(str(out))), len(stories) if limit is None else min(limit, len(stories))
     todo = [i for i in range(rank, n, world) if not is_drawn(out, stories.ids[i])]
     with ThreadPoolExecutor() as pool:
         for at in range(0, len(todo), batch):

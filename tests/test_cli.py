@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def says(capsys, monkeypatch, command, args):
     "What a command says on standard error, and its exit code, in this process."
     monkeypatch.setattr(sys, 'argv', ['arldm', *map(str, args)])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped: getattr(PLACES[command], command)()
+    with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)     # pytest shows what a command does not
+        getattr(PLACES[command], command)()
     return stopped.value.code, capsys.readouterr().err.strip().splitlines()
 
 
@@ -112,7 +115,7 @@ def test_continuation_starts_with_frame_2(toy_file, tmp_path):
 def test_own_captions(run, tmp_path):
     (tmp_path/'mine.txt').write_text('a big red star is at the beach on the left\n\nit jumps\n')
     folder = cli.draw(run, captions=tmp_path/'mine.txt', steps=1)
-    assert sorted(p.name for p in folder.iterdir()) == ['1.png', '2.png', 'strip.png']
+    assert sorted(p.name for p in folder.iterdir()) == ['1.png', '2.png', 'manifest.json', 'strip.png']
 
 
 @needs_mini
@@ -135,7 +138,8 @@ def test_dry_runs_write_nothing(toy_file, run, tmp_path):
     before = sorted(run.rglob('*'))
     convert('toy', toy_file.parent/'raw', tmp_path/'x.h5', dry_run=True)
     train(tmp_path/'new', data=toy_file, dry_run=True)
-    cli.draw(run, seed=5, dry_run=True)
+    cli.draw(run, steps=2, dry_run=True)
+    with pytest.raises(StoryError, match='made with seed=0, not 5'): cli.draw(run, steps=2, seed=5, dry_run=True)
     exam.score(run, dry_run=True)
     assert not list(tmp_path.iterdir()) and sorted(run.rglob('*')) == before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-from arldm import cli, core, toy
+from arldm import cli, files, toy
 from arldm.convert import convert
 from arldm.core import StoryError, asset
 from arldm.files import save_json
@@ -355,11 +355,12 @@ def test_nothing_is_drawn_twice(small, calm, opened, tmp_path):
     ('seed', 1, 'made with seed=0, not 1'), ('scheduler', 'ddim', 'made with scheduler=dpm++, not ddim'),
     ('precision', 'bfloat16', 'made with precision=float32, not bfloat16'), ('steps', 2, 'made with steps=1, not 2'),
     ('guidance', 2., 'made with guidance=1.0, not 2.0'), ('reuse', 2, 'made with reuse=1, not 2'),
-    ('interval', '0,.5', 'made with interval=[0.0, 1.0], not [0.0, 0.5]'), ('data', 'other.h5', 'made with data=')])
-def test_drawings_are_not_mixed(calm, opened, tmp_path, k, other, said):
-    if k == 'data': other = shutil.copy(calm/'stories.h5', tmp_path/other)
+    ('interval', '0,.5', 'made with interval=[0.0, 1.0], not [0.0, 0.5]'), ('data', 'other.h5', 'made with stories=')])
+def test_drawings_are_not_mixed(calm, opened, toys, tmp_path, k, other, said):
+    if k == 'data': write_stories(tmp_path/other, dict(test=[cut(s, 2, f'story {i}') for i, s in enumerate(toys[3:6])]), 'toy')
+    if k == 'data': other = tmp_path/other
     before, words = drawn(calm), (calm/'drawing.json').read_bytes()
-    one_line(draw(calm, **{k: other}), f'{calm} holds drawings {said}')
+    one_line(draw(calm, **{k: other}), f'{calm} was {said}')
     assert drawn(calm) == before and (calm/'drawing.json').read_bytes() == words
 
 def test_bad_stories_keep_no_other_back(toys, tiny, opened, tmp_path):
@@ -429,7 +430,7 @@ def test_two_commands_at_once(small, calm, opened, tmp_path, monkeypatch):
     "Both draw the same stories and put them in the same place; there, too, they may meet."
     run, remove = fresh(small, tmp_path/'run'), shutil.rmtree
     def slow(*args, **how): remove(*args, **how), time.sleep(.1)
-    monkeypatch.setattr(core.shutil, 'rmtree', slow)
+    monkeypatch.setattr(files.shutil, 'rmtree', slow)
     both = [fork(lambda: command(run)) for _ in range(2)]
     assert [end(*one) for one in both] == [(0, []), (0, [])]
     same(run, calm)
