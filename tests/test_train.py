@@ -334,7 +334,7 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     ('--zero-snr --prediction v --weighting none', 'zero_snr=True'), ('--freeze none', 'freeze=()'),
     ('--ema 0', 'ema=0.0')])
 def test_flags(data, tmp_path, monkeypatch, words, said):
-    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', *words.split()]
+    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', '--batch=2', *words.split()]
     monkeypatch.setattr(sys, 'argv', called)
     with redirect_stdout(out := io.StringIO()): train()
     assert said in out.getvalue().split() and 'nothing was written' in out.getvalue() and not [*tmp_path.iterdir()]
