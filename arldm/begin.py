@@ -109,6 +109,7 @@ def read_settings(run:Path) -> dict: # Empty for a new run
                              'would write; name a new folder')
     return {}
 
+# %% ../nbs/10b_begin.ipynb #28dcb0a3
 def open_run(
     run:Path,
     data:str|None,    # Story file; `None` = the one of the run

@@ -113,6 +113,7 @@ def _write(path, tensors, owner): # digest of the label that the answers belong 
         raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same command '
                          'again; what is written stays') from None
 
+# %% ../nbs/10_cache.ipynb #5aa71bd4
 def _owner(path): # of a shard; '' if it is damaged, or no shard
     try: return (safe_open(path, 'pt').metadata() or {}).get('owner', '')
     except (OSError, SafetensorError): return ''

@@ -82,6 +82,7 @@ def port(
     say(out)
     return out
 
+# %% ../nbs/12a_home.ipynb #37c8212b
 def _write_folder(out, model, settings):
     try:
         with whole_folder(out) as tmp:

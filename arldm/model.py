@@ -201,15 +201,12 @@ def check_kind(folder:Path):
     if kind != 'StoryPipeline':
         raise StoryError(f'{folder}: a {kind}; expected a StoryPipeline, as arldm-train makes it')
 
-def check_finite(
-    tensors:dict,    # Name -> tensor
-    where:str|Path,  # What they were read from, for the message
-):
+# %% ../nbs/08_model.ipynb #4504613d
+def check_finite(tensors:dict, where:str|Path): # name -> tensor; what they were read from, for the message
     "A `StoryError` that names the first tensor that holds NaN or infinity."
     for name, x in tensors.items():
         if x.is_floating_point() and not x.is_meta and not x.isfinite().all():
-            raise StoryError(f'{where}: {name} holds NaN or infinite numbers; take the weights of an earlier step, or '
-                             'another copy of them')
+            raise StoryError(f'{where}: {name} holds NaN or infinite numbers; take earlier weights, or another copy')
 
 def check_whole(
     folder:Path, # A pipeline folder

@@ -133,6 +133,7 @@ class Misfit(StoryError):
                                 (('missing', missing), ('unknown', unknown)) if names)
         super().__init__(f'the checkpoint does not fit the model; {wrong}')
 
+# %% ../nbs/09_port.ipynb #cb778666
 @patch
 def places(self:ARLDM,
     state:dict,       # The original's `state_dict`

@@ -122,6 +122,7 @@ def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
     if lock: lock.close()
     return run/'pipeline'
 
+# %% ../nbs/12b_run.ipynb #c3c841db
 def _keep(net, run, step):
     "Make the pipeline of a finished run."
     made_from = file_digest(checkpoints(run/'checkpoints')[-1])

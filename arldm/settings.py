@@ -118,6 +118,7 @@ def _check_numbers(s):
         if isinstance(x := getattr(s, k), float) and not math.isfinite(x):
             raise StoryError(f'{k} must be a finite number, got {x}')
 
+# %% ../nbs/00a_settings.ipynb #76ee4381
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,

@@ -49,6 +49,7 @@ def _last_good(folder): # for messages
     written = checkpoints(folder) if folder else []
     return f'the last good checkpoint is {written[-1]}' if written else 'no checkpoint was written yet'
 
+# %% ../nbs/10a_survive.ipynb #ec851469
 def save_checkpoint(
     folder:Path,   # The run's `checkpoints/`
     step:int,      # Steps done
@@ -92,6 +93,7 @@ def _read_checkpoint(path, names): # the states of these parts; a `StoryError` s
     check_finite(_tensors(states), path)
     return states
 
+# %% ../nbs/10a_survive.ipynb #e09b0eda
 def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
@@ -161,6 +163,7 @@ class Log:
         if self.path:
             with open(self.path, 'a', newline='') as f: csv.DictWriter(f, COLUMNS).writerow(record)
 
+# %% ../nbs/10a_survive.ipynb #9d0c40ec
 def _lines(path): # of a log, without a last one that a crash cut short
     text = Path(path).read_text(encoding='utf-8-sig', errors='replace').replace('\0', '')
     return text.rpartition('\n')[0].splitlines()
