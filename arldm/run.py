@@ -96,6 +96,7 @@ def _ready(run, s, file, cache, workers, tensorboard, acc):
     def dataset(split, **how):
         return StoryDataset(split, net.vocab, s.side, net.memory_side, original=s.original, **how)
     stories = dataset(train, train=True, seed=s.seed, crops=s.crops)
+    if acc.is_main_process: net.vocab.note_unknown([c for i in range(len(train)) for c in train.captions(i)])
     if s.crops: check_cache(net, stories, cache, s.precision)
     return net, stories, dataset(val) if val else None
 
