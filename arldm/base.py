@@ -20,7 +20,7 @@ from .core import CORPORA, StoryError, first_line, one_of
 from .dataset import Vocabulary
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .history import HistoryEmbeddings
-from .model import ARLDM
+from .model import ARLDM, check_finite
 from .port import BLIP_NAMES, TEXT_CHANCE, VISION_CHANCE, kind_of, read_weights, translate
 
 # %% ../nbs/09a_base.ipynb #e7d3ccb0
@@ -104,7 +104,9 @@ def load_blip(
     want = encoder.state_dict()
     if wrong := [k for k, v in want.items() if k not in state or state[k].shape != v.shape]:
         raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, among them {wrong[0]}')
-    encoder.load_state_dict({k: state[k] for k in want})
+    mine = {k: state[k] for k in want}
+    check_finite(mine, where)
+    encoder.load_state_dict(mine)
     return encoder.eval()
 
 # %% ../nbs/09a_base.ipynb #00cba1f8
@@ -123,6 +125,7 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
         raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: {first_line(e)}') from None
     if lost := info['missing_keys']:
         raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among them {min(lost)}')
+    check_finite(model.state_dict(), f'{sd}/{sub}')
     return model.float()
 
 def tokenizers(

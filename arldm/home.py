@@ -6,18 +6,21 @@
 __all__ = ['bring_home', 'port']
 
 # %% ../nbs/12a_home.ipynb #494143cf
+import os
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 
 from .base import tokenizers
-from .core import StoryError, command, one_of
-from .files import atomic_path, save_json, whole_folder
+from .begin import check_place
+from .core import StoryError, command, one_of, say
+from .files import FolderTaken, save_json, whole_folder
 from .draw import StoryPipeline
 from .encoders import quiet_loading
 from .model import ARLDM
 from .port import Misfit, corpora_of, read_weights, rows_of
 from .settings import PRESETS, TASKS
+from .survive import write_tensors
 
 # %% ../nbs/12a_home.ipynb #28569e02
 quiet_loading()
@@ -34,14 +37,18 @@ def bring_home(
     state = read_weights(checkpoint)
     try: c, *others = corpora_of(rows := rows_of(state), words, more, corpus)
     except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
-    print(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, {rows["slots"]} slots')
-    if others: print(f'it might also be {" or ".join(x.name for x in others)}: then say so with --corpus')
-    try: model = ARLDM.from_original(state, words, more, size, c.name)
+    say(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, {rows["slots"]} slots')
+    if others: say(f'it might also be {" or ".join(x.name for x in others)}: then say so with --corpus')
+    def fitted(loose):
+        try: return ARLDM.from_original(state, words, more, size, c.name, loose)
+        except Misfit: raise
+        except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
+    try: model = fitted(False)
     except Misfit as e:
-        if not e.reshaped:
-            print(*(f'{what}: {name}' for what in ('missing', 'unknown') for name in getattr(e, what)), sep='\n')
+        for what in () if e.reshaped else ('missing', 'unknown'):
+            for name in getattr(e, what): say(f'{what}: {name}')
         if e.reshaped or not loose: raise
-        model = ARLDM.from_original(state, words, more, size, c.name, loose=True)
+        model = fitted(True)
     guidance = PRESETS['seed-ssid' if c.name == 'ssid' else 'paper']['guidance']
     return model, dict(corpus=c.name, side=c.side, guidance=guidance)
 
@@ -62,16 +69,24 @@ def port(
     source, out = Path(source), Path(out)
     one_of('task', task, TASKS)
     if not source.exists(): raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')
-    if out.exists(): raise StoryError(f'{out} is there already; name another place, or remove it')
+    if os.path.lexists(out): raise FolderTaken(out)
+    check_place(out)
     back = source.is_dir()
     if back: state = ARLDM.load(source).to_original()
     else: model, settings = bring_home(source, *tokenizers(sd, bert), corpus, size, loose)
-    if dry_run: return print(f'would write {out}; nothing was written')
+    if dry_run: return say(f'would write {out}; nothing was written')
     if back:
-        with atomic_path(out) as tmp: torch.save({'state_dict': state}, tmp)
-    else:
+        if os.path.lexists(out): raise FolderTaken(out)                 # it may have come meanwhile
+        write_tensors(out, {'state_dict': state})
+    else: _write_folder(out, model, dict(settings, task=task))
+    say(out)
+    return out
+
+# %% ../nbs/12a_home.ipynb #37c8212b
+def _write_folder(out, model, settings):
+    try:
         with whole_folder(out) as tmp:
             StoryPipeline.from_model(model, 'pndm').save_pretrained(tmp)
-            save_json(tmp/'settings.json', dict(settings, task=task))
-    print(out)
-    return out
+            save_json(tmp/'settings.json', settings)
+    except SafetensorError as e:                                        # a full disk, among others
+        raise StoryError(f'{out} could not be written ({e}); make room and run the same command again') from None

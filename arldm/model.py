@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'TOKENS', 'KNOWN', 'PARTS', 'make_vae', 'vae_factor', 'noise_schedule', 'noise_like', 'ARLDM', 'check_kind',
-           'check_whole']
+           'check_finite', 'check_whole']
 
 # %% ../nbs/08_model.ipynb #db242a7d
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from .core import StoryError, first_line, one_of
 from .files import load_json
+from .manifest import recover_folder
 from .dataset import Vocabulary, to_memory
 from .encoders import MemoryEncoder, encode_captions
 from .history import HistoryEmbeddings, context_visible, drop_frames, history_visible
@@ -164,7 +165,9 @@ def condition(self:ARLDM,
     own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
     captions = known['captions'][:, n_given:] if 'captions' in known else encode_captions(
         self.text_encoder, own['caption_ids'], own['caption_real'])                              # (B, V, S, D)
-    slots = known['slots'] if memory is None else self.memory_encoder(memory, past['memory_ids'], past['memory_real'])
+    if memory is None: slots = known['slots']
+    elif N: slots = self.memory_encoder(memory, past['memory_ids'], past['memory_real'])
+    else: slots = self.null_slot()[:, None][:, :0].expand(len(captions), -1, -1, -1)  # none: stories of one frame
     slots = slots[:, None]                                                                       # (B, 1, N, S, D)
     if dropped is not None and dropped.any():
         no_caption = known['no_caption'] if 'no_caption' in known else self.null_caption()
@@ -198,11 +201,18 @@ def check_kind(folder:Path):
     if kind != 'StoryPipeline':
         raise StoryError(f'{folder}: a {kind}; expected a StoryPipeline, as arldm-train makes it')
 
+# %% ../nbs/08_model.ipynb #4504613d
+def check_finite(tensors:dict, where:str|Path): # name -> tensor; what they were read from, for the message
+    "A `StoryError` that names the first tensor that holds NaN or infinity."
+    for name, x in tensors.items():
+        if x.is_floating_point() and not x.is_meta and not x.isfinite().all():
+            raise StoryError(f'{where}: {name} holds NaN or infinite numbers; take earlier weights, or another copy')
+
 def check_whole(
     folder:Path, # A pipeline folder
     parts:dict,  # name: module; what was opened from it
 ):
-    "A `StoryError` if anything is missing that the libraries make up silently: vocabularies and weights."
+    "A `StoryError` if weights or vocabularies are missing, which the libraries make up silently, or are no numbers."
     for n in 'tokenizer', 'memory_tokenizer':
         if not any((folder/n/f).is_file() for f in ('tokenizer.json', 'vocab.json', 'vocab.txt')):
             raise StoryError(f'{folder/n}: its vocabulary is missing')
@@ -210,6 +220,7 @@ def check_whole(
         there = {k for f in (folder/n).glob('*.safetensors') for k in safe_open(f, 'pt').keys()}
         lost = sorted({*part.state_dict()} - there)
         if there and lost: raise StoryError(f'{folder/n}: {len(lost)} tensors are missing, among them {lost[0]}')
+        check_finite(part.state_dict(), folder/n)
 
 # %% ../nbs/08_model.ipynb #d6e1e237
 @patch(cls_method=True)
@@ -218,6 +229,7 @@ def load(cls:ARLDM,
 )->ARLDM:             # On the CPU, in evaluation mode
     "Load a model from a pipeline folder."
     folder = Path(folder)
+    if not (folder/'pipeline').is_dir(): recover_folder(folder/'pipeline')
     if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
     missing = [p for p in PARTS if not (folder/p/'config.json').is_file()]
     if missing: raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')

@@ -6,7 +6,7 @@
 __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'accelerator', 'checkpoint_blocks', 'train']
 
 # %% ../nbs/11_train.ipynb #62d40c9e
-import contextlib, functools, math, signal, time
+import contextlib, functools, itertools, math, os, signal, time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import freeze, loss  # give `ARLDM.freeze` and `ARLDM.loss`
-from .core import StoryError, out_of_memory
+from .begin import check_steps
+from .core import StoryError, counted, out_of_memory, rank_and_world_size
 from .dataset import collate
 from .model import ARLDM, noise_schedule
-from .optimise import averaged, learning_rates, make_optimizer
+from .optimise import averaged, each_rate, make_optimizer
 from .settings import TASKS, Settings
 from .survive import Log, Trained, check_loss, load_checkpoint, save_checkpoint, stop_signals
 
@@ -46,7 +47,8 @@ def check_batch(n:int, s:Settings, world:int=1):
     "A `StoryError` when `n` stories are too few for one step."
     if n < s.batch*world:
         most = max(1, n//world)
-        raise StoryError(f'{n} stories to train on, fewer than the {s.batch*world} of one step; take --batch {most}')
+        raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {s.batch*world:,} of one step; '
+                         f'take --batch {most}')
 
 def step_batches(
     stories:Dataset,          # A `StoryDataset` or `CachedStories`
@@ -58,12 +60,15 @@ def step_batches(
 )->DataLoader:                # One batch of `s.batch` stories for each step that is left, to be read once
     "This process's share of every step."
     check_batch(len(stories), s, world)
+    if workers < 0: raise StoryError(f'workers must not be below 0, got {workers}')
     steps = (step_stories(len(stories), s.batch*world, k, s.seed, rank, world) for k in range(done, s.steps))
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_patient)
 
-def _patient(worker): # SIGTERM to all processes is meant for the one that trains; it ends its readers itself
+def _patient(worker): # signals to all processes are meant for the one that trains; it ends its readers itself
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    for name in 'SIGHUP', 'SIGUSR1':
+        if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 # %% ../nbs/11_train.ipynb #33726c91
 def _chance(*numbers): # a generator that follows from some whole numbers
@@ -107,19 +112,37 @@ def validation_loss(
     world:int=1,              # How many there are
 )->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
     "The loss of the first `s.validate` stories on noise, times and drops that never change."
-    rows, total, size = range(min(s.validate, len(stories)))[rank::world], 0., math.ceil(s.batch/s.accumulate)
-    for part in (rows[at:at + size] for at in range(0, len(rows), size)):
-        batch, chances = collate([stories[i, 0] for i in part]), [_chance(0, i) for i in part]
+    rows, total = range(min(s.validate, len(stories)))[rank::world], 0.
+    for part in _parts(((i, stories[i, 0]) for i in rows), math.ceil(s.batch/s.accumulate)):
+        batch, chances = collate([item for _, item in part]), [_chance(0, i) for i, _ in part]
         total += model.loss(batch, chances, TASKS[s.task], s.drop, pack=s.pack).item()*len(part)
     return torch.tensor([total, len(rows)])
+
+def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size`, each of stories of one length
+    part = []
+    for i, item in stories:
+        if part and (len(part) == size or len(item['caption_ids']) != len(part[0][1]['caption_ids'])):
+            yield part
+            part = []
+        part.append((i, item))
+    if part: yield part
 
 # %% ../nbs/11_train.ipynb #3d5fd239
 def accelerator(s:Settings) -> Accelerator:
     "One process or, under `torchrun`, one of several, in the precision of the settings."
     gpu = torch.cuda.is_available()
     if s.precision == 'float16' and not gpu: raise StoryError('float16 needs a GPU; take bfloat16 or float32')
+    _check_started(*rank_and_world_size(), 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
     AcceleratorState._reset_state()                                   # an earlier run may have had another precision
-    return Accelerator(cpu=not gpu, mixed_precision=dict(float32='no', bfloat16='bf16', float16='fp16')[s.precision])
+    precision = dict(float32='no', bfloat16='bf16', float16='fp16')[s.precision]
+    acc = Accelerator(cpu=not gpu, mixed_precision=precision)
+    _check_started(*rank_and_world_size(), rank_and_world_size() == (acc.process_index, acc.num_processes))
+    return acc
+
+def _check_started(rank, world, together): # every part of a run must agree on which process writes
+    if world > 1 and not together:
+        raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world}, but torchrun did not start this '
+                         'process; unset both to train alone, or start it with torchrun')
 
 def checkpoint_blocks(model:ARLDM, on:bool=True):
     "Keep only the inputs of blocks for the backward pass, and compute the rest again."
@@ -150,12 +173,13 @@ def train(
     ready, optimizer = _prepared(acc, model, s, ema)
     parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)
     done = load_checkpoint(folder, parts := {k: v for k, v in parts.items() if v}) if run else 0
-    if done > s.steps: raise StoryError(f'{run} has {done} steps behind it, more than the {s.steps} asked for')
-    rates, log = learning_rates(s), Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
+    check_steps(run, done, s)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
+    rates = itertools.islice(each_rate(s), done, None)
+    log = Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
     with _room(s), stop_signals() as asked, _unwrapped(acc, ready):
-        for k, (batch, start) in enumerate(_timed(batches), done):
-            record = _step(k, rates[k], acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
+        for k, (rate, (batch, start)) in enumerate(zip(rates, _timed(batches)), done):
+            record = _step(k, rate, acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
             due, stop = k + 1 == s.steps or (k + 1) % s.save_every == 0, _any(acc, asked)
             if due and val and s.validate: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
             log.add(record)
@@ -179,7 +203,7 @@ def _room(s):
         if not out_of_memory(e): raise
         n = -(-s.batch//s.accumulate)                                                          # stories at once
         less = [f'--accumulate {2*s.accumulate}']*(n > 1) + ['--checkpointing']*(not s.checkpointing)
-        raise StoryError(f'out of memory with {n} {"stories" if n > 1 else "story"} of {s.side} pixels at once; try '
+        raise StoryError(f'out of memory with {counted(n, "story", "stories")} of {s.side} pixels at once; try '
                          + ', or '.join([*less, 'a smaller side in another run'])) from None
 
 def _timed(batches): # each batch, and when it was asked for

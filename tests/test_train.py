@@ -334,7 +334,7 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     ('--zero-snr --prediction v --weighting none', 'zero_snr=True'), ('--freeze none', 'freeze=()'),
     ('--ema 0', 'ema=0.0')])
 def test_flags(data, tmp_path, monkeypatch, words, said):
-    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', *words.split()]
+    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', '--batch=2', *words.split()]
     monkeypatch.setattr(sys, 'argv', called)
     with redirect_stdout(out := io.StringIO()): train()
     assert said in out.getvalue().split() and 'nothing was written' in out.getvalue() and not [*tmp_path.iterdir()]
@@ -404,7 +404,8 @@ def test_another_number_of_processes(finished, data, capsys, monkeypatch):
     assert code == 1 and 'by 1 process, not 2' in lines[-1] and 'torchrun --nproc_per_node 1)' in lines[-1], lines
 
 @pytest.mark.parametrize('full', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9.00 GiB.'), MemoryError(),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")], ids=['gpu', 'python', 'cpu'])
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError('could not create a primitive')], ids=['gpu', 'python', 'cpu', 'onednn'])
 def test_out_of_memory(begin, monkeypatch, full):
     "One line that names what makes a step smaller and is not yet in use; other errors stay what they are."
     def loss(*_, **__): raise full
