@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.speed.PlainStories.__len__': ('speed.html#plainstories.__len__', 'arldm/speed.py'),
                              'arldm.speed.PlainStories.middle': ('speed.html#plainstories.middle', 'arldm/speed.py'),
                              'arldm.speed._floats': ('speed.html#_floats', 'arldm/speed.py'),
+                             'arldm.speed._is_result': ('speed.html#_is_result', 'arldm/speed.py'),
                              'arldm.speed.bench': ('speed.html#bench', 'arldm/speed.py'),
                              'arldm.speed.bench_converting': ('speed.html#bench_converting', 'arldm/speed.py'),
                              'arldm.speed.bench_data': ('speed.html#bench_data', 'arldm/speed.py'),
