@@ -91,7 +91,7 @@ def null(self:Vocabulary)->dict:
 # %% ../nbs/05_dataset.ipynb #b80c78d5
 @patch
 def unknown_words(self:Vocabulary,
-    captions,  # Any number of captions
+    captions,  # Any number of them
 )->list:       # Each word once, in the order of their appearance
     "Words that one of the two tokenizers does not know (chapter 4f); names with a token of their own are known."
     tokenizers, unknown = (self.caption_tokenizer, self.memory_tokenizer), {}
@@ -107,13 +107,16 @@ def unknown_words(self:Vocabulary,
 def unknown_text(words:list, most:int=8) -> str: # '' if there are none
     "A note about unknown words; `most` of them are named."
     if not words: return ''
-    named = ', '.join(word[:30] for word in words[:most])
     more = f' and {len(words) - most:,} more' if len(words) > most else ''
-    return (f"the model's vocabulary does not know {named}{more}, so pictures will not show it; use words that the model "
-            'was trained with')
+    named = ', '.join(word[:30] for word in words[:most])
+    return (f"the model's vocabulary does not know {named}{more}, so pictures will not show it; use words that the "
+            'model was trained with')
 
+# %% ../nbs/05_dataset.ipynb #263e34c5
 @patch
-def note_unknown(self:Vocabulary, captions):
+def note_unknown(self:Vocabulary,
+    captions, # Any number of captions
+):
     "Warn of the words that the vocabulary does not know, of each word only once."
     new = [word for word in self.unknown_words(captions) if word not in self._noted]
     self._noted.update(new)

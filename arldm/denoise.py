@@ -58,8 +58,9 @@ def set_timesteps(
         if name == 'pndm': times = times[:2] + times[1:]                  # it asks about the second time twice
         scheduler.timesteps = torch.tensor(times, device=device)
     if 'timestep_spacing' in scheduler.config and float(scheduler.timesteps[0]) <= 1:
-        raise StoryError(f'{steps} step of {type(scheduler).__name__} would begin at time {int(scheduler.timesteps[0])}, '
-                         "where nothing is noise; take more steps, or timestep_spacing='trailing'")
+        kind, first = type(scheduler).__name__, int(scheduler.timesteps[0])
+        raise StoryError(f'{steps} step of {kind} would begin at time {first}, where nothing is noise; take more '
+                         "steps, or timestep_spacing='trailing'")
 
 def _leading_name(scheduler): # 'ddim' or 'pndm', if `make_scheduler` makes one like this; else ''
     name = {DDIMScheduler: 'ddim', PNDMScheduler: 'pndm'}.get(type(scheduler), '')
@@ -198,6 +199,8 @@ def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
     x = model.vae.decode((z/model.vae.config.scaling_factor).to(dtype)).sample
     if not x.isfinite().all():
         advice = 'the weights are damaged, or belong to other parts: copy the pipeline again'
-        if dtype == torch.float16: advice = f'draw in bfloat16 or float32 (--precision float32); if it stays so, {advice}'
-        raise StoryError(f'a frame drawn in {str(dtype).removeprefix("torch.")} has values that are not finite; {advice}')
+        if dtype == torch.float16:
+            advice = f'draw in bfloat16 or float32 (--precision float32); if that fails, {advice}'
+        name = str(dtype).removeprefix('torch.')
+        raise StoryError(f'a frame drawn in {name} has values that are not finite; {advice}')
     return ((x.float()/2 + .5).clamp(0, 1)*255).round().byte()

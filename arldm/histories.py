@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'ALL_KINDS', 'others', 'remembered', 'draw_histories', 'hist
 
 # %% ../nbs/13a_histories.ipynb #3cee3915
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def others(stories:StorySplit) -> dict: # {i: j}, places in it
         lengths.setdefault(len(stories.rows(i)), {}).setdefault(album, []).append(i)
     for n, albums in lengths.items():
         if len(albums) < 2:
-            raise StoryError(f'split {stories.name}: one album tells all stories of {counted(n, "frame")}; histories are '
-                             'shuffled between albums, so leave out the kind shuffled, or take a larger split')
+            raise StoryError(f'split {stories.name}: one album tells all stories of {counted(n, "frame")}; histories '
+                             'are shuffled between albums, so leave out the kind shuffled, or take a larger split')
         names = np.random.default_rng(0).permutation(sorted(albums)).tolist()
         for name, other in zip(names, names[1:] + names[:1]):
             out |= {i: albums[other][at % len(albums[other])] for at, i in enumerate(albums[name])}
@@ -56,6 +57,11 @@ def _history(stories, i, kind, other, own): # captions and pictures; `own` is a 
     if kind == 'captions': return stories.captions(i), [Image.new('RGB', (64, 64))]*len(stories.rows(i))
     j = other[i] if kind == 'shuffled' else i
     return stories.captions(j), stories[j].pictures() if kind != 'none' else []
+
+def _batches(stories, limit, batch): # lists of places in the split; the stories of each have one length
+    lengths = {}
+    for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
+    return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
 def _draw(pipe, stories, asked, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in asked], {i: [] for i in asked}
@@ -87,12 +93,9 @@ def draw_histories(
     at_least_one(batch=batch, limit=1 if limit is None else limit)
     how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
-    other, lengths = others(stories) if 'shuffled' in kinds else {}, {}
-    facts = drawing_facts(pipe, stories, {**how, 'seed': seed})
+    other, facts = others(stories) if 'shuffled' in kinds else {}, drawing_facts(pipe, stories, {**how, 'seed': seed})
     for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
-    for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
-    for rows, kind in ((rows[at:at+batch], kind) for rows in lengths.values() for at in range(0, len(rows), batch)
-                       for kind in kinds):
+    for rows, kind in product(_batches(stories, limit, batch), kinds):
         asked, own = {}, {i: [] for i in rows}
         for i in rows:
             try:
@@ -139,8 +142,8 @@ def history_rows(
     "Each kind, and what is lost with other histories, as rows of the score table."
     if len({len(album), *map(len, values.values())}) > 1:
         frames = ', '.join(f'{counted(len(v), "frame")} ({k})' for k, v in values.items())
-        raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the same frames in all '
-                         'kinds')
+        raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the same frames in '
+                         'all kinds')
     got, n = {kind: estimate(mean_of(v, album), draws) for kind, v in values.items()}, len(album)
     rows = [_row(f'{name}, history {kind}', e, n, unit, _SAID[kind], within) for kind, e in got.items()]
     for kind in 'shuffled', 'none':

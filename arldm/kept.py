@@ -75,13 +75,16 @@ def toy_file(
     return Path(path)
 
 # %% ../nbs/12l_kept.ipynb #f47e099c
-def pipeline_digest(pipe) -> str: # 32 hexadecimal digits
+def pipeline_digest(
+    pipe,  # `StoryPipeline`
+)->str:    # 32 hexadecimal digits
     "A digest of all weights and both vocabularies of a `StoryPipeline`."
     h = hashlib.blake2b(digest_size=16)
     for name in PARTS:
         part = getattr(pipe, name)
         if any(w.is_meta for w in part.parameters()):
-            raise StoryError(f'{name} is loaded piece by piece and cannot be compared; draw without sequential offloading')
+            raise StoryError(f'{name} is loaded piece by piece and cannot be compared; draw without sequential '
+                             'offloading')
         h.update(f'{name} {weights_digest(part)}'.encode())
     for tokenizer in pipe.tokenizer, pipe.memory_tokenizer:
         h.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())

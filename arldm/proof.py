@@ -109,13 +109,14 @@ def unseen_stories(path:Path) -> Path:
     "A file of stories that no shipped model was trained on; one that was made before is used again."
     return toy_file(path, (100, 1, 200, 200), PROOF_SEED)
 
-# %% ../nbs/15c_proof.ipynb #5a7e15c1
+# %% ../nbs/15c_proof.ipynb #5642413c
 def _check_proof(limit, seeds, steps, guidance, resamples):
     at_least_one(limit=limit, seeds=seeds, steps=steps)
     if steps >= TIMES: raise StoryError(f'steps must be below {TIMES}, got {steps}')
     if not 1 <= guidance < math.inf: raise StoryError(f'guidance must be 1 (no guidance) or more, got {guidance}')
     if resamples < 0: raise StoryError(f'resamples must be 0 or more, got {resamples}')
 
+# %% ../nbs/15c_proof.ipynb #5a7e15c1
 @command
 def proof(
     out:str='runs/proof',  # Folder of drawings and scores; one that exists goes on

@@ -154,7 +154,7 @@ def estimates(
     if not frame: out['distance'] = Estimate(row['distance'], np.array(row['distances']))
     return out
 
-# %% ../nbs/17d_quality.ipynb #63a2640c
+# %% ../nbs/17d_quality.ipynb #cb7ef1f1
 def seal(pipe:StoryPipeline, stories:list, seed:int, exam:Exam=None)->str:
     "A short name for weights, stories and noise, and for the features and resamples of an exam."
     h = hashlib.sha256(str(seed).encode())
@@ -166,6 +166,7 @@ def seal(pipe:StoryPipeline, stories:list, seed:int, exam:Exam=None)->str:
     for s in stories: h.update(repr((s.captions, s.frames)).encode())
     return h.hexdigest()[:16]
 
+# %% ../nbs/17d_quality.ipynb #63a2640c
 def measure(
     pipe:StoryPipeline, exam:Exam,
     ways:list,       # `Way`s

@@ -115,6 +115,7 @@ def run_trial(
     kind = 'captions' if item is without_pictures else 'own'
     return _count(weights, out, file['test'], kind, limit, how | drawing)
 
+# %% ../nbs/15f_trials.ipynb #83541b57
 def _start_digest(base): # of a pipeline, or of the one in a run folder
     folder = Path(base)/'pipeline' if (Path(base)/'pipeline').is_dir() else Path(base)
     if not (folder/'model_index.json').is_file(): raise StoryError(f'{base}: no pipeline there; name one to start from')
@@ -203,12 +204,10 @@ def trials(
     check_seed(seed)
     file, digest = StoryFile(data) if data else None, _start_digest(start)
     lock = lock_folder(out, 'running trials')                               # held as long as this runs
-    if not data:
-        ladder_stories(Path(out)/'stories.h5')
-        file = StoryFile(Path(out)/'stories.h5')
-    out = Path(out)/what
-    facts = dict(what=what, steps=steps, seed=seed, start=digest, stories=data_digest(file['train']))
-    claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
+    if not data: ladder_stories(Path(out)/'stories.h5')
+    file, out = file or StoryFile(Path(out)/'stories.h5'), Path(out)/what
+    claim_folder(out, dict(what=what, steps=steps, seed=seed, start=digest, stories=data_digest(file['train'])),
+                 'name another folder: --out ANOTHER_FOLDER')
     results, control = {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
         change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))
