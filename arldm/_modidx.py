@@ -394,7 +394,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.ladder': { 'arldm.ladder._autoencoder': ('ladder.html#_autoencoder', 'arldm/ladder.py'),
                               'arldm.ladder.autoencoder_loss': ('ladder.html#autoencoder_loss', 'arldm/ladder.py'),
                               'arldm.ladder.blank': ('ladder.html#blank', 'arldm/ladder.py'),
-                              'arldm.ladder.check_seed': ('ladder.html#check_seed', 'arldm/ladder.py'),
+                              'arldm.ladder.check_numbers': ('ladder.html#check_numbers', 'arldm/ladder.py'),
                               'arldm.ladder.facts_kept': ('ladder.html#facts_kept', 'arldm/ladder.py'),
                               'arldm.ladder.ladder': ('ladder.html#ladder', 'arldm/ladder.py'),
                               'arldm.ladder.ladder_stories': ('ladder.html#ladder_stories', 'arldm/ladder.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'ALBUMS', 'STAGES', 'random_frames', 'autoencoder_loss', 'train_autoencoder', 'round_trip', 'facts_kept',
-           'pair', 'blank', 'write_pairs', 'ladder_stories', 'check_seed', 'ladder']
+           'pair', 'blank', 'write_pairs', 'ladder_stories', 'check_numbers', 'ladder']
 
 # %% ../nbs/15b_ladder.ipynb #03c8f391
 import random
@@ -136,8 +136,12 @@ def ladder_stories(path:Path, seed:int=0):
 # %% ../nbs/15b_ladder.ipynb #68371295
 STAGES = 'autoencoder', 'base', 'arldm'
 
-def check_seed(seed:int):
-    "A `StoryError` for a seed that not all random numbers can start from."
+def check_numbers(
+    seed:int,  # Not all random numbers can start from a negative one
+    **numbers, # Must be at least 1
+):
+    "A `StoryError` that names the first number that makes no sense."
+    at_least_one(**numbers)
     if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 @command
@@ -149,8 +153,7 @@ def ladder(
 ):
     "Train the models of the small world, each on the one before."
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
-    check_seed(seed)
-    if steps is not None: at_least_one(steps=steps)
+    check_numbers(seed, steps=1 if steps is None else steps)
     lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs
     def asked(i): return steps if i == last else None
     vae = _autoencoder(out/'autoencoder', asked(0), seed)
