@@ -133,9 +133,7 @@ def ladder_stories(path:Path, seed:int=0):
     "The stories that the third rung is trained on, and those it has never seen."
     toy_file(path, ALBUMS, seed, quiet=False)
 
-# %% ../nbs/15b_ladder.ipynb #68371295
-STAGES = 'autoencoder', 'base', 'arldm'
-
+# %% ../nbs/15b_ladder.ipynb #1e7749fb
 def check_numbers(
     seed:int,  # Not all random numbers can start from a negative one
     **numbers, # Must be at least 1
@@ -143,6 +141,9 @@ def check_numbers(
     "A `StoryError` that names the first number that makes no sense."
     at_least_one(**numbers)
     if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
+
+# %% ../nbs/15b_ladder.ipynb #68371295
+STAGES = 'autoencoder', 'base', 'arldm'
 
 @command
 def ladder(
