@@ -15,16 +15,16 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
 from . import toy
-from .cli import asked, draw, keep_way, of_all, open_pipeline, share
+from .cli import asked, draw, of_all, open_pipeline, share
 from .coherence import centred, own_told
 from .compare import compare
-from .convert import convert
 from .bootstrap import refuse_draws
 from .core import StoryError, asset, at_least_one, command, say
-from .files import check_shape, load_json, save_json
+from .files import check_shape, load_json, lock_folder, save_json
 from .drawings import match_drawings
 from .features import Fields, LatentFeatures, features_file, networks
 from .histories import carried_facts, draw_histories, score_histories
+from .kept import claim_folder, toy_file
 from .origin import other_stories, read_drawing, refuse_outputs, story_path
 from .report import report as make_report
 from .run import train
@@ -130,18 +130,20 @@ def history_scores(
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)
     s, out = load_json(run/'settings.json') if (run/'settings.json').exists() else {}, run/'histories'
-    keep_way(out/'drawing.json', way)
     done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=s.get('side'), width=s.get('side'),
                           **asked(way))
-    for _ in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None): pass
-    if toys: return score_histories(out, stories, lambda d: carried_facts(d, toy.check_facts), 'carried facts', times)
+    for _, story_id, frames in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None):
+        if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
+    if toys:
+        def right(d): return carried_facts(d, toy.check_facts)
+        return score_histories(out, stories, right, 'carried facts', times, limit=n)
     net = next((nets[k] for k in ('dinov2', 'clip') if isinstance(nets.get(k), torch.nn.Module)), Fields())
     def alike(d):
         seen = look(net, d, [], Store())
         middle = seen.told.mean(0)
         return own_told(centred(seen.drawn[0], middle), centred(seen.told, middle)[seen.place])
     return score_histories(out, stories, alike, f'likeness to the told frame ({net.name})', times,
-                           within=(-1, 1))
+                           within=(-1, 1), limit=n)
 
 # %% ../nbs/15a_exam.ipynb #263f5917
 @command
@@ -173,9 +175,12 @@ def demo(
 ):
     "From raw stories to a scored, illustrated report."
     out = Path(out)
-    if not (out/'stories.h5').exists():
-        toy.write_toy(out/'raw', DEMO_ALBUMS)
-        convert('toy', out/'raw', out/'stories.h5')
+    at_least_one(steps=steps, limit=limit)
+    if histories < 0: raise StoryError(f'histories must be 0 or more, got {histories}')
+    facts = dict(albums=DEMO_ALBUMS, **DEMO, steps=steps, limit=limit)
+    claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
+    lock = lock_folder(out/'.demo', 'making the demo')                 # held as long as this runs
+    toy_file(out/'stories.h5', DEMO_ALBUMS, quiet=False)
     train(out, data=out/'stories.h5', steps=steps, **DEMO)
     draw(out, limit=limit)
     score(out, histories=histories)

@@ -8,18 +8,20 @@ __all__ = ['KINDS', 'ALL_KINDS', 'others', 'remembered', 'draw_histories', 'hist
 
 # %% ../nbs/13a_histories.ipynb #3cee3915
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .core import StoryError, one_of
+from .core import StoryError, at_least_one, counted, one_of
 from .files import whole_folder
 from .bootstrap import Estimate, as_span, as_text, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings
 from .frames import noises
 from .gallery import is_drawn
+from .kept import claim_folder, drawing_facts
 from .plan import chances
 from .raw import plain_name
 from .score import read_facts
@@ -36,8 +38,8 @@ def others(stories:StorySplit) -> dict: # {i: j}, places in it
         lengths.setdefault(len(stories.rows(i)), {}).setdefault(album, []).append(i)
     for n, albums in lengths.items():
         if len(albums) < 2:
-            raise StoryError(f'split {stories.name}: one album tells all stories of {n} frames; histories are shuffled '
-                             'between albums, so leave out the kind shuffled, or take a larger split')
+            raise StoryError(f'split {stories.name}: one album tells all stories of {counted(n, "frame")}; histories '
+                             'are shuffled between albums, so leave out the kind shuffled, or take a larger split')
         names = np.random.default_rng(0).permutation(sorted(albums)).tolist()
         for name, other in zip(names, names[1:] + names[:1]):
             out |= {i: albums[other][at % len(albums[other])] for at, i in enumerate(albums[name])}
@@ -55,6 +57,11 @@ def _history(stories, i, kind, other, own): # captions and pictures; `own` is a 
     if kind == 'captions': return stories.captions(i), [Image.new('RGB', (64, 64))]*len(stories.rows(i))
     j = other[i] if kind == 'shuffled' else i
     return stories.captions(j), stories[j].pictures() if kind != 'none' else []
+
+def _batches(stories, limit, batch): # lists of places in the split; the stories of each have one length
+    lengths = {}
+    for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
+    return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
 def _draw(pipe, stories, asked, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in asked], {i: [] for i in asked}
@@ -78,14 +85,17 @@ def draw_histories(
     limit:int=None,    # Only the first so many stories
     batch:int=16,      # Stories drawn together
     seed:int=0,        # Story `i` of the split has `seed + i`, in every kind
-    **how,             # `num_inference_steps`, `guidance_scale`, …
+    num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
+    guidance_interval:tuple=(0, 1), reuse:int=1, height:int=None, width:int=None,
 ):                     # -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
-    "Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`."
+    "Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`; what is there already stays."
     for kind in kinds: one_of('history', kind, ALL_KINDS)
-    other, lengths = others(stories) if 'shuffled' in kinds else {}, {}
-    for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
-    for rows, kind in ((rows[at:at+batch], kind) for rows in lengths.values() for at in range(0, len(rows), batch)
-                       for kind in kinds):
+    at_least_one(batch=batch, limit=1 if limit is None else limit)
+    how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+               guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
+    other, facts = others(stories) if 'shuffled' in kinds else {}, drawing_facts(pipe, stories, {**how, 'seed': seed})
+    for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
+    for rows, kind in product(_batches(stories, limit, batch), kinds):
         asked, own = {}, {i: [] for i in rows}
         for i in rows:
             try:
@@ -131,8 +141,9 @@ def history_rows(
 )->list:
     "Each kind, and what is lost with other histories, as rows of the score table."
     if len({len(album), *map(len, values.values())}) > 1:
-        raise StoryError(f'{name}: {len(album)} albums for values of ' + ', '.join(f'{len(v)} frames ({k})'
-                         for k, v in values.items()) + '; compare the same frames in all kinds')
+        frames = ', '.join(f'{counted(len(v), "frame")} ({k})' for k, v in values.items())
+        raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the same frames in '
+                         'all kinds')
     got, n = {kind: estimate(mean_of(v, album), draws) for kind, v in values.items()}, len(album)
     rows = [_row(f'{name}, history {kind}', e, n, unit, _SAID[kind], within) for kind, e in got.items()]
     for kind in 'shuffled', 'none':
@@ -157,10 +168,13 @@ def score_histories(
     name:str,        # What that is
     times:int=100,   # Draws of albums
     within:tuple=(0, 1), # As in `history_rows`
+    limit:int=None,  # Only the first so many stories of the split, if more are drawn
 )->list:             # As `history_rows`, of shares
     "What other histories do to drawings."
     d = {kind: match_drawings(Path(folder)/kind, split) for kind in KINDS if (Path(folder)/kind).is_dir()}
+    if not d: raise StoryError(f'{folder}: nothing was drawn there with {", ".join(KINDS)}')
     same = set.intersection(*({*zip(x.story.tolist(), x.k.tolist())} for x in d.values()))
+    same = {(i, k) for i, k in same if limit is None or i < limit}
     values = {kind: dict(zip(zip(x.story.tolist(), x.k.tolist()), ask(x))) for kind, x in d.items()}
     keep = [f for f in sorted(same) if f[1] > 1 and all(math.isfinite(v[f]) for v in values.values())]
     if not keep: raise StoryError(f'{folder}: no frame after the first was drawn with every history')

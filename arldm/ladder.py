@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'ALBUMS', 'STAGES', 'random_frames', 'autoencoder_loss', 'train_autoencoder', 'round_trip', 'facts_kept',
-           'pair', 'blank', 'write_pairs', 'ladder_stories', 'ladder']
+           'pair', 'blank', 'write_pairs', 'ladder_stories', 'check_numbers', 'ladder']
 
 # %% ../nbs/15b_ladder.ipynb #03c8f391
 import random
@@ -17,12 +17,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .convert import convert
-from .core import CORPORA, command, one_of
-from .files import whole_folder
+from .cache import weights_digest
+from .core import CORPORA, StoryError, at_least_one, command, one_of, say
+from .files import load_json, lock_folder
 from .dataset import Vocabulary, pixels, to_target, word_tokenizers
 from .draw import StoryPipeline
 from .facts import compare_scenes, read
+from .kept import MADE, claim_folder, keep_file, keep_folder, toy_file
 from .model import SIZES, ARLDM, make_vae
 from .pictures import to_png
 from .plot import WORDS, describe, invent, tell
@@ -30,7 +31,6 @@ from .run import train
 from .scene import draw, landscape, random_scene
 from .story import Story, write_stories
 from .survive import load_checkpoint, save_checkpoint
-from .toy import write_toy
 
 # %% ../nbs/15b_ladder.ipynb #77d90518
 def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
@@ -61,6 +61,7 @@ def train_autoencoder(
     seed:int=0,
 ):                        # -> yields (step, loss), and at last the `AutoencoderKL`
     "A miniature of Stable Diffusion's autoencoder, for toy frames; resumes."
+    claim_folder(folder, dict(steps=steps, batch=batch, frames=n, lr=lr, seed=seed))
     torch.manual_seed(seed)
     vae, (_, frames, figure) = make_vae(**SIZES['toy']['vae']), random_frames(n, seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=1e-4)
@@ -107,9 +108,9 @@ def pair(i:int) -> Story:
 
 # %% ../nbs/15b_ladder.ipynb #611dc4f8
 def blank(vae:AutoencoderKL, folder:Path, seed:int=0) -> Path: # The pipeline folder
-    "A pipeline with a trained autoencoder that has learnt nothing else."
-    with whole_folder(folder) as tmp, tempfile.TemporaryDirectory() as words:
-        words = word_tokenizers([*WORDS, AGAIN], words)
+    "A pipeline with a trained autoencoder that has learnt nothing else; made once."
+    def make(tmp):
+        with tempfile.TemporaryDirectory() as words: words = word_tokenizers([*WORDS, AGAIN], words)
         torch.manual_seed(seed)
         model = ARLDM.create('toy', Vocabulary(*words, CORPORA['toy'].length)).eval()
         model.vae.load_state_dict(vae.state_dict())
@@ -117,22 +118,29 @@ def blank(vae:AutoencoderKL, folder:Path, seed:int=0) -> Path: # The pipeline fo
         z = torch.cat([model.vae.encode(to_target(x)).latent_dist.mode().detach() for x in frames.split(50)])
         model.vae.register_to_config(scaling_factor=round(1/z.std().item(), 5))
         StoryPipeline.from_model(model).save_pretrained(tmp)
+    keep_folder(folder, dict(autoencoder=weights_digest(vae), seed=seed), make)
     return folder
 
 def write_pairs(path:Path, n:int=24_000, n_val:int=200):
-    "A story file of pairs."
-    write_stories(path, {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}, 'toy')
+    "A story file of pairs, made once."
+    def make(tmp): write_stories(tmp, {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}, 'toy')
+    keep_file(path, dict(pairs=n, val=n_val), make)
 
 # %% ../nbs/15b_ladder.ipynb #5a7e15b1
 ALBUMS = 12_000, 100, 200, 200                                  # train, val, test, hard
 
 def ladder_stories(path:Path, seed:int=0):
     "The stories that the third rung is trained on, and those it has never seen."
-    if path.exists(): return
-    raw = path.parent/'raw'
-    if not raw.exists():
-        with whole_folder(raw, flush=False) as tmp: write_toy(tmp, ALBUMS, seed=seed)
-    convert('toy', str(raw), str(path))
+    toy_file(path, ALBUMS, seed, quiet=False)
+
+# %% ../nbs/15b_ladder.ipynb #1e7749fb
+def check_numbers(
+    seed:int,  # Not all random numbers can start from a negative one
+    **numbers, # Must be at least 1
+):
+    "A `StoryError` that names the first number that makes no sense."
+    at_least_one(**numbers)
+    if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../nbs/15b_ladder.ipynb #68371295
 STAGES = 'autoencoder', 'base', 'arldm'
@@ -146,11 +154,13 @@ def ladder(
 ):
     "Train the models of the small world, each on the one before."
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
+    check_numbers(seed, steps=1 if steps is None else steps)
+    lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs
     def asked(i): return steps if i == last else None
     vae = _autoencoder(out/'autoencoder', asked(0), seed)
-    if last == 0: return print({k: round(v, 4) for k, v in facts_kept(vae).items()})
-    if not (out/'blank').exists(): blank(vae, out/'blank', seed)
-    if not (out/'pairs.h5').exists(): write_pairs(out/'pairs.h5')
+    if last == 0: return say({k: round(v, 4) for k, v in facts_kept(vae).items()})
+    blank(vae, out/'blank', seed)
+    write_pairs(out/'pairs.h5')
     train(str(out/'base'), data=str(out/'pairs.h5'), preset='toy-base', model=str(out/'blank'), steps=asked(1),
           seed=seed)
     if last == 1: return
@@ -160,8 +170,10 @@ def ladder(
 
 # %% ../nbs/15b_ladder.ipynb #b3cc2168
 def _autoencoder(folder, steps, seed):
-    if not (folder/'vae').exists():
-        bar = tqdm(train_autoencoder(folder, steps or 4000, seed=seed), 'autoencoder', steps or 4000)
-        for result in bar: pass
-        with whole_folder(folder/'vae') as tmp: result.save_pretrained(tmp)
+    if steps is None and (folder/MADE).exists(): steps = load_json(folder/MADE, dict(steps=int))['steps']
+    steps = 4000 if steps is None else steps
+    def make(tmp):
+        for result in tqdm(train_autoencoder(folder, steps, seed=seed), 'autoencoder', steps): pass
+        result.save_pretrained(tmp)
+    keep_folder(folder/'vae', dict(steps=steps, seed=seed), make)
     return AutoencoderKL.from_pretrained(folder/'vae')

@@ -52,7 +52,7 @@ def questions(
     steps:int,
 )->int:
     "How often a scheduler asks the UNet for one frame."
-    return steps + (scheduler == 'pndm')
+    return steps + (scheduler == 'pndm' and steps > 1)
 
 def story_flops(
     easel:Easel,

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import StoryError
+from .dataset import unknown_text
 from .draw import StoryPipeline
 
 # %% ../nbs/15e_panel.ipynb #318169d5
@@ -55,8 +56,8 @@ def _show(self:StoryPanel, k, frame):
 
 @patch
 def _do(self:StoryPanel, work):
-    "Draw with the buttons off; what the reader can mend becomes a line."
-    self.said.value = ''
+    "Draw with the buttons off; what the reader can mend becomes a line, and so do words that the model does not know."
+    self.said.value = unknown_text(self.pipe.model.vocab.unknown_words(c.value for c in self.captions))
     for b in (self.go, *self.again): b.disabled = True
     try:
         for k, frame in work(): self._show(k, frame)

@@ -7,7 +7,7 @@ __all__ = ['SEED', 'KINDS', 'STEPS', 'PARTS', 'STUDY', 'unseen', 'Way', 'draw_wa
            'estimates', 'seal', 'measure', 'round_trip', 'study']
 
 # %% ../nbs/17d_quality.ipynb #d215f8c4
-import hashlib, time
+import hashlib, json, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -17,19 +17,18 @@ import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .convert import convert
-from .core import StoryError, asset, machine
+from .core import StoryError, asset, at_least_one, machine
 from .files import load_json, save_json
 from .dataset import pixels, to_target
-from .denoise import make_scheduler
+from .denoise import make_scheduler, set_timesteps
 from .distance import frechet
 from .draw import StoryPipeline
 from .facts import check_facts, compare_scenes, read
 from .features import LatentFeatures
 from .inception import fid64_drawn
+from .kept import toy_file
 from .show import as_picture
 from .story import StoryFile
-from .toy import write_toy
 
 # %% ../nbs/17d_quality.ipynb #d3ff6949
 SEED = 6  # of the exam's stories
@@ -39,11 +38,8 @@ def unseen(
     n:int,            # Stories of each half
 )->list:              # 2n `Story`s
     "Toy stories that the shipped weights have not seen."
-    folder = Path(folder)
-    if not (folder/'stories.h5').exists():
-        write_toy(folder/'raw', (1, 1, 2*n), seed=SEED, progress=False)
-        convert('toy', folder/'raw', folder/'stories.h5', quiet=True)
-    return list(StoryFile(folder/'stories.h5')['test'])
+    at_least_one(n=n)
+    return list(StoryFile(toy_file(Path(folder)/'stories.h5', (1, 1, 2*n), SEED))['test'])
 
 # %% ../nbs/17d_quality.ipynb #27c3cb19
 @dataclass(frozen=True)
@@ -158,15 +154,19 @@ def estimates(
     if not frame: out['distance'] = Estimate(row['distance'], np.array(row['distances']))
     return out
 
-# %% ../nbs/17d_quality.ipynb #63a2640c
-def seal(pipe:StoryPipeline, stories:list, seed:int)->str:
-    "A short name for weights, stories and noise."
+# %% ../nbs/17d_quality.ipynb #cb7ef1f1
+def seal(pipe:StoryPipeline, stories:list, seed:int, exam:Exam=None)->str:
+    "A short name for weights, stories and noise, and for the features and resamples of an exam."
     h = hashlib.sha256(str(seed).encode())
+    if exam:
+        h.update(repr(exam.again.shape).encode())
+        for x in exam.net.state_dict().values(): h.update(x.cpu().contiguous().numpy().tobytes())
     for part in (pipe.vae, pipe.unet, pipe.text_encoder, pipe.memory_encoder, pipe.history):
         for x in part.state_dict().values(): h.update(x.cpu().contiguous().numpy().tobytes())
     for s in stories: h.update(repr((s.captions, s.frames)).encode())
     return h.hexdigest()[:16]
 
+# %% ../nbs/17d_quality.ipynb #63a2640c
 def measure(
     pipe:StoryPipeline, exam:Exam,
     ways:list,       # `Way`s
@@ -174,7 +174,7 @@ def measure(
     seed:int=0, batch:int=32,
 )->Iterator[dict]:   # A row for each way: that of `judge`, and 'way', 'calls', 'seconds', 'commit', 'date'
     "Draw the exam's stories in many ways; the same call goes on where it was stopped."
-    mark = seal(pipe, exam.stories, seed)
+    mark = seal(pipe, exam.stories, seed, exam)
     for way in ways:
         file = Path(folder)/f'{way}.json'
         if not file.exists():
@@ -183,8 +183,9 @@ def measure(
             cost = dict(calls=calls, seconds=round(seconds, 4))
             save_json(file, dict(way=asdict(way), of=mark, **cost, **judge(exam, frames), **made))
         row = load_json(file)
-        if not isinstance(row, dict) or row.get('of') != mark:
-            raise StoryError(f'{file}: of other stories, weights or noise; take another folder, or remove it')
+        same = isinstance(row, dict) and row.get('of') == mark and row.get('way') == json.loads(json.dumps(asdict(way)))
+        if not same: raise StoryError(f'{file}: of other stories, weights or noise, or of another way; name another '
+                                      'folder, or move it away')
         yield row
 
 # %% ../nbs/17d_quality.ipynb #9b5dbd18

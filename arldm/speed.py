@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import CORPORA, command, machine, one_of
-from .files import save_json
+from .core import CORPORA, command, machine, one_of, say
+from .files import load_json, refuse_foreign, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
 from .measure import as_text, compare, peak, take_turns
@@ -137,6 +137,8 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
 # %% ../nbs/18_speed.ipynb #de543922
 BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)  # what can be measured
 
+def _is_result(path): return {'what', 'size', 'lines'} <= load_json(path, dict).keys()
+
 @command
 def bench(
     what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train, draw or score
@@ -146,10 +148,11 @@ def bench(
     "Measure what the speed-ups of this book buy, on this machine."
     measure, start = BENCHES[one_of('benchmark', what, BENCHES)], time.time()
     one_of('size', size, ('tiny', 'full'))
+    if out: refuse_foreign(out, _is_result, 'benchmark result')
     result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=measure(size), **machine())
     result['seconds'] = round(time.time() - start)
-    print(*map(as_text, result['lines']), sep='\n')
+    for line in result['lines']: say(as_text(line))
     gpu = f', {result["gpu"]}' if result['gpu'] else ''
-    print('{date}, {cpu}, {cores} cores{on}, commit {commit}, {seconds} s'.format(**result, on=gpu))
+    say('{date}, {cpu}, {cores} cores{on}, commit {commit}, {seconds} s'.format(**result, on=gpu))
     if out: save_json(out, result)
     return result

@@ -19,6 +19,8 @@ from .convert import convert
 from .core import CORPORA, StoryError
 from .dataset import StoryDataset, Vocabulary, word_tokenizers
 from .encoders import resize_vocabulary
+from .files import temporary_folder
+from .kept import keep_file
 from .measure import compare, count_flops, gpu_peak, matrix_rate, peak, take_turns
 from .model import ARLDM
 from .photos import WORDS, write_corpus
@@ -37,9 +39,11 @@ class Track:
         size:str,    # 'tiny' or 'full'
     ):
         self.folder, self.size, file = Path(folder), size, Path(folder)/'stories.h5'
-        if not file.exists():
-            raw = write_corpus(self.folder/'raw', 4, [(640, 480) if size == 'full' else (128, 96)])
-            convert('ssid', raw, file, quiet=True)
+        def make(tmp):
+            with temporary_folder(self.folder/'raw') as raw:
+                write_corpus(raw, 4, [(640, 480) if size == 'full' else (128, 96)])
+                convert('ssid', raw, tmp, quiet=True)
+        keep_file(file, dict(size=size), make)
         self.split = StoryFile(file)['train']
         vocab = Vocabulary(*word_tokenizers(WORDS, self.folder/'words'), CORPORA['ssid'].length)
         torch.manual_seed(0)

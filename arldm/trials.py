@@ -9,6 +9,7 @@ __all__ = ['ABLATIONS', 'TRICKS', 'KINDS', 'Changed', 'still_zero', 'without_tim
 
 # %% ../nbs/15f_trials.ipynb #62da8575
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
@@ -19,15 +20,17 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .bootstrap import estimate, mean_of, resample
-from .cache import build_cache
-from .core import asset, command, machine, one_of
-from .files import save_json, whole_folder
+from .cache import build_cache, data_digest
+from .core import StoryError, asset, command, counted, machine, one_of, say
+from .files import lock_folder, save_json
 from .dataset import StoryDataset, pixels
 from .draw import StoryPipeline
 from .facts import check_facts
 from .gallery import draw_split
 from .histories import draw_histories
-from .ladder import ladder_stories
+from .kept import claim_folder, keep_folder
+from .ladder import check_numbers, ladder_stories
+from .manifest import folder_digest
 from .model import ARLDM
 from .optimise import averaged, make_ema
 from .pictures import decode
@@ -101,31 +104,49 @@ def run_trial(
     **how,             # `num_inference_steps`, `guidance_scale`
 )->dict:               # kind of facts -> rows (story, right)
     "Train with one change, draw the test split, and count."
-    weights = (control if drawing else out)/'pipeline'
-    if not weights.is_dir():
-        net, s = ARLDM.load(base), resolve('toy-arldm', steps=steps, seed=seed, **settings)
+    s, weights = resolve('toy-arldm', steps=steps, seed=seed, **settings), (control if drawing else out)/'pipeline'
+    facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first, **asdict(s))
+    change = [f.__name__ for f in (model, item) if f] + ['drawn memory']*own
+    if not drawing:
+        claim_folder(out, {**facts, 'change': change}, 'name another folder: --out ANOTHER_FOLDER')
         if own: item = drawn_memory(_self_drawn(out.parent/'own', base, file, first))
-        net.freeze()
-        if model: model(net)
-        told = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=seed, crops=1)
-        stories = build_cache(net, told, out.parent/'cache')
-        ema = make_ema(net, s)
-        records = train(net, Changed(stories, item or (lambda x, rng: x), first), s, out, ema)
-        r = dict(step=s.steps)
-        for r in tqdm(records, out.name, s.steps): pass
-        if r['step'] < s.steps: raise SystemExit(f'stopped after step {r["step"]:,}; the same command goes on')
-        with averaged(net, ema), whole_folder(weights) as tmp:
-            StoryPipeline.from_model(net.eval()).save_pretrained(tmp)
+        def make(tmp): _train_trial(out, base, file, s, model, item, first, tmp)
+        keep_folder(weights, {}, make)
     kind = 'captions' if item is without_pictures else 'own'
     return _count(weights, out, file['test'], kind, limit, how | drawing)
+
+# %% ../nbs/15f_trials.ipynb #83541b57
+def _start_digest(base): # of a pipeline, or of the one in a run folder
+    folder = Path(base)/'pipeline' if (Path(base)/'pipeline').is_dir() else Path(base)
+    if not (folder/'model_index.json').is_file(): raise StoryError(f'{base}: no pipeline there; name one to start from')
+    return folder_digest(folder)
+
+def _train_trial(out, base, file, s, model, item, first, folder):
+    "Train, and write the pipeline into a folder."
+    net = ARLDM.load(base)
+    net.freeze()
+    if model: model(net)
+    told = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=s.seed, crops=1)
+    stories, ema = build_cache(net, told, out.parent/'cache'), make_ema(net, s)
+    step = s.steps                                                            # if none is left to train
+    for r in tqdm(train(net, Changed(stories, item or _as_it_is, first), s, out, ema), out.name, s.steps):
+        step = r['step']
+    if step < s.steps:
+        say(f'stopped after {counted(step, "step")}; run the same command again to go on')
+        raise SystemExit(0)
+    with averaged(net, ema): StoryPipeline.from_model(net.eval()).save_pretrained(folder)
+
+def _as_it_is(item, rng): return item
 
 # %% ../nbs/15f_trials.ipynb #ca9a6422
 def _self_drawn(folder, base, file, n):
     "The first training stories as the model draws them."
+    how = dict(num_inference_steps=6, guidance_scale=2.)
+    claim_folder(folder, dict(start=_start_digest(base), stories=data_digest(file['train']), **how))
     pipe = StoryPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
-    for _ in tqdm(draw_split(pipe, file['train'], folder, limit=n, num_inference_steps=6, guidance_scale=2.),
-                  'drawing memories', n): pass
+    for story_id, frames in tqdm(draw_split(pipe, file['train'], folder, limit=n, **how), 'drawing memories', n):
+        if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     return folder
 
 # %% ../nbs/15f_trials.ipynb #46893f55
@@ -135,7 +156,8 @@ def _count(weights, out, stories, kind, limit, how): # -> {kind: rows (story, ri
     "Draw with the history that the trial was trained with, and ask for every fact."
     pipe, right = StoryPipeline.from_pretrained(weights), {name: [] for name in KINDS}
     pipe.set_progress_bar_config(disable=True)
-    for _ in draw_histories(pipe, stories, out, (kind,), limit=limit, **how): pass
+    for _, story_id, frames in draw_histories(pipe, stories, out, (kind,), limit=limit, **how):
+        if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     for i in range(len(stories))[:limit]:
         story = stories[i]
         for k in range(1, len(story) + 1):
@@ -177,16 +199,22 @@ def trials(
     "Train and score the small world with one thing changed at a time."
     of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
     todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
-    if not data: ladder_stories(data := Path(out)/'stories.h5')
-    out, steps = Path(out)/what, steps or usual
-    file, results, control = StoryFile(data), {}, out/next(iter(todo)).replace(' ', '-')
+    steps, start = usual if steps is None else steps, start or asset(begin)
+    check_numbers(seed, steps=steps, limit=limit)
+    file, digest = StoryFile(data) if data else None, _start_digest(start)
+    lock = lock_folder(out, 'running trials')                               # held as long as this runs
+    if not data: ladder_stories(Path(out)/'stories.h5')
+    file, out = file or StoryFile(Path(out)/'stories.h5'), Path(out)/what
+    claim_folder(out, dict(what=what, steps=steps, seed=seed, start=digest, stories=data_digest(file['train'])),
+                 'name another folder: --out ANOTHER_FOLDER')
+    results, control = {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
         change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))
-        results[name] = run_trial(out/name.replace(' ', '-'), start or asset(begin), file, steps, seed, limit=limit,
+        results[name] = run_trial(out/name.replace(' ', '-'), start, file, steps, seed, limit=limit,
                                   first=first, control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)
         save_json(out/'trials.json', dict(what=what, steps=steps, seed=seed, limit=limit, **machine(), table=table))
-        print(trial_line(table[-1]))
+        say(trial_line(table[-1]))
     return table
 
 # %% ../nbs/15f_trials.ipynb #5760b0e5

@@ -16,16 +16,17 @@ ORACLE = json.loads((HERE/'tokenizer_oracle.json').read_text())
 TEXTS = ORACLE['texts']
 PORORO = tuple('pororo,loopy,eddy,harry'.split(','))
 
-def parity_vocab(length=64, names=()):
+def parity_vocab(length=64, names=(), original=False):
     return Vocabulary(CLIPTokenizer.from_pretrained(HERE/'tokenizers/clip'),
-                      BertTokenizer.from_pretrained(HERE/'tokenizers/bert'), length, names)
+                      BertTokenizer.from_pretrained(HERE/'tokenizers/bert'), length, names, original)
 
 @pytest.fixture(scope='module')
 def parity(): return parity_vocab()
 
 @pytest.mark.parametrize('i', range(len(TEXTS)), ids=lambda i: ascii(TEXTS[i])[:30])
 def test_tokens_equal_the_originals(parity, i):
-    got = parity.encode([TEXTS[i]])
+    special = any(word in TEXTS[i] for word in ('[SEP]', '<|endoftext|>'))   # text today, special tokens in the original
+    got = (parity_vocab(original=True) if special else parity).encode([TEXTS[i]])
     for kind, key in ('clip', 'caption'), ('bert', 'memory'):
         ids, real = got[f'{key}_ids'][0], got[f'{key}_real'][0]
         assert ids[real].tolist() == ORACLE[kind][i]

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from arldm import denoise
 from arldm.core import StoryError, asset, story_generator
-from arldm.denoise import SCHEDULERS, make_scheduler
+from arldm.denoise import SCHEDULERS, make_scheduler, set_timesteps
 from arldm.draw import StoryPipeline
 from arldm.model import ARLDM, PARTS
 
@@ -444,7 +444,7 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
         dark = torch.zeros(1, hidden.shape[1]).bool()
         visible = torch.cat([torch.cat([ones]*(1 + len(past)) + [dark], 1),
                              torch.cat([row('caption_real', k), *(row('memory_real', j) for j in past), dark], 1)])
-        scheduler.set_timesteps(steps)
+        set_timesteps(scheduler, steps)
         z = torch.randn(1, 4, 8, 8, generator=g)*scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(torch.cat([z, z]), t)

@@ -89,7 +89,11 @@ def test_what_is_remembered_is_what_memory_keeps(slots):
 
 class Recorder:
     "Stands for a pipeline, draws grey, and writes down what it was asked."
-    model, history = SimpleNamespace(memory_side=8), SimpleNamespace(config=SimpleNamespace(n_slots=5))
+    model, history = SimpleNamespace(memory_side=8), torch.nn.Linear(1, 1)
+    history.config = SimpleNamespace(n_slots=5)
+    vae = unet = text_encoder = memory_encoder = torch.nn.Linear(1, 1)
+    unet.dtype, scheduler = torch.float32, SimpleNamespace(config={})
+    tokenizer = memory_tokenizer = SimpleNamespace(get_vocab=dict)
     def __init__(self): self.asked = {}
     def _latent_shape(self, height, width): return 4, 2, 2
     def __call__(self, captions, given, latents, seed, **how):
