@@ -54,10 +54,10 @@ def vocabulary_digest(vocab:Vocabulary) -> str:
     return _digest(json.dumps(told))
 
 def data_digest(split:StorySplit, sample:int=256) -> str: # `sample` pictures are read
-    "A digest of the captions of a split, of which pictures they tell, and of some of these."
+    "A digest of the ids, albums and captions of a split, of which pictures they tell, and of some of these."
     h, rows = hashlib.blake2b(digest_size=16), set()
     for i in range(len(split)):
-        h.update(json.dumps([*split.captions(i), split.rows(i).tolist()]).encode())
+        h.update(json.dumps([split.ids[i], split.albums[i], split.captions(i), split.rows(i).tolist()]).encode())
         rows.update(split.rows(i).ravel().tolist())
     rows = sorted(rows - {-1})
     h.update(str(split.file.path.stat().st_size).encode())

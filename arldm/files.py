@@ -105,7 +105,9 @@ def create_json(path:str|Path, obj:object) -> bool:
             if path.exists(): return False
             tmp.rename(path)
         return True
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        try: tmp.unlink(missing_ok=True)
+        finally: tmp.unlink(missing_ok=True)                                # Ctrl-C came in between
 
 def load_json(
     path:str|Path,      # UTF-8, with or without a byte order mark
@@ -120,7 +122,7 @@ def load_json(
     except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
     except UnicodeDecodeError as e: raise StoryError(f'{path}: expected UTF-8 ({e}); save it as UTF-8') from None
     except (ValueError, RecursionError) as e:
-        raise StoryError(f'{path}: not valid JSON ({e}); was it cut short? fetch or write it anew') from None
+        raise StoryError(f'{path}: not valid JSON ({e}); was it cut short, or edited?') from None
     check_shape(obj, want, path)
     return obj
 

@@ -11,12 +11,13 @@ import json, os, re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .captions import given_paths, read_captions, read_picture
+from .captions import given_paths, read_captions
 from .core import StoryError, at_home, counted
 from .files import FolderTaken, check_shape
 from .manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from .plan import make_plan
 from .sampling import check_way, named_folder, pipeline_folder, refuse_place
+from .pictures import read_picture
 
 # %% ../nbs/14c_folder.ipynb #33c7a407
 STORY = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}  # of manifest.json

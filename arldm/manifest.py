@@ -43,7 +43,9 @@ def write_manifest(folder:Path, about:dict):
 def read_manifest(folder:str|Path) -> dict: # Empty if there is none
     "The manifest of a folder."
     path = Path(folder)/MANIFEST
-    return load_json(path, dict(made_by=str, files={'*': str})) if path.is_file() else {}
+    if not path.is_file(): return {}
+    try: return load_json(path, dict(made_by=str, files={'*': str}))
+    except StoryError as e: raise StoryError(f'{e}; so nothing is known of {folder}: move it away') from None
 
 # %% ../nbs/00c_manifest.ipynb #78c9910d
 def foreign_file(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from .captions import read_picture
+from .pictures import read_picture
 from .core import StoryError, counted, printable, rank_and_world_size
 from .dataset import square
 from .files import atomic_path, lock_folder, save_json

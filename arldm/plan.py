@@ -14,7 +14,8 @@ from numbers import Integral, Real
 import numpy as np, torch
 from PIL import Image
 
-from .core import StoryError, first_line, out_of_memory, story_generator
+from .core import StoryError, out_of_memory, story_generator
+from .denoise import set_timesteps
 from .pictures import upright
 
 # %% ../nbs/11d_plan.ipynb #0da783db
@@ -135,8 +136,7 @@ def check_sampling(
     except (TypeError, ValueError):
         raise StoryError(f'guidance_interval must be two numbers, got {guidance_interval!r}') from None
     if not 0 <= a <= b <= 1: raise StoryError(f'guidance_interval must lie between 0 and 1, got {a} to {b}')
-    try: scheduler.set_timesteps(num_inference_steps)
-    except ValueError as e: raise StoryError(f'{num_inference_steps} steps: {first_line(e)}') from None
+    set_timesteps(scheduler, num_inference_steps)
     return dict(steps=num_inference_steps, guidance=guidance_scale, interval=(a, b), reuse=reuse, plain=plain)
 
 # %% ../nbs/11d_plan.ipynb #4c1380be

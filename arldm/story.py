@@ -175,7 +175,7 @@ class StoryFile:
     def __init__(self,
         path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
     ):
-        self.path, self._handle, self._looked_over = Path(at_home(str(path))), (0, None), False
+        self.path, self._handle, self._looked_over = Path(at_home(str(path))), (0, None), None
         with reading(path):
             self.original = 'facts' not in self.h5.attrs and is_original(self.h5)
             self.attrs = original_attrs(self.h5) if self.original else self._check()
@@ -185,12 +185,18 @@ class StoryFile:
     @property
     def h5(self): # `h5py.File` of this process
         if self._handle[0] != os.getpid():
+            if self._looked_over not in (None, _look(self.path)):
+                raise StoryError(f'{self.path} was replaced while it was in use; begin again')
             self._handle = os.getpid(), (open_unchecked if self._looked_over else open_hdf5)(self.path)
-            self._looked_over = True
+            self._looked_over = _look(self.path)
             self._frames = self._handle[1].get('frames')
         return self._handle[1]
 
     def __getstate__(self): return dict(self.__dict__, _handle=(0, None), _frames=None)
+
+def _look(path): # tells a file from another one that took its place
+    about = os.stat(path)
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 # %% ../nbs/02_story.ipynb #e87a85f6
 @patch
