@@ -185,7 +185,7 @@ class StoryFile:
     @property
     def h5(self): # `h5py.File` of this process
         if self._handle[0] != os.getpid():
-            if self._looked_over not in (None, _look(self.path)):
+            if self._looked_over and self._looked_over != _look(self.path):
                 raise StoryError(f'{self.path} was replaced while it was in use; begin again')
             self._handle = os.getpid(), (open_unchecked if self._looked_over else open_hdf5)(self.path)
             self._looked_over = _look(self.path)
