@@ -139,5 +139,6 @@ def path_hints(
 
 def hinted_path(folder:str|Path, hints:dict, name:str='data') -> Path|None: # None if nothing is said
     "The file that `path_hints` spoke of, in a folder that may have been moved."
-    said = [Path(folder)/hints[k] for k in (f'{name}_relative', name) if hints.get(k)]
+    here, keys = Path(folder).resolve(), (f'{name}_relative', name)
+    said = [Path(os.path.normpath(here/hints[k])) for k in keys if hints.get(k)]
     return next((p for p in said if p.exists()), said[-1] if said else None)
