@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Li
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
 # %% ../nbs/03a_fetch.ipynb #ed1ff8fb
-import csv, functools, http.client, io, os, re, shutil, ssl, threading, time
+import csv, functools, http.client, os, re, shutil, ssl, threading, time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Iterator
 from urllib import error, request
 
-from PIL import Image
 from tqdm.auto import tqdm
 from .checks import is_id
 from .core import StoryError, at_home, at_least_one, command, counted, say
 from .files import atomic_path, lock_folder, refuse_foreign, temporary_folder
-from .pictures import BadPicture, decode
+from .pictures import BadPicture, decode, picture_format
 from .raw import RawFolder
 from .sources import SPLITS, records_in
 
@@ -143,7 +142,7 @@ def true_suffix(data:bytes)->str:
     with _ONE_AT_A_TIME:
         try: decode(data, quick=True)
         except BadPicture as e: raise NoPhoto(e.reason) from None
-    return SUFFIXES.get(Image.open(io.BytesIO(data)).format, '.jpg')  # MPO is a JPEG with more pictures behind it
+    return SUFFIXES.get(picture_format(data), '.jpg')  # MPO is a JPEG with more pictures behind it
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`

@@ -35,6 +35,7 @@ def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
     listed = json.dumps([(name, file_digest(Path(folder)/name)) for name in names])
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
+# %% ../nbs/00c_manifest.ipynb #47dfa1b8
 def write_manifest(folder:Path, about:dict):
     "List the files of a folder that was made here, with what it was made from."
     files = {name: file_digest(folder/name) for name in _files(folder)}
