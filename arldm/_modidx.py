@@ -189,6 +189,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.digest': { 'arldm.digest._digest': ('digest.html#_digest', 'arldm/digest.py'),
                               'arldm.digest.config_digest': ('digest.html#config_digest', 'arldm/digest.py'),
                               'arldm.digest.data_digest': ('digest.html#data_digest', 'arldm/digest.py'),
+                              'arldm.digest.holds_stories': ('digest.html#holds_stories', 'arldm/digest.py'),
                               'arldm.digest.part_digest': ('digest.html#part_digest', 'arldm/digest.py'),
                               'arldm.digest.tensors_digest': ('digest.html#tensors_digest', 'arldm/digest.py'),
                               'arldm.digest.vocabulary_digest': ('digest.html#vocabulary_digest', 'arldm/digest.py'),

@@ -17,7 +17,7 @@ from . import base  # gives `ARLDM.from_pretrained`
 from .core import CORPORA, StoryError, asset, counted, rank_and_world_size
 from .files import load_json
 from .dataset import Vocabulary, word_tokenizers
-from .digest import data_digest
+from .digest import data_digest, holds_stories
 from .manifest import hinted_path, path_hints
 from .model import SIZES, ARLDM, vae_factor
 from .port import kind_of, read_weights
@@ -132,9 +132,10 @@ def open_run(
 
 # %% ../nbs/10b_begin.ipynb #4329cc3a
 def _open_data(run, data, old):
-    if not data and not hinted_path(run, old).exists():
-        raise StoryError(f'{run}: its story file {hinted_path(run, old)} is not there; say where it lies now, --data')
-    file = StoryFile(data or hinted_path(run, old))
+    path = data or hinted_path(run, old, fits=lambda p: holds_stories(p, 'train', old.get('stories')))
+    if not data and not path.exists():
+        raise StoryError(f'{run}: its story file {path} is not there; say where it lies now, --data')
+    file = StoryFile(path)
     if old.get('corpus', file.corpus) != file.corpus:
         raise StoryError(f'{run} was trained on {old["corpus"]}, {file.path} holds {file.corpus}; take another run')
     if not len(file['train']): raise StoryError(f'{file.path}: no story in its training split')

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .core import StoryError, at_least_one, command, counted, rank_and_world_size, say
 
+from .digest import holds_stories
 from .encoders import quiet_loading
 from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
@@ -72,9 +73,13 @@ def stories_to_draw(
     "The split that shall be drawn."
     if data is None and not run.is_dir():
         raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
-    path = hinted_path(run, settings) if data is None else Path(data)
+    if data is not None: return StoryFile(data)[split]
+    path = hinted_path(run, settings, fits=lambda p: holds_stories(p, 'train', settings.get('stories')))
     if path is None: raise StoryError(f'{run} names no story file; name one: --data stories.h5')
-    return StoryFile(path)[split]
+    file = StoryFile(path)
+    if 'stories' in settings and not holds_stories(path, 'train', settings['stories']):
+        raise StoryError(f'{path} does not hold the stories that {run} was trained on; name the file to draw: --data')
+    return file[split]
 
 # %% ../nbs/15_cli.ipynb #49664740
 def draw_stories(
@@ -93,7 +98,7 @@ def draw_stories(
     facts = drawing_facts(pipeline, stories, s, way)
     refuse_other_drawings(out, facts, stories)
     _note_share(rank, world, n)
-    pipe = open_pipeline(run, way, fast)
+    pipe = open_pipeline(run, way, fast, facts['weights'])
     pipe._latent_shape(s['side'], s['side'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
     keep_way(out/'drawing.json', facts, path_hints(out, stories.file.path))

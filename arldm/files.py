@@ -7,7 +7,7 @@ __all__ = ['atomic_path', 'refuse_foreign', 'check_shape', 'save_json', 'create_
            'temporary_folder', 'whole_folder', 'share_files', 'lock_folder']
 
 # %% ../nbs/00b_files.ipynb #2c14ed43
-import contextlib, errno, glob, json, os, shutil, uuid, warnings
+import contextlib, errno, glob, json, os, re, shutil, uuid, warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from .core import StoryError
 def _beside(path):
     "A temporary name beside a path; what dead processes left under such names is removed."
     start = f'.{path.stem}-{uuid.getnode():x}-'                                            # machine, process, chance
-    for old in path.parent.glob(glob.escape(start) + '*' + glob.escape(path.suffix)):
-        if not _alive(old.name.split('-')[-2]): shutil.rmtree(old, 1) if old.is_dir() else old.unlink(True)
+    ours = re.compile(re.escape(start) + r'(\d+)-[0-9a-f]{8}(over)?' + re.escape(path.suffix))
+    for old in path.parent.glob(glob.escape(start) + '*'):
+        name = ours.fullmatch(old.name)
+        if name and not _alive(name[1]): shutil.rmtree(old, 1) if old.is_dir() else old.unlink(True)
     return path.with_name(f'{start}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
 
 def _alive(pid): # whether a process of this machine still runs

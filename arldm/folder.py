@@ -122,11 +122,13 @@ def left_to_draw(
 )->list|None:             # Frames, from 0; `None` = the story is there
     "Which frames have to be drawn; a `StoryError` if another story is there."
     whole, part, new = kept_story(story.folder), kept_story(story.part, True), story.facts()
-    lost = next((name for name in whole.get('files', {}) if not (story.folder/name).is_file()), '')
+    lost = [name for name in whole.get('files', {}) if not (story.folder/name).is_file() and name != 'strip.png']
     if isinstance(redraw, list): return _to_redraw(story, whole, lost, redraw)
     n, given = len(story.captions), len(story.given)
     if whole and redraw != 'all':
-        if lost: raise StoryError(f'{story.folder/lost} is missing; --redraw all draws the whole story again')
+        if lost:
+            raise StoryError(f'{story.folder/lost[0]} is missing; --redraw {lost[0][:-4]} draws that frame again, '
+                             '--redraw all the whole story')
         if other := difference(whole, new):
             raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole story again '
                              'there, --out FOLDER elsewhere')
@@ -155,8 +157,11 @@ def _to_redraw(story, whole, lost, redraw): # frames, from 0; the story takes ov
     odd = [k for k in redraw if not 1 <= k <= n]
     if odd: raise StoryError(f'no frame {odd[0]} to redraw; there are frames 1 to {n}')
     if not whole: raise StoryError(f'{story.folder}: no story there whose frames could be redrawn; leave out --redraw')
-    if lost: raise StoryError(f'{story.folder/lost} is missing; --redraw all draws the whole story again')
     todo, old = sorted({k - 1 for k in redraw}), whole['frames']
+    lost = [name for name in lost if name not in [f'{k + 1}.png' for k in todo]]
+    if lost:
+        raise StoryError(f'{story.folder/lost[0]} is missing; name its frame too, or --redraw all draws the whole '
+                         'story again')
     for k in range(given, min(n, len(old))):
         if k not in todo: story.frames[k] = old[k]
     if other := difference(whole, story.facts(), [k for k in todo if k >= given]):

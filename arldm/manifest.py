@@ -7,8 +7,8 @@ __all__ = ['MANIFEST', 'file_digest', 'folder_digest', 'write_manifest', 'read_m
            'delete_made_here', 'recover_folder', 'replace_folder', 'record_provenance', 'path_hints', 'hinted_path']
 
 # %% ../nbs/00c_manifest.ipynb #b83f67cc
-import contextlib, glob, hashlib, json, os, uuid, warnings
-from collections.abc import Iterator
+import contextlib, glob, hashlib, json, os, re, uuid, warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .core import StoryError
@@ -45,8 +45,12 @@ def read_manifest(folder:str|Path) -> dict: # Empty if there is none
     "The manifest of a folder."
     path = Path(folder)/MANIFEST
     if not path.is_file(): return {}
-    try: return load_json(path, dict(made_by=str, files={'*': str}))
+    try: manifest = load_json(path, dict(made_by=str, files={'*': str}))
     except StoryError as e: raise StoryError(f'{e}; so nothing is known of {folder}: move it away') from None
+    for name in manifest['files']:
+        if Path(name).is_absolute() or '..' in Path(name).parts or not name.strip('./'):
+            raise StoryError(f'{path}: {name!r} is no file of this folder; move {folder} away')
+    return manifest
 
 # %% ../nbs/00c_manifest.ipynb #78c9910d
 def foreign_file(
@@ -69,22 +73,27 @@ def refuse_foreign_folder(folder:str|Path):
                          'another place')
 
 def delete_made_here(folder:Path):
-    "Delete the files that a manifest lists, and the folders that are empty then; whatever else is there stays."
+    "Delete the files that a manifest lists, unchanged, and the folders that are empty then; all else stays."
     listed = read_manifest(folder).get('files', {})
-    for name in listed:
-        with contextlib.suppress(OSError): (folder/name).unlink()
+    for name, digest in listed.items():
+        with contextlib.suppress(OSError):
+            if not (folder/name).is_symlink() and file_digest(folder/name) == digest: (folder/name).unlink()
     if not any(os.path.lexists(folder/name) for name in listed): (folder/MANIFEST).unlink(missing_ok=True)
     for path in sorted([p for p in folder.rglob('*') if p.is_dir()] + [folder], reverse=True):
         with contextlib.suppress(OSError): path.rmdir()
     if folder.exists(): warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
 
 # %% ../nbs/00c_manifest.ipynb #b89b9867
-def _aside(folder): return [*folder.parent.glob(f'.{glob.escape(folder.name)}-old-*')]
+def _aside(folder): # what `replace_folder` renamed, the newest last; nothing of somebody else's
+    name = re.compile(rf'\.{re.escape(folder.name)}-old-[0-9a-f]{{8}}')
+    found = [p for p in folder.parent.glob(f'.{glob.escape(folder.name)}-old-*') if name.fullmatch(p.name)]
+    ours = [p for p in found if p.is_dir() and not p.is_symlink() and ((p/MANIFEST).is_file() or not any(p.iterdir()))]
+    return sorted(ours, key=lambda p: p.stat().st_mtime)
 
 def recover_folder(folder:str|Path):
     "Finish what a kill interrupted in `replace_folder`: put the old folder back, or delete it if the new one is there."
     folder = Path(folder)
-    for old in sorted(_aside(folder), key=lambda p: -p.stat().st_mtime):
+    for old in reversed(_aside(folder)):
         if os.path.lexists(folder): delete_made_here(old)
         else: os.rename(old, folder)
 
@@ -105,8 +114,9 @@ def replace_folder(
         flush_folder(tmp)
         refuse_foreign_folder(folder)                                       # it may have changed meanwhile
         try:
-            if folder.exists(): os.rename(folder, folder.with_name(f'.{folder.name}-old-{uuid.uuid4().hex[:8]}'))
-            os.rename(tmp, folder)
+            aside = folder.with_name(f'.{folder.name}-old-{uuid.uuid4().hex[:8]}')
+            if (folder/MANIFEST).exists(): os.rename(folder, aside)
+            os.rename(tmp, folder)                                          # onto an empty folder, too
         finally: recover_folder(folder)
 
 # %% ../nbs/00c_manifest.ipynb #ee2cdae8
@@ -138,8 +148,15 @@ def path_hints(
     whole = Path(path).resolve()
     return {name: str(whole), f'{name}_relative': os.path.relpath(whole, Path(folder).resolve())}
 
-def hinted_path(folder:str|Path, hints:dict, name:str='data') -> Path|None: # None if nothing is said
-    "The file that `path_hints` spoke of, in a folder that may have been moved."
+def hinted_path(
+    folder:str|Path,    # That may have been moved
+    hints:dict,         # From `path_hints`
+    name:str='data',    # As there
+    fits:Callable=None, # path -> whether this is the file; of two that exist, one that fits is taken
+)->Path|None:           # `None` if nothing is said; may be a path where nothing is
+    "The file that `path_hints` spoke of."
     here, keys = Path(folder).resolve(), (f'{name}_relative', name)
     said = [Path(os.path.normpath(here/hints[k])) for k in keys if hints.get(k)]
-    return next((p for p in said if p.exists()), said[-1] if said else None)
+    found = [p for p in said if p.exists()]
+    if fits and len(set(found)) > 1: found.sort(key=lambda p: not fits(p))
+    return next(iter(found + said[-1:]), None)

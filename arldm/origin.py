@@ -8,7 +8,7 @@ __all__ = ['DRAWN', 'SCORES', 'RESAMPLES', 'refuse_outputs', 'read_drawing', 'st
 # %% ../nbs/12l_origin.ipynb #3574b2ce
 from pathlib import Path
 
-from .cache import data_digest
+from .digest import data_digest, holds_stories
 from .drawings import Drawings, drawings_digest
 from .core import StoryError
 from .files import load_json, refuse_foreign
@@ -53,7 +53,7 @@ def story_path(
     hints:dict,      # `drawing.json`, `scores.json` or `settings.json`
 )->Path|None:        # None if nothing is said
     "The story file that a run speaks of; a run that was moved with its stories finds them."
-    found = hinted_path(folder, hints)
+    found = hinted_path(folder, hints, fits=lambda p: holds_stories(p, hints.get('split'), hints.get('stories')))
     return found if found is None or found.exists() or not hints.get('data') else Path(hints['data'])
 
 def other_stories(

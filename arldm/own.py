@@ -45,7 +45,7 @@ def _still_there(lock, path): # else the process that held the lock before has r
 
 def _clear(part, made): # delete the frames of an unfinished story
     temporary = [p.name for p in part.iterdir() if p.name != '.lock' and is_temporary(p.name)]
-    for name in (*made.get('files', {}), *temporary, MANIFEST):
+    for name in (*made.get('files', {}), *temporary, MANIFEST):             # `kept_story` has looked at each
         with contextlib.suppress(OSError): (part/name).unlink(missing_ok=True)
     left = [p.name for p in part.iterdir() if p.name != '.lock']
     if left: warnings.warn(f'{part}/{left[0]} could not be deleted; it is of no more use')
@@ -61,8 +61,9 @@ class Frames:
 def _keep(story, files, k, picture): # frame k, from 0; `files` are the digests of all
     with atomic_path(story.part/f'{k + 1}.png') as tmp:
         picture.save(tmp)
-        files[f'{k + 1}.png'] = file_digest(tmp)
-        save_json(story.part/MANIFEST, dict(made_by='arldm', kind=PART, **story.facts(), files=files))
+        now = {**files, f'{k + 1}.png': file_digest(tmp)}
+        save_json(story.part/MANIFEST, dict(made_by='arldm', kind=PART, **story.facts(), files=now))
+    files.update(now)
 
 # %% ../nbs/14d_own.ipynb #431cf806
 def _draw_all(story, pipe, todo):
@@ -90,7 +91,8 @@ def _draw_all(story, pipe, todo):
 # %% ../nbs/14d_own.ipynb #76ac6233
 def _put(story, source, names, change=None): # frames and strip, in the place of what was drawn there before
     with replace_folder(story.folder, kind=WHOLE, **story.facts()) as tmp:
-        for name in names: shutil.copyfile(source/name, tmp/name)
+        for name in names:
+            if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)             # else it is drawn now
         if change: change(tmp)
         strips([Frames(tmp, 1, len(story.captions))], story.captions).save(tmp/'strip.png')
 
@@ -120,18 +122,21 @@ def draw_text(
     if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return     # the first process draws it
     story = own_story(run, text, way, given, out)
     again = redraw if redraw in (None, 'all') else numbers("redraw must be 'all', or its frames", redraw)
+    if not dry_run: recover_folder(story.folder)
     todo = left_to_draw(story, again)
     if dry_run:
-        if todo is not None: open_pipeline(run, way)
+        if todo is not None: open_pipeline(run, way, weights=story.weights)
         print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
         return
     with alone(story):
         recover_folder(story.folder)
         todo, part = left_to_draw(story, again), kept_story(story.part, True)
         if todo is not None:
-            pipe = open_pipeline(run, way)
+            pipe = open_pipeline(run, way, weights=story.weights)
             pipe.set_progress_bar_config(disable=True)
             (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
+        elif not (story.folder/'strip.png').is_file():
+            _put(story, story.folder, [f'{k + 1}.png' for k in range(len(story.captions))])
         elif part and not difference(part, story.facts()): _clear(story.part, part)        # a kill just before the end
     print(printable(story.folder/'strip.png'))
     return story.folder

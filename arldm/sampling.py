@@ -24,7 +24,8 @@ from .settings import CHOICES, TASKS, resolve
 from .story import StorySplit
 
 # %% ../nbs/14a_sampling.ipynb #d723e73e
-SAID = {'guidance': float, 'task': str, 'side': int, 'data?': str, 'data_relative?': str}  # of settings.json
+# what is read of settings.json
+SAID = {'guidance': float, 'task': str, 'side': int, 'data?': str, 'data_relative?': str, 'stories?': str}
 
 def run_settings(run:Path) -> dict: # With `guidance`, `task`, `side` (`None` = the model's), and where the data lies
     "What the settings of a run say about drawing."
@@ -53,11 +54,19 @@ def note_newer(run:Path):
         warnings.warn(f'{run}/pipeline is that of step {made:,}, the newest checkpoint is of step {max(steps):,}; '
                       f'arldm-train {run} makes the newer pipeline')
 
-def open_pipeline(run:Path, way:dict, fast:bool=False) -> StoryPipeline: # of a run, or of a pipeline folder itself
+def open_pipeline(
+    run:Path,        # Run folder, or a pipeline folder
+    way:dict,        # Settings of the sampler
+    fast:bool=False, # Compile it
+    weights:str='',  # Digest of the folder that is meant
+)->StoryPipeline:
     "The trained pipeline of a run, with the scheduler and precision that `way` names."
     folder = pipeline_folder(run)
     if folder != run: note_newer(run)
-    pipe = StoryPipeline.from_pretrained(folder).to(pick_device(), getattr(torch, way['precision']))
+    pipe = StoryPipeline.from_pretrained(folder)
+    if weights and folder_digest(folder) != weights:
+        raise StoryError(f'{folder} was replaced while it was opened; run the same command again')
+    pipe = pipe.to(pick_device(), getattr(torch, way['precision']))
     pipe.scheduler = make_scheduler(way['scheduler'], pipe.scheduler.config)
     if fast: pipe.enable_fast_kernels(graphs=True)
     return pipe

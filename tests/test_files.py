@@ -90,6 +90,43 @@ def test_a_file_that_comes_while_the_new_folder_is_filled_stays(tmp_path):
             (folder/'late.txt').write_text('mine')
     assert content(folder)['late.txt'] == 'mine' and content(folder)['a.txt'] == 'old'
 
+@pytest.mark.parametrize('name', ['../precious.txt', '/precious.txt', 'unet/../../precious.txt', '.'])
+def test_a_manifest_reaches_nothing_outside(tmp_path, name):
+    "Made by hand, or shipped with a model."
+    folder, precious = tmp_path/'story', tmp_path/'precious.txt'
+    write(folder, 'old')
+    precious.write_text('ten years')
+    made = load_json(folder/MANIFEST)
+    made['files'][str(precious) if name[0] == '/' else name] = manifest.file_digest(precious)
+    save_json(folder/MANIFEST, made)
+    with pytest.raises(StoryError, match='is no file of this folder'): write(folder, 'new')
+    assert precious.read_text() == 'ten years' and content(folder)['a.txt'] == 'old'
+
+@pytest.mark.parametrize('name', ['.story-old-best', '.story-old-copy', '.story-old-notes.txt', '.story-old-0123abcd'])
+def test_copies_of_somebody_are_not_taken_for_leftovers(tmp_path, name):
+    folder, copy = tmp_path/'story', tmp_path/name
+    write(folder, 'old')
+    if name.endswith('.txt'): copy.write_text('notes')
+    else:
+        shutil.copytree(folder, copy)
+        (copy/'a.txt').write_text('edited by hand')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        write(folder, 'new')
+    assert (copy.read_text() if name.endswith('.txt') else (copy/'a.txt').read_text()) in ('notes', 'edited by hand')
+    assert content(folder)['a.txt'] == 'new'
+
+def test_temporary_names_of_the_living_are_left_alone(tmp_path):
+    "Also those of a target whose name holds dots and dashes, such as a date."
+    import uuid
+    start, dead = f'-{uuid.getnode():x}-', 999_999
+    there = [f'.st{start}{os.getpid()}-aaaaaaaa.2026-{dead}-05', f'.st{start}{os.getpid()}-aaaaaaaa', f'.st{start}mine',
+             f'.st{start}{dead}-aaaaaaaa', f'.v1{start}{dead}-aaaaaaaa.5-ssid']
+    for name in there: (tmp_path/name).mkdir()
+    for target in 'st', 'v1.5-ssid':
+        with whole_folder(tmp_path/target) as tmp: (tmp/'a').touch()
+    assert {p.name for p in tmp_path.iterdir()} == {*there[:3], 'st', 'v1.5-ssid'}
+
 def undeletable(path, on): return subprocess.run(['chattr', '+i' if on else '-i', path], capture_output=True).returncode == 0
 
 def test_an_old_file_that_cannot_be_deleted_costs_nothing(tmp_path):
