@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'arldm.captions.given_paths': ('captions.html#given_paths', 'arldm/captions.py'),
                                 'arldm.captions.read_captions': ('captions.html#read_captions', 'arldm/captions.py')},
             'arldm.checks': { 'arldm.checks.NoStory': ('checks.html#nostory', 'arldm/checks.py'),
+                              'arldm.checks.OddValue': ('checks.html#oddvalue', 'arldm/checks.py'),
                               'arldm.checks.Stories': ('checks.html#stories', 'arldm/checks.py'),
                               'arldm.checks.Stories.__init__': ('checks.html#stories.__init__', 'arldm/checks.py'),
                               'arldm.checks.Stories.__iter__': ('checks.html#stories.__iter__', 'arldm/checks.py'),

@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Li
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
 # %% ../nbs/03a_fetch.ipynb #ed1ff8fb
-import csv, functools, http.client, io, os, re, shutil, ssl, threading, time
+import csv, functools, http.client, os, re, shutil, ssl, threading, time, warnings
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Iterator
 from urllib import error, request
 
-from PIL import Image
 from tqdm.auto import tqdm
 from .checks import is_id
 from .core import StoryError, at_home, at_least_one, command, counted, say
@@ -35,13 +34,17 @@ def vist_photos(
         records, images = records_in(folder, file), folder.json(file).get('images')
         if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
         listed = {str(image['id']): image for image in images if isinstance(image, dict) and is_id(image.get('id'))}
-        for photo in (str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))):
+        shown = [str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))]
+        if len(shown) < len(records):
+            warnings.warn(f'{file}: {counted(len(records) - len(shown), "record")} without the id of a photo left out')
+        for photo in shown:
             urls = (listed.get(photo, {}).get(size) for size in ('url_o', 'url_m'))
             photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
     return photos
 
 # %% ../nbs/03a_fetch.ipynb #9a6a90fb
-SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp', 'BMP': '.bmp'}
+SUFFIXES = '.jpg', '.png', '.gif', '.webp', '.bmp'
+_STARTS = {b'\x89PNG': '.png', b'GIF8': '.gif', b'RIFF': '.webp', b'BM': '.bmp'}        # all others are JPEG
 
 def still_missing(
     photos:dict,  # From `vist_photos`
@@ -49,7 +52,7 @@ def still_missing(
 )->dict:          # Those of `photos` that do not stand there yet
     "What is left to fetch."
     files = Path(out).iterdir() if Path(out).exists() else ()
-    there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES.values(), '.jpeg')}
+    there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES, '.jpeg')}
     return {photo: urls for photo, urls in photos.items() if photo not in there}
 
 # %% ../nbs/03a_fetch.ipynb #40ba789e
@@ -143,7 +146,7 @@ def true_suffix(data:bytes)->str:
     with _ONE_AT_A_TIME:
         try: decode(data, quick=True)
         except BadPicture as e: raise NoPhoto(e.reason) from None
-    return SUFFIXES.get(Image.open(io.BytesIO(data)).format, '.jpg')  # MPO is a JPEG with more pictures behind it
+    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), '.jpg')
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
@@ -182,7 +185,10 @@ def _keep(data, part, path):
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        try: os.link(part, path)
+        except FileExistsError: return                                      # what is there is never replaced
+        except OSError:                                                     # a file system without hard links
+            if not os.path.lexists(path): os.replace(part, path)
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 
