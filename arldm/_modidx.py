@@ -596,6 +596,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'arldm.pictures._without': ('pictures.html#_without', 'arldm/pictures.py'),
                                 'arldm.pictures.cut': ('pictures.html#cut', 'arldm/pictures.py'),
                                 'arldm.pictures.decode': ('pictures.html#decode', 'arldm/pictures.py'),
+                                'arldm.pictures.picture_format': ('pictures.html#picture_format', 'arldm/pictures.py'),
                                 'arldm.pictures.read_picture': ('pictures.html#read_picture', 'arldm/pictures.py'),
                                 'arldm.pictures.scaled': ('pictures.html#scaled', 'arldm/pictures.py'),
                                 'arldm.pictures.shrink': ('pictures.html#shrink', 'arldm/pictures.py'),

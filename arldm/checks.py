@@ -47,6 +47,7 @@ def id_text(
     if is_id(value): return str(value)
     raise OddValue('bad id', f'story {story}: {key} is {_shown(value)}, expected text or a whole number')
 
+# %% ../nbs/02b_checks.ipynb #f88e4763
 def caption_text(value:object, key:str, story:str)->str:
     "A caption in one line; a value that is no text, or shows nothing, makes a bad story."
     if isinstance(value, bytes): value = value.decode('utf-8', 'replace')

@@ -109,7 +109,7 @@ def unknown_text(words:list, most:int=8) -> str: # '' if there are none
     if not words: return ''
     more = f' and {len(words) - most:,} more' if len(words) > most else ''
     named = ', '.join(word[:30] for word in words[:most])
-    return (f"the model's vocabulary does not know {named}{more}, so pictures will not show it; use words that the "
+    return (f"the model's vocabulary does not know: {named}{more}; pictures will not show that; use words that the "
             'model was trained with')
 
 # %% ../nbs/05_dataset.ipynb #263e34c5

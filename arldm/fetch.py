@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .checks import is_id
 from .core import StoryError, at_home, at_least_one, command, counted, say
 from .files import atomic_path, lock_folder, refuse_foreign, temporary_folder
-from .pictures import BadPicture, decode
+from .pictures import BadPicture, decode, picture_format
 from .raw import RawFolder
 from .sources import SPLITS, records_in
 
@@ -43,8 +43,7 @@ def vist_photos(
     return photos
 
 # %% ../nbs/03a_fetch.ipynb #9a6a90fb
-SUFFIXES = '.jpg', '.png', '.gif', '.webp', '.bmp'
-_STARTS = {b'\x89PNG': '.png', b'GIF8': '.gif', b'RIFF': '.webp', b'BM': '.bmp'}        # all others are JPEG
+SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp', 'BMP': '.bmp'}
 
 def still_missing(
     photos:dict,  # From `vist_photos`
@@ -52,7 +51,7 @@ def still_missing(
 )->dict:          # Those of `photos` that do not stand there yet
     "What is left to fetch."
     files = Path(out).iterdir() if Path(out).exists() else ()
-    there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES, '.jpeg')}
+    there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES.values(), '.jpeg')}
     return {photo: urls for photo, urls in photos.items() if photo not in there}
 
 # %% ../nbs/03a_fetch.ipynb #40ba789e
@@ -146,7 +145,7 @@ def true_suffix(data:bytes)->str:
     with _ONE_AT_A_TIME:
         try: decode(data, quick=True)
         except BadPicture as e: raise NoPhoto(e.reason) from None
-    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), '.jpg')
+    return SUFFIXES[picture_format(data)]
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
@@ -179,6 +178,7 @@ def _fetch(photo, urls, out, part, limits): # -> `Fetched`
         if reason in PASSING: break
     return Fetched(photo, url, reason)
 
+# %% ../nbs/03a_fetch.ipynb #588fe553
 def _keep(data, part, path):
     try:
         with open(part, 'wb') as f:

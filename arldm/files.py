@@ -109,6 +109,7 @@ def create_json(path:str|Path, obj:object) -> bool:
         try: tmp.unlink(missing_ok=True)
         finally: tmp.unlink(missing_ok=True)                                # Ctrl-C came in between
 
+# %% ../nbs/00b_files.ipynb #56480e5b
 def load_json(
     path:str|Path,      # UTF-8, with or without a byte order mark
     want:object=object, # The shape that it must have, see `check_shape`

@@ -35,6 +35,7 @@ def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
     listed = json.dumps([(name, file_digest(Path(folder)/name)) for name in names])
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
+# %% ../nbs/00c_manifest.ipynb #47dfa1b8
 def write_manifest(folder:Path, about:dict):
     "List the files of a folder that was made here, with what it was made from."
     files = {name: file_digest(folder/name) for name in _files(folder)}
@@ -139,5 +140,6 @@ def path_hints(
 
 def hinted_path(folder:str|Path, hints:dict, name:str='data') -> Path|None: # None if nothing is said
     "The file that `path_hints` spoke of, in a folder that may have been moved."
-    said = [Path(folder)/hints[k] for k in (f'{name}_relative', name) if hints.get(k)]
+    here, keys = Path(folder).resolve(), (f'{name}_relative', name)
+    said = [Path(os.path.normpath(here/hints[k])) for k in keys if hints.get(k)]
     return next((p for p in said if p.exists()), said[-1] if said else None)

@@ -6,7 +6,7 @@
 __all__ = ['STRIPS', 'with_settings', 'train', 'is_finished', 'validation_strip']
 
 # %% ../nbs/12b_run.ipynb #f4744826
-import dataclasses, inspect, os, tempfile, textwrap
+import dataclasses, inspect, os, tempfile, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Callable
 
@@ -114,7 +114,9 @@ def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
     r = dict(step=s.steps)                                              # if no step is left but the pipeline is
     for r in records:
         if first and r['step'] % s.save_every == 0:
-            with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
+            try:
+                with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
+            except StoryError as e: warnings.warn(f'no strip of step {r["step"]:,}: {e}')
     if r['step'] < s.steps:
         if first: say(f'asked to stop after step {r["step"]:,}; run the same command again to go on')
         raise SystemExit(0)

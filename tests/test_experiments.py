@@ -319,7 +319,7 @@ def test_the_panel_names_unknown_words(pipe, monkeypatch):
     monkeypatch.setattr(pipe, 'stream', lambda *a, **k: iter(()))
     for again in range(2):                                                            # not only the first time
         panel.go.click()
-        assert 'does not know sees, dragon' in panel.said.value
+        assert 'does not know: sees, dragon' in panel.said.value
     panel.captions[0].value = 'Ada is a big red star.'
     panel.go.click()
     assert panel.said.value == ''

@@ -262,6 +262,15 @@ def test_contributing_names_what_there_is():
     for tool in re.findall(r'nbdev-[a-z-]+', text): assert (Path(sys.executable).parent/tool).exists(), tool
 
 
+def test_faults_have_tests():
+    "Every test that the appendix of the last chapter names is there."
+    text = ''.join(cell.text for cell in cells(ROOT/'nbs/19_trouble.ipynb', 'markdown'))
+    named = re.findall(r'(test_\w+\.py)::(test_\w+)', text)
+    missing = [f'{file}::{name}' for file, name in named
+               if not re.search(rf'^def {name}\(', (ROOT/'tests'/file).read_text(encoding='utf-8'), re.M)]
+    assert len(named) > 50 and not missing, missing
+
+
 # README.md from a notebook
 
 SAMPLE = [

@@ -184,6 +184,14 @@ def hidden(mode): # red lies under what is transparent; the right half is solid 
 def test_what_is_transparent_shows_white(mode):
     assert np.asarray(decode(hidden(mode))).tolist() == [[[255]*3, [90]*3]]
 
+def test_a_picture_is_turned_once():
+    "What was decoded may be handed on as a picture."
+    array, turned = picture(3, 32, 24), Image.Exif()
+    turned[0x112] = 6
+    for kind in 'JPEG', 'PNG':
+        once = decode(saved(Image.fromarray(array), kind, exif=turned))
+        assert once.size == (24, 32) and np.array_equal(upright(once), once) and np.array_equal(decode(saved(once, 'PNG')), once)
+
 def test_half_transparent_is_mixed_with_white():
     half = Image.fromarray(np.array([[[0, 0, 200, 51]]], 'u1'))           # a fifth of blue on white
     assert decode(saved(half, 'PNG')).getpixel((0, 0)) == upright(half).getpixel((0, 0)) == (204, 204, 244)

@@ -88,10 +88,9 @@ def test_installed_alone(clean, tmp_path):
     assert len(places) == 3 and all(Path(p).is_relative_to(clean.parent) for p in places), places
 
 def test_demo_without_the_repository(clean, tmp_path):
-    "From raw stories to a report; a smaller world than the demo's own, written first, and one step of training."
-    said(clean/'arldm-convert', 'toy', 'raw', 'demo/stories.h5', '--albums', 8, cwd=tmp_path)
-    shortest = '--steps', 1, '--limit', 1, '--histories', 0
-    report = said(clean/'arldm-demo', '--out', 'demo', *shortest, cwd=tmp_path).split()[-1]
+    "From raw stories to a report; a smaller world than the demo's own, and one step of training."
+    code = 'from arldm import exam; exam.DEMO_ALBUMS = 8, 2, 2; exam.demo("demo", steps=1, limit=1, histories=0)'
+    report = said(clean/'python', '-c', code, cwd=tmp_path).split()[-1]
     assert (tmp_path/report).name == 'report.html' and '<html' in (tmp_path/report).read_text(encoding='utf-8')
     assert (tmp_path/'demo/scores.json').is_file()
 

@@ -39,9 +39,9 @@ def test_unknown_words_are_named_once():
     vocab, told = toy(), ['Ada sees a huge dragon.', 'The dragon and a castle!', 'She jumps.']
     assert vocab.unknown_words(told) == ['sees', 'huge', 'dragon', 'castle']
     line, = notes(vocab, told)
-    assert 'sees, huge, dragon, castle, so' in line and '\n' not in line
+    assert 'know: sees, huge, dragon, castle; pictures' in line and '\n' not in line
     assert notes(vocab, told) == []                                                   # each only once
-    assert 'know wizard,' in notes(vocab, ['A dragon, a wizard.'])[0]
+    assert 'know: wizard;' in notes(vocab, ['A dragon, a wizard.'])[0]
     assert vocab.unknown_words(told) == ['sees', 'huge', 'dragon', 'castle']          # asked, it still says
 
 def test_of_many_words_eight_are_named():
