@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'PASSING', 'vist_photos', 'still_missing', 'NoPhoto', 'Li
            'patiently', 'Fetched', 'fetch_photos', 'fetch_vist']
 
 # %% ../nbs/03a_fetch.ipynb #ed1ff8fb
-import csv, functools, http.client, os, re, shutil, ssl, threading, time
+import csv, functools, http.client, os, re, shutil, ssl, threading, time, warnings
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -34,7 +34,10 @@ def vist_photos(
         records, images = records_in(folder, file), folder.json(file).get('images')
         if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
         listed = {str(image['id']): image for image in images if isinstance(image, dict) and is_id(image.get('id'))}
-        for photo in (str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))):
+        shown = [str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))]
+        if len(shown) < len(records):
+            warnings.warn(f'{file}: {counted(len(records) - len(shown), "record")} without the id of a photo left out')
+        for photo in shown:
             urls = (listed.get(photo, {}).get(size) for size in ('url_o', 'url_m'))
             photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
     return photos
@@ -142,7 +145,7 @@ def true_suffix(data:bytes)->str:
     with _ONE_AT_A_TIME:
         try: decode(data, quick=True)
         except BadPicture as e: raise NoPhoto(e.reason) from None
-    return SUFFIXES.get(picture_format(data), '.jpg')  # MPO is a JPEG with more pictures behind it
+    return SUFFIXES[picture_format(data)]
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
@@ -175,13 +178,17 @@ def _fetch(photo, urls, out, part, limits): # -> `Fetched`
         if reason in PASSING: break
     return Fetched(photo, url, reason)
 
+# %% ../nbs/03a_fetch.ipynb #588fe553
 def _keep(data, part, path):
     try:
         with open(part, 'wb') as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        try: os.link(part, path)
+        except FileExistsError: return                                      # what is there is never replaced
+        except OSError:                                                     # a file system without hard links
+            if not os.path.lexists(path): os.replace(part, path)
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
 

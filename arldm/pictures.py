@@ -35,66 +35,91 @@ def decode(
     least:int=0,      # JPEG may come smaller, if its short side stays above so many pixels
 )->Image.Image:       # RGB, upright, transparency on white
     "Decode a picture completely, or raise a `BadPicture`."
+    try: return _decoded(data, quick, least)
+    except BadPicture as e:
+        error = e
+    for notes in _TEXTS, _TEXTS | _CAMERA:                  # is the trouble in what is said beside the pixels?
+        plain = _without(data, notes)
+        if error.reason == 'too large' or plain == data: continue
+        try: return _decoded(plain, quick, least)
+        except BadPicture as e: error = e
+    raise error
+
+def _decoded(data, quick, least):
     try:
-        picture = _open(data)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         n, most = picture.width*picture.height, MOST_PIXELS
         if n > most: raise Image.DecompressionBombError(f'image size ({n} pixels) exceeds limit of {most} pixels')
         if quick or least: picture.draft('RGB', (max(1, least),)*2)
-        picture.load()
     except Exception as e: raise BadPicture(e) from None
     return upright(picture)
 
-def _open(data):
-    "A picture that is not loaded yet; a PNG whose texts or profile are too large for Pillow goes without them."
-    try: return Image.open(io.BytesIO(data), formats=FORMATS)
-    except ValueError as e:
-        if 'MAX_TEXT' not in str(e): raise
-    return Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+# %% ../nbs/01a_pictures.ipynb #a527613b
+_TEXTS = {b'tEXt', b'zTXt', b'iTXt', b'iCCP',               # texts and colour profiles: chunks of a PNG
+          b'\xe2', b'\xed', b'\xfe'}                        # and segments of a JPEG
+_CAMERA = {b'eXIf', b'\xe1'}                                # the notes of a camera
 
-def _without_texts(png):
-    "A PNG without the chunks that hold texts and colour profiles."
-    kept, at = [png[:8]], 8
-    while at < len(png):
-        end = at + 12 + int.from_bytes(png[at:at + 4], 'big')
-        if png[at + 4:at + 8] not in (b'tEXt', b'zTXt', b'iTXt', b'iCCP'): kept.append(png[at:end])
+def _without(data, kinds):
+    "A PNG or JPEG without its parts of these kinds; other data as they are."
+    kept, at, png = [], 0, data[:8] == b'\x89PNG\r\n\x1a\n'
+    if png: at = 8
+    elif data[:3] == b'\xff\xd8\xff': at = 2
+    kept.append(data[:at])
+    while at and at + 4 < len(data):
+        if png: kind, end = data[at + 4:at + 8], at + 12 + int.from_bytes(data[at:at + 4], 'big')
+        else: kind, end = data[at + 1:at + 2], at + 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+        if not png and (data[at] != 0xff or kind == b'\xda'): break                  # the pixels begin
+        if kind not in kinds: kept.append(data[at:end])
         at = end
-    return b''.join(kept)
+    return b''.join([*kept, data[at:]])
 
 # %% ../nbs/01a_pictures.ipynb #c4ec3478
 _TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
           6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}                 # by EXIF's orientation
 
-def _orientation(picture): # what the camera noted, if it can be read
-    try: return picture.getexif().get(0x112, 1)
-    except Exception: return 1
+def _turn(picture): # what the camera noted, if it can be read
+    try: return _TURNS.get(picture.getexif().get(0x112))
+    except Exception: return None
 
 def upright(picture:Image.Image)->Image.Image:
     "A copy as RGB, turned as the camera was held, transparency on white; of 16 bits the upper 8. Or a `BadPicture`."
     try:
+        stored = picture.tile[0][3] if getattr(picture, 'tile', None) else ''
         picture.load()
-        turn = _TURNS.get(_orientation(picture))
-        hidden = picture.info.get('transparency')
-        x = picture if turn is None else picture.transpose(turn)
-        if x.mode.startswith('I'): return _from_16_bits(np.asarray(x), hidden)
-        if x.mode == 'RGB' and hidden is not None and max(hidden) > 255:            # said in 16 bits
-            x = x.copy()
-            x.info['transparency'] = tuple(v >> 8 for v in hidden)
-        x = _on_white(x.convert('RGBA')) if x.has_transparency_data else x.convert('RGB')
+        turn = _turn(picture)
+        x = picture.copy() if turn is None else picture.transpose(turn)
+        x = _as_rgb(x, _transparent_value(x.mode, x.info.get('transparency'), stored))
         x.info = {}                                         # or it would be turned again
         return x
     except Exception as e: raise BadPicture(e) from None
 
-def _on_white(x): return Image.alpha_composite(Image.new('RGBA', x.size, 'white'), x).convert('RGB')
+# %% ../nbs/01a_pictures.ipynb #4db1439f
+def _transparent_value(mode, value, stored): # of loaded pixels; `stored` is how Pillow calls the bits of the file
+    kind = dict(RGB=tuple).get(mode, int if mode in ('1', 'L') else object)
+    if not isinstance(value, kind): return None
+    if mode == 'RGB' and (stored == 'RGB;16B' or max(value) > 255): return tuple(v >> 8 for v in value)
+    return value*{'L;2': 85, 'L;4': 17}.get(stored, 1) if mode == 'L' else value
 
-def _from_16_bits(grey, hidden): # hidden: the value that is transparent, if any
+def _as_rgb(x, hidden): # hidden: the value that is transparent, if any
+    if x.mode.startswith('I'): return _from_16_bits(np.asarray(x), hidden)
+    if hidden is None: x.info.pop('transparency', None)
+    else: x.info['transparency'] = hidden
+    if x.mode == 'La': x = x.convert('LA')
+    if not x.has_transparency_data: return x.convert('RGB')
+    x = x.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', x.size, 'white'), x).convert('RGB')
+
+def _from_16_bits(grey, hidden):
     x = (grey.astype('int64') >> 8).clip(0, 255).astype('uint8')
     if hidden is not None: x[grey == hidden] = 255
     return Image.fromarray(x).convert('RGB')
 
 # %% ../nbs/01a_pictures.ipynb #f1557eb9
-def picture_format(data:bytes)->str: # Of `FORMATS`, or another name of Pillow's such as 'MPO'
+_STARTS = {b'\x89PNG': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WEBP', b'BM': 'BMP'}
+
+def picture_format(data:bytes)->str: # One of `FORMATS`
     "The kind of an encoded picture that can be decoded."
-    return _open(data).format
+    return next((kind for start, kind in _STARTS.items() if data.startswith(start)), 'JPEG')
 
 def to_png(picture:Image.Image)->bytes:
     "Encode a picture without loss."
@@ -104,9 +129,15 @@ def to_png(picture:Image.Image)->bytes:
 
 def read_picture(path:str|Path)->Image.Image:
     "The picture of a file, or a line that says why not."
-    try: return decode(Path(at_home(str(path))).read_bytes())
+    file, most = Path(at_home(str(path))), 100_000_000
+    try:
+        if file.exists() and not file.is_file() and not file.is_dir():               # a device never ends
+            raise StoryError(f'{path}: no picture that can be read (not a file); name one that is there')
+        with open(file, 'rb') as f: data = f.read(most + 1)
+        if len(data) > most: raise StoryError(f'{path}: a picture file may have {most:,} bytes, this one has more')
     except OSError as e:
         raise StoryError(f'{path}: no picture that can be read ({e.strerror}); name one that is there') from None
+    try: return decode(data)
     except StoryError as e: raise StoryError(f'{path}: {e}') from None
 
 # %% ../nbs/01a_pictures.ipynb #8d848593

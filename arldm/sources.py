@@ -9,6 +9,7 @@ __all__ = ['SSID', 'VIST', 'SSID_FILES', 'TOY_FILES', 'SPLITS', 'SOURCES', 'open
 # %% ../nbs/03_sources.ipynb #317e45cc
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from typing import Callable
 import numpy as np
 from PIL import Image
 from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
-from .core import CORPORA, BadStory, StoryError
+from .core import CORPORA, BadStory, StoryError, counted
 from .pictures import cut, to_png
 from .raw import RawFolder, composed, load_array, load_pickle, plain_name
 from .story import Story
@@ -88,13 +89,13 @@ def from_records(
     file:str,            # Its annotations of one split
     keys:Keys,
     bad:Callable,        # Called with every `BadStory`
-    texts:Callable=None, # (record, story) -> caption; default: as the record says
+    texts:Callable=None, # (record, story) -> checked caption; default: as the record says
 )->Stories:
     "The stories of a corpus of records."
     def build(draft):
         story, records = plain_name(draft[0], draft[0]), draft[1]
         records = in_order(story, records, CORPORA['ssid'].frames, keys)
-        captions = tuple(caption_text(texts(r, story) if texts else r[keys.text], keys.text, story) for r in records)
+        captions = tuple(texts(r, story) if texts else caption_text(r[keys.text], keys.text, story) for r in records)
         frames = tuple(folder.picture(str(r[keys.picture]), story) for r in records)
         return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)
     return Stories(drafts_in(folder, file, keys), build, bad, file)
@@ -119,15 +120,19 @@ def vist_sis(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
 # %% ../nbs/03_sources.ipynb #b002d348
 def vist_dii(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     "The stories of VIST, each photograph with the longest description that it was given in isolation."
-    folder, said = opened(raw), {}
-    for r in records_in(folder, f'{split}.description-in-isolation.json'):
+    folder, said, file = opened(raw), {}, f'{split}.description-in-isolation.json'
+    records = records_in(folder, file)
+    nameless = sum(not is_id(r.get(VIST.picture)) for r in records)
+    if nameless: warnings.warn(f'{file}: {counted(nameless, "record")} without the id of a photo left out')
+    for r in records:
         if is_id(r.get(VIST.picture)) and r.get(VIST.text) is not None:
             said.setdefault(str(r[VIST.picture]), []).append(r[VIST.text])
     def text(record, story):
         photo = str(record[VIST.picture])
         if photo not in said: raise BadStory('missing description', f'story {story}: nobody described photo {photo}')
         texts = [x for x in said[photo] if isinstance(x, str)]
-        return max(texts, key=len) if texts else said[photo][0]
+        longest = max(texts, key=len) if texts else said[photo][0]
+        return caption_text(longest, f'{VIST.text} of photo {photo} in {file}', story)
     return from_records(folder, f'{split}.story-in-sequence.json', VIST, bad, text)
 
 # %% ../nbs/03_sources.ipynb #64ae37d3
@@ -167,9 +172,10 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
 
     def frame(name, story):
         parts = [plain_name(part, story) for part in name.removesuffix('.png').split('/')]
-        path = os.path.join(root, *parts) + '.png'
-        if not os.path.isfile(path): path = unicodedata.normalize('NFD', path)              # as a Mac writes it
-        if not os.path.isfile(path): raise BadStory('missing picture', f'story {story}: there is no {path}')
+        forms = [parts] + [[unicodedata.normalize(form, part) for part in parts] for form in ('NFC', 'NFD')]
+        paths = [os.path.join(root, *form) + '.png' for form in forms]
+        path = next(filter(os.path.isfile, paths), None)
+        if not path: raise BadStory('missing picture', f'story {story}: there is no {paths[0]}')
         try: return cut_once(folder.picture(name, story, path))
         except BadStory: raise
         except StoryError as e: raise BadStory('broken strip', f'story {story}: {name} is {e}') from None
@@ -178,7 +184,7 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
         told = texts.get(name.removesuffix('.png'))
         if isinstance(told, (list, tuple, np.ndarray)) and len(told): told = told[0]
         if told is None: raise BadStory('missing description', f'story {story}: nobody described {name}')
-        return caption_text(told, 'its description', story)
+        return caption_text(told, f'the text of {name} in descriptions.npy', story)
 
     def build(i):
         if not 0 <= i < len(stories): raise BadStory('unknown story', f'story {i}: there are only {len(stories)}')
@@ -195,13 +201,16 @@ def _flintstones_tables(folder):
     if not (isinstance(splits, dict) and isinstance(follow, dict) and isinstance(told, list)
             and all(isinstance(splits.get(s), list) for s in ('train', 'val', 'test'))):
         raise ValueError('splits, following clips or descriptions')
-    texts = {r['globalID']: r.get('description') for r in told if isinstance(r, dict) and is_id(r.get('globalID'))}
+    texts = {str(r['globalID']): r.get('description') for r in told if isinstance(r, dict) and is_id(r.get('globalID'))}
     return splits, {_names(k): v for k, v in follow.items()}, texts
 
 def _following(clips, story): # the four clips after the first one of a story
-    n = len(clips) if isinstance(clips, (list, tuple, np.ndarray)) else 0
-    if n != 4: raise NoStory('too few clips follow', f'story {story}: {n} clips follow it, 4 needed')
-    return [id_text(c.decode('utf-8', 'replace') if isinstance(c, bytes) else c, 'a clip', story) for c in clips]
+    if isinstance(clips, np.ndarray): clips = clips.tolist()
+    named = isinstance(clips, (list, tuple)) and all(isinstance(clip, (str, bytes)) for clip in clips)
+    if not named or len(clips) > 4:
+        raise BadStory('odd following clips', f'story {story}: following_cache4.pkl has no list of 4 clips for it')
+    if len(clips) < 4: raise NoStory('too few clips follow', f'story {story}: {len(clips)} clips follow it, 4 needed')
+    return list(map(_names, clips))
 
 def _clip(file): # the frames of a clip, as PNG
     frames = load_array(file)
@@ -222,7 +231,8 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
         except BadStory: raise
         except StoryError as e: raise BadStory('broken picture', f'story {story}: {e}') from None
     def caption(clip, story):
-        if texts.get(clip) is not None: return caption_text(texts[clip], 'a description', story)
+        where = f'the description of {clip} in flintstones_annotations_v1-0.json'
+        if texts.get(clip) is not None: return caption_text(texts[clip], where, story)
         raise BadStory('missing description', f'story {story}: nobody described clip {clip}')
     def build(first):
         first = id_text(first, 'a clip of the split', f'{first!r:.40}')

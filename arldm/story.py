@@ -18,7 +18,7 @@ import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from .core import StoryError, at_home
-from .files import atomic_path, refuse_foreign
+from .files import atomic_path, check_shape, refuse_foreign
 from .hdf5 import Disk, open_hdf5, open_unchecked, reading
 from .original import is_original, original_attrs, original_index, original_picture
 from .pictures import decode, shrink, to_png
@@ -135,7 +135,10 @@ FORMAT, VERSION = 'arldm-stories', 1
 
 def is_story_file(path:str|Path)->bool:
     "Whether a file was written by `write_stories`."
-    with open_unchecked(path) as f: return f.attrs.get('format') == FORMAT
+    with open_unchecked(path) as f, reading(path):
+        if 'facts' not in f.attrs or f.attrs.get_id('facts').dtype.kind != 'S': return False
+        facts = json.loads(f.attrs['facts'])        # in no heap, whose damage the library may not survive
+        return isinstance(facts, dict) and facts.get('format') == FORMAT
 
 def _write(disk, splits, corpus, side, workers): # -> split: counts
     counts = {}
@@ -208,6 +211,7 @@ def _check(self:StoryFile):
                               ('complete', True, 'the conversion was cut short, convert again')):
         if attrs.get(key) != want:
             raise StoryError(f'{self.path}: {key} is {attrs.get(key)}, expected {want}; {advice}')
+    check_shape(attrs, dict(corpus=str, counts={'*': dict}), self.path)
     return attrs
 
 @patch

@@ -5,10 +5,11 @@ from pathlib import Path
 import h5py, numpy as np, pytest
 from PIL import Image
 
+from arldm import fetch
 from arldm.convert import convert
 from arldm.core import StoryError
-from arldm.fetch import fetch_vist
-from arldm.pictures import decode, upright
+from arldm.fetch import fetch_vist, true_suffix
+from arldm.pictures import decode, read_picture, upright
 from arldm.story import Story, StoryFile, write_stories
 from arldm.toy import write_toy
 from corpora import WRITE, picture, write_flintstones, write_ssid
@@ -44,7 +45,7 @@ def test_what_is_no_text_is_no_caption(tmp_path, what):
     spoil, reason, n = ODD[what]
     raw = write_ssid(tmp_path/'raw', dict(train=(0,), val=(2,), test=(3,)))
     edit_ssid(raw, spoil)
-    with pytest.raises(StoryError, match='pass --skip-bad'): convert('ssid', raw, tmp_path/'x.h5', quiet=True)
+    with pytest.raises(StoryError, match='^SSID_Test.json: story .*; pass --skip-bad'): convert('ssid', raw, tmp_path/'x.h5', quiet=True)
     counts = convert('ssid', raw, tmp_path/'x.h5', skip_bad=True, quiet=True)
     assert counts['skipped'] == {reason: n} and StoryFile(tmp_path/'x.h5')['test'].ids == ['31']
 
@@ -103,6 +104,41 @@ def test_a_clip_with_too_few_followers_is_counted(tmp_path):
     "It is no mistake of the corpus, so it ends nothing."
     counts = convert('flintstones', write_flintstones(tmp_path/'raw'), tmp_path/'x.h5', quiet=True)
     assert counts['skipped'] == {'too few clips follow': 1} and counts['train']['stories'] == 3
+
+@pytest.mark.parametrize('clips', ['abcd', 5, None, ['a']*5, np.zeros((2, 2))])
+def test_what_follows_a_clip_is_a_list_of_clips(tmp_path, clips):
+    raw = write_flintstones(tmp_path/'raw')
+    path = raw/'following_cache4.pkl'
+    follow = pickle.loads(path.read_bytes())
+    follow['s_01_e_03_shot_000000_000075'] = clips
+    path.write_bytes(pickle.dumps(follow, 2))
+    with pytest.raises(StoryError, match='following_cache4.pkl has no list of 4 clips'): convert('flintstones', raw, tmp_path/'x.h5', quiet=True)
+    counts = convert('flintstones', raw, tmp_path/'x.h5', skip_bad=True, quiet=True)
+    assert counts['skipped']['odd following clips'] == 1 and counts['test']['stories'] == 1
+
+def test_descriptions_of_no_photo_are_told(tmp_path):
+    raw = WRITE['vist-dii'](tmp_path/'raw')
+    path = raw/'dii/test.description-in-isolation.json'
+    data = json.loads(path.read_text())
+    data['annotations'] += [[dict(original_text='A very long text of no photo at all.', photo_flickr_id=x)] for x in (None, 1.5)] + ['?']
+    path.write_text(json.dumps(data))
+    with pytest.warns(UserWarning, match='test.description-in-isolation.json: 3 records without the id of a photo left out'):
+        assert convert('vist-dii', raw, tmp_path/'x.h5', quiet=True)['test']['stories'] == 2
+
+@pytest.mark.filterwarnings('ignore:splits share albums')
+@pytest.mark.parametrize('name, file', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_names_of_strips_are_compared_in_one_form(tmp_path, name, file):
+    "The folder that holds it all has a composed name in both cases."
+    raw = WRITE['pororo'](tmp_path/'\xe9'/'raw')
+    for array in 'img_cache4.npy', 'following_cache4.npy':
+        names = [[n.decode().replace('ENGLISH1_2', 'é') for n in np.ravel(row)] for row in np.load(raw/array)]
+        coded = np.array([[unicodedata.normalize(name, n).encode() for n in row] for row in names])
+        np.save(raw/array, coded[:, 0] if array.startswith('img') else coded)
+    texts = np.load(raw/'descriptions.npy', allow_pickle=True).item()
+    new = {unicodedata.normalize(name, n.replace('ENGLISH1_2', 'é')): t for n, t in texts.items()}
+    np.save(raw/'descriptions.npy', np.array(new, object))
+    (raw/'Pororo_ENGLISH1_2_ep2').rename(raw/unicodedata.normalize(file, 'Pororo_é_ep2'))
+    assert convert('pororo', raw, tmp_path/'x.h5', quiet=True)['test']['stories'] == 3
 
 def test_names_are_compared_in_one_form(tmp_path):
     "Photos unpacked on a Mac have decomposed names; the annotations have composed ones, or the other way round."
@@ -165,6 +201,42 @@ def test_of_16_bits_the_upper_8(array, kind):
     want = (array >> 8 if array.ndim == 3 else np.repeat(array[..., None] >> 8, 3, 2))
     assert np.array_equal(np.asarray(decode(png(array, 16, kind))), want)
 
+@pytest.mark.parametrize('bits, value', [(1, 1), (2, 1), (4, 5)])
+def test_a_transparent_grey_of_few_bits(bits, value):
+    "The file says the value in its own bits; what is shown goes from 0 to 255."
+    most = 2**bits - 1
+    packed = sum(v << bits*(8//bits - 1 - i) for i, v in enumerate([0, value]))
+    head = struct.pack('>IIBBBBB', 2, 1, bits, 0, 0, 0, 0)
+    data = b'\x89PNG\r\n\x1a\n' + b''.join([chunk(b'IHDR', head), chunk(b'tRNS', struct.pack('>H', value)),
+                                         chunk(b'IDAT', zlib.compress(bytes([0, packed]))), chunk(b'IEND', b'')])
+    assert np.asarray(decode(data)).tolist() == [[[0]*3, [255]*3]]
+    assert np.asarray(decode(data.replace(chunk(b'tRNS', struct.pack('>H', value)), b''))).tolist() == [[[0]*3, [value*255//most]*3]]
+
+def test_the_transparent_colour_of_16_bits():
+    array = np.array([[[0xff, 0x12, 0], [0x5a5a]*3]])
+    assert np.asarray(decode(png(array, 16, 2, chunk(b'tRNS', struct.pack('>HHH', 0xff, 0x12, 0))))).tolist() == [[[255]*3, [90]*3]]
+
+@pytest.mark.parametrize('mode, value, want', [('I;16', 0x1234, 0x12), ('I;16B', 0x1234, 0x12), ('I', 0x1234, 0x12), ('I', -5, 0),
+    ('I', 10**6, 255), ('F', 90.6, 90), ('F', -1., 0), ('F', 300., 255), ('1', 1, 255), ('L', 7, 7), ('La', (7, 0), 255)])
+def test_the_modes_of_a_library(mode, value, want):
+    "Pictures that a program hands over: 16 bits by their upper 8, floats as levels."
+    if mode == 'La': im = Image.frombytes('La', (1, 1), bytes(value))
+    elif mode == 'I;16B': im = Image.frombytes(mode, (1, 1), struct.pack('>H', value))
+    else: im = Image.new(mode, (1, 1), value)
+    assert upright(im).getpixel((0, 0)) == (want,)*3
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+def test_what_is_upright_is_not_turned_again(tmp_path, kind):
+    "A picture is read from its file, and `upright` again where it is drawn."
+    exif, array = Image.Exif(), picture(3, 32, 24)
+    exif[0x112] = 6
+    (tmp_path/'x').write_bytes(saved(Image.fromarray(array).transpose(Image.ROTATE_90), kind, exif=exif))
+    once = read_picture(tmp_path/'x')
+    assert once.size == (32, 24) and np.array_equal(np.asarray(upright(once)), np.asarray(once))
+    if kind == 'PNG': assert np.array_equal(np.asarray(once), array)
+    hidden_once = upright(Image.fromarray(np.array([[[9, 9, 9, 0]]], 'u1')))
+    assert upright(hidden_once).getpixel((0, 0)) == (255,)*3
+
 class Exif(Image.Exif):
     "Notes of a camera with an entry that no library writes, and an orientation."
     def __init__(self, tag, kind, value):
@@ -190,8 +262,39 @@ def test_a_png_with_megabytes_of_text_is_read(kind):
     assert np.array_equal(np.asarray(decode(png(array, 8, 2, chunk(kind, more)))), array)
     with pytest.raises(StoryError, match='not a whole picture'): decode(png(array, 8, 2, chunk(kind, more))[:-200])
 
+@pytest.mark.parametrize('place', [b'IDAT', b'IEND'])
+def test_text_before_and_behind_the_pixels(place):
+    array, text = picture(5, 16, 16), chunk(b'zTXt', b'x\0\0' + zlib.compress(bytes(3_000_000)))
+    data = png(array, 8, 2)
+    at = data.index(place) - 4
+    data = data[:at] + text + data[at:]
+    assert np.array_equal(np.asarray(decode(data)), array) and true_suffix(data) == '.png'
+
+@pytest.mark.filterwarnings('ignore::UserWarning')                 # the library's, about the notes
+def test_notes_of_any_kind_refuse_no_picture():
+    "Bytes of the camera's notes and of the colour profile are changed at random; every pixel is there."
+    rng, array, exif = np.random.default_rng(0), picture(3, 32, 24), Image.Exif()
+    exif.update({0x112: 1, 0x11a: 72.0, 0x10f: 'Maker', 0x132: '2020:01:01'})
+    how = dict(exif=exif, icc_profile=bytes(200))
+    for kind in 'JPEG', 'PNG':
+        data = saved(Image.fromarray(array), kind, **how)
+        if kind == 'JPEG': spans = [(data.index(b'Exif') - 0, 80), (data.index(b'ICC_PROFILE'), 100)]
+        else: spans = [(data.index(b'eXIf') + 4, 60), (data.index(b'iCCP') + 4, 20)]
+        for k in range(150):
+            spoilt, (at, n) = bytearray(data), spans[k % 2]
+            for i in rng.integers(0, n, 4): spoilt[at + i] = rng.integers(0, 256)
+            if kind == 'PNG':                                     # with the right checksum, so that the notes are believed
+                size = int.from_bytes(data[at - 8:at - 4], 'big')
+                spoilt[at + size:at + size + 4] = struct.pack('>I', zlib.crc32(spoilt[at - 4:at + size]))
+            assert sorted(decode(bytes(spoilt)).size) == [24, 32]
+
+@pytest.mark.parametrize('path', ['/dev/zero', 'pipe', 'folder', 'none'])
+def test_what_is_no_file_is_no_picture(tmp_path, path):
+    os.mkfifo(tmp_path/'pipe'), (tmp_path/'folder').mkdir()
+    with pytest.raises(StoryError, match='no picture that can be read'): read_picture(tmp_path/path)
+
 def test_one_decoder():
-    "No module but `pictures` opens picture files, and the plain way that a benchmark is held against."
+    "No module but `pictures` opens picture files; `speed` has the plain loader that ours is compared with."
     for path in (Path(__file__).parent.parent/'arldm').glob('*.py'):
         if path.stem not in ('pictures', 'speed'): assert 'Image.open' not in path.read_text(encoding='utf-8'), path.name
 
@@ -243,6 +346,30 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, content):
     assert out.read_bytes() == before
     out.unlink(), out.mkdir()
     with pytest.raises(StoryError, match='move it away'): convert('ssid', raw, out, quiet=True)
+
+def test_a_damaged_story_file_is_not_replaced(tmp_path):
+    "Its library would search its heap for ever; whether it is ours cannot be known, so it stays."
+    path = small_file(tmp_path/'x.h5')
+    good = path.read_bytes()
+    p = good.index(b'GCOL') + 16
+    while (number := struct.unpack_from('<H', good, p)[0]): p += 16 + (struct.unpack_from('<Q', good, p + 8)[0] + 7)//8*8
+    path.write_bytes(good[:p + 8] + bytes(8) + good[p + 16:])
+    with pytest.raises(StoryError): StoryFile(path)
+    ask = 'import sys; from arldm.story import is_story_file; print(is_story_file(sys.argv[1]))'
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, '-c', ask, path], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'True\n', done.stderr                     # the facts of ours are in no heap
+    path.write_bytes(good[:2000])
+    with pytest.raises(StoryError, match='is no story file.*move it away'): write_stories(path, {}, 'toy')
+    assert path.read_bytes() == good[:2000]
+
+@pytest.mark.parametrize('facts', ['[]', '3', '{"format": "arldm-stories", "corpus": 3, "counts": {}}',
+                                   '{"format": "arldm-stories", "corpus": "toy", "counts": [1]}',
+                                   '{"format": "arldm-stories", "corpus": "toy", "counts": {"test": 1}}'])
+def test_facts_of_another_shape(tmp_path, facts):
+    path = small_file(tmp_path/'x.h5')
+    with h5py.File(path, 'r+') as f: f.attrs['facts'] = np.bytes_(facts)
+    with pytest.raises(StoryError, match='x.h5: '): StoryFile(path)
 
 @pytest.mark.parametrize('caption', ['a\0b', '\ud800', 7, None])
 def test_what_no_file_can_hold_is_refused(tmp_path, caption):
@@ -300,3 +427,19 @@ def test_a_list_of_somebody_else_is_not_replaced(tmp_path):
     (tmp_path/'missing.csv').write_text('name,age\nAda,36\n')
     with pytest.raises(StoryError, match='missing.csv is there already'): fetch_vist(tmp_path, tmp_path)
     assert (tmp_path/'missing.csv').read_text() == 'name,age\nAda,36\n'
+
+def test_a_photo_that_is_there_is_never_replaced(tmp_path):
+    "It may have been put there while it was fetched."
+    mine, part = tmp_path/'7.jpg', tmp_path/'part'
+    fetch._keep(b'fetched', part, tmp_path/'8.jpg')
+    mine.write_bytes(b'mine')
+    fetch._keep(b'fetched', part, mine)
+    assert mine.read_bytes() == b'mine' and (tmp_path/'8.jpg').read_bytes() == b'fetched'
+
+def test_photos_without_an_id_are_told(tmp_path):
+    for split in 'train', 'val', 'test':
+        records = [[dict(photo_flickr_id=x)] for x in (7, '7', 'a', True, 1.5, None)]
+        images = [dict(id=7, url_o='http://x/7'), dict(id='a', url_o=3), 5, dict(id=[1], url_o='http://x/1')]
+        (tmp_path/f'{split}.story-in-sequence.json').write_text(json.dumps(dict(images=images, annotations=records)))
+    with pytest.warns(UserWarning, match='test.story-in-sequence.json: 3 records without the id of a photo left out'):
+        assert fetch.vist_photos(tmp_path) == {'7': ('http://x/7',), 'a': ()}
