@@ -182,14 +182,19 @@ def _read_arguments(f, name, stop): # of the command line
     return given
 
 # %% ../nbs/00_core.ipynb #0f5d2a2a
+def _open_streams(): # a closed one swallows what is said; a poor one shows question marks
+    for name in 'stdout', 'stderr':
+        stream = getattr(sys, name)
+        if stream is None: setattr(sys, name, open(os.devnull, 'w'))
+        elif hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+
 def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
     def run(*args, **kw):
         if args or kw: return f(*map(at_home, args), **{k: at_home(v) for k, v in kw.items()})
         name = 'arldm-' + f.__name__.replace('_', '-')
-        for stream in sys.stdout, sys.stderr:
-            if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+        _open_streams()
         def stop(message, code=1):
             print(f'{name}: {printable(message)}', file=sys.stderr)
             sys.exit(code)

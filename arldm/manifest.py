@@ -78,9 +78,10 @@ def delete_made_here(folder:Path):
     for name, digest in listed.items():
         with contextlib.suppress(OSError):
             if not (folder/name).is_symlink() and file_digest(folder/name) == digest: (folder/name).unlink()
-    if not any(os.path.lexists(folder/name) for name in listed): (folder/MANIFEST).unlink(missing_ok=True)
-    for path in sorted([p for p in folder.rglob('*') if p.is_dir()] + [folder], reverse=True):
+    for path in sorted([p for p in folder.rglob('*') if p.is_dir()], reverse=True):
         with contextlib.suppress(OSError): path.rmdir()
+    if not any(os.path.lexists(folder/name) for name in listed): (folder/MANIFEST).unlink(missing_ok=True)
+    with contextlib.suppress(OSError): folder.rmdir()
     if folder.exists(): warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
 
 # %% ../nbs/00c_manifest.ipynb #b89b9867

@@ -128,8 +128,18 @@ def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size
     if part: yield part
 
 # %% ../nbs/11_train.ipynb #3d5fd239
+_USUAL = dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS='1', ACCELERATE_DYNAMO_BACKEND='no', ACCELERATE_USE_DEEPSPEED='false',
+              ACCELERATE_USE_FSDP='false', ACCELERATE_USE_MEGATRON_LM='false', ACCELERATE_USE_CPU='true')
+
+def _refuse_variables(): # of the environment that would change what a run computes without a word
+    for name, usual in _USUAL.items():
+        value = os.environ.get(name, '')
+        if value.lower() not in ('', usual, '0', 'false', 'no'):
+            raise StoryError(f'the environment says {name}={value!r}, which would change the training; unset {name}')
+
 def accelerator(s:Settings) -> Accelerator:
     "One process or, under `torchrun`, one of several, in the precision of the settings."
+    _refuse_variables()
     gpu = torch.cuda.is_available()
     if s.precision == 'float16' and not gpu: raise StoryError('float16 needs a GPU; take bfloat16 or float32')
     _check_started(*rank_and_world_size(), 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)

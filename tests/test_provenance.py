@@ -256,6 +256,8 @@ def test_files_of_odd_shapes(fixed, name, value, said):
 def test_a_pipeline_that_a_kill_left_aside(run, tmp_path):
     "It is put back before anybody says that there is none."
     own_pipeline(run)
+    from arldm.manifest import write_manifest
+    write_manifest(run/'pipeline', dict(step=4))
     for k, opened in enumerate((lambda: cli.draw(run, limit=1, **FEW), lambda: StoryPipeline.from_pretrained(run))):
         (run/'pipeline').rename(run/f'.pipeline-old-{k}2345678')
         opened()
