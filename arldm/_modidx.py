@@ -885,6 +885,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.story._Keeper.finish': ('story.html#_keeper.finish', 'arldm/story.py'),
                              'arldm.story._Keeper.put': ('story.html#_keeper.put', 'arldm/story.py'),
                              'arldm.story._check_text': ('story.html#_check_text', 'arldm/story.py'),
+                             'arldm.story._has_holes': ('story.html#_has_holes', 'arldm/story.py'),
                              'arldm.story._indices': ('story.html#_indices', 'arldm/story.py'),
                              'arldm.story._look': ('story.html#_look', 'arldm/story.py'),
                              'arldm.story._rectangle': ('story.html#_rectangle', 'arldm/story.py'),

@@ -17,7 +17,7 @@ from typing import Callable, Iterable
 import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from .core import StoryError, at_home
+from .core import CORPORA, StoryError, at_home, one_of
 from .files import atomic_path, check_shape, refuse_foreign
 from .hdf5 import Disk, open_hdf5, open_unchecked, reading
 from .original import is_original, original_attrs, original_index, original_picture
@@ -34,6 +34,10 @@ class Story:
     frames: tuple = field(repr=False) # `n` frames, each `bytes` or a tuple of `bytes`
 
     def __post_init__(self):
+        if isinstance(self.captions, str): raise StoryError(f'story {self.id}: captions must be several texts, not one')
+        for frame in self.frames:
+            if not all(isinstance(p, bytes) and p for p in (frame if isinstance(frame, tuple) else [frame or b'-'])):
+                raise StoryError(f'story {self.id}: a frame is the bytes of an encoded picture, or a tuple of such')
         if len(self.captions) != len(self.frames) or not self.frames or not all(self.frames):
             raise StoryError(f'story {self.id} has {len(self.captions)} captions and '
                              f'{sum(map(bool, self.frames))} pictures; every frame needs one of each')
@@ -163,6 +167,10 @@ def write_stories(
 )->dict:            # What `count_index` says of each split
     "Write a story file."
     path = Path(at_home(str(path)))
+    one_of('corpus', corpus, CORPORA)
+    odd = [split for split in splits if not str(split).isidentifier() or split == 'frames']
+    if odd: raise StoryError(f'no name for a split: {odd[0]!r}; expected one such as train, val or test')
+    if side < 0 or workers < 1: raise StoryError(f'side must be 0 or more and workers 1 or more, got {side}, {workers}')
     refuse_foreign(path, is_story_file, 'story file')
     try:
         with atomic_path(path) as tmp, Disk(tmp) as disk:
@@ -222,6 +230,11 @@ def picture(self:StoryFile, row:int)->bytes:
         return original_picture(h5, row) if self.original else self._frames[row].tobytes()
 
 # %% ../nbs/02_story.ipynb #5c5ce709
+def _has_holes(frame): # rows of pictures: -1 stands at the end only, and nothing is below it
+    for rows in [frame] if frame.ndim == 2 else [frame[..., 0], frame.reshape(-1, frame.shape[-1])]:
+        if (rows < -1).any() or ((rows[:, :-1] < 0) & (rows[:, 1:] >= 0)).any(): return True
+    return False
+
 class StorySplit:
     "The stories of one split of a `StoryFile`, as a sequence."
     def __init__(self, file:StoryFile, name:str, index:dict):
@@ -230,6 +243,8 @@ class StorySplit:
         frame, told = index['frame'], index['caption'].shape
         if frame.dtype.kind != 'i' or frame.ndim not in (2, 3) or frame.shape[:2] != told or told[0] != len(self):
             raise StoryError(f'{file.path}: split {name} has {told} captions for {frame.dtype} {frame.shape} frames')
+        if not len(set(self.ids)) == len(self.ids) == len(self.albums) or _has_holes(frame):
+            raise StoryError(f'{file.path}: damaged, the stories of split {name} do not add up; convert the corpus again')
 
     def __len__(self): return len(self.ids)
     def rows(self,
@@ -243,8 +258,10 @@ class StorySplit:
         "The captions of a story."
         return tuple(self._index['caption'][i][:len(self.rows(i))])
 
-    def __getitem__(self, i:int)->Story:
-        "The story at place `i`."
+    def __getitem__(self, i:int|slice)->Story|list:
+        "The story at place `i`; a list of them for a slice."
+        if isinstance(i, slice): return [self[k] for k in range(len(self))[i]]
+        i = range(len(self))[i]
         frames = [tuple(self.file.picture(r) for r in np.atleast_1d(rs) if r >= 0) for rs in self.rows(i)]
         return Story(self.ids[i], self.albums[i], self.captions(i), tuple(f if len(f) > 1 else f[0] for f in frames))
 

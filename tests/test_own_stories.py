@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-from arldm import cli
+from arldm import cli, own
 from arldm.core import StoryError, asset
 from arldm.dataset import Vocabulary, word_tokenizers
 from arldm.draw import StoryPipeline
@@ -484,3 +484,52 @@ def test_unknown_words_are_handed_to_the_vocabulary(model, monkeypatch):
     seen.clear()
     frames = pipe.stream(iter(TOLD), num_inference_steps=1, guidance_scale=1.)
     assert next(frames) and seen == [[TOLD[0]]] and next(frames) and seen == [[TOLD[0]], [TOLD[1]]]
+
+
+# what attacks found
+
+def test_a_lost_strip_is_put_together_again(model, tmp_path, monkeypatch):
+    "No frame is drawn for it."
+    text = write(tmp_path/'story.txt')
+    folder = cli.draw(model, captions=str(text), **FEW)
+    before = content(folder)
+    (folder/'strip.png').unlink()
+    monkeypatch.setattr(own, 'open_pipeline', None)
+    cli.draw(model, captions=str(text), **FEW)
+    assert content(folder) == before
+
+def test_a_lost_frame_is_drawn_again_alone(model, tmp_path):
+    text = write(tmp_path/'story.txt')
+    folder = cli.draw(model, captions=str(text), **FEW)
+    before = look(folder, 2)
+    (folder/'2.png').unlink()
+    one_line('2.png is missing; --redraw 2', run=model, captions=str(text))
+    one_line('2.png is missing', run=model, captions=str(text), redraw='1')
+    cli.draw(model, captions=str(text), redraw='2', **FEW)
+    assert off(look(folder, 2), before) <= 1
+
+def test_a_redraw_that_was_killed_between_two_renames_goes_on(model, tmp_path):
+    text = write(tmp_path/'story.txt')
+    folder = cli.draw(model, captions=str(text), **FEW)
+    first = look(folder, 1)
+    folder.rename(folder.with_name(f'.{folder.name}-old-0123abcd'))
+    assert cli.draw(model, captions=str(text), redraw='2', **{**FEW, 'seed': 5}) == folder
+    assert off(look(folder, 1), first) == 0 and [f['seed'] for f in made(folder)['frames']] == [0, 5]
+
+def test_weights_that_are_replaced_while_they_are_opened(model, tmp_path, monkeypatch):
+    "Or the manifest would name those from before."
+    mine, text, opened = shutil.copytree(model, tmp_path/'mine'), write(tmp_path/'story.txt'), StoryPipeline.from_pretrained
+    def replaced(folder, **how):
+        pipe = opened(folder, **how)
+        (mine/'note.json').write_text('trained again')
+        return pipe
+    monkeypatch.setattr(StoryPipeline, 'from_pretrained', replaced)
+    one_line('was replaced while it was opened', run=mine, captions=str(text))
+    assert not (tmp_path/'story-drawn').exists()
+
+def test_kept_frames_are_those_on_the_disk(model, tmp_path, monkeypatch):
+    "A frame counts once it and its manifest are written."
+    text = write(tmp_path/'story.txt')
+    def full(path, obj): raise OSError(28, 'No space left on device', str(path))
+    monkeypatch.setattr(own, 'save_json', full)
+    with pytest.warns(UserWarning, match='0 of 2 frames are kept'), pytest.raises(OSError): cli.draw(model, captions=str(text), **FEW)

@@ -315,3 +315,22 @@ def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):
     monkeypatch.setattr(gallery, 'make_plan', meanwhile)
     cli.draw(run, **FEW)
     assert len(drawn(run)) == 7 and not np.asarray(Image.open(run/'drawn/s0/1.png')).any()
+
+def test_a_copied_run_draws_the_stories_that_it_was_trained_on(run, tmp_path):
+    "Even if another story file lies beside it, where its own lay."
+    from arldm.cache import data_digest
+    from arldm.story import StoryFile, write_stories
+    own_pipeline(run)
+    def stories_at(folder, *told):
+        folder.mkdir(exist_ok=True)
+        stories = [story(i, t) for i, t in enumerate(told)]
+        write_stories(folder/'toy.h5', dict(train=stories, test=stories), 'toy')
+        return folder/'toy.h5'
+    mine, other = stories_at(tmp_path/'a', 'a red star'), stories_at(tmp_path/'b', 'a green ball')
+    settings(run, data=str(mine), data_relative='../toy.h5', stories=data_digest(StoryFile(mine)['train']))
+    for folder in 'a', 'b': shutil.copytree(run, tmp_path/folder/'run')
+    for folder in 'a', 'b':
+        cli.draw(tmp_path/folder/'run', **FEW)
+        assert way(tmp_path/folder/'run')['data'] == str(mine)
+    mine.unlink()
+    one_line('b/toy.h5 does not hold the stories that', 'name the file to draw: --data', run=tmp_path/'b/run')

@@ -443,3 +443,57 @@ def test_photos_without_an_id_are_told(tmp_path):
         (tmp_path/f'{split}.story-in-sequence.json').write_text(json.dumps(dict(images=images, annotations=records)))
     with pytest.warns(UserWarning, match='test.story-in-sequence.json: 3 records without the id of a photo left out'):
         assert fetch.vist_photos(tmp_path) == {'7': ('http://x/7',), 'a': ()}
+
+
+# story files that do not add up, and stories that no file should hold
+
+def spoil_hole(h): # as if frame 1 of the first story were lost
+    rows = h['train/frame'][()]
+    rows[0, 0] = -1
+    h['train/frame'][...] = rows
+
+def spoil_below(h):
+    rows = h['train/frame'][()]
+    rows[0, -1] = -5
+    h['train/frame'][...] = rows
+
+def spoil_albums(h):
+    albums = h['train/album_id'][()][:1]
+    del h['train/album_id']
+    h['train'].create_dataset('album_id', data=albums, dtype=h5py.string_dtype())
+
+def spoil_ids(h):
+    ids = h['train/story_id'][()]
+    ids[1] = ids[0]
+    h['train/story_id'][...] = ids
+
+@pytest.mark.parametrize('spoil', [spoil_hole, spoil_below, spoil_albums, spoil_ids])
+def test_a_story_file_that_does_not_add_up(tmp_path, spoil):
+    "A hole would show each later caption beside the picture before it."
+    convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=2, quiet=True)
+    with h5py.File(tmp_path/'x.h5', 'r+') as h: spoil(h)
+    with pytest.raises(StoryError, match='stories of split train do not add up'): StoryFile(tmp_path/'x.h5')['train']
+
+def test_a_slice_is_a_list_of_stories(tmp_path):
+    convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=3, quiet=True)
+    split = StoryFile(tmp_path/'x.h5')['train']
+    assert split[1:] == [split[1], split[2]] and split[-1] == split[2] == list(split)[2]
+    with pytest.raises(IndexError): split[3]
+
+@pytest.mark.parametrize('wrong', [dict(corpus='nonsense'), dict(splits='frames'), dict(splits='a/b'), dict(splits=''),
+    dict(side=-3), dict(workers=0)])
+def test_what_no_story_file_can_be(tmp_path, wrong):
+    story = Story('1', 'a', ('A ball.',), (saved(Image.new('RGB', (8, 8)), 'PNG'),))
+    more = {'corpus': 'toy', **{k: v for k, v in wrong.items() if k != 'splits'}}
+    with pytest.raises(StoryError): write_stories(tmp_path/'x.h5', {wrong.get('splits', 'test'): [story]}, **more)
+    assert os.listdir(tmp_path) == []
+
+@pytest.mark.parametrize('captions, frames', [('hello', (b'x',)*5), (('a',), ('a.png',)), (('a',), ((b'x', b''),))])
+def test_what_no_story_can_be(captions, frames):
+    with pytest.raises(StoryError): Story('1', 'a', captions, frames)
+
+def test_links_that_lead_nowhere_or_round_in_a_circle_are_no_files(tmp_path):
+    raw = write_ssid(tmp_path/'raw', dict(train=(0,), val=(2,), test=(3,)))
+    (raw/'SSID_Images/loop').symlink_to('loop')
+    (raw/'SSID_Images/nothing.png').symlink_to('nowhere')
+    assert convert('ssid', raw, tmp_path/'x.h5', quiet=True)['test']['stories'] == 2

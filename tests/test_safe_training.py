@@ -434,3 +434,12 @@ def test_a_closed_terminal():
         with stop_signals() as asked: os.kill(os.getpid(), signal.SIGHUP)
         assert not asked and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally: signal.signal(signal.SIGHUP, before)
+
+@pytest.mark.parametrize('name, value', [('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', '4'), ('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR'),
+    ('ACCELERATE_USE_DEEPSPEED', 'true')])
+def test_left_over_variables_of_accelerate(monkeypatch, name, value):
+    "They would change the gradients, or the time of a step, without a word."
+    from arldm.settings import resolve
+    from arldm.train import accelerator
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoryError, match=f'{name}=.* unset {name}'): accelerator(resolve('tiny'))
