@@ -41,8 +41,9 @@ def summary(
     counts:dict, # From `convert`
 )->str:          # One line per split, and one about what was left out
     "What a conversion did, for the reader."
-    lines = [f"{split:<5} {c['stories']:>7,} stories, {c['albums']:>6,} albums, {c['pictures']:>7,} pictures, "
-             f"{c['different']:>6,} of them different" for split, c in counts.items() if split != 'skipped']
+    lines = [f"{split:<5} {counted(c['stories'], 'story', 'stories'):>15}, {counted(c['albums'], 'album'):>13}, "
+             f"{counted(c['pictures'], 'picture'):>16}, {c['different']:>6,} of them different"
+             for split, c in counts.items() if split != 'skipped']
     return '\n'.join(filter(None, [*lines, _left_out(counts['skipped'])]))
 
 # %% ../nbs/04d_convert.ipynb #9a0cd308
