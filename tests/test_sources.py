@@ -229,7 +229,7 @@ def test_the_command(source, tmp_path, capsys, monkeypatch):
         convert()
         said.append(capsys.readouterr().out.split('\n'))
     assert [' '.join(l.split()[:3]) for l in said[0]] == [' '.join(l.split()[:3]) for l in said[1]]
-    assert re.match(r'train +\d+ stories, +\d+ albums, +\d+ pictures, +\d+ of them different', said[0][0])
+    assert re.match(r'train +\d+ (story|stories), +\d+ albums?, +\d+ pictures?, +\d+ of them different', said[0][0])
     assert all(min(p.size) == 20 for p in StoryFile(tmp_path/'x.h5')['test'][0].pictures())
 
 def test_orders_are_the_corpus_own(tmp_path):
