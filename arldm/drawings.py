@@ -98,6 +98,9 @@ class Drawings:
     def __len__(self): return len(self.k)
     def read(self, i:int, of:int=0)->bytes: return self.paths[of][i].read_bytes()
     def id(self, i:int)->str: return self.split.ids[self.story[i]]
+    def digest(self)->str: # of which frames of which stories these are; 32 hexadecimal digits
+        frames = [(self.id(i), int(k)) for i, k in enumerate(self.k)]
+        return hashlib.blake2b(json.dumps(frames).encode(), digest_size=16).hexdigest()
     def __repr__(self):
         of = f'{counted(len(set(self.story)), "story", "stories")}, {counted(len(self.albums), "album")}'
         return f'{counted(len(self), "frame")} of {of}; {counted(len(self.paths), "set")}'

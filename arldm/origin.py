@@ -22,7 +22,8 @@ DRAWN = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT, 'stories?': s
 
 _BESIDE = {'what': str, 'value': _NUMBER}
 _ROW = {'name': str, 'value': _NUMBER, 'group?': _TEXT, 'low?': _NUMBER, 'high?': _NUMBER, 'n?': (int, type(None)),
-        'better?': _TEXT, 'unit?': str, 'beside?': [_BESIDE], 'spread?': _NUMBER, 'note?': _TEXT, 'invalid?': bool}
+        'better?': _TEXT, 'unit?': str, 'beside?': [_BESIDE], 'spread?': _NUMBER, 'note?': _TEXT, 'invalid?': bool,
+        'network?': str}
 _FRAME = {'name': str, 'k': int, 'value': _NUMBER, 'low?': _NUMBER, 'high?': _NUMBER, 'told?': _NUMBER, 'n?': int}
 _FACT = {'name': str, 'value': _NUMBER, 'n': int, 'chance?': _NUMBER, 'low?': _NUMBER, 'high?': _NUMBER}
 _COPY = {'story': str, 'k': int, 'likeness': float, 'picture': int, 'album?': str}
@@ -30,7 +31,8 @@ _COPY = {'story': str, 'k': int, 'likeness': float, 'picture': int, 'album?': st
 SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT], 'copies?': [_COPY],
           'stories?': {'name': str, 'better?': _TEXT, 'values': {'*': _NUMBER}}, 'trouble?': [str], 'missing?': [str],
           'unknown?': [str], 'split?': _TEXT, 'data?': _TEXT, 'data_relative?': _TEXT, 'digests?': {'*': _TEXT},
-          'drawing?': dict, 'n_stories?': int, 'n_albums?': int, 'n_frames?': int, 'seeds?': int, 'resamples?': int}
+          'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int, 'n_albums?': int, 'n_frames?': int,
+          'seeds?': int, 'resamples?': int}
 RESAMPLES = {'albums': [str], 'split?': _TEXT, 'values?': {'*': float}, 'rows': {'*': list}}
 
 # %% ../nbs/12l_origin.ipynb #c1f38e03
@@ -70,7 +72,7 @@ def origin(folder:str|Path, d:Drawings) -> dict: # for `scores.json`
     way, stories = read_drawing(folder), data_digest(d.split)
     d.trouble += other_stories(way, d.split, stories)
     settings = {k: v for k, v in way.items() if k not in ('data', 'data_relative', 'stories', 'weights')}
-    digests = dict(stories=stories, weights=way.get('weights'), drawings=drawings_digest(folder))
+    digests = dict(stories=stories, weights=way.get('weights'), drawings=drawings_digest(folder), frames=d.digest())
     return dict(digests=digests, drawing=settings)
 
 # %% ../nbs/12l_origin.ipynb #80cc7052

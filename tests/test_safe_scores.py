@@ -1,8 +1,8 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
-import json, math, os, shutil, sqlite3
+import json, math, os, re, shutil, sqlite3
 from pathlib import Path
 
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from PIL import Image
 
 from arldm import exam
@@ -205,7 +205,9 @@ def test_drawings_of_other_stories(tmp_path, run, split, capsys):
 
 def test_scores_say_what_they_are_of(run, split):
     got = scored(run, split)
-    assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=got['digests']['drawings'])
+    drawings, frames = (got['digests'][name] for name in ('drawings', 'frames'))
+    assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=drawings, frames=frames)
+    assert all(re.fullmatch('[0-9a-f]{32}', digest) for digest in (drawings, frames))
     assert got['drawing'] == dict(split='test', steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
     page = report(run).read_text()
     assert 'not those that were scored' not in page
@@ -220,6 +222,36 @@ def test_other_stories_are_not_paired(tmp_path, run, split):
     assert {r['verdict'] for r in compare(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
     page = report(run, against=tmp_path/'two').read_text()
     assert 'A and B drew other stories' in page and 'not paired: the runs drew other stories' in page
+
+def test_other_frames_are_not_paired(tmp_path, run, split):
+    shutil.copytree(run, tmp_path/'less')
+    for place in (tmp_path/'less/drawn').iterdir(): (place/'1.png').unlink()
+    for folder in run, tmp_path/'less': scored(folder, split, 5)
+    assert {r['verdict'] for r in compare(run, tmp_path/'less')} == {'not paired: other frames of these stories were scored'}
+    scores = load_json(run/'scores.json')
+    del scores['digests']['frames']                                         # as they were written before
+    save_json(run/'scores.json', scores)
+    assert all('does not say which frames were scored; score it again' in r['verdict'] for r in compare(run, run))
+
+class Eye(torch.nn.Module): # a feature network of any weights
+    side = 8
+    def __init__(self, name, seed):
+        super().__init__()
+        self.name, self.num_features = name, 4
+        self.w = torch.nn.Parameter(torch.randn(3*64, 4, generator=torch.Generator().manual_seed(seed)))
+    def forward(self, x): return x.flatten(1).float()@self.w
+
+def test_other_weights_are_not_paired(tmp_path, run, split):
+    runs = [run, tmp_path/'other', tmp_path/'same', tmp_path/'none']
+    for folder in runs[1:]: shutil.copytree(run, folder)
+    for folder, seed in zip(runs, (0, 1, 0)): score(folder, split, {'dinov2': Eye('dinov2', seed)}, times=5, train=0)
+    scored(runs[3], split, 5)
+    def verdicts(other): return {r['name']: r['verdict'] for r in compare(run, other)}
+    other, same, none = map(verdicts, runs[1:])
+    assert other['FD-DINOv2'] == other['precision'] == 'not paired: other weights of dinov2'
+    assert other['FD-fields'].startswith('no difference')                   # no weights in it
+    assert all(said.startswith('no difference') for said in same.values()) and 'FD-DINOv2' in same
+    assert none['precision'] == 'not paired: measured by dinov2 and fields'
 
 def test_resamples_of_other_scores_are_not_paired(run, split):
     scored(run, split, 5)
