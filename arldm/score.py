@@ -24,7 +24,7 @@ from .features import Fields, Store, fingerprint
 from arldm.fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row, neighbour_rows,
     text_rows)
 from .inception import fid64_drawn, fid64_real
-from .origin import origin, refuse_outputs
+from .origin import origin, read_drawing, refuse_outputs
 from .pictures import decode
 from .table import Seen, Table, as_lines, look, training_pictures
 
@@ -166,7 +166,7 @@ def score(
 )->dict:                      # What `scores.json` holds
     "Score drawings against the stories they illustrate, and write `scores.json` into their folder."
     refuse_outputs(folder)
-    d = match_drawings(folder, split)
+    d = match_drawings(folder, split, read_drawing(folder))
     made_from = origin(folder, d)
     t, nets, seen, prints = Table(d, times), {'fields': Fields(), **(nets or {})}, {}, {}
     rows = training_pictures(split.file, len(d) if train is None else train)
