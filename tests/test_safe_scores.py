@@ -1,5 +1,5 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
-import json, math, os, re, shutil, sqlite3
+import json, math, os, re, shutil, sqlite3, threading
 from pathlib import Path
 
 import numpy as np, pytest
@@ -381,10 +381,12 @@ def test_verdicts_of_stale_scores_say_so(tmp_path, run, split, capsys):
 def test_a_pipe_as_drawing_json_ends(run):
     (run/'drawing.json').unlink()
     os.mkfifo(run/'drawing.json')
-    writer = os.open(run/'drawing.json', os.O_RDWR)                         # or a reader would wait for ever
+    writer = os.open(run/'drawing.json', os.O_RDWR)
     os.write(writer, b'{}')
+    end = threading.Timer(.3, os.close, [writer])                            # or a reader would wait for ever
+    end.start()
     with pytest.raises(StoryError, match='drawing.json is no file'): exam.read_drawing(run)
-    os.close(writer)
+    end.join()
 
 def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     def some(folder, *args, **how): return dict(scores=[], frames=[], trouble=[f'{folder.name} lacks a frame'])
