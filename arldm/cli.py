@@ -18,6 +18,7 @@ from .digest import holds_stories
 from .encoders import quiet_loading
 from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
+from .origin import read_drawing
 from .own import draw_text
 from .sampling import (APART, asked, check_way, drawing_facts, keep_way, named_folder, numbers, open_pipeline,
                             pipeline_folder, refuse_other_drawings, refuse_place, run_settings, usual_precision)
@@ -101,7 +102,8 @@ def draw_stories(
     pipe = open_pipeline(run, way, fast, facts['weights'])
     pipe._latent_shape(s['side'], s['side'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
-    keep_way(out/'drawing.json', facts, path_hints(out, stories.file.path))
+    known = max(sets, read_drawing(out).get('sets', 1))
+    keep_way(out/'drawing.json', facts, {**path_hints(out, stories.file.path), 'sets': known})
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
     for j, folder in enumerate(folders):

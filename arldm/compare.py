@@ -36,7 +36,16 @@ def _not_paired(scores, again): # of both runs -> why; empty where they are pair
     if again[0].get('split') != again[1].get('split'): return 'not paired: the runs drew other splits'
     if again[0]['albums'] != again[1]['albums']: return 'not paired: the runs drew other albums'
     if all(stories) and stories[0] != stories[1]: return 'not paired: the runs drew other stories'
+    frames = [(s.get('digests') or {}).get('frames') for s in scores]
+    if not all(frames): return 'not paired: a run does not say which frames were scored; score it again'
+    if frames[0] != frames[1]: return 'not paired: other frames of these stories were scored'
     return ''
+
+def _other_network(rows, scores): # of both runs -> why; empty where the same network, if any, saw their pictures
+    names = [r.get('network', '') for r in rows]
+    if names[0] != names[1]: return f'not paired: measured by {names[0] or "no network"} and {names[1] or "no network"}'
+    prints = [(s.get('networks') or {}).get(names[0]) for s in scores]
+    return f'not paired: other weights of {names[0]}' if prints[0] != prints[1] else ''
 
 def _compared(name, values, better, unit, again): # a verdict, and the interval of the difference where there is one
     draws = [x['rows'].get(name, np.zeros(0)) for x in again]
@@ -56,11 +65,12 @@ def compare(
     "What is different between two runs, and what of it is beyond chance."
     (a, again_a), (b, again_b) = map(_scored, (run_a, run_b))
     why, again, out = _not_paired((a, b), (again_a, again_b)), (again_a, again_b), []
-    there = {r['name']: r['value'] for r in b['scores'] if r['value'] is not None}
+    there = {r['name']: r for r in b['scores'] if r['value'] is not None}
     for r in a['scores']:
         if r['value'] is None or r['name'] not in there: continue
-        values, unit, better = [r['value'], there[r['name']]], r.get('unit', ''), r.get('better')
-        said, low, high = (why, None, None) if why else _compared(r['name'], values, better, unit, again)
+        both, unit, better = (r, there[r['name']]), r.get('unit', ''), r.get('better')
+        values, apart = [x['value'] for x in both], why or _other_network(both, (a, b))
+        said, low, high = (apart, None, None) if apart else _compared(r['name'], values, better, unit, again)
         out.append(dict(name=r['name'], group=r.get('group') or '', a=values[0], b=values[1], unit=unit, better=better,
                         difference=values[1] - values[0], low=low, high=high, verdict=said))
     return out

@@ -7,7 +7,7 @@ __all__ = ['drawn_frames', 'other_pictures', 'set_folders', 'drawn_sets', 'drawi
            'look_over']
 
 # %% ../nbs/12i_drawings.ipynb #00157aa3
-import hashlib, json, os
+import hashlib, json, math, os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ import numpy as np
 from .core import StoryError, counted
 from .manifest import file_digest
 from .pictures import BadPicture, decode
+from .settings import TASKS
 from .story import StorySplit
 
 # %% ../nbs/12i_drawings.ipynb #0cf78ef5
@@ -98,6 +99,9 @@ class Drawings:
     def __len__(self): return len(self.k)
     def read(self, i:int, of:int=0)->bytes: return self.paths[of][i].read_bytes()
     def id(self, i:int)->str: return self.split.ids[self.story[i]]
+    def digest(self)->str: # of which frames of which stories these are; 32 hexadecimal digits
+        frames = [(self.id(i), int(k)) for i, k in enumerate(self.k)]
+        return hashlib.blake2b(json.dumps(frames).encode(), digest_size=16).hexdigest()
     def __repr__(self):
         of = f'{counted(len(set(self.story)), "story", "stories")}, {counted(len(self.albums), "album")}'
         return f'{counted(len(self), "frame")} of {of}; {counted(len(self.paths), "set")}'
@@ -115,6 +119,7 @@ def _refuse_from_zero(sets, n): # n: frames of each story
 def match_drawings(
     folder:str|Path,   # A run folder, or a folder of drawings
     split:StorySplit,  # The stories that they illustrate
+    way:dict={},       # Of `drawing.json`, if there is one: `task` and `sets`
 )->Drawings:
     "Drawn frames beside told ones, and a line for everything that does not fit."
     if not len(split): raise StoryError(f'{split.file.path}: split {split.name} holds no stories')
@@ -133,14 +138,15 @@ def match_drawings(
     d = Drawings(split, [list(paths)], np.array(story), np.array(k), np.array([place[split.albums[i]] for i in story]),
                  np.array(told), albums, missing=[s for s in row if s not in known],
                  unknown=[s for s in sets[0] if s not in row])
-    _all_trouble(d, folder, known, sets)
+    _all_trouble(d, folder, known, sets, way)
     return d
 
 # %% ../nbs/12i_drawings.ipynb #43092f11
 _AGAIN = 'to have it drawn again, move the folder of such a story away and run arldm-draw'
 
-def _name_trouble(d, known):
-    n, start = {s: len(d.split.rows(i)) for i, s in enumerate(d.split.ids)}, d.k.min()
+def _name_trouble(d, known, way):
+    n = {s: len(d.split.rows(i)) for i, s in enumerate(d.split.ids)}
+    start = TASKS[way['task']] + 1 if way.get('task') in TASKS else d.k.min()
     extra = [p for s, ks in known.items() for k, p in ks.items() if not 1 <= k <= n[s]]
     gaps = [f'{s}/{k}.png' for s, ks in known.items() for k in range(start, n[s] + 1) if k not in ks]
     lost = f'of {counted(len(n), "story", "stories")} of the split'
@@ -153,25 +159,36 @@ def _name_trouble(d, known):
             (gaps, 'frame of a drawn story is missing', 'frames of drawn stories are missing')):
         if found: d.trouble.append(_some(len(found), one if len(found) == 1 else more, found[0]))
     if gaps: d.trouble[-1] += f'; {_AGAIN}'
-    if all([*ks] == [*range(1, n[s])] for s, ks in known.items()): # as many as a continuation draws
+    if way.get('task') not in TASKS and all([*ks] == [*range(1, n[s])] for s, ks in known.items()):
         d.trouble.append('every story lacks its last frame; if the first frame was given, drawings begin with 2.png')
 
 # %% ../nbs/12i_drawings.ipynb #757ff54d
-def _add_set(d, j, frames): # the same frames from another seed
+def _is_copy(d, paths): # of a set that is there already; another seed draws other pictures
+    digests = [file_digest(p) for p in paths]
+    return any(all(file_digest(p) == digest for p, digest in zip(there, digests)) for there in d.paths)
+
+def _add_set(d, name, frames, way): # the same frames from another seed
     paths = [frames.get(d.id(i), {}).get(int(k)) for i, k in enumerate(d.k)]
     lost = [f'{d.id(i)}/{d.k[i]}.png' for i, p in enumerate(paths) if p is None]
     missing = 'frame is' if len(lost) == 1 else 'frames are'
-    if lost: d.trouble.append(_some(len(lost), f'{missing} not in drawn{j}, which is left out', lost[0]))
-    else: d.paths.append(paths)
+    if int(name[5:]) > way.get('sets', math.inf):
+        d.trouble.append(f'{name} is left out: by drawing.json, arldm-draw drew {counted(way["sets"], "set")} here; '
+                         f'if it drew this one, too, run it again with --sets {name[5:]}')
+    elif lost: d.trouble.append(_some(len(lost), f'{missing} not in {name}, which is left out', lost[0]))
+    elif _is_copy(d, paths):
+        d.trouble.append(f'{name} is left out: its pictures are those of another set, so it is no other seed')
+    else:
+        d.paths.append(paths)
+        if way and 'sets' not in way: d.trouble.append(f'{name} is taken as another seed of the same model')
 
-def _all_trouble(d, folder, known, sets):
-    _name_trouble(d, known)
+def _all_trouble(d, folder, known, sets, way):
+    _name_trouble(d, known, way)
     others = [path for place in set_folders(folder) for path in other_pictures(place) if path.parent.name in known]
     if others:
         what = 'picture among the drawings is' if len(others) == 1 else 'pictures among the drawings are'
         first = f'{others[0].parent.name}/{others[0].name}'
         d.trouble.append(_some(len(others), f'{what} not named <k>.png and left out', first))
-    for j, other in enumerate(sets[1:], 2): _add_set(d, j, other)
+    for place, frames in zip(set_folders(folder)[1:], sets[1:]): _add_set(d, place.name, frames, way)
     look_over(d)
 
 # %% ../nbs/12i_drawings.ipynb #fadbc4f1

@@ -25,9 +25,10 @@ from .drawings import match_drawings
 from .features import Fields, LatentFeatures, features_file, networks
 from .histories import carried_facts, draw_histories, score_histories
 from .kept import claim_folder, toy_file
-from .origin import other_stories, read_drawing, refuse_outputs, story_path
-from .report import report as make_report
+from .origin import other_stories, other_weights, read_drawing, refuse_outputs, story_path
+from .report import report as make_report, trouble_of_both
 from .run import train
+from .runs import read_run
 from .score import score as make_scores
 from .store import Store, refuse_foreign_store
 from .story import StoryFile, StorySplit
@@ -42,11 +43,14 @@ def refuse_histories(run:Path, way:dict):
     check_shape(way, WAY, run/'drawing.json')
     if not any((place/'model_index.json').is_file() for place in (run/'pipeline', run)):
         raise StoryError(f'--histories draws again, but {run} holds no pipeline; score without it')
+    for line in other_weights(run, way):
+        raise StoryError(f'--histories draws again, but {line}; score without it, or move the drawings and '
+                         'drawing.json away and run arldm-draw first')
 
 def say_what_is_scored(run:Path, stories:StorySplit, way:dict):
     "What `score` would look at, and the trouble with it."
-    d = match_drawings(run, stories)
-    for line in d.trouble + other_stories(way, stories): say(f'note: {line}')
+    d = match_drawings(run, stories, way)
+    for line in d.trouble + other_stories(way, stories) + other_weights(run, way): say(f'note: {line}')
     say(f'would score {d!r}; nothing was written')
 
 def what_to_score(
@@ -129,7 +133,7 @@ def history_scores(
     "Draw the first stories with four histories into `histories/`, and see what it does to them."
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)
-    s, out = load_json(run/'settings.json') if (run/'settings.json').exists() else {}, run/'histories'
+    s, out = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}, run/'histories'
     done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=s.get('side'), width=s.get('side'),
                           **asked(way))
     for _, story_id, frames in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None):
@@ -158,6 +162,7 @@ def report(
         page = make_report(against, split, against=run)
         say(f'A is {run}, B is {against}')
         if all((Path(r)/'scores.json').is_file() for r in (run, against)):
+            for line in trouble_of_both(read_run(run), read_run(against), split): say(f'note: {line}')
             for r in compare(run, against): say(f'{r["name"]:<38}{r["verdict"]}')
     say(page)
     return page

@@ -72,7 +72,7 @@ COLUMNS = {'told facts': 'told facts', 'carried facts': 'carried facts', 'distan
 def score_rows(
     out:Path, stories:StorySplit, vae:AutoencoderKL,
     times:int=100, # Bootstrap samples
-)->dict:           # Row -> column -> value, low, high, spread; and 'frames'
+)->dict:           # Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the reader
     "Score what `draw_rows` drew."
     table, store = {}, Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):
@@ -82,6 +82,8 @@ def score_rows(
         table[row] = {c: {k: found[name][k] for k in ('value', 'low', 'high', 'spread', 'n')}
                       for c, name in COLUMNS.items() if name in found}
         table[row]['frames'] = {r['k']: r['value'] for r in got['frames'] if r['name'] == 'carried facts'}
+        table[row]['trouble'] = got['trouble']
+        for line in got['trouble']: say(f'note: {row}: {line}')
     return table
 
 # %% ../nbs/15c_proof.ipynb #96f8312c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['finite', 'loss_curves', 'losses_html', 'strips_html', 'missing', 'choose', 'in_order', 'story_at', 'stories_html',
-           'glance_html', 'copies_html', 'report', 'both_html', 'side_by_side']
+           'glance_html', 'copies_html', 'report', 'both_html', 'trouble_of_both', 'side_by_side']
 
 # %% ../nbs/14_report.ipynb #aae47621
 import math, re
@@ -181,6 +181,17 @@ def both_html(a:SimpleNamespace, b:SimpleNamespace, split:StorySplit|None) -> st
     return ''.join(out) or missing('story that both have drawn', 'so none can be shown')
 
 # %% ../nbs/14_report.ipynb #abb76d06
+def trouble_of_both(
+    a:SimpleNamespace, # Of `read_run`
+    b:SimpleNamespace, # The run that is held against it
+    split=None,        # Where told frames of B come from, as in `report`
+)->list:               # of lines
+    "What the reader must know of two runs."
+    lines = []
+    for name, run, told in ('A', a, told_split(a)[0]), ('B', b, told_split(b, split)[0]):
+        lines += [f'{name}: {line}' for line in all_trouble(run, told)]
+    return lines + other_tales(a, b)
+
 def side_by_side(
     a:str|Path,  # A run folder
     b:str|Path,  # The run folder that is held against it
@@ -192,8 +203,7 @@ def side_by_side(
     a, b = read_run(a), read_run(b)
     refuse_foreign(b.folder/f'against-{a.name}.html', is_page, 'report')
     told, why = told_split(b, split)
-    trouble = [f'{name}: {line}' for name, run, at in (('A', a, told_split(a)[0]), ('B', b, told))
-               for line in all_trouble(run, at)] + other_tales(a, b)
+    trouble = trouble_of_both(a, b, split)
     parts = {'Scores': verdicts,
              'From frame to frame': drift_html({n: r.scores.get('frames', []) for n, r in zip('AB', (a, b))}),
              'Stories': f'<p class="missing">{escape(why)}</p>'*bool(why) + both_html(a, b, told),

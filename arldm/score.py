@@ -20,11 +20,11 @@ from .files import save_json
 from .manifest import path_hints
 from .bootstrap import as_text, mean_of
 from .drawings import Drawings, match_drawings
-from .features import Fields, Store
+from .features import Fields, Store, fingerprint
 from arldm.fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row, neighbour_rows,
     text_rows)
 from .inception import fid64_drawn, fid64_real
-from .origin import origin, refuse_outputs
+from .origin import origin, read_drawing, refuse_outputs
 from .pictures import decode
 from .table import Seen, Table, as_lines, look, training_pictures
 
@@ -166,20 +166,21 @@ def score(
 )->dict:                      # What `scores.json` holds
     "Score drawings against the stories they illustrate, and write `scores.json` into their folder."
     refuse_outputs(folder)
-    d = match_drawings(folder, split)
+    d = match_drawings(folder, split, read_drawing(folder))
     made_from = origin(folder, d)
-    t, nets, seen = Table(d, times), {'fields': Fields(), **(nets or {})}, {}
+    t, nets, seen, prints = Table(d, times), {'fields': Fields(), **(nets or {})}, {}, {}
     rows = training_pictures(split.file, len(d) if train is None else train)
     for name in [*nets, *(n for n in MISSING if n not in nets)]:
         try:
             if isinstance(net := nets.get(name, StoryError(f'no weights of {name} named')), StoryError): raise net
             if name == 'inception': seen['FID64'] = look(net, d, rows, store, FID64_CUTS, **how)
             seen[name] = look(net, d, rows, store, **how)
+            prints[seen[name].name] = fingerprint(net)
         except StoryError as e:
             bad, of = str(e).startswith('invalid'), MISSING.get(name, (FRECHET.get(name, name),))
             t.empty('pictures', of, str(e) if bad else f'not measured: {e}', bad)
     if not lead: return {}
-    out = dict(format=2, **path_hints(folder, split.file.path), **made_from,
+    out = dict(format=2, **path_hints(folder, split.file.path), **made_from, networks=prints,
                **_fill(t, seen, nets, rows, facts, characters))
     return _save(Path(folder), t, out)
 
@@ -191,20 +192,34 @@ def _save(folder, t, out): # -> `out`
     save_json(folder/'scores.json', out)
     return out
 
-# %% ../nbs/13_score.ipynb #4d543645
-def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
-    d, file, extra = t.d, t.d.split.file, {}
-    if 'FID64' in seen: fid64_row(t, seen['FID64'])
-    for name, s in seen.items():
-        if name != 'FID64': distance_rows(t, s)
+# %% ../nbs/13_score.ipynb #ece48fd1
+def _seen_rows(t, seen, nets, rows): # rows that rest on what networks see, and what goes with them
+    of_file, name, extra = t.d.split.file.counts.get('train', {}).get('different', 0), 'likeness to the told frame', {}
+    for key in sorted(seen, key=lambda key: key != 'FID64'):
+        t.network = seen[key].name
+        if key == 'FID64': fid64_row(t, seen[key])
+        else: distance_rows(t, seen[key])
     best = next((seen[n] for n in ('dinov2', 'clip', 'latents', 'fields') if n in seen), None)
     if best:
+        t.network = best.name
         neighbour_rows(t, best)
         distance_by_frame(t, best)
-        own = {s.name: story_rows(t, s) for s in seen.values() if s.name in ('dinov2', 'clip', best.name)}[best.name][0]
-        extra['copies'] = copy_rows(t, best, rows, file.counts.get('train', {}).get('different', 0))
-        extra['stories'] = _per_story(d, f'likeness to the told frame ({best.name})', own, np.ones(len(d)))
+    for s in seen.values():
+        if best is None or s.name not in ('dinov2', 'clip', best.name): continue
+        t.network = s.name
+        own = story_rows(t, s)[0]
+        if s is best: extra['stories'] = _per_story(t.d, f'{name} ({s.name})', own, np.ones(len(t.d)))
+    if best:
+        t.network = best.name
+        extra['copies'] = copy_rows(t, best, rows, of_file)
+    t.network = 'clip'
     if 'clip' in seen: text_rows(t, seen['clip'], nets['clip'])
+    t.network = ''
+    return extra
+
+# %% ../nbs/13_score.ipynb #4d543645
+def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
+    d, extra = t.d, _seen_rows(t, seen, nets, rows)
     if facts:
         extra['facts'], right, asked = fact_rows(t, facts)
         extra['stories'] = _per_story(d, 'right facts', right, asked)

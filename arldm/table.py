@@ -28,6 +28,7 @@ class Table:
     def __init__(self, d:Drawings, times:int=100):
         self.d, self.draws = d, resample(len(d.albums), times)
         self.rows, self.again, self.frames = [], {}, []
+        self.network = ''                               # on whose features the next rows rest; '' = on none
 
     def few(self, group:str, name:str, n:int, what:str='frames') -> bool: # n: on which a row would rest
         "Whether a row would rest on too little; says so in the table."
@@ -37,7 +38,8 @@ class Table:
     def empty(self, group, names, note, invalid=False):
         "Rows without a value, and why."
         for name in names:
-            self.rows.append(dict(name=name, group=group, value=None, n=0, better=None, beside=[], note=note))
+            self.rows.append(dict(name=name, group=group, value=None, n=0, better=None, beside=[], note=note,
+                                  network=self.network))
             if invalid: self.rows[-1]['invalid'] = True
 
     def measure(self, stats:list, name:str='') -> tuple: # a statistic per set -> mean `Estimate`, spread or None
@@ -63,7 +65,7 @@ def add(
     low, high = (min(max(x, within[0]), within[1]) if math.isfinite(x) else None for x in e.interval)
     beside = [dict(what=what, value=value, n=m) for what, value, m in beside]
     self.rows.append(dict(name=name, group=group, value=float(e.value), low=low, high=high, n=n or len(self.d),
-                          better=better, unit=unit, beside=beside, spread=spread, note=note))
+                          better=better, unit=unit, beside=beside, spread=spread, note=note, network=self.network))
     self.again[name] = [float(f'{x:.6g}') for x in e.again]
 
 @patch

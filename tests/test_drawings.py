@@ -161,6 +161,7 @@ def test_grey_and_transparent_drawings_are_pictures(run, split):
 def test_a_second_set_that_lacks_frames_is_left_out(run, split):
     for j in 2, 3: shutil.copytree(run/'drawn', run/f'drawn{j}')
     (run/'drawn2/s1_0/2.png').unlink()
+    painting(1, (32, 32)).save(run/'drawn3/s1_0/2.png')                      # another seed
     d = match_drawings(run, split)
     assert [p[0].parts[-3] for p in d.paths] == ['drawn', 'drawn3']
     assert d.trouble == ['1 frame is not in drawn2, which is left out, first s1_0/2.png']

@@ -1,11 +1,11 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
-import json, math, os, shutil, sqlite3
+import json, math, os, re, shutil, sqlite3, threading
 from pathlib import Path
 
 import numpy as np, pytest
 from PIL import Image
 
-from arldm import exam
+from arldm import exam, proof
 from arldm.bootstrap import resample
 from arldm.cache import data_digest
 from arldm.compare import compare
@@ -13,6 +13,7 @@ from arldm.core import StoryError
 from arldm.drawings import drawn_frames, match_drawings
 from arldm.features import Store, same_cut
 from arldm.files import load_json, save_json
+from arldm.manifest import folder_digest
 from arldm.page import open_picture, story_html
 from arldm.pictures import decode
 from arldm.ranges import facts_html
@@ -20,7 +21,7 @@ from arldm.report import read_run, report
 from arldm.score import score
 from arldm.story import StoryFile
 from arldm.table import training_pictures
-from painted import draw, painting, row, stories, story_file
+from painted import Small, draw, painting, row, stories, story_file
 
 @pytest.fixture
 def split(tmp_path): return story_file(tmp_path/'data', train=stories(4, start=50), test=stories(4, each=2))['test']
@@ -205,7 +206,9 @@ def test_drawings_of_other_stories(tmp_path, run, split, capsys):
 
 def test_scores_say_what_they_are_of(run, split):
     got = scored(run, split)
-    assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=got['digests']['drawings'])
+    drawings, frames = (got['digests'][name] for name in ('drawings', 'frames'))
+    assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=drawings, frames=frames)
+    assert all(re.fullmatch('[0-9a-f]{32}', digest) for digest in (drawings, frames))
     assert got['drawing'] == dict(split='test', steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
     page = report(run).read_text()
     assert 'not those that were scored' not in page
@@ -220,6 +223,28 @@ def test_other_stories_are_not_paired(tmp_path, run, split):
     assert {r['verdict'] for r in compare(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
     page = report(run, against=tmp_path/'two').read_text()
     assert 'A and B drew other stories' in page and 'not paired: the runs drew other stories' in page
+
+def test_other_frames_are_not_paired(tmp_path, run, split):
+    shutil.copytree(run, tmp_path/'less')
+    for place in (tmp_path/'less/drawn').iterdir(): (place/'1.png').unlink()
+    for folder in run, tmp_path/'less': scored(folder, split, 5)
+    assert {r['verdict'] for r in compare(run, tmp_path/'less')} == {'not paired: other frames of these stories were scored'}
+    scores = load_json(run/'scores.json')
+    del scores['digests']['frames']                                         # as they were written before
+    save_json(run/'scores.json', scores)
+    assert all('does not say which frames were scored; score it again' in r['verdict'] for r in compare(run, run))
+
+def test_other_weights_are_not_paired(tmp_path, run, split):
+    runs = [run, tmp_path/'other', tmp_path/'same', tmp_path/'none']
+    for folder in runs[1:]: shutil.copytree(run, folder)
+    for folder, gain in zip(runs, (1., 2., 1.)): score(folder, split, {'dinov2': Small(gain=gain)}, times=5, train=0)
+    scored(runs[3], split, 5)
+    def verdicts(other): return {r['name']: r['verdict'] for r in compare(run, other)}
+    other, same, none = map(verdicts, runs[1:])
+    assert other['FD-DINOv2'] == other['precision'] == 'not paired: other weights of dinov2'
+    assert other['FD-fields'].startswith('no difference')                   # no weights in it
+    assert all(said.startswith('no difference') for said in same.values()) and 'FD-DINOv2' in same
+    assert none['precision'] == 'not paired: measured by dinov2 and fields'
 
 def test_resamples_of_other_scores_are_not_paired(run, split):
     scored(run, split, 5)
@@ -298,3 +323,76 @@ def test_reports_of_nothing(tmp_path, run):
     for place in tmp_path/'nowhere', run/'drawing.json':
         with pytest.raises(StoryError, match='no settings, log or drawings'): report(place)
     assert report(run/'drawn') == run/'drawn/report.html'                    # a folder of drawings only
+
+
+# what drawing.json knows
+
+def know(run, **more): save_json(run/'drawing.json', {**load_json(run/'drawing.json'), **more})
+
+@pytest.mark.parametrize('task, lost', [('visualization', 8), ('continuation', 0)])
+def test_first_frames_are_missing_by_the_task(task, lost, run, split):
+    know(run, task=task)
+    for place in (run/'drawn').iterdir(): (place/'1.png').unlink()
+    said = [line for line in scored(run, split)['trouble'] if 'missing' in line]
+    assert [line.split(';')[0] for line in said] == [f'{lost} frames of drawn stories are missing, first s0_0/1.png']*(lost > 0)
+    assert not any('begin with 2.png' in line for line in load_json(run/'scores.json')['trouble'])
+
+def model(run, text): # a pipeline folder, as far as weights are compared
+    (run/'pipeline').mkdir(exist_ok=True)
+    (run/'pipeline/model_index.json').write_text(text)
+
+def test_drawings_of_other_weights(run, split):
+    line = f'the drawings were made with other weights than {run}/pipeline has now'
+    model(run, 'old')
+    know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', precision='float32', guidance=1., interval=[0, 1], reuse=1)
+    assert line not in scored(run, split)['trouble'] and line not in report(run).read_text()
+    exam.refuse_histories(run, exam.read_drawing(run))                      # nothing to refuse
+    model(run, 'new')
+    assert line in report(run).read_text()
+    assert line in scored(run, split)['trouble'] and report(run).read_text().count(line) == 1
+    with pytest.raises(StoryError, match=re.escape(f'--histories draws again, but {line}; score without it')):
+        exam.score(str(run), histories=2)
+    assert not (run/'histories').exists()
+
+def test_sets_that_arldm_draw_did_not_draw(run, split):
+    def seeds(): return scored(run, split)['seeds'], [s for s in load_json(run/'scores.json')['trouble'] if 'drawn2' in s]
+    draw(run/'drawn2', split, picture=lambda i, k: painting(10*i + k, (32, 32)))
+    assert seeds() == (2, ['drawn2 is taken as another seed of the same model'])
+    know(run, sets=1)
+    assert seeds() == (1, ['drawn2 is left out: by drawing.json, arldm-draw drew 1 set here; if it drew this one, too, '
+                           'run it again with --sets 2'])
+    know(run, sets=2)
+    assert seeds() == (2, [])
+    shutil.rmtree(run/'drawn2')
+    shutil.copytree(run/'drawn', run/'drawn2')
+    assert seeds() == (1, ['drawn2 is left out: its pictures are those of another set, so it is no other seed'])
+
+def test_verdicts_of_stale_scores_say_so(tmp_path, run, split, capsys):
+    shutil.copytree(run, tmp_path/'two')
+    for folder in run, tmp_path/'two': scored(folder, split, 5)
+    exam.report(str(run), str(tmp_path/'two'))
+    assert 'not those that were scored' not in capsys.readouterr().out
+    painting(1, (32, 32)).save(tmp_path/'two/drawn/s0_0/1.png')
+    exam.report(str(run), str(tmp_path/'two'))
+    said = capsys.readouterr().out
+    assert 'note: B: the drawings are not those that were scored; score them again' in said and 'note: A: the drawings' not in said
+    assert said.index('not those that were scored') < said.index('no difference')
+
+def test_a_pipe_as_drawing_json_ends(run):
+    (run/'drawing.json').unlink()
+    os.mkfifo(run/'drawing.json')
+    writer = os.open(run/'drawing.json', os.O_RDWR)
+    os.write(writer, b'{}')
+    end = threading.Timer(.3, os.close, [writer])                            # or a reader would wait for ever
+    end.start()
+    with pytest.raises(StoryError, match='drawing.json is no file'): exam.read_drawing(run)
+    end.join()
+
+def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
+    def some(folder, *args, **how): return dict(scores=[], frames=[], trouble=[f'{folder.name} lacks a frame'])
+    monkeypatch.setattr(proof, 'score', some)
+    monkeypatch.setattr(proof, 'LatentFeatures', lambda vae: None)
+    table = proof.score_rows(tmp_path, None, None)
+    assert table['told frames']['trouble'] == ['told lacks a frame']
+    assert 'note: told frames: told lacks a frame' in capsys.readouterr().out
+    assert proof.as_table(table).count('\n') == 1 + len(proof.ROWS)
