@@ -857,6 +857,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.store._Asking.__enter__': ('store.html#_asking.__enter__', 'arldm/store.py'),
                              'arldm.store._Asking.__exit__': ('store.html#_asking.__exit__', 'arldm/store.py'),
                              'arldm.store._Asking.__init__': ('store.html#_asking.__init__', 'arldm/store.py'),
+                             'arldm.store._connect': ('store.html#_connect', 'arldm/store.py'),
+                             'arldm.store._has_locks': ('store.html#_has_locks', 'arldm/store.py'),
                              'arldm.store._layout': ('store.html#_layout', 'arldm/store.py'),
                              'arldm.store.is_store': ('store.html#is_store', 'arldm/store.py'),
                              'arldm.store.refuse_foreign_store': ('store.html#refuse_foreign_store', 'arldm/store.py')},
