@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .core import StoryError, first_line
 from .files import atomic_path, create_json, load_json
 from .dataset import StoryDataset, pixels, to_memory
-from .digest import data_digest, part_digest, vocabulary_digest, weights_digest
+from .digest import data_digest, part_digest, tensors_digest, vocabulary_digest, weights_digest
 from .encoders import encode_captions
 from .model import ARLDM
 from .pictures import decode
@@ -106,22 +106,26 @@ def _shards(keys): # kind -> keys; gives (kind, number, keys)
 
 def _path(folder, kind, number): return folder/f'{kind}-{number:05d}.safetensors'
 
+def _stamp(owner, tensors): # one string, since several entries are not always written in the same order
+    return f'{owner} {tensors_digest(sorted(tensors.items()))}'
+
 def _write(path, tensors, owner): # digest of the label that the answers belong to
     try:
-        with atomic_path(path) as tmp: save_file(tensors, tmp, {'owner': owner})
+        with atomic_path(path) as tmp: save_file(tensors, tmp, {'owner': _stamp(owner, tensors)})
     except (OSError, SafetensorError) as e:
         raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same command '
                          'again; what is written stays') from None
 
 # %% ../nbs/10_cache.ipynb #5aa71bd4
-def _owner(path): # of a shard; '' if it is damaged, or no shard
+def _stamped(path): # what a shard says of itself; '' if it is damaged, or no shard
     try: return (safe_open(path, 'pt').metadata() or {}).get('owner', '')
     except (OSError, SafetensorError): return ''
 
 def _whole(path, owner):
-    "Whether a shard is there, whole and of this owner."
+    "Whether a shard is there, of this owner, and every number in it as it was written."
     if not path.exists(): return False
-    if _owner(path) == owner: return True
+    said = _stamped(path)
+    if said and said == _stamp(owner, load_file(path)): return True
     warnings.warn(f'{path} is damaged or of other weights, and computed again')
     return False
 
@@ -138,7 +142,7 @@ def check_cache(
         _compare(folder, label, _read_label(folder))
         return label
     for path in [folder/'nothing.safetensors', *folder.glob('*-[0-9][0-9][0-9][0-9][0-9].safetensors')]:
-        if path.exists() and not _owner(path):
+        if path.exists() and not _stamped(path):
             raise StoryError(f'{path} was not written by arldm; name another folder for the cache (--cache)')
     return label
 

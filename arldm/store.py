@@ -6,25 +6,35 @@
 __all__ = ['is_store', 'refuse_foreign_store', 'Store']
 
 # %% ../nbs/00d_store.ipynb #f2a5af94
-import contextlib, os, sqlite3
+import contextlib, errno, os, sqlite3, warnings
 from pathlib import Path
 
 import numpy as np
 
-from .core import StoryError
+from .core import StoryError, rank_and_world_size
 from .files import refuse_foreign
+
+try: import fcntl
+except ImportError: fcntl = None  # Windows has none
 
 # %% ../nbs/00d_store.ipynb #921b8e31
 _TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
+_NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
+
+def _has_locks(file): # whether the file system of an open file has locks; they end when it is closed
+    if not fcntl: return True
+    try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)                # its first byte, which SQLite never locks
+    except OSError as e: return e.errno not in _NO_LOCKS
+    return True
 
 def is_store(
     path:Path, # An existing file
 )->bool:       # An empty file may become one
     "Whether a file is a store of features; it is only read."
-    with open(path, 'rb') as f: start = f.read(16)
+    with open(path, 'rb') as f: start, how = f.read(16), 'mode=ro' if _has_locks(f) else 'mode=ro&nolock=1'
     if start != b'SQLite format 3\0': return not start
     with _Asking(path):
-        try: tables, columns = _layout(path, 'mode=ro')
+        try: tables, columns = _layout(path, how)
         except sqlite3.OperationalError: tables, columns = _layout(path, 'mode=ro&immutable=1') # a killed one's journal
     return not tables or (tables, columns) == (['rows'], ['key', 'row'])
 
@@ -39,6 +49,18 @@ def refuse_foreign_store(path:str|Path):
     refuse_foreign(path, lambda _: False, 'store of features')
 
 # %% ../nbs/00d_store.ipynb #7bac31dc
+def _connect(path):
+    "A connection to a file, which is made if it is not there; without locks where the file system has none."
+    db = sqlite3.connect(path, timeout=600, check_same_thread=False)
+    with open(path, 'rb') as f: has_locks = _has_locks(f)
+    if has_locks: return db
+    db.close()
+    if rank_and_world_size()[1] > 1:
+        raise StoryError(f'{path}: several processes cannot share a store of features on a file system without locks; '
+                         'name one on another drive, --store FILE, or score with one process')
+    warnings.warn(f'{path} is on a file system without locks; see to it that no second command uses this store')
+    return sqlite3.connect(f'{path.resolve().as_uri()}?nolock=1', check_same_thread=False, uri=True)
+
 class Store:
     "Rows of features under keys, in a file."
     def __init__(self, path:str|Path=None): # default: in memory
@@ -47,7 +69,7 @@ class Store:
             refuse_foreign_store(path)
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._asking():
-            self.db = sqlite3.connect(path, timeout=600, check_same_thread=False)
+            self.db = _connect(path) if self.path else sqlite3.connect(path, check_same_thread=False)
             self.db.execute(_TABLE)
 
     def _asking(self): return _Asking(self.path)

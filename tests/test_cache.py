@@ -1,5 +1,5 @@
 "What frozen parts say is kept once for all: by whichever processes, after any damage, and never for anything else."
-import multiprocessing, pickle, random, resource, shutil, time
+import json, multiprocessing, pickle, random, resource, shutil, time
 from pathlib import Path
 
 import h5py, pytest, torch
@@ -162,6 +162,24 @@ def test_damaged_shards(built, tmp_path, name, damage):
     kept = build(net, stories, copy)
     assert content(copy) == before and equal(kept[0], CachedStories(stories, folder)[0])
     assert times == {k: (copy/k).stat().st_mtime_ns for k in times}
+
+@pytest.mark.parametrize('damage', ['zeros', 'one bit'])
+@pytest.mark.parametrize('name', ['moments-00000', 'captions-00000', 'slots-00000', 'nothing'])
+def test_changed_numbers_are_not_trained_on(built, tmp_path, name, damage):
+    "A failing disk has changed numbers of a file that is otherwise intact: a note, and the loss of a fresh cache."
+    net, stories, folder = built
+    copy = shutil.copytree(folder, tmp_path/'cache')
+    path = copy/f'{name}.safetensors'
+    data = bytearray(path.read_bytes())
+    x = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])['no_slot' if name == 'nothing' else 'x']
+    start, end = (8 + int.from_bytes(data[:8], 'little') + at for at in x['data_offsets'])
+    if damage == 'zeros': data[start:end] = bytes(end - start)
+    else: data[end - 2] ^= 64
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=f'{name}.* is damaged or of other weights, and computed again'):
+        kept = build(net, stories, copy)
+    batches = [collate([one[i] for i in range(len(stories))]) for one in (kept, CachedStories(stories, folder))]
+    assert losses(net, batches[0], 0)[0] == losses(net, batches[1], 0)[0] and content(copy) == content(folder)
 
 @pytest.mark.filterwarnings('ignore:.*is damaged')
 def test_without_its_label(built, begin, tmp_path):

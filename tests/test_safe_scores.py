@@ -1,5 +1,9 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
+<<<<<<< HEAD
 import json, math, os, re, shutil, sqlite3, threading
+=======
+import errno, json, math, os, shutil, sqlite3, subprocess, sys
+>>>>>>> h
 from pathlib import Path
 
 import numpy as np, pytest
@@ -183,6 +187,49 @@ def test_a_full_disk_says_so(tmp_path):
     with pytest.raises(StoryError, match='full.*make room and run the same command again, nothing is lost') as e:
         store.put([b'%d' % i for i in range(99)], np.ones((99, 999)))
     assert 'delete' not in str(e.value) and 'move' not in str(e.value)
+
+NO_LOCKS = """#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+static int ask(const char *name, int fd, int what, void *how) {
+  if (what == F_SETLK || what == F_SETLKW || what == F_GETLK) { errno = atoi(getenv("LOCKS_FAIL")); return -1; }
+  return ((int (*)(int, int, ...))dlsym((void *)-1, name))(fd, what, how);
+}
+#define ASK(name) int name(int fd, int what, ...) { \\
+  va_list a; va_start(a, what); void *how = va_arg(a, void *); va_end(a); return ask(#name, fd, what, how); }
+ASK(fcntl) ASK(fcntl64)
+"""
+
+STORED = """import sys, numpy as np; from arldm.store import Store
+store = Store(sys.argv[1]); store.put([sys.argv[2].encode()], np.full((1, 2), 7))
+print({k: v.tolist() for k, v in store.get([b'a', b'b']).items()})"""
+
+@pytest.mark.parametrize('name', ['ENOLCK', 'ENOSYS'])
+def test_a_store_on_a_drive_without_locks(tmp_path, name):
+    "It is made, and used again, after a warning: no wait for a lock that never comes, no advice to make room."
+    source, library, path = tmp_path/'locks.c', tmp_path/'locks.so', tmp_path/'x.db'
+    source.write_text(NO_LOCKS)
+    if not shutil.which('cc') or subprocess.run(['cc', '-shared', '-fPIC', '-o', library, source, '-ldl']).returncode:
+        pytest.skip('needs a C compiler')
+    env = {**os.environ, 'PYTHONPATH': str(Path(exam.__file__).parent.parent), 'LD_PRELOAD': str(library),
+           'LOCKS_FAIL': str(getattr(errno, name))}
+    for key, found in ('a', {b'a': [7, 7]}), ('b', {b'a': [7, 7], b'b': [7, 7]}):
+        done = subprocess.run([sys.executable, '-c', STORED, path, key], env=env, capture_output=True, text=True, timeout=15)
+        assert done.stdout == f'{found}\n'.replace('7', '7.0'), done.stderr
+        assert done.stderr.count('x.db is on a file system without locks; see to it that no second command') == 1
+    assert os.listdir(tmp_path).count('x.db-journal') == 0
+    assert {k: v.tolist() for k, v in Store(path).get([b'a', b'b']).items()} == found        # where there are locks
+
+@pytest.mark.parametrize('name', ['ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'EINVAL'])
+def test_processes_do_not_share_a_store_without_locks(tmp_path, monkeypatch, name):
+    def lockf(*_): raise OSError(getattr(errno, name), 'no locks')
+    monkeypatch.setattr('fcntl.lockf', lockf)
+    with pytest.warns(UserWarning, match='x.db is on a file system without locks'): Store(tmp_path/'x.db')
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(StoryError, match='several processes cannot share .* --store FILE'): Store(tmp_path/'x.db')
 
 
 # which stories these are
