@@ -1,9 +1,7 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
-<<<<<<< HEAD
 import json, math, os, re, shutil, sqlite3, threading
-=======
+
 import errno, json, math, os, shutil, sqlite3, subprocess, sys
->>>>>>> h
 from pathlib import Path
 
 import numpy as np, pytest
