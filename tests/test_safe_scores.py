@@ -1,7 +1,5 @@
 "Scores and reports: nothing of somebody else's is replaced, nothing is compared that does not belong together."
-import json, math, os, re, shutil, sqlite3, threading
-
-import errno, json, math, os, shutil, sqlite3, subprocess, sys
+import errno, json, math, os, re, shutil, sqlite3, subprocess, sys, threading
 from pathlib import Path
 
 import numpy as np, pytest
