@@ -88,6 +88,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'arldm.checks.place_number': ('checks.html#place_number', 'arldm/checks.py'),
                               'arldm.checks.refuse': ('checks.html#refuse', 'arldm/checks.py')},
             'arldm.cli': { 'arldm.cli._bad_ones': ('cli.html#_bad_ones', 'arldm/cli.py'),
+                           'arldm.cli._hints': ('cli.html#_hints', 'arldm/cli.py'),
                            'arldm.cli._note_share': ('cli.html#_note_share', 'arldm/cli.py'),
                            'arldm.cli._say_drawn': ('cli.html#_say_drawn', 'arldm/cli.py'),
                            'arldm.cli.draw': ('cli.html#draw', 'arldm/cli.py'),

@@ -102,8 +102,7 @@ def draw_stories(
     pipe = open_pipeline(run, way, fast, facts['weights'])
     pipe._latent_shape(s['side'], s['side'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
-    known = max(sets, read_drawing(out).get('sets', 1))
-    keep_way(out/'drawing.json', facts, {**path_hints(out, stories.file.path), 'sets': known})
+    keep_way(out/'drawing.json', facts, _hints(out, stories, sets))
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
     for j, folder in enumerate(folders):
@@ -116,6 +115,9 @@ def draw_stories(
     return folders[0]
 
 # %% ../nbs/15_cli.ipynb #d4fa872f
+def _hints(out, stories, sets): # for drawing.json: where the stories lie, and how many sets were drawn at most
+    return {**path_hints(out, stories.file.path), 'sets': max(sets, read_drawing(out).get('sets', 1))}
+
 def _bad_ones(done, folder, mine, rank): # the stories that could not be drawn, and why
     there = sum(is_drawn(folder, i) for i in mine)
     done = tqdm(done, folder.name, len(mine), initial=there, unit=' stories', disable=rank > 0 or None)

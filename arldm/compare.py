@@ -30,6 +30,7 @@ def _scored(run): # scores and resamples of a run
     if not (run/'scores.json').is_file(): raise StoryError(f'{run}: not scored yet; score it first: arldm-score {run}')
     return load_json(run/'scores.json', SCORES), _draws(run)
 
+# %% ../nbs/13b_compare.ipynb #7e2ba4f1
 def _not_paired(scores, again): # of both runs -> why; empty where they are paired
     stories = [(s.get('digests') or {}).get('stories') for s in scores]
     if not all(x['albums'] for x in again): return 'not paired: a run has no resamples; score it again'

@@ -71,6 +71,7 @@ def other_stories(
     if not way.get('stories') or way['stories'] == (digest or data_digest(split)): return []
     return [f'the drawings were made from other stories than those of split {split.name} of {split.file.path}']
 
+# %% ../nbs/12l_origin.ipynb #23b243ab
 def other_weights(
     folder:str|Path,  # A run folder
     way:dict,         # Of `read_drawing`

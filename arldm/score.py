@@ -168,19 +168,18 @@ def score(
     refuse_outputs(folder)
     d = match_drawings(folder, split, read_drawing(folder))
     made_from = origin(folder, d)
-    t, nets, seen, prints = Table(d, times), {'fields': Fields(), **(nets or {})}, {}, {}
+    t, nets, seen = Table(d, times), {'fields': Fields(), **(nets or {})}, {}
     rows = training_pictures(split.file, len(d) if train is None else train)
     for name in [*nets, *(n for n in MISSING if n not in nets)]:
         try:
             if isinstance(net := nets.get(name, StoryError(f'no weights of {name} named')), StoryError): raise net
             if name == 'inception': seen['FID64'] = look(net, d, rows, store, FID64_CUTS, **how)
             seen[name] = look(net, d, rows, store, **how)
-            prints[seen[name].name] = fingerprint(net)
         except StoryError as e:
             bad, of = str(e).startswith('invalid'), MISSING.get(name, (FRECHET.get(name, name),))
             t.empty('pictures', of, str(e) if bad else f'not measured: {e}', bad)
     if not lead: return {}
-    out = dict(format=2, **path_hints(folder, split.file.path), **made_from, networks=prints,
+    out = dict(format=2, **path_hints(folder, split.file.path), **made_from,
                **_fill(t, seen, nets, rows, facts, characters))
     return _save(Path(folder), t, out)
 
@@ -220,6 +219,7 @@ def _seen_rows(t, seen, nets, rows): # rows that rest on what networks see, and 
 # %% ../nbs/13_score.ipynb #4d543645
 def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes with them
     d, extra = t.d, _seen_rows(t, seen, nets, rows)
+    extra['networks'] = {s.name: fingerprint(nets[name]) for name, s in seen.items() if name != 'FID64'}
     if facts:
         extra['facts'], right, asked = fact_rows(t, facts)
         extra['stories'] = _per_story(d, 'right facts', right, asked)

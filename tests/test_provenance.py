@@ -142,11 +142,13 @@ def test_what_is_written_down(run):
     cli.draw(run, limit=1, seed=3, precision='float32', **FEW)
     assert way(run) == dict(weights=folder_digest(run/'pipeline'), stories=data_digest(StoryFile(run/'stories.h5')['test']),
         split='test', task='visualization', side=16, scheduler='dpm++', steps=1, guidance=1., seed=3, interval=[0., 1.],
-        reuse=1, precision='float32', data=str(run/'stories.h5'), data_relative='stories.h5')
+        reuse=1, precision='float32', data=str(run/'stories.h5'), data_relative='stories.h5', sets=1)
 
 def test_sets(run):
     assert cli.draw(run, sets=2, limit=1, **FEW) == run/'drawn' and drawn(run, 'drawn2') == drawn(run)
-    assert content(run/'drawn') != content(run/'drawn2')
+    assert content(run/'drawn') != content(run/'drawn2') and way(run)['sets'] == 2
+    cli.draw(run, limit=1, **FEW)
+    assert way(run)['sets'] == 2                                             # two are there
     one_line('seeds must lie between', run=run, seed=2**64 - 10, sets=2)
 
 def test_two_ways_at_the_same_instant(run):
