@@ -101,6 +101,7 @@ def _pieces(word): # of a word, between which a line may break
         else: out.append(c)
     return out
 
+# %% ../nbs/01d_text.ipynb #60aea3fc
 def _right_to_left(text): # by the first letter that has a direction
     kinds = [unicodedata.bidirectional(c) for c in text]
     return next((kind in ('R', 'AL') for kind in kinds if kind in ('L', 'R', 'AL')), False)
@@ -111,7 +112,6 @@ def _directed(line, to_left): # a line that runs in a direction, whatever its fi
     if _right_to_left(line) == to_left: return line
     return (_TO_LEFT if to_left else _TO_RIGHT) + line
 
-# %% ../nbs/01d_text.ipynb #60aea3fc
 _MIRRORED = str.maketrans('()[]{}<>«»', ')(][}{><»«')
 
 def in_order(text:str) -> str:
@@ -155,19 +155,20 @@ class Lettering:
             else: out.append([path, c])
         return out[::-1] if turned and SHAPED else out
 
-    def direction(self, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None for a font that is not drawn with Raqm
-        "In which direction every part of a line runs."
-        if not (path and SHAPED): return None
-        return 'rtl' if _right_to_left(line) else 'ltr'
+# %% ../nbs/01d_text.ipynb #80954b5e
+@patch
+def direction(self:Lettering, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None: not drawn with Raqm
+    "In which direction every part of a line runs."
+    if not (path and SHAPED): return None
+    return 'rtl' if _right_to_left(line) else 'ltr'
 
-    def width(self, line:str) -> float: # pixels
-        "How wide a line is."
-        return sum(self.font(path).getlength(text, direction=self.direction(path, line))
-                   for path, text in self.runs(line))
+@patch
+def width(self:Lettering, line:str) -> float: # pixels
+    "How wide a line is."
+    return sum(self.font(path).getlength(text, direction=self.direction(path, line))
+               for path, text in self.runs(line))
 
 # %% ../nbs/01d_text.ipynb #85d36844
-from fastcore.basics import patch
-
 @patch
 def wrap(self:Lettering,
     text:str,    # A caption
