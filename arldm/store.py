@@ -61,6 +61,7 @@ def _connect(path):
     warnings.warn(f'{path} is on a file system without locks; see to it that no second command uses this store')
     return sqlite3.connect(f'{path.resolve().as_uri()}?nolock=1', check_same_thread=False, uri=True)
 
+# %% ../nbs/00d_store.ipynb #8c3d42fb
 class Store:
     "Rows of features under keys, in a file."
     def __init__(self, path:str|Path=None): # default: in memory

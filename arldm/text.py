@@ -101,11 +101,17 @@ def _pieces(word): # of a word, between which a line may break
         else: out.append(c)
     return out
 
+# %% ../nbs/01d_text.ipynb #60aea3fc
 def _right_to_left(text): # by the first letter that has a direction
     kinds = [unicodedata.bidirectional(c) for c in text]
     return next((kind in ('R', 'AL') for kind in kinds if kind in ('L', 'R', 'AL')), False)
 
-# %% ../nbs/01d_text.ipynb #60aea3fc
+_TO_RIGHT, _TO_LEFT = '\u200e', '\u200f'   # Unicode's marks: without a width, but letters with a direction
+
+def _directed(line, to_left): # a line that runs in a direction, whatever its first letter
+    if _right_to_left(line) == to_left: return line
+    return (_TO_LEFT if to_left else _TO_RIGHT) + line
+
 _MIRRORED = str.maketrans('()[]{}<>«»', ')(][}{><»«')
 
 def in_order(text:str) -> str:
@@ -120,7 +126,8 @@ def in_order(text:str) -> str:
         if runs and runs[-1][0] == left: runs[-1][1].append(c)
         else: runs.append([left, [c]])
     said = [''.join(reversed(letters)).translate(_MIRRORED) if left else ''.join(letters) for left, letters in runs]
-    return ''.join(reversed(said) if base else said)
+    said = ''.join(reversed(said) if base else said)
+    return said.replace(_TO_LEFT, '').replace(_TO_RIGHT, '')
 
 # %% ../nbs/01d_text.ipynb #0591b9a5
 class Lettering:
@@ -142,26 +149,33 @@ class Lettering:
     def runs(self, line:str) -> list: # of [path, text], from left to right
         "A line in parts of one font each."
         turned, out = _right_to_left(line), []
-        for c in clusters(line if SHAPED else in_order(line)):
+        for c in clusters(line.lstrip(_TO_LEFT + _TO_RIGHT) if SHAPED else in_order(line)):
             path = next((p for p in self.paths if all(has(p, x) for x in c)), self.paths[0])
             if out and (c.isspace() or path == out[-1][0]): out[-1][1] += c
             else: out.append([path, c])
         return out[::-1] if turned and SHAPED else out
 
-    def width(self, line:str) -> float: # pixels
-        "How wide a line is."
-        return sum(self.font(path).getlength(text) for path, text in self.runs(line))
+# %% ../nbs/01d_text.ipynb #80954b5e
+@patch
+def direction(self:Lettering, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None: not drawn with Raqm
+    "In which direction every part of a line runs."
+    if not (path and SHAPED): return None
+    return 'rtl' if _right_to_left(line) else 'ltr'
+
+@patch
+def width(self:Lettering, line:str) -> float: # pixels
+    "How wide a line is."
+    return sum(self.font(path).getlength(text, direction=self.direction(path, line))
+               for path, text in self.runs(line))
 
 # %% ../nbs/01d_text.ipynb #85d36844
-from fastcore.basics import patch
-
 @patch
 def wrap(self:Lettering,
     text:str,    # A caption
     most:float,  # Pixels
-)->list:         # of lines
+)->list:         # of lines; one that by itself would run in another direction than the text begins with a mark
     "A text in lines that are no wider than `most`."
-    lines = ['']
+    lines, to_left = [''], _right_to_left(text)
     for word in self.plain(text).split(' '):
         gap = ' ' if lines[-1] else ''
         for piece in _pieces(word):
@@ -173,7 +187,7 @@ def wrap(self:Lettering,
                     if lines[-1] and self.width(lines[-1] + c) > most: lines.append('')
                     lines[-1] += c
             gap = ''
-    return [line for line in lines if line]
+    return [_directed(line, to_left) for line in lines if line]
 
 # %% ../nbs/01d_text.ipynb #c0703676
 @patch
@@ -188,5 +202,6 @@ def draw(self:Lettering,
     x, y = at
     if _right_to_left(line): x += max(0, most - self.width(line))
     for path, text in self.runs(line):
-        d.text((x, y), text, ink, self.font(path), anchor='ls')
-        x += self.font(path).getlength(text)
+        direction = self.direction(path, line)
+        d.text((x, y), text, ink, self.font(path), anchor='ls', direction=direction)
+        x += self.font(path).getlength(text, direction=direction)

@@ -66,6 +66,32 @@ def test_right_to_left_as_raqm_has_it(monkeypatch):
     ink = np.flatnonzero((one[0][200:] < 200).any(0))
     assert ink[-1] > 180 and ink[0] > 100
 
+MIXED = {'שלום ילדים Peter Pan בא': (['שלום ילדים', '\u200fPeter Pan בא'], ['םידלי םולש', 'אב Peter Pan']),
+         'שלום לילדים 123 (4)': (['שלום לילדים', '\u200f123 (4)'], ['םידליל םולש', '(4) 123']),
+         'Peter says שלום עולם hello': (['Peter says', '\u200eשלום עולם', 'hello'], ['Peter says', 'םלוע םולש', 'hello'])}
+
+@pytest.mark.parametrize('caption', MIXED)
+@pytest.mark.parametrize('shaped', [True, False])
+def test_a_caption_has_one_direction(monkeypatch, caption, shaped):
+    "Each of its lines is in the order, and ends at the side, that the caption's first letter asks for."
+    from arldm import text
+    if not text.SHAPED: pytest.skip('Pillow was built without Raqm')
+    (lines, turned), to_left, width = MIXED[caption], caption[0] != 'P', 74
+    font = text._font(text.dejavu(), 11, True)
+    monkeypatch.setattr(text, 'SHAPED', shaped)
+    pen = text.Lettering([caption])
+    assert pen.wrap(caption, width) == lines and [text.in_order(line) for line in lines] == turned
+    for line, said in zip(lines, turned):
+        got, right = (Image.new('L', (width + 8, 24), 255) for _ in range(2))
+        pen.draw(ImageDraw.Draw(got), (4, 16), line, 0, width)
+        bare, how = line.lstrip('\u200e\u200f'), 'rtl' if to_left else 'ltr'
+        x = 4 + width - font.getlength(bare, direction=how) if to_left else 4
+        ImageDraw.Draw(right).text((x, 16), bare, 0, font, anchor='ls', direction=how)       # as Raqm has it
+        got, right = np.asarray(got).astype(int), np.asarray(right)
+        if shaped: assert abs(got - right).mean() < .01, line                      # without Raqm letters are not kerned
+        ink = np.flatnonzero((got < 200).any(0))
+        assert ink[-1] >= width if to_left else ink[0] <= 7
+
 def test_an_installed_font_is_found(monkeypatch):
     from matplotlib import get_data_path
     from arldm import text
