@@ -118,6 +118,7 @@ def load_json(
 ):
     "Read a JSON file; a `StoryError` says in one line what is wrong with it."
     try:
+        if Path(path).exists() and not Path(path).is_file(): raise StoryError(f'{path} is no file; move it away')
         data = Path(path).read_bytes()
         if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise StoryError(f'{path}: UTF-16, expected UTF-8; save it as UTF-8')
         obj = json.loads(data.decode('utf-8-sig'))

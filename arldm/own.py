@@ -126,8 +126,7 @@ def draw_text(
     todo = left_to_draw(story, again)
     if dry_run:
         if todo is not None: open_pipeline(run, way, weights=story.weights)
-        print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
-        return
+        return print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
     with alone(story):
         recover_folder(story.folder)
         todo, part = left_to_draw(story, again), kept_story(story.part, True)

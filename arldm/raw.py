@@ -136,7 +136,8 @@ class RawFolder:
         while folders: folders += self._scan(folders.pop())
 
     def _scan(self, folder):
-        entries = sorted((e for e in os.scandir(folder) if os.path.exists(e.path)), key=lambda e: e.name) # no dead links
+        there = [e for e in os.scandir(folder) if os.path.exists(e.path)]                       # no dead links
+        entries = sorted(there, key=lambda e: e.name)
         for e in entries:
             if e.is_dir() and e.is_symlink() and not self._holds(e.path):
                 raise StoryError(f'{e.path} is a link that leads out of {self.path}; put the files themselves there')

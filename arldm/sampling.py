@@ -54,6 +54,7 @@ def note_newer(run:Path):
         warnings.warn(f'{run}/pipeline is that of step {made:,}, the newest checkpoint is of step {max(steps):,}; '
                       f'arldm-train {run} makes the newer pipeline')
 
+# %% ../nbs/14a_sampling.ipynb #21504bb6
 def open_pipeline(
     run:Path,        # Run folder, or a pipeline folder
     way:dict,        # Settings of the sampler

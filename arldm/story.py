@@ -235,6 +235,7 @@ def _has_holes(frame): # rows of pictures: -1 stands at the end only, and nothin
         if (rows < -1).any() or ((rows[:, :-1] < 0) & (rows[:, 1:] >= 0)).any(): return True
     return False
 
+# %% ../nbs/02_story.ipynb #0180f09f
 class StorySplit:
     "The stories of one split of a `StoryFile`, as a sequence."
     def __init__(self, file:StoryFile, name:str, index:dict):
@@ -244,7 +245,8 @@ class StorySplit:
         if frame.dtype.kind != 'i' or frame.ndim not in (2, 3) or frame.shape[:2] != told or told[0] != len(self):
             raise StoryError(f'{file.path}: split {name} has {told} captions for {frame.dtype} {frame.shape} frames')
         if not len(set(self.ids)) == len(self.ids) == len(self.albums) or _has_holes(frame):
-            raise StoryError(f'{file.path}: damaged, the stories of split {name} do not add up; convert the corpus again')
+            raise StoryError(f'{file.path}: damaged, the stories of split {name} do not add up; convert the corpus '
+                             'again')
 
     def __len__(self): return len(self.ids)
     def rows(self,

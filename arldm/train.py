@@ -128,8 +128,9 @@ def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size
     if part: yield part
 
 # %% ../nbs/11_train.ipynb #3d5fd239
-_USUAL = dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS='1', ACCELERATE_DYNAMO_BACKEND='no', ACCELERATE_USE_DEEPSPEED='false',
-              ACCELERATE_USE_FSDP='false', ACCELERATE_USE_MEGATRON_LM='false', ACCELERATE_USE_CPU='true')
+_USUAL = dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS='1', ACCELERATE_DYNAMO_BACKEND='no',
+              ACCELERATE_USE_DEEPSPEED='false', ACCELERATE_USE_FSDP='false',
+              ACCELERATE_USE_MEGATRON_LM='false', ACCELERATE_USE_CPU='true')
 
 def _refuse_variables(): # of the environment that would change what a run computes without a word
     for name, usual in _USUAL.items():
@@ -154,6 +155,7 @@ def _check_started(rank, world, together): # every part of a run must agree on w
         raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world}, but torchrun did not start this '
                          'process; unset both to train alone, or start it with torchrun')
 
+# %% ../nbs/11_train.ipynb #73a69d14
 def checkpoint_blocks(model:ARLDM, on:bool=True):
     "Keep only the inputs of blocks for the backward pass, and compute the rest again."
     (model.unet.enable_gradient_checkpointing if on else model.unet.disable_gradient_checkpointing)()
