@@ -121,6 +121,7 @@ def composed(name:str)->str:
     "A name with each accented letter as one character (NFC); a Mac's archives hold two."
     return unicodedata.normalize('NFC', name)
 
+# %% ../nbs/02a_raw.ipynb #10f49a71
 _PICTURES = '.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp'
 
 class RawFolder:
