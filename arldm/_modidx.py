@@ -543,6 +543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'arldm.own._draw_again': ('own.html#_draw_again', 'arldm/own.py'),
                            'arldm.own._draw_all': ('own.html#_draw_all', 'arldm/own.py'),
                            'arldm.own._keep': ('own.html#_keep', 'arldm/own.py'),
+                           'arldm.own._opened': ('own.html#_opened', 'arldm/own.py'),
                            'arldm.own._put': ('own.html#_put', 'arldm/own.py'),
                            'arldm.own._still_there': ('own.html#_still_there', 'arldm/own.py'),
                            'arldm.own.alone': ('own.html#alone', 'arldm/own.py'),

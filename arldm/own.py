@@ -96,6 +96,12 @@ def _put(story, source, names, change=None): # frames and strip, in the place of
         if change: change(tmp)
         strips([Frames(tmp, 1, len(story.captions))], story.captions).save(tmp/'strip.png')
 
+def _opened(run, way, story): # the pipeline that draws it; unknown words of all captions are in one note
+    pipe = open_pipeline(run, way, weights=story.weights)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.model.vocab.note_unknown(story.captions)
+    return pipe
+
 def _draw_again(story, pipe, todo):
     "Draw some frames once more, each after the frames that are before it now."
     names = [f'{k + 1}.png' for k in range(len(story.captions))]
@@ -131,8 +137,7 @@ def draw_text(
         recover_folder(story.folder)
         todo, part = left_to_draw(story, again), kept_story(story.part, True)
         if todo is not None:
-            pipe = open_pipeline(run, way, weights=story.weights)
-            pipe.set_progress_bar_config(disable=True)
+            pipe = _opened(run, way, story)
             (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
         elif not (story.folder/'strip.png').is_file():
             _put(story, story.folder, [f'{k + 1}.png' for k in range(len(story.captions))])

@@ -96,9 +96,9 @@ def chances(
 )->list:            # `n` generators
     "Where the random numbers of each story come from."
     if isinstance(seed, Integral): seed = [int(seed) + i for i in range(n)]
-    if generator is None and not isinstance(seed, (list, tuple, range)):
-        raise StoryError(f'seed must be a whole number, or a list with one for each story, got {seed!r}')
-    if generator is None: generator = list(seed)
+    try: generator = list(seed) if generator is None else generator
+    except TypeError:
+        raise StoryError(f'seed must be a whole number, or a list with one for each story, got {seed!r}') from None
     every = generator if isinstance(generator, (list, tuple)) else [generator]*n
     if len(every) != n: raise StoryError(f'{n} stories, but {len(every)} seeds')
     for x in every:
