@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py, numpy as np
 from .core import StoryError, at_home, first_line
+from .files import NO_LOCKS
 
 # %% ../nbs/01b_hdf5.ipynb #f8e53d18
 @contextlib.contextmanager
@@ -68,13 +69,11 @@ def check_dataset(
             if n > heaps[at].get(number, -1): raise ValueError(f'{d.name} refers to what is not there')
 
 # %% ../nbs/01b_hdf5.ipynb #1e935f74
-_NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
-
 def open_unchecked(path:str|Path)->h5py.File:
     "Open a file for reading, on drives without locks too; a `StoryError` says why it cannot be opened."
     try: return h5py.File(path, 'r')
     except OSError as e: error = e
-    if error.errno in _NO_LOCKS or 'locking flag' in str(error):    # or opened here before, without locks
+    if error.errno in NO_LOCKS or 'locking flag' in str(error):    # or opened here before, without locks
         with contextlib.suppress(OSError): return h5py.File(path, 'r', locking=False)
     if 'open for write' in str(error):
         raise StoryError(f'{path}: a program has it open for writing, or was killed when it had; close it there, or if '

@@ -12,19 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from .core import StoryError, rank_and_world_size
-from .files import refuse_foreign
+from .files import NO_LOCKS, refuse_foreign
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows has none
 
 # %% ../nbs/00d_store.ipynb #921b8e31
 _TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
-_NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
 
 def _has_locks(file): # whether the file system of an open file has locks; they end when it is closed
     if not fcntl: return True
     try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)                # its first byte, which SQLite never locks
-    except OSError as e: return e.errno not in _NO_LOCKS
+    except OSError as e: return e.errno not in NO_LOCKS
     return True
 
 def is_store(
