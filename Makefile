@@ -13,7 +13,14 @@ FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python 
 unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
 	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
 
-.PHONY: help demo test docs soak full lab export clean-notebooks readme prepare lock clean fresh
+# What `make gpu` runs with: .venv if it is there, else a Python that has the libraries already, else .venv made first.
+ABLE := import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "diffusers", "transformers", "ftfy", "fastcore", "h5py"))))
+MINUTES ?= 9
+DEVICE ?= cuda
+OUT ?= runs/gpu
+SIZE ?= $(if $(filter cuda,$(DEVICE)),full,tiny)
+
+.PHONY: help demo test docs soak full gpu lab export clean-notebooks readme prepare lock clean fresh
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -43,6 +50,12 @@ soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged i
 
 full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
 	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py
+
+gpu: ## all that needs a GPU, in MINUTES=9; results in OUT=runs/gpu (DEVICE=cpu shows that every row runs)
+	@[ -n "$(FRESH)" ] && $(PYTHON) -c '$(ABLE)' 2>/dev/null || $(MAKE) -s $(MADE)
+	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); \
+	  $$python -c 'from arldm.speed import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
+	  --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
 lab: $(MADE) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'reencode', 'bench_converting', 'PlainStories', 'on_device', 'passing', 'bench_reading', 'bench_memory',
-           'bench_data', 'bench']
+           'bench_data', 'bench', 'measure_lines']
 
 # %% ../nbs/18_speed.ipynb #0252b131
 import io, json, tempfile, time
@@ -16,10 +16,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import CORPORA, command, machine, one_of, say
+from .core import CORPORA, StoryError, command, machine, one_of, say
 from .files import load_json, refuse_foreign, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
+from .gpu import measure_gpu
+from .gpu_tables import tables_from
 from .measure import as_text, compare, peak, take_turns
 from .pace import bench_draw
 from .photos import SIZES, WORDS, encoded, write_corpus
@@ -135,24 +137,38 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
     return lines
 
 # %% ../nbs/18_speed.ipynb #de543922
-BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)  # what can be measured
+BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)  # what is measured on a CPU
 
 def _is_result(path): return {'what', 'size', 'lines'} <= load_json(path, dict).keys()
 
 @command
 def bench(
-    what:Annotated[str, dict(opt=False, nargs='?')]='data', # What to measure: data, train, draw or score
-    size:str='tiny',   # tiny: seconds; full: minutes (data: 2 GB of disk), else up to an hour (train: 12 GB of memory)
-    out:str=None,      # JSON file for the results, with date, machine, versions and commit
+    what:Annotated[str, dict(opt=False, nargs='?')]='data', # data, train, draw or score; gpu: all that needs a GPU
+    size:str=None,       # tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
+    out:str=None,        # JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
+    minutes:float=9.,    # With gpu: when to stop; the same command again measures what is missing
+    device:str='cuda',   # With gpu: cuda, or cpu to see that every row runs
+    commit:str=None,     # With gpu: the commit to note; default: this repository's
+    from_file:str=None,  # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
 ):
     "Measure what the speed-ups of this book buy, on this machine."
-    measure, start = BENCHES[one_of('benchmark', what, BENCHES)], time.time()
-    one_of('size', size, ('tiny', 'full'))
+    if from_file: return tables_from(from_file)
+    if one_of('benchmark', what, (*BENCHES, 'gpu')) == 'gpu':
+        return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
+    return measure_lines(what, one_of('size', size or 'tiny', ('tiny', 'full')), out)
+
+# %% ../nbs/18_speed.ipynb #7e3e06b4
+def measure_lines(
+    what:str,      # Key of `BENCHES`
+    size:str,      # 'tiny' or 'full'
+    out:str=None,  # JSON file for the results
+)->dict:           # With date, machine, versions and commit
+    "Measure the lines of one benchmark and show them."
+    start = time.time()
     if out: refuse_foreign(out, _is_result, 'benchmark result')
-    result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=measure(size), **machine())
+    result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=BENCHES[what](size), **machine())
     result['seconds'] = round(time.time() - start)
     for line in result['lines']: say(as_text(line))
-    gpu = f', {result["gpu"]}' if result['gpu'] else ''
-    say('{date}, {cpu}, {cores} cores{on}, commit {commit}, {seconds} s'.format(**result, on=gpu))
+    say('{date}, {cpu}, {cores} cores, commit {commit}, {seconds} s'.format(**result))
     if out: save_json(out, result)
     return result
