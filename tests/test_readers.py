@@ -355,7 +355,7 @@ def test_a_damaged_story_file_is_not_replaced(tmp_path):
     p = good.index(b'GCOL') + 16
     while (number := struct.unpack_from('<H', good, p)[0]): p += 16 + (struct.unpack_from('<Q', good, p + 8)[0] + 7)//8*8
     path.write_bytes(good[:p + 8] + bytes(8) + good[p + 16:])
-    with pytest.raises(StoryError): StoryFile(path)
+    with pytest.raises(StoryError) as kept: StoryFile(path)          # whoever keeps the error keeps no file open
     ask = 'import sys; from arldm.story import is_story_file; print(is_story_file(sys.argv[1]))'
     env = {**os.environ, 'PYTHONPATH': PYTHONPATH}
     done = subprocess.run([sys.executable, '-c', ask, path], env=env, capture_output=True, text=True, timeout=60)
@@ -370,7 +370,9 @@ def test_a_damaged_story_file_is_not_replaced(tmp_path):
 def test_facts_of_another_shape(tmp_path, facts):
     path = small_file(tmp_path/'x.h5')
     with h5py.File(path, 'r+') as f: f.attrs['facts'] = np.bytes_(facts)
-    with pytest.raises(StoryError, match='x.h5: '): StoryFile(path)
+    with pytest.raises(StoryError, match='x.h5: ') as kept: StoryFile(path)
+    path.write_text('something else')
+    with pytest.raises(StoryError, match='not an HDF5 file'): StoryFile(path)   # the first try has closed it
 
 @pytest.mark.parametrize('caption', ['a\0b', '\ud800', 7, None])
 def test_what_no_file_can_hold_is_refused(tmp_path, caption):
