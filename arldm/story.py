@@ -209,6 +209,7 @@ class StoryFile:
 
     def __getstate__(self): return dict(self.__dict__, _handle=(0, None), _frames=None)
 
+# %% ../nbs/02_story.ipynb #7d10c0fe
 def _look(path): # tells a file from another one that took its place
     about = os.stat(path)
     return about.st_ino, about.st_size, about.st_mtime_ns
