@@ -98,9 +98,13 @@ def open_hdf5(path:str|Path)->h5py.File:
     path = at_home(str(path))
     if not Path(path).is_file(): raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
     f, heaps = open_unchecked(path), {}
-    with reading(path), open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        for top in _members(f):
-            for d in [top] if isinstance(top, h5py.Dataset) else _members(top): check_dataset(d, raw, heaps)
+    try:
+        with reading(path), open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            for top in _members(f):
+                for d in [top] if isinstance(top, h5py.Dataset) else _members(top): check_dataset(d, raw, heaps)
+    except BaseException:
+        f.close()   # the error may be kept, and with it what the library remembers of the file
+        raise
     return f
 
 # %% ../nbs/01b_hdf5.ipynb #5efe8f9d

@@ -187,11 +187,15 @@ class StoryFile:
         path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
     ):
         self.path, self._handle, self._looked_over = Path(at_home(str(path))), (0, None), None
-        with reading(path):
-            self.original = 'facts' not in self.h5.attrs and is_original(self.h5)
-            self.attrs = original_attrs(self.h5) if self.original else self._check()
-            self.corpus, self.counts = self.attrs['corpus'], self.attrs['counts']
-            self.splits = tuple(self.counts)
+        try:
+            with reading(path):
+                self.original = 'facts' not in self.h5.attrs and is_original(self.h5)
+                self.attrs = original_attrs(self.h5) if self.original else self._check()
+                self.corpus, self.counts = self.attrs['corpus'], self.attrs['counts']
+                self.splits = tuple(self.counts)
+        except BaseException:
+            if self._handle[1]: self._handle[1].close()   # as in `open_hdf5`
+            raise
 
     @property
     def h5(self): # `h5py.File` of this process
@@ -205,6 +209,7 @@ class StoryFile:
 
     def __getstate__(self): return dict(self.__dict__, _handle=(0, None), _frames=None)
 
+# %% ../nbs/02_story.ipynb #7d10c0fe
 def _look(path): # tells a file from another one that took its place
     about = os.stat(path)
     return about.st_ino, about.st_size, about.st_mtime_ns

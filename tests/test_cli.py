@@ -17,6 +17,7 @@ from arldm.convert import convert
 from arldm.run import train
 from arldm.core import StoryError
 from arldm.story import StoryFile
+from elsewhere import PYTHONPATH
 
 MINI = Path(__file__).parent.parent.parent/'shared/ssid-mini'
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason='the real SSID stories stand beside the repository only in CI')
@@ -45,7 +46,7 @@ def run(toy_file, tmp_path_factory):
 def shell(command, args, cwd=None):
     "Run a command in a process of its own."
     code = f'from arldm.{PLACES[command].__name__.split(".")[-1]} import {command}; {command}()'
-    env = {**os.environ, 'PYTHONPATH': str(Path(cli.__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
 
 
@@ -216,7 +217,7 @@ def stories():
         yield Story(str(i), str(i), ('a caption',), (to_png(Image.new('RGB', (8, 8), (i % 256, i // 256 % 256, 0))),))
         print(i, flush=True)
 write_stories(sys.argv[1], dict(train=stories()), 'toy')'''
-    env = {**os.environ, 'PYTHONPATH': str(Path(cli.__file__).parent.parent)}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH}
     p = subprocess.Popen([sys.executable, '-c', code, tmp_path/'x.h5'], stdout=subprocess.PIPE, text=True, env=env)
     for _ in range(200): assert p.stdout.readline()
     p.send_signal(signal.SIGKILL)

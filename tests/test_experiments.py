@@ -315,6 +315,7 @@ def test_rows_of_another_way_or_number_of_stories_are_refused(tmp_path, monkeypa
 # the panel
 
 def test_the_panel_names_unknown_words(pipe, monkeypatch):
+    pytest.importorskip('ipywidgets')
     panel = story_panel(pipe, ['Ada sees a dragon.'], num_inference_steps=1)
     monkeypatch.setattr(pipe, 'stream', lambda *a, **k: iter(()))
     for again in range(2):                                                            # not only the first time

@@ -28,6 +28,7 @@ from PIL import Image
 from arldm import fetch
 from arldm.core import StoryError
 from arldm.fetch import Limits, fetch_photos, fetch_vist, still_missing, vist_photos
+from elsewhere import PYTHONPATH
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 QUICK = dict(pause=.01, silence=1, total=10, size=300_000)
@@ -496,7 +497,7 @@ arldm.fetch.open = Slow
 
 def start(folder, out, first='', workers=4):
     code = f'{first}\nfrom arldm.fetch import fetch_vist; fetch_vist()'
-    here = {'PYTHONPATH': str(Path(fetch.__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    here = {'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen([sys.executable, '-c', code, str(folder), str(out), '--workers', str(workers)],
                             env={**os.environ, **here}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

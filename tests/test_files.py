@@ -9,6 +9,7 @@ from arldm.core import StoryError, command, say
 from arldm.files import FolderTaken, create_json, load_json, lock_folder, refuse_foreign, save_json, whole_folder
 from arldm.manifest import (MANIFEST, folder_digest, hinted_path, path_hints, read_manifest, recover_folder,
     record_provenance, replace_folder)
+from elsewhere import PYTHONPATH
 
 
 # folders that are replaced
@@ -275,7 +276,7 @@ paint()
 def test_no_terminal_is_too_poor_and_none_is_commanded(tmp_path, encoding):
     (tmp_path/'paint.py').write_text(PROGRAM, encoding='utf-8')
     def run(*words):
-        env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(Path(__file__).parent.parent), 'HOME': '/home/ada'}
+        env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': PYTHONPATH, 'HOME': '/home/ada'}
         return subprocess.run([sys.executable, tmp_path/'paint.py', *words], env=env, capture_output=True)
     fine, wrong, told = run('~/x'), run(b'lat\xff', '--wrong'), run('--help')
     assert fine.returncode == told.returncode == 0 and wrong.returncode == 1
@@ -290,6 +291,6 @@ def test_memory_runs_out_in_many_words(error): assert core.in_words(error).start
 
 def test_a_closed_terminal_swallows_what_is_said(tmp_path):
     (tmp_path/'paint.py').write_text(PROGRAM, encoding='utf-8')
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH}
     line = f'{sys.executable} {tmp_path/"paint.py"} here >&- 2>&-'
     assert subprocess.run(line, shell=True, env=env).returncode == 0

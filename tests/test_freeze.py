@@ -12,6 +12,7 @@ from arldm.model import ARLDM
 from arldm.run import train
 from arldm.settings import FREEZE, resolve
 from arldm.survive import read_log
+from elsewhere import PYTHONPATH
 
 SWITCHES = [*chain.from_iterable(combinations(('clip', 'blip', 'resnet'), n) for n in range(4))]   # the original's
 CHOICES = {**{'+'.join(x) or 'nothing': x for x in SWITCHES}, **FREEZE}
@@ -86,7 +87,7 @@ for b in batch, {{**batch, 'moments': moments}}: net.loss(b, torch.Generator().m
 def test_channels_last():
     "Group norm's backward on a CPU ends the process when its input lies channels last and needs no gradient."
     tests = Path(__file__).parent
-    env = {**os.environ, 'PYTHONPATH': str(tests.parent), 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'OMP_NUM_THREADS': '1'}
     r = subprocess.run([sys.executable, '-c', TRAP.format(tests=str(tests))], capture_output=True, text=True, env=env)
     assert r.returncode == 0, (r.returncode, r.stderr[-300:])
 

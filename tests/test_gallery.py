@@ -18,11 +18,12 @@ from arldm.gallery import draw_split
 from arldm.model import ARLDM
 from arldm.settings import resolve
 from arldm.story import Story, StoryFile, write_stories
+from elsewhere import PYTHONPATH
 from test_survive import family
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, STORIES = (20, 60) if SOAK else (1, 12)      # kill -9 of the real command, and the stories that it draws
-ENV = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+ENV = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
 needs_proc = pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
 
 

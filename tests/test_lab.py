@@ -202,6 +202,7 @@ def test_trials_are_compared_story_by_story():
 # the panel
 
 def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
+    pytest.importorskip('ipywidgets')
     panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1)
     monkeypatch.setattr(pipe, 'stream', lambda *a, **k: (_ for _ in ()).throw(StoryError('no such thing')))
     panel.go.click()
@@ -211,6 +212,7 @@ def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
     assert panel.said.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.again)
 
 def test_the_panel_draws_what_the_pipeline_draws(pipe):
+    pytest.importorskip('ipywidgets')
     told = ['Ada is a big red star.', 'She jumps.']
     panel = story_panel(pipe, told, num_inference_steps=2)
     panel.seed.value, panel.guidance.value = 5, 3.

@@ -14,6 +14,7 @@ from arldm.draw import StoryPipeline
 from arldm.home import port
 from arldm.model import SIZES, ARLDM
 from arldm.port import Misfit, read_weights
+from elsewhere import PYTHONPATH
 
 TOKENIZERS = recorded.PARITY/'tokenizers'
 LENGTH = 'text_encoder.text_model.embeddings.position_embedding.weight'
@@ -98,7 +99,7 @@ def test_in_a_shell(how, tmp_path):
     code = ('from pathlib import Path; from arldm.home import port\ntry: port()\n'            # getrusage would
             'finally: print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])')   # count its parent
     args = [path, tmp_path/'out', '--sd', how['sd'], '--bert', how['bert'], '--loose']
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'OMP_NUM_THREADS': '1'}
     r = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=env)
     assert r.returncode == 1 and len(r.stderr.splitlines()) == 1 and r.stderr.startswith('arldm-port: '), r.stderr
     assert 'expected (768,), found (32,)' in r.stderr

@@ -13,6 +13,7 @@ from arldm.pictures import decode, read_picture, upright
 from arldm.story import Story, StoryFile, write_stories
 from arldm.toy import write_toy
 from corpora import WRITE, picture, write_flintstones, write_ssid
+from elsewhere import PYTHONPATH
 
 
 # captions, ids and places
@@ -315,7 +316,7 @@ def small_file(path):
 READ = 'import sys; from arldm.story import StoryFile; print(StoryFile(sys.argv[1])["test"].captions(0)[0])'
 
 def read_elsewhere(path, **env):
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), **env}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, **env}
     return subprocess.run([sys.executable, '-c', READ, path], env=env, capture_output=True, text=True)
 
 def test_a_drive_without_locks_is_read(tmp_path):
@@ -354,9 +355,9 @@ def test_a_damaged_story_file_is_not_replaced(tmp_path):
     p = good.index(b'GCOL') + 16
     while (number := struct.unpack_from('<H', good, p)[0]): p += 16 + (struct.unpack_from('<Q', good, p + 8)[0] + 7)//8*8
     path.write_bytes(good[:p + 8] + bytes(8) + good[p + 16:])
-    with pytest.raises(StoryError): StoryFile(path)
+    with pytest.raises(StoryError) as kept: StoryFile(path)          # whoever keeps the error keeps no file open
     ask = 'import sys; from arldm.story import is_story_file; print(is_story_file(sys.argv[1]))'
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH}
     done = subprocess.run([sys.executable, '-c', ask, path], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == 'True\n', done.stderr                     # the facts of ours are in no heap
     path.write_bytes(good[:2000])
@@ -369,7 +370,9 @@ def test_a_damaged_story_file_is_not_replaced(tmp_path):
 def test_facts_of_another_shape(tmp_path, facts):
     path = small_file(tmp_path/'x.h5')
     with h5py.File(path, 'r+') as f: f.attrs['facts'] = np.bytes_(facts)
-    with pytest.raises(StoryError, match='x.h5: '): StoryFile(path)
+    with pytest.raises(StoryError, match='x.h5: ') as kept: StoryFile(path)
+    path.write_text('something else')
+    with pytest.raises(StoryError, match='not an HDF5 file'): StoryFile(path)   # the first try has closed it
 
 @pytest.mark.parametrize('caption', ['a\0b', '\ud800', 7, None])
 def test_what_no_file_can_hold_is_refused(tmp_path, caption):

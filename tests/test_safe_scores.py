@@ -21,6 +21,7 @@ from arldm.report import read_run, report
 from arldm.score import score
 from arldm.story import StoryFile
 from arldm.table import training_pictures
+from elsewhere import PYTHONPATH
 from painted import Small, draw, painting, row, stories, story_file
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_store_on_a_drive_without_locks(tmp_path, name):
     source.write_text(NO_LOCKS)
     if not shutil.which('cc') or subprocess.run(['cc', '-shared', '-fPIC', '-o', library, source, '-ldl']).returncode:
         pytest.skip('needs a C compiler')
-    env = {**os.environ, 'PYTHONPATH': str(Path(exam.__file__).parent.parent), 'LD_PRELOAD': str(library),
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'LD_PRELOAD': str(library),
            'LOCKS_FAIL': str(getattr(errno, name))}
     for key, found in ('a', {b'a': [7, 7]}), ('b', {b'a': [7, 7], b'b': [7, 7]}):
         done = subprocess.run([sys.executable, '-c', STORED, path, key], env=env, capture_output=True, text=True, timeout=15)

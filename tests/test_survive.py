@@ -14,6 +14,7 @@ from arldm.run import train
 from arldm.settings import resolve
 from arldm.story import StoryFile
 from arldm.survive import load_checkpoint, read_log, save_checkpoint
+from elsewhere import PYTHONPATH
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, LONG = (20, dict(steps=80, save_every=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
@@ -40,7 +41,7 @@ def start(run, data, processes=1, batch=4, **how):
     words = [f'--{k.replace("_", "-")}={v}' for k, v in dict(HOW, data=data, batch=batch//processes, **how).items()]
     (run.parent/'train.py').write_text(CODE)
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen([sys.executable, *many, run.parent/'train.py', run, *words], text=True, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

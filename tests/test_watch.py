@@ -8,6 +8,7 @@ import pytest
 from arldm import watch
 from arldm.core import StoryError
 from arldm.watch import bar, board, curves, plot, running, smooth, watched
+from elsewhere import PYTHONPATH
 
 ROOT = Path(__file__).parent.parent
 WRAP = {
@@ -46,7 +47,7 @@ def shell(monkeypatch):
 
 def python(code, **env):
     "What a fresh process says to that code."
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': '200', **env}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'COLUMNS': '200', **env}
     done = subprocess.run([sys.executable, '-c', PRETEND + code], capture_output=True, env=env)
     return SimpleNamespace(stdout=done.stdout.decode(), stderr=done.stderr.decode())  # `text=True` would lose the \r
 
@@ -184,7 +185,7 @@ def test_plot_in_a_kernel(tmp_path, monkeypatch):
         def process_message(self, msg, *rest):
             messages.append(msg['msg_type'])
             return super().process_message(msg, *rest)
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('PYTHONPATH', PYTHONPATH)
     Client(nb, timeout=120, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
     [live], [still], [figures] = (cell.outputs for cell in nb.cells[1:])
     assert messages.count('update_display_data') == 3
