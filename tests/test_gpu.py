@@ -41,7 +41,8 @@ def cuda_only(why): return pytest.mark.skipif(not ON_GPU, reason=f'needs a CUDA 
 
 def compiler_missing():
     "What Triton lacks to build its launcher; empty if nothing."
-    if not (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')): return 'a C compiler'
+    compiler = os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')
+    if not compiler: return 'a C compiler'
     header = Path(sysconfig.get_paths()['include'])/'Python.h'
     return '' if header.exists() else f'the header {header}'
 
@@ -51,28 +52,29 @@ needs_compiler = pytest.mark.skipif(bool(compiler_missing()),
 
 # Tolerances. A level is one of 255; a drawing is 2 or 3 frames in up to 8 steps.
 
-# float32 rounds otherwise in another order. On the CPU, float64 or `plain` against float32 differ by
-# at most 1 level, and by .00008 in the mean. TF32 would differ by about .05 in the mean.
+# float32 rounds otherwise in another order. On the CPU, float64 or `plain` against float32 differ
+# by at most 1 level, and by .00008 in the mean. TF32 would differ by about .05 in the mean.
 LEVELS, MEAN_LEVELS = 2, .001
 
 # A batch of another size is computed by other kernels: the CPU's differ by 1 level.
 BATCH_LEVELS = 1
 
-# Drawing in bfloat16 and float16 against float32, mean levels: on the CPU .35 to .52, and .04 to .05.
+# Drawing in bfloat16 and float16 against float32, mean levels: on the CPU .35 to .52, .04 to .05.
 HALF_LEVELS = {torch.bfloat16: 1.5, torch.float16: .15}
 
 # 8 bits keep 3 of bfloat16's 7 binary digits. Mean levels between the two on the CPU: .64 to .93.
 FP8_LEVELS = 2.5
 
-# Atomic additions on a GPU reorder the sums of gradients, and Adam enlarges what is left of small ones.
-# Six steps in two parts instead of one, another order too, change losses on the CPU by 2e-7 of them and
-# weights by 1.9e-4 of their way; ten times as much and more is granted.
-LOSS, WAY = 1e-5, 2e-3
+# Atomic additions on a GPU reorder the sums of gradients, and Adam enlarges what is left of small
+# ones. On the CPU another order, six steps in two parts each instead of one, changes losses by 2e-7
+# of them and weights by 1.2e-4 of their way; in bfloat16 by .0012 and .024.
+LOSS, WAY = dict(float32=1e-5, bfloat16=.005), dict(float32=.002, bfloat16=.1)
 
 # Two sums and a product in float32 for each of a few steps, against the same in float64.
 EMA = 1e-6
 
-# Rounding through the few layers of an encoder; batches of 7 and of 32 differ by 1e-6 on the CPU.
+# Rounding in the few layers of an encoder, as a part of the largest number: 4e-7 between batches of
+# 7 and of 32 on the CPU, and a GPU has its own exp and erf. TF32 would differ by about .001.
 FEATURES = 2e-5
 
 
@@ -110,7 +112,7 @@ def one_line(f, *args, **how):
 
 @pytest.fixture(scope='module', autouse=True)
 def settled():
-    "float32 is float32 on the GPU, too, and one thread computes on the CPU; afterwards all is as it was."
+    "float32 is float32 on the GPU, too, and the CPU computes in one thread; afterwards all is as before."
     if ON_GPU and not torch.cuda.is_available():
         pytest.fail(f'ARLDM_DEVICE={DEVICE}, but torch {torch.__version__} sees no CUDA GPU')
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -148,7 +150,7 @@ def test_drawn_as_on_the_cpu(pipe, cpu_pipe, noisy, monkeypatch):
     assert devices(pipe.unet) == {torch.device(DEVICE).type} and devices(cpu_pipe.unet) == {'cpu'}
     check_near(here, there)
     if not ON_GPU: assert most(here, there) == 0
-    assert mean(draw(pipe, STAR, seed=1), there) > 1                   # the comparison can see something
+    assert mean(draw(pipe, STAR, seed=1), there) > 1                # the comparison sees it
 
 def test_given_and_redrawn_as_on_the_cpu(pipe, cpu_pipe):
     "Pictures that are given go to the device; what comes back lies on the CPU."
@@ -160,11 +162,12 @@ def test_given_and_redrawn_as_on_the_cpu(pipe, cpu_pipe):
     again, there = (draw(p, STAR, given=whole, redraw=[2]) for p in (pipe, cpu_pipe))
     check_near(again, there)
     for kind in 'pt', 'latent':
-        assert pipe(STAR[:1], num_inference_steps=2, output_type=kind).frames[0].device.type == 'cpu'
+        out = pipe(STAR[:1], num_inference_steps=2, output_type=kind)
+        assert out.frames[0].device.type == 'cpu'
 
 @pytest.mark.parametrize('dtype', HALF_LEVELS, ids=str)
 def test_half_precision(pipe, told, dtype):
-    "bfloat16 and float16 draw nearly what float32 draws, and the same facts can be read from the frames."
+    "bfloat16 and float16 draw nearly what float32 draws; the frames show the same facts."
     half = opened(dtype=dtype)
     exact, rounded = draw(pipe, told[0], steps=8), draw(half, told[0], steps=8)
     assert 0 < mean(exact, rounded) <= HALF_LEVELS[dtype], mean(exact, rounded)
@@ -186,10 +189,11 @@ FP8_WAYS = [True, pytest.param(False, marks=cuda_only(
 
 @pytest.mark.parametrize('plain', FP8_WAYS, ids=FP8_IDS)
 def test_eight_bit_weights(told, plain):
-    "A UNet that stores 8 bits and computes in bfloat16 takes half the room and draws nearly the same."
+    "A UNet that stores 8 bits and computes in bfloat16 takes half the room and draws nearly alike."
     pipe = opened(dtype=torch.bfloat16)
     before, wide = draw(pipe, told[0], steps=8, plain=plain), size(pipe.unet)
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn,
+                                       compute_dtype=torch.bfloat16)
     after = draw(pipe, told[0], steps=8, plain=plain)
     assert .5 <= size(pipe.unet)/wide < .52 and pipe.unet.dtype == torch.bfloat16
     assert pipe.unet.conv_in.weight.dtype == torch.float8_e4m3fn      # also after drawing
@@ -199,12 +203,13 @@ def test_eight_bit_weights(told, plain):
 # fast kernels
 
 def check_fast(fast, slow, told):
-    "Stories of other lengths and in other numbers, drawn one after the other, equal the slow drawing."
+    "Stories of other lengths and numbers, drawn one after the other, equal the slow drawing."
     for several, how in [([STAR], {}), ([STAR[:2]]*3, {}), (told[:5], {}), ([STAR, STAR[:1]], {}),
                          ([STAR], dict(guidance_scale=1)),
                          # 2 steps alone, 4 guided, 2 alone: each kind is recorded and repeated
                          ([STAR[:2]]*2, dict(steps=8, guidance_interval=(.25, .75))),
-                         ([STAR[:2]], dict(steps=6, reuse=2)), ([STAR], dict(plain=True)), ([STAR], {})]:
+                         ([STAR[:2]], dict(steps=6, reuse=2)), ([STAR], dict(plain=True)),
+                         ([STAR], {})]:
         for a, b in zip(draw(fast, several, **how), draw(slow, several, **how)): check_near(a, b)
 
 @cuda_only('CUDA graphs')
@@ -250,19 +255,20 @@ def offload_layers(pipe): pipe.enable_sequential_cpu_offload()
 
 def offload_groups(pipe, **how):
     # `history` uses its tables without calling them, so no hook would fetch them
-    pipe.enable_group_offload(onload_device=torch.device(DEVICE), exclude_modules=['history'], **how)
+    pipe.enable_group_offload(torch.device(DEVICE), exclude_modules=['history'], **how)
 
 def offload_leaves(pipe): offload_groups(pipe, offload_type='leaf_level')
 def offload_blocks(pipe): offload_groups(pipe, offload_type='block_level', num_blocks_per_group=1)
 
 # With blocks, keys and values of a frame cannot be computed before their block is called: `plain`.
 OFFLOADS = [('model', offload_model, 'cpu', {}), ('layers', offload_layers, 'meta', {}),
-            ('leaves', offload_leaves, 'cpu', {}), ('blocks', offload_blocks, 'cpu', dict(plain=True))]
+            ('leaves', offload_leaves, 'cpu', {}),
+            ('blocks', offload_blocks, 'cpu', dict(plain=True))]
 
 @cuda_only('offloading moves weights between it and the CPU')
 @pytest.mark.parametrize('name,enable,rest,how', OFFLOADS, ids=[case[0] for case in OFFLOADS])
 def test_offload(pipe, name, enable, rest, how):
-    "Weights that wait on the CPU until they are needed draw the same frames, twice, and wait there again."
+    "Weights that wait on the CPU until they are needed draw the same frames, and wait there again."
     waiting = opened(to=False)
     enable(waiting)
     for several in [STAR], [STAR[:2]]*2:
@@ -287,11 +293,12 @@ def begin(data, tmp_path_factory):
     "Makes the shipped toy model, its stories, and settings; training itself chooses the device."
     words = tmp_path_factory.mktemp('words')
     def make(**how):
-        usual = dict(model='toy-base', batch=2, warmup=0, lr=1e-3, schedule='constant', ema=0., validate=0)
+        usual = dict(model='toy-base', batch=2, warmup=0, lr=1e-3, schedule='constant', ema=0.,
+                     validate=0)
         s, file = resolve('toy', **{**usual, **how}), StoryFile(data)
         net = make_model(s, file, words).freeze(s.freeze)
-        stories = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=s.seed,
-                               crops=s.crops)
+        stories = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True,
+                               seed=s.seed, crops=s.crops)
         return net, stories, s
     return make
 
@@ -316,7 +323,8 @@ def run_through(net, stories, s, run=None, n=None, ema=None, workers=0):
     assert devices(net) == {torch.device(DEVICE).type}
     return losses
 
-def near(losses): return pytest.approx(losses, rel=LOSS if ON_GPU else 0, abs=0)
+def near(losses, precision='float32'):
+    return pytest.approx(losses, rel=LOSS[precision] if ON_GPU else 0, abs=0)
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_resumed(begin, tmp_path, precision):
@@ -331,16 +339,17 @@ def test_resumed(begin, tmp_path, precision):
     resumed, _, _ = begin(**how)
     ema = make_ema(resumed, s)
     rest = run_through(resumed, stories, s, tmp_path/'cut', ema=ema)
-    assert len(whole) == 6 and len(begun) == len(rest) == 3 and begun + rest == near(whole)
+    assert len(whole) == 6 and len(begun) == len(rest) == 3
+    assert begun + rest == near(whole, precision)
     a, b = weights(resumed), weights(net)
     with averaged(resumed, ema): mean_a = weights(resumed)
     with averaged(net, whole_ema): mean_b = weights(net)
     assert distance(mean_b, b) > .01*distance(b, first) > 0
     if not ON_GPU: assert same(a, b) and same(mean_a, mean_b)
-    for x, y in (a, b), (mean_a, mean_b): assert distance(x, y) <= WAY*distance(b, first)
+    for x, y in (a, b), (mean_a, mean_b): assert distance(x, y) <= WAY[precision]*distance(b, first)
 
 def test_ema(begin):
-    "The average of each step's weights, kept where they are; `averaged` gives the weights back untouched."
+    "The average of the weights of all steps, kept where they are; `averaged` gives the weights back."
     net, stories, s = begin(steps=4, ema=.6)
     ema, average = make_ema(net, s), {k: w.double() for k, w in weights(net).items()}
     for k, _ in enumerate(training.train(net, stories, s, None, ema)):
@@ -373,7 +382,7 @@ def test_readers_change_nothing(begin):
 accelerator = training.accelerator
 
 def watch_scaler(monkeypatch, **how):
-    "The accelerators that training makes from now on; with a scaler of its own, if it is described."
+    "The accelerators that training makes from now on; with a scaler of this kind, if one is told."
     made = []
     def watched(s):
         acc = accelerator(s)
@@ -385,9 +394,10 @@ def watch_scaler(monkeypatch, **how):
 
 @cuda_only('the CPU trains in no float16')
 def test_float16(begin, tmp_path, monkeypatch):
-    "A step whose gradients overflow changes no weight and lowers the scale, which a checkpoint keeps."
+    "A step whose gradients overflow changes no weight and lowers the scale; checkpoints keep it."
     net, stories, s = begin(steps=4, save_every=1, precision='float16')
-    made, before = watch_scaler(monkeypatch, init_scale=2.**40, backoff_factor=2.**-30), weights(net)
+    made = watch_scaler(monkeypatch, init_scale=2.**40, backoff_factor=2.**-30)
+    before = weights(net)
     records = training.train(net, stories, s, tmp_path)
     first = next(records)
     assert math.isfinite(first['loss']) and not math.isfinite(first['grad_norm'])
@@ -398,8 +408,10 @@ def test_float16(begin, tmp_path, monkeypatch):
         assert not same(earlier, before) and all(w.isfinite().all() for w in earlier.values())
         before = earlier
     records.close()
-    kept = torch.load(checkpoints(tmp_path/'checkpoints')[-1], weights_only=True, map_location='cpu')
-    assert kept['step'] == 3 and kept['scaler']['scale'] == 2.**10 and kept['scaler']['_growth_tracker'] == 2
+    newest = checkpoints(tmp_path/'checkpoints')[-1]
+    kept = torch.load(newest, weights_only=True, map_location='cpu')
+    assert kept['step'] == 3 and kept['scaler']['scale'] == 2.**10
+    assert kept['scaler']['_growth_tracker'] == 2                       # good steps since it fell
     again, stories, s = begin(steps=4, save_every=1, precision='float16')
     made = watch_scaler(monkeypatch)                                    # it would begin with 65536
     losses = run_through(again, stories, s, tmp_path)
@@ -417,7 +429,7 @@ def test_float16_as_float32(begin):
 
 @pytest.fixture
 def little_room():
-    "A function that grants this process some bytes more than it has; afterwards it may have all again."
+    "A function that grants this process some bytes more than it has; afterwards all are free again."
     def grant(more):
         gc.collect()
         torch.cuda.empty_cache()
@@ -433,7 +445,7 @@ MORE = 64 << 20     # bytes; the calls below want gigabytes
 
 @cuda_only('its memory')
 def test_too_many_stories(pipe, little_room):
-    "Drawing too much at once ends in one line of advice, and a small story can be drawn afterwards."
+    "Drawing too much at once ends in one line of advice; a small story is drawn afterwards."
     want = draw(pipe, STAR)
     little_room(MORE)
     said = one_line(draw, pipe, [STAR[:1]]*256, height=256, width=256)
