@@ -112,7 +112,7 @@ def one_line(f, *args, **how):
 
 @pytest.fixture(scope='module', autouse=True)
 def settled():
-    "float32 is float32 on the GPU, too, and the CPU computes in one thread; afterwards all is as before."
+    "float32 is no TF32 on a GPU, and the CPU computes in one thread; afterwards all is as before."
     if ON_GPU and not torch.cuda.is_available():
         pytest.fail(f'ARLDM_DEVICE={DEVICE}, but torch {torch.__version__} sees no CUDA GPU')
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -326,7 +326,8 @@ def run_through(net, stories, s, run=None, n=None, ema=None, workers=0):
 def near(losses, precision='float32'):
     return pytest.approx(losses, rel=LOSS[precision] if ON_GPU else 0, abs=0)
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('precision', ['float32', pytest.param('bfloat16', marks=cuda_only(
+    'tests/test_train.py resumes in bfloat16 on the CPU, with ARLDM_SOAK=1'))])
 def test_resumed(begin, tmp_path, precision):
     "Three steps, a stop, and three more are six steps: losses, weights and averaged weights."
     how = dict(steps=6, save_every=3, ema=.9, precision=precision)
@@ -349,7 +350,7 @@ def test_resumed(begin, tmp_path, precision):
     for x, y in (a, b), (mean_a, mean_b): assert distance(x, y) <= WAY[precision]*distance(b, first)
 
 def test_ema(begin):
-    "The average of the weights of all steps, kept where they are; `averaged` gives the weights back."
+    "The weights of all steps averaged, on the same device; `averaged` gives the weights back."
     net, stories, s = begin(steps=4, ema=.6)
     ema, average = make_ema(net, s), {k: w.double() for k, w in weights(net).items()}
     for k, _ in enumerate(training.train(net, stories, s, None, ema)):
@@ -420,16 +421,16 @@ def test_float16(begin, tmp_path, monkeypatch):
 
 @cuda_only('the CPU trains in no float16')
 def test_float16_as_float32(begin):
-    "With the scale that it usually begins with, float16 trains nearly as float32 does."
-    found = [run_through(*begin(steps=3, precision=p)) for p in ('float32', 'float16')]
-    assert found[0] == pytest.approx(found[1], rel=.05) and found[0] != found[1]
+    "Losses in float16 are nearly those in float32; so slow a rate forgives a step that was left out."
+    found = [run_through(*begin(steps=3, lr=1e-5, precision=p)) for p in ('float32', 'float16')]
+    assert found[0] == pytest.approx(found[1], rel=LOSS['bfloat16']) and found[0] != found[1]
 
 
 # memory
 
 @pytest.fixture
 def little_room():
-    "A function that grants this process some bytes more than it has; afterwards all are free again."
+    "A function that grants this process some bytes more than it has; after a test, all of them."
     def grant(more):
         gc.collect()
         torch.cuda.empty_cache()
