@@ -219,7 +219,7 @@ def test_graphs_alone(pipe, told, monkeypatch):
     monkeypatch.setattr(graphs, '_graphs', True)
     replayed, replay = [], torch.cuda.CUDAGraph.replay
     def counted(graph):
-        replayed.append(graph)
+        replayed.append(id(graph))                              # a graph itself would keep memory
         return replay(graph)
     monkeypatch.setattr(torch.cuda.CUDAGraph, 'replay', counted)
     check_fast(graphs, pipe, told)
@@ -421,7 +421,7 @@ def test_float16(begin, tmp_path, monkeypatch):
 
 @cuda_only('the CPU trains in no float16')
 def test_float16_as_float32(begin):
-    "Losses in float16 are nearly those in float32; so slow a rate forgives a step that was left out."
+    "Losses in float16 are nearly those in float32; at so slow a rate a skipped step hardly counts."
     found = [run_through(*begin(steps=3, lr=1e-5, precision=p)) for p in ('float32', 'float16')]
     assert found[0] == pytest.approx(found[1], rel=LOSS['bfloat16']) and found[0] != found[1]
 
