@@ -130,8 +130,9 @@ def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_ste
     known = {k: seen(k, pictures).to(**to) for k, pictures in known.items()}
     told = (tokens(c) for c in told)
     noise = (z.to(to['device']) for z in noise)
-    return draw_frames(self.model, self.scheduler, told, noise, known, opening, self.nothing, **way,
-                       generator=generator, on_step=on_step, graphs=self._graphs)
+    nothing = tuple(x.to(to['device']) for x in self.nothing)              # parts may wait on the CPU
+    return draw_frames(self.model, self.scheduler, told, noise, known, opening, nothing, **way, generator=generator,
+                       on_step=on_step, graphs=self._graphs)
 
 # %% ../nbs/12_draw.ipynb #2df1cee9
 _AS = {'pil': lambda z, f: [as_picture(x) for x in f],

@@ -164,10 +164,9 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         vars(layer).pop('forward', None)
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
-def _prepared(acc, model, s, ema): # the model as the loop calls it, and its optimiser
+def _prepared(acc, model, s): # the model as the loop calls it, and its optimiser
     model.noise = noise_schedule(s.prediction, s.zero_snr)
     checkpoint_blocks(model, s.checkpointing)
-    if ema: ema.to(acc.device)
     return acc.prepare(model, make_optimizer(model, s))
 
 # %% ../nbs/11_train.ipynb #aec1ccf1
@@ -182,9 +181,10 @@ def train(
 )->Iterator:                   # A dict with the keys `COLUMNS` after every step
     "Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint."
     acc, folder = accelerator(s), Path(run)/'checkpoints' if run else None
-    ready, optimizer = _prepared(acc, model, s, ema)
+    ready, optimizer = _prepared(acc, model, s)
     parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)
     done = load_checkpoint(folder, parts := {k: v for k, v in parts.items() if v}) if run else 0
+    if ema: ema.to(acc.device)                                      # a checkpoint is read on the CPU
     check_steps(run, done, s)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
     rates = itertools.islice(each_rate(s), done, None)
