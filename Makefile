@@ -39,7 +39,7 @@ test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 	@echo "== notebooks: every cell runs"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	@echo "== tests/"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not gpu' tests
 
 docs: $(MADE) ## the book as a site in _docs/, to be read offline or served
 	@$(BIN)/python docs/build.py
