@@ -98,7 +98,7 @@ def gpu_rows(size:str) -> list: # Of `Row`
     drawn = sorted(reversed(drawing_rows(size)), key=_worth)                   # many stories before few
     trained = sorted(training_rows(size), key=lambda name: name not in GOALS)
     if not find_spec('bitsandbytes'): trained = [name for name in trained if '8-bit' not in name]
-    rows = [('smoke: the same as the CPU', 45), ('tests: pytest -m gpu', 90), ('draw: arithmetic', 30)]
+    rows = [('check: the same as the CPU', 45), ('check: pytest -m gpu', 90), ('draw: arithmetic', 30)]
     rows += [(f'draw: {name}', 30) for name in drawn if _worth(name) <= 3]
     rows += [('draw: where the time goes', 15)]
     rows += [(f'train: {name}', 15) for name in trained]
@@ -131,8 +131,8 @@ class Bench:
 def measure(self:Bench, name:str) -> dict:
     "Measure a row; `note` says what went wrong."
     group, what = name.split(': ', 1)
-    if group == 'smoke': return smoke(self.folder)
-    if group == 'tests': return run_tests()
+    if what == 'the same as the CPU': return smoke(self.folder)
+    if what == 'pytest -m gpu': return run_tests()
     if group == 'train': return training_cost(self.track, ROUNDS[self.size], **training_rows(self.size)[what])
     if what == 'arithmetic': return self.arithmetic()
     if what == 'where the time goes':

@@ -21,7 +21,7 @@ from .files import load_json, refuse_foreign, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
 from .gpu import measure_gpu
-from .gpu_tables import tables_from
+from .tables import tables_from
 from .measure import as_text, compare, peak, take_turns
 from .pace import bench_draw
 from .photos import SIZES, WORDS, encoded, write_corpus
