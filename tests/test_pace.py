@@ -87,64 +87,66 @@ def test_bfloat16_where_there_are_units(track, easel, monkeypatch):
     "Ours in bfloat16 against the plain way's CPU time in float32."
     monkeypatch.setattr(pace, 'bfloat16_units', lambda: True)
     monkeypatch.setattr(pace, 'take_turns', lambda rounds, **jobs: {name: [job()] for name, job in jobs.items()})
-    easel = pace.Easel(track, pace.copy.deepcopy(track.model))
+    easel = pace.Easel(track, track.new_model())
     a, b = pace.in_bfloat16(easel, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9, unit='s') for n in ('a', 'b')])
     assert (a['what'], b['what']) == ('a, bfloat16', 'b, bfloat16') and easel.pipe.unet.dtype == torch.bfloat16
     assert a['part'] == a['ours']/1e9 > 0 and in_words(a)[1] == 'at most 0.45×'
 
 
-# the table for a GPU
+# the rows for a GPU
 
-@pytest.fixture
-def few_rows(monkeypatch):
-    "Each kind of pipeline with one small row; fast kernels are asked for, not compiled."
+def test_rows():
+    "Both schedulers for every kind and number of stories, and the paper's frame size."
+    rows = pace.drawing_rows('full')
+    names = [f'{kind}, {n} stories' for kind in ('bfloat16', 'compiled', 'graphs') for n in (16, 64)]
+    expected = [f'{how}, {name}' for name in ('plain, 1 story', 'ours, 1 story', *names) for how in ('pndm 50', 'dpm++ 20')]
+    assert list(rows) == [*expected, 'dpm++ 20, 512 px, 8 stories']
+    assert rows['pndm 50, plain, 1 story'] == ('float32', {}, dict(scheduler='pndm', steps=50, plain=True))
+    assert rows['dpm++ 20, 512 px, 8 stories'][1:] == (dict(side=512, guidance=6.), dict(scheduler='dpm++', steps=20, batch=8))
+
+def test_each_kind_has_a_pipeline_of_its_own(track, monkeypatch):
+    "In the precision of the row, with fast kernels where it asks for them, of the frame size and guidance that it names."
     asked = []
+    monkeypatch.setattr(StoryPipeline, 'enable_fast_kernels', lambda self, graphs=False: asked.append((self, graphs)))
+    easels = {kind: pace.prepared(track, kind) for kind in pace.KINDS}
+    assert [easels[kind].pipe.unet.dtype for kind in pace.KINDS] == [torch.float32] + [torch.bfloat16]*3
+    assert asked == [(easels['compiled'].pipe, False), (easels['graphs'].pipe, True)]
+    assert len({id(easel.pipe.unet) for easel in easels.values()}) == 4
+    large = pace.prepared(track, 'float32', 64, 1.)
+    assert large.draw('dpm++', 1).frames[0][0].size == (64, 64) and large.guidance == 1.
+
+def test_no_memory_is_a_note(easel, monkeypatch):
+    "What does not fit says so, whoever notices; any other error is one."
+    def failing(error):
+        def draw(*args, **how): raise error
+        monkeypatch.setattr(pace.Easel, 'draw', draw)
+    failing(torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB'))
+    assert pace.drawing_cost(easel, 1, 'pndm', 2) == dict(note='out of memory')
+    failing(StoryError('out of memory with 2 stories at once; try 1'))
+    assert pace.drawing_cost(easel, 1, 'pndm', 2) == dict(note='out of memory with 2 stories at once; try 1')
+    failing(RuntimeError('an illegal memory access'))
+    with pytest.raises(RuntimeError, match='illegal'): pace.drawing_cost(easel, 1, 'pndm', 2)
+
+def test_cost_of_a_story(easel, monkeypatch):
+    "Seconds are those of a story, not of the batch."
+    monkeypatch.setattr(pace, 'take_turns', lambda rounds, draw: draw() and dict(draw=[3.]))
+    assert pace.drawing_cost(easel, 1, 'dpm++', 1, batch=2)['seconds'] == 1.5
+
+def test_flops_of_the_rows(track, monkeypatch):
+    "The arithmetic that a share is taken of is that of the settings that were timed."
     short(monkeypatch)
-    monkeypatch.setattr(StoryPipeline, 'enable_fast_kernels', lambda self, graphs=False: asked.append((self, graphs)),
-                        raising=False)
-    kinds = list(pace.RECIPES)
-    rows = dict(zip(kinds, ({'plain, 1 story': dict(plain=True), 'ours, 1 story': {}}, pace._rows('bfloat16', 2),
-                            pace._rows('compiled', 2), pace._rows('graphs', 2))))
-    monkeypatch.setattr(pace, 'RECIPES', rows)
-    monkeypatch.setattr(pace, 'GOALS', {('pndm', 'graphs, 2 stories'): 'at most 0.30 s'})
-    monkeypatch.setattr(pace, 'STEPS', dict(tiny=(2, 3, 2)))
-    monkeypatch.setattr(pace, 'matrix_rate', lambda dtype, device: 1e11 if dtype == torch.bfloat16 else 0)
-    return asked
+    flops = pace.drawing_flops(track)
+    easel = pace.Easel(track)
+    easel.draw('pndm', 1)                                                        # knows its null condition from now on
+    assert flops['ours']['pndm 5'] == count_flops(lambda: easel.draw('pndm', 5))
+    assert flops['plain']['dpm++ 2'] == count_flops(lambda: easel.draw('dpm++', 2, plain=True))
 
-@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
-def test_table_for_a_gpu(track, few_rows):
-    "A line for every row and scheduler, with all that the table shows; each kind draws with a pipeline of its own."
-    lines = pace.recipes(track.folder, 'tiny', 1)
-    rows = 'plain, 1 story', 'ours, 1 story', 'bfloat16, 2 stories', 'compiled, 2 stories', 'graphs, 2 stories'
-    assert [line['what'] for line in lines] == [f'{how}, {row}' for row in rows for how in ('pndm 3', 'dpm++ 2')]
-    for line in lines:
-        assert line['ours'] > 0 and line['share'] > 0 and {'memory', 'flops'} <= line.keys() and line['unit'] == 's/story'
-        assert len(as_text(line)) <= 120
-    flops = {line['what']: line['flops'] for line in lines}
-    assert flops['pndm 3, plain, 1 story'] > flops['pndm 3, ours, 1 story'] == flops['pndm 3, graphs, 2 stories']
-    assert [line['wanted'] for line in lines if line['wanted']] == ['at most 0.30 s']
-    (one, first), (other, second) = few_rows
-    assert (first, second) == (False, True) and one is not other
-
-def test_no_memory_is_a_note(track, few_rows, monkeypatch):
-    "What does not fit says so, whoever notices, and does not end the table."
-    draw = pace.Easel.draw
-    def full(self, scheduler, steps, batch=1, **how):
-        if batch == 2 and scheduler == 'pndm': raise torch.cuda.OutOfMemoryError
-        if batch == 2: raise StoryError('out of memory with 2 stories at once; try 1')
-        return draw(self, scheduler, steps, batch, **how)
-    monkeypatch.setattr(pace.Easel, 'draw', full)
-    lines = pace.recipes(track.folder, 'tiny', 1)
-    assert len(lines) == 10
-    for line in lines:
-        if '2 stories' in line['what']: assert line['note'].startswith('out of memory') and 'ours' not in line
-        else: assert line['ours'] > 0
-    assert as_text(lines[-2]).endswith('out of memory   wanted: at most 0.30 s')
-
-def test_goals_are_rows():
-    "Every goal belongs to a row of the table, of the scheduler that it names."
-    rows = {name for kind in pace.RECIPES.values() for name in kind}
-    assert {name for _, name in pace.GOALS} <= rows and {scheduler for scheduler, _ in pace.GOALS} == {'pndm', 'dpm++'}
+def test_where_the_time_goes(easel):
+    "No part is counted twice or left with a clock on it."
+    seconds = pace.part_seconds(easel, scheduler='dpm++', steps=2)
+    parts = [seconds[name] for name in ('unet', 'vae', 'memory_encoder', 'text_encoder')]
+    assert all(x > 0 for x in parts) and sum(parts) < seconds['all'] and len(seconds) == 5
+    for part in easel.pipe.unet, easel.pipe.vae.decoder, easel.pipe.text_encoder: assert 'forward' not in vars(part)
 
 
 # the command
@@ -158,10 +160,9 @@ def test_tiny_bench(tmp_path):
     names = '2 PNDM steps', '2 DPM++ for 5 PNDM'
     race = [what for name in names for what in (f'{name}, CPU time', f'{name}, time passed', 'its arithmetic',
                                                 "share of the machine's matrix rate")]
-    assert [line['what'] for line in lines] == [*race, *(f'{name}, bfloat16' for name in names), 'on a GPU']
+    assert [line['what'] for line in lines] == [*race, *(f'{name}, bfloat16' for name in names)]
     assert all(line['plain'] > 0 and line['ours'] > 0 for line in lines[:8])
     assert lines[0]['wanted'] == 'at most 0.90×' and 'wanted' not in lines[4]
     assert lines[2]['part'] < 1 and lines[6]['part'] < lines[2]['part']       # the only ratios that no machine changes
-    assert 'arldm-bench draw --size full' in lines[-1]['note']
     assert max(len(as_text(line)) for line in lines) <= 120
     assert json.loads((tmp_path/'draw.json').read_text())['what'] == 'draw'

@@ -140,41 +140,40 @@ def test_a_step_counts_what_is_saved(track):
     frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     assert plain - ours > count_flops(lambda: track.model.moments(frames)) > 0
 
-@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
-def test_table_for_a_gpu(track, monkeypatch):
-    "Every recipe has its row; what does not fit or lacks a library says so and does not end the table."
-    def memory(job):
-        if job.args[0].gi_frame.f_locals['s'].side == 64: raise torch.cuda.OutOfMemoryError
-        return job() and 5000.
-    monkeypatch.setattr(steps, 'gpu_peak', memory)
-    monkeypatch.setattr(steps, 'TRAINED', {'all trained': ('none', 'none')})
-    monkeypatch.setattr(steps, 'GOALS', {(32, 'all trained', 'cached'): 'at most 12 GB'})
-    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)
-    monkeypatch.setitem(sys.modules, 'bitsandbytes.optim', None)
-    lines = steps.recipes(track.folder, 'tiny', 1, 'float32')
-    of = {line['what'].replace(' px, all trained', ''): line for line in lines}
-    assert of.keys() == {f'{side}, {name}' for side in (32, 64) for name in steps.RECIPES}
-    for what, line in of.items():
-        if '8-bit' in what: assert 'bitsandbytes' in line['note']
-        elif '64' in what: assert line['note'] == 'out of memory'
-        else: assert line['memory'] == 5 and line['ours'] > 0 and line['note'].startswith('5.0 GB, ')
-    assert of['32, checkpointed']['flops'] == of['32, cached']['flops']
-    assert as_text(of['32, cached']).endswith('wanted: at most 12 GB')
+def test_rows():
+    "Each recipe at both sizes, frozen as the baseline and all trained, in bfloat16."
+    rows = steps.training_rows('full')
+    assert list(rows) == [f'{side} px, {trained}, {name}' for side in (256, 512) for trained in ('seed frozen', 'all trained')
+                          for name in steps.RECIPES]
+    assert rows['256 px, seed frozen, plain'] == dict(side=256, freeze='seed', precision='bfloat16', crops=0, pack=False)
+    assert rows['512 px, all trained, checkpointed'] == dict(side=512, freeze='none', precision='bfloat16', crops=1,
+                                                              checkpointing=True)
 
-def test_goals_are_rows():
-    sides, trained, names = (set(x) for x in zip(*steps.GOALS))
-    assert sides <= {*steps.SIDES['full']} and trained <= steps.TRAINED.keys() and names <= steps.RECIPES.keys()
+def test_cost_of_a_step(track, monkeypatch):
+    "Stories per second and arithmetic are those of a story; what checkpointing repeats is not counted."
+    row = dict(steps.training_rows('tiny')['32 px, all trained, cached'], drop=0.)
+    monkeypatch.setattr(steps, 'take_turns', lambda rounds, step: step() and dict(step=[.5]))
+    found, checkpointed = (steps.training_cost(track, 1, **row, **more) for more in (dict(batch=2), dict(checkpointing=True)))
+    assert found['stories_per_s'] == 4 and checkpointed['stories_per_s'] == 2 and 'flops' not in checkpointed
+    assert found['flops'] == pytest.approx(steps.arithmetic(track, 2, **row), rel=.05)
+
+@pytest.mark.parametrize('error, note', [
+    (torch.cuda.OutOfMemoryError('CUDA out of memory.'), 'out of memory'), (StoryError('no bitsandbytes'), 'no bitsandbytes')])
+def test_what_does_not_fit_is_a_note(track, monkeypatch, error, note):
+    def memory(job): raise error
+    monkeypatch.setattr(steps, 'gpu_peak', memory)
+    assert steps.training_cost(track, 1, crops=0) == dict(note=note)
+    assert all(p.grad is None for p in track.model.parameters())
 
 @pytest.fixture(scope='module')
 def steps_result(folder): return bench('train', out=folder/'steps.json')
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU there is another table')
 def test_tiny_training_bench(folder, steps_result):
-    speed, busy, arithmetic, share, memory, gpu = steps_result['lines']
+    speed, busy, arithmetic, share, memory = steps_result['lines']
     assert all(line['wanted'] == 1.8 and line['plain'] > 0 and line['ours'] > 0 for line in (speed, busy))
     assert arithmetic['ours'] < .8*arithmetic['plain']         # the only ratio that no machine changes
     assert 0 < share['ours'] < 100 and .1 < memory['ours'] < 2
-    assert 'arldm-bench train --size full' in gpu['note']
     assert max(len(as_text(line)) for line in steps_result['lines']) <= 120
     assert json.loads((folder/'steps.json').read_text())['what'] == 'train'
 
