@@ -53,16 +53,18 @@ def attention(
     seed:int=0,                      # Of the noise
 )->Tensor:                           # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
     "Where each pixel of a frame looks."
-    model, story = pipe.model, [pipe.model.vocab.encode([c]) for c in captions[:k]]
+    model, to = pipe.model, dict(device=pipe.model.device, dtype=pipe.unet.dtype)
+    story = [{k: v.to(to['device']) for k, v in model.vocab.encode([c]).items()} for c in captions[:k]]
     memory = Memory(model, opening=1)
-    for frame, tokens in zip(frames[:k-1], story): memory.add(squash([frame], model.memory_side), tokens)
+    for frame, tokens in zip(frames[:k-1], story): memory.add(squash([frame], model.memory_side).to(**to), tokens)
     context, visible = memory.see(story[-1])
     z = model.sample_latents(model.moments(pixels([frames[k-1]])))                       # (1, 4, h, w)
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(**to)
     with listening(model) as ears:
-        for t in torch.tensor(times): model.predict(model.noise.add_noise(z, noise, t[None]), t, context, visible)
+        for t in torch.tensor(times, device=to['device']):
+            model.predict(model.noise.add_noise(z, noise, t[None]), t, context, visible)
     maps = [_as_map(x[0], z.shape[-1]) for ear in ears for x in ear.heard]                         # each (tokens, h, w)
-    return torch.stack(maps).mean(0).unflatten(0, (-1, len(story[-1]['caption_ids'][0])))
+    return torch.stack(maps).float().mean(0).cpu().unflatten(0, (-1, len(story[-1]['caption_ids'][0])))
 
 def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
     side = int(len(weights)**.5)

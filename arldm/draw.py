@@ -247,5 +247,6 @@ def enable_fast_kernels(self:StoryPipeline,
     for part in self.unet, self.vae: part.to(memory_format=torch.channels_last)
     limits = torch._dynamo.config                                          # there are three widths and many batches
     limits.recompile_limit = max(64, limits.recompile_limit)
+    torch.fx.experimental._config.use_duck_shape = False                   # equal by chance is not the same size
     self.unet.compile_repeated_blocks(dynamic=True)
     self._graphs = graphs and torch.cuda.is_available()

@@ -158,7 +158,8 @@ def _batches(items, n):
 
 def _see(net, squares): # -> float32 (n, d)
     device = next((p.device for p in net.parameters()), 'cpu')
-    return net.eval()(pixels(squares).to(device)).float().cpu().numpy()
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)                   # as on any other device
+    with exact: return net.eval()(pixels(squares).to(device)).float().cpu().numpy()
 
 # %% ../nbs/12e_features.ipynb #39d4c0eb
 @torch.no_grad()

@@ -82,8 +82,8 @@ def train_autoencoder(
 @torch.no_grad()
 def round_trip(vae:AutoencoderKL, frames:Tensor) -> np.ndarray: # uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
     "Pictures after a journey through the autoencoder, without chance."
-    back = [vae.decode(vae.encode(to_target(x)).latent_dist.mode()).sample for x in frames.split(50)]
-    return ((torch.cat(back).clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    back = [vae.decode(vae.encode(to_target(x.to(vae.device))).latent_dist.mode()).sample for x in frames.split(50)]
+    return ((torch.cat(back).clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 def facts_kept(vae:AutoencoderKL, n:int=300, seed:int=1) -> dict: # fact -> share that is read rightly
     "Facts of unseen scenes that survive the round trip."

@@ -22,7 +22,7 @@ def moments(self:ARLDM,
     frames:Tensor, # uint8 (..., 3, H, W)
 )->Tensor:         # (..., 8, h, w): mean and log-variance of the latents
     "What the autoencoder knows about frames before it samples."
-    x = to_target(frames).flatten(0, -4).to(self.device, self.vae.dtype)
+    x = to_target(frames.to(self.device, non_blocking=True)).flatten(0, -4).to(self.vae.dtype)
     m = self.vae.encode(x).latent_dist.parameters
     return m.reshape(*frames.shape[:-3], *m.shape[1:]).contiguous()
 

@@ -186,6 +186,8 @@ def predict(self:ARLDM,
     visible:Tensor,  # bool (n, tokens); True = may attend
 )->Tensor:           # (n, 4, h, w)
     "The UNet's guess of the noise, or of v where `noise` says so."
+    heads = self.unet.config.attention_head_dim             # what diffusers calls so is the number of heads
+    if isinstance(heads, int): visible = visible.repeat_interleave(heads, 0)       # once, not in every layer
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
 
 # %% ../nbs/08_model.ipynb #2c3d94c2

@@ -101,7 +101,8 @@ class Exam:
 
     def features_of(self, frames:list)->Tensor: # n lists of V pictures -> float (n, V, features)
         ims = [fid64_drawn(f) for f in chain(*frames)]
-        x = torch.cat([self.net(pixels(ims[i:i+50])) for i in range(0, len(ims), 50)])
+        device = next(self.net.parameters()).device
+        x = torch.cat([self.net(pixels(ims[i:i+50]).to(device)) for i in range(0, len(ims), 50)])
         return x.unflatten(0, (len(frames), -1)).cpu()
 
 # %% ../nbs/17d_quality.ipynb #82113fdb
@@ -192,7 +193,7 @@ def measure(
 @torch.no_grad()
 def round_trip(vae:nn.Module, stories:list)->list: # n lists of pictures
     "Told frames through the autoencoder."
-    return [[as_picture(x) for x in vae(to_target(pixels(s.pictures()))).sample] for s in stories]
+    return [[as_picture(x) for x in vae(to_target(pixels(s.pictures())).to(vae.device)).sample.cpu()] for s in stories]
 
 # %% ../nbs/17d_quality.ipynb #09289528
 _few = 2, 3, 5, 10, 15, 20

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
+from PIL import Image
 from safetensors.torch import load_file
 
 from arldm import freeze, toy, train as training    # freeze gives `ARLDM.freeze`
+from arldm.attention import attention
 from arldm.begin import make_model
 from arldm.cache import build_cache
 from arldm.convert import convert
@@ -24,6 +26,8 @@ from arldm.core import StoryError, asset
 from arldm.dataset import StoryDataset
 from arldm.draw import StoryPipeline
 from arldm.facts import read
+from arldm.features import _see
+from arldm.inception import Inception
 from arldm.model import ARLDM
 from arldm.optimise import averaged, make_ema
 from arldm.settings import FREEZE, resolve
@@ -76,6 +80,10 @@ EMA = 1e-6
 # Rounding in the few layers of an encoder, as a part of the largest number: 4e-7 between batches of
 # 7 and of 32 on the CPU, and a GPU has its own exp and erf. TF32 would differ by about .001.
 FEATURES = 2e-5
+
+# Shares of a pixel's attention, which sum to 1: 4.5e-8 apart at most between two sets of float32
+# kernels of the CPU, 4.7e-5 in the mean between bfloat16 and float32.
+ATTENTION, HALF_ATTENTION = 1e-5, .0005
 
 
 # helpers
@@ -491,3 +499,28 @@ def test_cached_features(data, tmp_path):
             assert here[k].shape == want.shape and want.double().std() > 0
             assert (here[k] - want).abs().max() <= FEATURES*want.abs().max(), (name, k)
     assert (tmp_path/'here/cache.json').read_bytes() == (tmp_path/'cpu/cache.json').read_bytes()
+
+
+# looking and scoring
+
+def test_attention(pipe):
+    "Where a frame looks is the same on every device; a pipeline in bfloat16 can be asked, too."
+    told = list(toy_story(5).captions)
+    frames = [Image.fromarray(np.uint8(frame)) for frame in draw(pipe, told, steps=2)]
+    there = attention(opened('cpu'), told, frames, 2)
+    here = attention(pipe, told, frames, 2)
+    assert here.device.type == 'cpu' and here.shape == there.shape
+    assert (here - there).abs().max() <= ATTENTION
+    half = attention(opened(dtype=torch.bfloat16), told, frames, 2)
+    assert half.dtype == torch.float32 and (half - there).abs().mean() <= HALF_ATTENTION
+
+def test_picture_features():
+    "A feature network sees the same on every device: no TF32 in its convolutions."
+    torch.manual_seed(0)
+    net, rng = Inception().eval(), np.random.default_rng(0)
+    squares = [Image.fromarray(rng.integers(0, 256, (net.side, net.side, 3), 'uint8')) for _ in range(2)]
+    with torch.no_grad():
+        there = _see(net, squares)
+        here = _see(net.to(DEVICE), squares)
+    assert here.shape == (2, net.num_features) and np.abs(here).max() > 0
+    assert np.abs(here - there).max() <= FEATURES*np.abs(there).max()
