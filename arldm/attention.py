@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import loss  # gives `ARLDM.moments`
 from .dataset import Vocabulary, pixels
 from .draw import StoryPipeline
 from .frames import Memory, squash

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from . import base  # gives `ARLDM.from_pretrained`
 from .core import CORPORA, StoryError, asset, counted, rank_and_world_size
 from .files import load_json
 from .dataset import Vocabulary, word_tokenizers
 from .digest import data_digest, holds_stories
 from .manifest import hinted_path, path_hints
-from .model import SIZES, ARLDM, vae_factor
+from .config import SIZES, vae_factor
+from .model import ARLDM
 from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, SHAPE, TASKS, Settings, resolve
 from .story import StoryFile, StorySplit

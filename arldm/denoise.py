@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from .core import StoryError, first_line, one_of
 from .history import pack_visible
-from .model import ARLDM, noise_schedule
+from .config import noise_schedule
+from .model import ARLDM
 
 # %% ../nbs/11b_denoise.ipynb #8818b001
 _as_trained = 'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule'

@@ -26,7 +26,8 @@ from .encoders import MemoryEncoder
 from .frames import Memory, draw_frames, noises, squash
 from .history import HistoryEmbeddings
 from .manifest import recover_folder
-from .model import ARLDM, PARTS, check_kind, check_whole, noise_like, vae_factor
+from .config import PARTS, check_kind, check_whole, noise_like, vae_factor
+from .model import ARLDM
 from .plan import as_given, chances, check_latents, check_sampling, enough_memory, make_plan, make_plans
 from .show import as_picture, sheet, strips
 

@@ -15,7 +15,7 @@ from .convert import convert
 from .core import StoryError
 from .files import atomic_path, load_json, save_json, temporary_folder, whole_folder
 from .manifest import file_digest, folder_digest, record_provenance
-from .model import PARTS
+from .config import PARTS
 from .story import StorySplit
 from .toy import write_toy
 

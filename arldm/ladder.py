@@ -24,7 +24,8 @@ from .dataset import Vocabulary, pixels, to_target, word_tokenizers
 from .draw import StoryPipeline
 from .facts import compare_scenes, read
 from .kept import MADE, claim_folder, keep_file, keep_folder, toy_file
-from .model import SIZES, ARLDM, make_vae
+from .config import SIZES, make_vae
+from .model import ARLDM
 from .pictures import to_png
 from .plot import WORDS, describe, invent, tell
 from .run import train

@@ -19,7 +19,7 @@ from .draw import StoryPipeline
 from .facts import check_facts, guess, read
 from .features import LatentFeatures, Store
 from .histories import ALL_KINDS, draw_histories
-from .model import noise_schedule
+from .config import noise_schedule
 from .kept import claim_folder, drawing_facts, pipeline_digest, toy_file
 from .scene import draw
 from .score import score

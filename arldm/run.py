@@ -24,7 +24,7 @@ from .dataset import StoryDataset
 from .digest import data_digest
 from .draw import StoryPipeline
 from .encoders import quiet_loading
-from .freeze import count_trained
+from .model import count_trained
 from .model import ARLDM
 from .optimise import averaged, make_ema, optimizer_kind
 from .raw import plain_name

@@ -16,7 +16,8 @@ import torch
 from .core import StoryError, counted, first_line
 from .files import atomic_path
 from .digest import config_digest, tensors_digest, vocabulary_digest
-from .model import ARLDM, PARTS, check_finite
+from .config import PARTS, check_finite
+from .model import ARLDM
 from .port import check_archive
 
 # %% ../nbs/10a_survive.ipynb #491c067f

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from . import freeze, loss  # give `ARLDM.freeze` and `ARLDM.loss`
 from .begin import check_steps
 from .core import StoryError, counted, out_of_memory, rank_and_world_size
 from .dataset import collate
-from .model import ARLDM, noise_schedule
+from .config import noise_schedule
+from .model import ARLDM
 from .optimise import averaged, each_rate, make_optimizer
 from .settings import TASKS, Settings
 from .survive import Log, Trained, check_loss, load_checkpoint, save_checkpoint, stop_signals

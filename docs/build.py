@@ -44,9 +44,12 @@ class Chapter:
     "A notebook and what nbdev made of it."
     def __init__(self, path, processed):
         self.number, _, self.name = path.stem.rpartition('_')
-        self.module, self.spoken = f'arldm.{self.name}', self.number.removeprefix('0')   # prose says: chapter 8a
+        self.spoken = self.number.removeprefix('0')   # prose says: chapter 8a
         self.cells, kept = ([dict(c, source=''.join(c['source'])) for c in json.loads(p.read_text('utf-8'))['cells']]
             for p in (path, processed))
+        directives = [split_directives(cell['source'])[0] for cell in self.cells]
+        homes = [d.get('default_exp') or d.get('export') for d in directives]   # a class grows through chapters
+        self.module = f'arldm.{next(filter(None, homes), self.name)}'
         self.kept = {cell['id']: cell for cell in kept}
         said = [''.join(c['outputs'][0]['data']['text/markdown']) for c in kept if 'show_doc(' in c['source']]
         self.said = {re.search('^### (.+)$', text, re.M)[1]: text for text in said}

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertTokenizer, CLIPTokenizer
 
-from arldm import freeze                     # gives `ARLDM.freeze` and `ARLDM.loss`
 from arldm.base import resize_grid
 from arldm.dataset import StoryDataset, Vocabulary, pixels, to_memory
 from arldm.denoise import make_scheduler

@@ -13,7 +13,8 @@ from arldm import denoise
 from arldm.core import StoryError, asset, story_generator
 from arldm.denoise import SCHEDULERS, make_scheduler, set_timesteps
 from arldm.draw import StoryPipeline
-from arldm.model import ARLDM, PARTS
+from arldm.config import PARTS
+from arldm.model import ARLDM
 
 A = ['a big red star is at the beach on the left', 'it jumps', 'it goes to the right']
 B = ['a small blue circle is at the city on the right', 'it rests', 'it meets a green square']

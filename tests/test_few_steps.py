@@ -9,7 +9,7 @@ from arldm import denoise as module
 from arldm.core import StoryError, asset
 from arldm.denoise import SCHEDULERS, decode_latents, denoise, make_scheduler
 from arldm.draw import StoryPipeline
-from arldm.model import noise_schedule
+from arldm.config import noise_schedule
 
 MU = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # data are N(MU, S²)
 S = .3

@@ -71,7 +71,6 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
 TRAP = """
 import sys; sys.path.insert(0, {tests!r})
 import recorded, torch
-from arldm import freeze                         # and with it the loss
 from arldm.dataset import collate
 from arldm.model import ARLDM
 from arldm.run import train

@@ -14,7 +14,8 @@ from arldm.core import CORPORA, machine
 from arldm.dataset import Vocabulary
 from arldm.draw import StoryPipeline
 from arldm.encoders import quiet_loading
-from arldm.model import ARLDM, PARTS
+from arldm.config import PARTS
+from arldm.model import ARLDM
 
 FULL = bool(os.environ.get('ARLDM_FULL'))
 SSID, MOST = CORPORA['ssid'], 14e9   # the corpus whose caption length and frame size are used; bytes of a process

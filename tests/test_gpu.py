@@ -17,7 +17,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from arldm import freeze, toy, train as training    # freeze gives `ARLDM.freeze`
+from arldm import toy, train as training
 from arldm.attention import attention
 from arldm.begin import make_model
 from arldm.cache import build_cache

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arldm.measure import as_text, compare, count_flops, gpu_peak, matrix_rate, peak, take_turns
-from arldm.model import SIZES
+from arldm.config import SIZES
 
 aten = torch.ops.aten
 BACKWARD = ['flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention']

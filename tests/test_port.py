@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from arldm.core import CORPORA, StoryError
 from arldm.draw import StoryPipeline
 from arldm.home import port
-from arldm.model import SIZES, ARLDM
+from arldm.config import SIZES
+from arldm.model import ARLDM
 from arldm.port import Misfit, read_weights
 from elsewhere import PYTHONPATH
 

@@ -10,7 +10,8 @@ from torch import nn
 from arldm.base import load_blip
 from arldm.core import StoryError
 from arldm.home import port
-from arldm.model import SIZES, ARLDM
+from arldm.config import SIZES
+from arldm.model import ARLDM
 from arldm.port import read_weights
 
 @pytest.fixture(scope='module')

@@ -12,8 +12,9 @@ from arldm import begin as begins, freeze, toy, train as training    # freeze gi
 from arldm.convert import convert
 from arldm.core import StoryError
 from arldm.dataset import StoryDataset, collate, to_memory, to_target
-from arldm.loss import WEIGHTS
-from arldm.model import SIZES, ARLDM, noise_schedule
+from arldm.model import WEIGHTS
+from arldm.config import SIZES, noise_schedule
+from arldm.model import ARLDM
 from arldm.optimise import averaged, decay_groups, make_ema, make_optimizer
 from arldm.run import train
 from arldm.settings import PRESETS, SETTINGS, resolve
