@@ -34,7 +34,10 @@ class Listener:
 
 @contextmanager
 def listening(model:ARLDM): # -> yields a list with a `Listener` for each cross-attention layer
-    "Within the block, the UNet's cross-attention is heard."
+    """Within the block, the UNet's cross-attention is heard.
+
+    -> yields a list with a `Listener` for each cross-attention layer
+    """
     plain = model.unet.attn_processors
     ears = {name: Listener() for name in plain if '.attn2.' in name}
     model.unet.set_attn_processor({**plain, **ears})
@@ -51,7 +54,18 @@ def attention(
     times:tuple=(500, 650, 800),     # Timesteps of training
     seed:int=0,                      # Of the noise
 )->Tensor:                           # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
-    "Where each pixel of a frame looks."
+    """Where each pixel of a frame looks.
+
+    Args:
+        captions (list): Of a story
+        frames (list): Its frames as PIL pictures, drawn or told
+        k (int): The frame that looks, from 1
+        times (tuple, default (500, 650, 800)): Timesteps of training
+        seed (int, default 0): Of the noise
+
+    Returns:
+        Tensor: (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
+    """
     model, to = pipe.model, dict(device=pipe.model.device, dtype=pipe.unet.dtype)
     story = [{k: v.to(to['device']) for k, v in model.vocab.encode([c]).items()} for c in captions[:k]]
     memory = Memory(model, opening=1)
@@ -71,7 +85,11 @@ def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
 
 # %% ../nbs/15d_attention.ipynb #eff6688c
 def words_of(vocab:Vocabulary, caption:str, own:bool) -> list: # one str per token, specials as ''
-    "The words that attention can fall on, of a frame's own caption or of a slot."
+    """The words that attention can fall on, of a frame's own caption or of a slot.
+
+    Returns:
+        list: one str per token, specials as ''
+    """
     tokenizer = vocab.caption_tokenizer if own else vocab.memory_tokenizer
     tokens = tokenizer.convert_ids_to_tokens(vocab.encode([caption])['caption_ids' if own else 'memory_ids'][0])
     return ['' if t in tokenizer.all_special_tokens else t.replace('</w>', '') for t in tokens]
@@ -93,7 +111,15 @@ def show_attention(
     captions:list, frames:list, k:int, # As for `attention`
     side:int=120,    # Of a picture, in pixels
 )->Image.Image:
-    "Where a frame looks: into its own caption, and into each earlier frame, word by word."
+    """Where a frame looks: into its own caption, and into each earlier frame, word by word.
+
+    Args:
+        weights (Tensor): From `attention`
+        captions (list): As for `attention`
+        frames (list): As for `attention`
+        k (int): As for `attention`
+        side (int, default 120): Of a picture, in pixels
+    """
     w, font, gap = weights.mean((2, 3)), ImageFont.load_default(12), 12                       # (1 + slots, S)
     out = Image.new('RGB', ((side + gap)*len(w) + gap, side + 120), 'white')
     d, most = ImageDraw.Draw(out), float(w[:, 1:].max())

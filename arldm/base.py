@@ -26,7 +26,15 @@ def resize_grid(
     positions:Tensor,  # (1, 1+g², D)
     n:int,             # New grid, n × n
 )->Tensor:             # (1, 1+n², D)
-    "Resize a vision transformer's position table."
+    """Resize a vision transformer's position table.
+
+    Args:
+        positions (Tensor): (1, 1+g², D)
+        n (int): New grid, n × n
+
+    Returns:
+        Tensor: (1, 1+n², D)
+    """
     first, grid = positions[:, :1], positions[:, 1:]
     g, D = round(grid.shape[1]**.5), grid.shape[2]
     if g == n: return positions
@@ -39,7 +47,16 @@ def blip_sizes(
     side:int=224,        # Memory pictures, pixels
     original:bool=False, # With the dropout and stochastic depth of BLIP's own training
 )->dict:                 # `vision` and `text` arguments of `MemoryEncoder`
-    "The sizes of a BLIP encoder, read off its tensors."
+    """The sizes of a BLIP encoder, read off its tensors.
+
+    Args:
+        state (dict): Our names
+        side (int, default 224): Memory pictures, pixels
+        original (bool, default False): With the dropout and stochastic depth of BLIP's own training
+
+    Returns:
+        dict: `vision` and `text` arguments of `MemoryEncoder`
+    """
     def layers(start): return len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
     patches = state['vision_model.embeddings.patch_embedding.weight']
     words = state['text_encoder.embeddings.word_embeddings.weight']
@@ -90,7 +107,17 @@ def load_blip(
     side:int=224,         # Memory pictures, pixels
     original:bool=False,  # See `blip_sizes`
 )->MemoryEncoder:         # In evaluation mode
-    "The memory encoder from BLIP's published weights; heads and decoders in the file are left alone."
+    """The memory encoder from BLIP's published weights; heads and decoders in the file are left alone.
+
+    Args:
+        where (str | Path): BLIP's own `.pth`; or transformers' folder or hub name
+        enc_token_id (int): Id of `[ENC]`
+        side (int, default 224): Memory pictures, pixels
+        original (bool, default False): See `blip_sizes`
+
+    Returns:
+        MemoryEncoder: In evaluation mode
+    """
     state = _blip_weights(where)
     grid = 'vision_model.embeddings.position_embedding'
     try:
@@ -130,7 +157,15 @@ def tokenizers(
     sd:str|Path,                       # Stable Diffusion 1.5: folder or hub name
     bert:str|Path='bert-base-uncased', # BLIP's vocabulary: folder or hub name
 )->tuple:                              # `CLIPTokenizer`, `BertTokenizer`, without names
-    "The two published vocabularies."
+    """The two published vocabularies.
+
+    Args:
+        sd (str | Path): Stable Diffusion 1.5: folder or hub name
+        bert (str | Path, default 'bert-base-uncased'): BLIP's vocabulary: folder or hub name
+
+    Returns:
+        tuple: `CLIPTokenizer`, `BertTokenizer`, without names
+    """
     _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', layout=_LAYOUT.split(', text_encoder')[0])
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
     try: return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
@@ -144,7 +179,17 @@ def start_parts(
     vocab:Vocabulary,     # Decides the sizes of both word tables and the caption length
     original:bool=False,  # New rows are fifty times as wide as trained ones, as the original's
 )->dict:                  # unet, vae, text_encoder, memory_encoder
-    "The published parts of a story model, with tables of the vocabulary's size."
+    """The published parts of a story model, with tables of the vocabulary's size.
+
+    Args:
+        sd (str | Path): Stable Diffusion 1.5: folder or hub name
+        blip (str | Path): BLIP weights: `.pth`, folder or hub name
+        vocab (Vocabulary): Decides the sizes of both word tables and the caption length
+        original (bool, default False): New rows are fifty times as wide as trained ones, as the original's
+
+    Returns:
+        dict: unet, vae, text_encoder, memory_encoder
+    """
     memory, std = load_blip(blip, vocab.enc, original=original), 1. if original else None
     unet, vae, clip = (_part(cls, sd, sub) for cls, sub in
                        ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae'), (CLIPTextModel, 'text_encoder')))
@@ -166,6 +211,15 @@ def published_tokenizers(
     blip:str|Path,         # BLIP weights; a folder may hold its vocabulary
     bert:str|None=None,    # BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
 )->tuple:                  # `CLIPTokenizer`, `BertTokenizer`, without names
-    "The vocabularies that belong to published weights."
+    """The vocabularies that belong to published weights.
+
+    Args:
+        sd (str | Path): Stable Diffusion 1.5: folder or hub name
+        blip (str | Path): BLIP weights; a folder may hold its vocabulary
+        bert (str | None, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+
+    Returns:
+        tuple: `CLIPTokenizer`, `BertTokenizer`, without names
+    """
     own = any((Path(blip)/f).is_file() for f in _BERT)
     return tokenizers(sd, bert or (blip if own else 'bert-base-uncased'))

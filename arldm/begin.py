@@ -34,7 +34,12 @@ def make_model(
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
     folder:Path,      # Where such a vocabulary is written
 )->ARLDM:
-    "The model that a run starts from."
+    """The model that a run starts from.
+
+    Args:
+        file (StoryFile): Its training captions make the vocabulary of a model with random weights
+        folder (Path): Where such a vocabulary is written
+    """
     torch.manual_seed(s.seed)
     model = _model(s, file, folder)
     coarse = vae_factor(model.vae)*2**(len(model.unet.config.block_out_channels) - 1)   # pixels to the coarsest latent
@@ -78,7 +83,14 @@ def check_lengths(
     alone:bool=False,  # Stories that never share a batch with another length
     n:int=None,        # How many of the stories are used; default: all
 ):
-    "A `StoryError` that names the first story with too few or too many frames, or other many than the rest."
+    """A `StoryError` that names the first story with too few or too many frames, or other many than the rest.
+
+    Args:
+        s (Settings): Uses `task` and `batch`
+        n_slots (int): Slots that the model can remember
+        alone (bool, default False): Stories that never share a batch with another length
+        n (int, optional): How many of the stories are used; default: all
+    """
     lengths = [len(split.rows(i)) for i in range(min(len(split), n or len(split)))]
     usual = Counter(lengths).most_common(1)[0][0]
     for story_id, length in zip(split.ids, lengths):
@@ -100,7 +112,11 @@ _RUN = {**SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': st
 _WRITTEN = 'log.csv', 'checkpoints', 'pipeline', 'strips', 'tensorboard'         # into a run folder
 
 def read_settings(run:Path) -> dict: # Empty for a new run
-    "What `settings.json` of a run says; a `StoryError` if a new run would write over somebody's files."
+    """What `settings.json` of a run says; a `StoryError` if a new run would write over somebody's files.
+
+    Returns:
+        dict: Empty for a new run
+    """
     if os.path.lexists(run/'settings.json'): return load_json(run/'settings.json', _RUN)
     for name in _WRITTEN:
         path = run/name
@@ -116,7 +132,16 @@ def open_run(
     preset:str|None,  # `None` = that of the run, or the one named like the corpus
     given:dict,       # The reader's own settings; `None` = not given
 )->tuple:             # `Settings`, `StoryFile`
-    "The settings of a new run, or of one that goes on."
+    """The settings of a new run, or of one that goes on.
+
+    Args:
+        data (str | None): Story file; `None` = the one of the run
+        preset (str | None): `None` = that of the run, or the one named like the corpus
+        given (dict): The reader's own settings; `None` = not given
+
+    Returns:
+        tuple: `Settings`, `StoryFile`
+    """
     check_place(run)
     old = read_settings(run)
     if not (data or old): raise StoryError(f'{run} is a new run: name its story file, --data stories.h5')
@@ -164,7 +189,11 @@ def check_steps(run:Path, done:int, s:Settings):
 
 # %% ../nbs/10b_begin.ipynb #17f6afb3
 def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`
-    "Where the weights lie that a run starts from, as far as they are files."
+    """Where the weights lie that a run starts from, as far as they are files.
+
+    Returns:
+        dict: For `settings.json`
+    """
     hints, names = {}, {*SHIPPED, *SIZES, ''}
     for k in _PATHS:
         path = getattr(s, k)

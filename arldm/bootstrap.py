@@ -28,7 +28,15 @@ def resample(
     times:int=100,  # Draws, at most `MOST_DRAWS`
     seed:int=0,     # The same albums and seed give the same draws, whatever is measured on them
 )->np.ndarray:      # int64 (times, n_albums), counts; every row adds up to `n_albums`
-    "How often each album counts in draws with replacement."
+    """How often each album counts in draws with replacement.
+
+    Args:
+        times (int, default 100): Draws, at most `MOST_DRAWS`
+        seed (int, default 0): The same albums and seed give the same draws, whatever is measured on them
+
+    Returns:
+        np.ndarray: int64 (times, n_albums), counts; every row adds up to `n_albums`
+    """
     refuse_draws(times)
     if n_albums < 1: raise StoryError('there are no albums to draw from')
     return np.random.default_rng(seed).multinomial(n_albums, np.full(n_albums, 1/n_albums), size=times)
@@ -38,7 +46,15 @@ def mean_of(
     values,  # (n,) numbers or booleans, one per frame
     album,   # int (n,), the album of each, from 0
 )->callable: # A statistic
-    "The mean over frames, as a function of how often each album counts."
+    """The mean over frames, as a function of how often each album counts.
+
+    Args:
+        values: (n,) numbers or booleans, one per frame
+        album: int (n,), the album of each, from 0
+
+    Returns:
+        callable: A statistic
+    """
     x, album = np.asarray(values, float), np.asarray(album)
     def stat(w):
         w = np.asarray(w)[album]
@@ -49,7 +65,17 @@ def ratio_of(
     a, album_a,  # As in `mean_of`
     b, album_b,  # The same
 )->callable:     # A statistic
-    "The mean of `a` divided by the mean of `b`."
+    """The mean of `a` divided by the mean of `b`.
+
+    Args:
+        a: As in `mean_of`
+        album_a: As in `mean_of`
+        b: The same
+        album_b: The same
+
+    Returns:
+        callable: A statistic
+    """
     a, b = mean_of(a, album_a), mean_of(b, album_b)
     return lambda w: a(w)/b(w) if b(w) else math.nan
 
@@ -59,7 +85,14 @@ Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviat
 def widen(
     n:int,  # Albums
 )->float:   # Factor, > 1; infinite for one album
-    "How much wider an interval from so few albums must be: Student's t (Abramowitz and Stegun, 26.7.5) for a normal."
+    """How much wider an interval from so few albums must be: Student's t (Abramowitz and Stegun, 26.7.5) for a normal.
+
+    Args:
+        n (int): Albums
+
+    Returns:
+        float: Factor, > 1; infinite for one album
+    """
     if n < 2: return math.inf
     v, z = n - 1, Z
     t = (z + (z**3 + z)/4/v + (5*z**5 + 16*z**3 + 3*z)/96/v**2 + (3*z**7 + 19*z**5 + 17*z**3 - 15*z)/384/v**3
@@ -69,7 +102,11 @@ def widen(
 # %% ../nbs/12g_bootstrap.ipynb #86b3f088
 @dataclass
 class Estimate:
-    "A score, and the same score on draws of the albums."
+    """A score, and the same score on draws of the albums.
+
+    Args:
+        again (np.ndarray): (times,)
+    """
     value: float
     again: np.ndarray  # (times,)
     n_albums: int
@@ -79,7 +116,11 @@ class Estimate:
 
     @property
     def interval(self)->tuple: # low, high; NaN where nothing can be said
-        "The 95 % interval: the scatter of the draws, centred on the value and widened for few albums."
+        """The 95 % interval: the scatter of the draws, centred on the value and widened for few albums.
+
+        Returns:
+            tuple: low, high; NaN where nothing can be said
+        """
         again = self.again[np.isfinite(self.again)]
         if self.n_albums < 2 or len(again) < 2: return math.nan, math.nan
         off = (np.quantile(again, (.025, .975)) - again.mean())*widen(self.n_albums)
@@ -98,7 +139,13 @@ def estimate(
     draws:np.ndarray,   # (times, n_albums), from `resample`
     progress:str=None,  # Name of a bar, which shows when it takes long
 )->Estimate:
-    "A statistic with its scatter."
+    """A statistic with its scatter.
+
+    Args:
+        stat (callable): A statistic
+        draws (np.ndarray): (times, n_albums), from `resample`
+        progress (str, optional): Name of a bar, which shows when it takes long
+    """
     n, bar = draws.shape[1], tqdm(draws, progress, leave=False, delay=2, disable=None if progress else True)
     return Estimate(float(stat(np.ones(n))), np.array([stat(w) for w in bar], float), n)
 
@@ -109,7 +156,13 @@ def as_text(
     sign:bool=False,  # With a plus, too
     digits:int=4,
 )->str:
-    "A score as text."
+    """A score as text.
+
+    Args:
+        value (float): None or NaN = nothing there
+        unit (str, default ''): '%': the value is a share; 'points': a difference of shares, which has a sign
+        sign (bool, default False): With a plus, too
+    """
     if value is None or not math.isfinite(value): return '—'
     plus = '+' if sign or unit == 'points' else ''
     text = {'%': f'{value:{plus}.1%}', 'points': f'{100*value:{plus}.1f}'}.get(unit, f'{value:{plus}.{digits}g}')
@@ -120,7 +173,12 @@ def as_span(
     low:float, high:float,
     unit:str='', sign:bool=False,  # As in `as_text`
 )->str:
-    "An interval as text."
+    """An interval as text.
+
+    Args:
+        unit (str, default ''): As in `as_text`
+        sign (bool, default False): As in `as_text`
+    """
     return f'{as_text(low, unit, sign).removesuffix(" points")} … {as_text(high, unit, sign)}'
 
 # %% ../nbs/12g_bootstrap.ipynb #60a3c5e2
@@ -130,7 +188,14 @@ def verdict(
     name_a:str='A', name_b:str='B',
     unit:str='',            # As in `as_text`
 )->str:
-    "What the comparison of two runs comes to, in a sentence."
+    """What the comparison of two runs comes to, in a sentence.
+
+    Args:
+        a (Estimate): Of the same draws
+        b (Estimate): Of the same draws
+        better (str): 'lower', 'higher' or None
+        unit (str, default ''): As in `as_text`
+    """
     low, high = (b - a).interval
     if not (math.isfinite(low) and math.isfinite(high)): return 'no verdict: too few albums for an interval'
     where = f'95 % interval of the difference {as_span(low, high, "points" if unit == "%" else unit, True)}'

@@ -20,7 +20,12 @@ from .files import load_json, refuse_foreign, save_json
 # %% ../nbs/17g_budget.ipynb #3a480387
 @dataclass(frozen=True)
 class Row:
-    "Something to measure; the word before the colon names the process that it shares with its neighbours."
+    """Something to measure; the word before the colon names the process that it shares with its neighbours.
+
+    Args:
+        name (str): Such as 'draw: pndm 50, graphs, 64 stories'
+        seconds (float): What it is expected to take; decides only whether it still fits
+    """
     name: str       # Such as 'draw: pndm 50, graphs, 64 stories'
     seconds: float  # What it is expected to take; decides only whether it still fits
 
@@ -31,7 +36,11 @@ FORMAT = 'arldm-gpu'
 def is_gpu_file(path:str|Path) -> bool: return load_json(path, SHAPE)['format'] == FORMAT
 
 class Measurements:
-    "A file of measured rows."
+    """A file of measured rows.
+
+    Args:
+        words (Callable, default lambda rows, name: ''): (all rows, name) -> what a row has come to, in words
+    """
     def __init__(self,
         path:str|Path,
         words:Callable=lambda rows, name: '',  # (all rows, name) -> what a row has come to, in words
@@ -41,7 +50,11 @@ class Measurements:
     def open(self,
         about:dict,    # `size`, `device` and `machine`
     ):
-        "Begin the file; a `StoryError` if there is one of another machine, or of somebody else."
+        """Begin the file; a `StoryError` if there is one of another machine, or of somebody else.
+
+        Args:
+            about (dict): `size`, `device` and `machine`
+        """
         refuse_foreign(self.path, is_gpu_file, 'file of measurements')
         if not self.path.exists(): return save_json(self.path, dict(format=FORMAT, **about, rows={}))
         old, new = self.read(), json.loads(json.dumps(about))
@@ -62,7 +75,10 @@ def _differences(was, now, name): # yields 'machine.versions.torch is 2.13, not 
 
 @patch
 def record(self:Measurements, name:str, state:str, **values): # `state`: done, failed, skipped, cut or running
-    "Write what a row has come to; numbers that are not finite are left out."
+    """Write what a row has come to; numbers that are not finite are left out.
+
+    `state`: done, failed, skipped, cut or running
+    """
     result = self.read()
     known = {k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
     result['rows'][name] = dict(state=state, date=time.strftime('%Y-%m-%d'), **known)
@@ -92,7 +108,14 @@ def work(
     deadline:float,    # When to stop, as `time.time` counts
     commit:str,
 ):
-    "Measure rows one after the other, as far as they fit."
+    """Measure rows one after the other, as far as they fit.
+
+    Args:
+        rows (list): Of `Row`
+        measure (Callable): measure(name) -> dict of numbers; `note` says what is wrong, `wrong=True` that the row
+            failed
+        deadline (float): When to stop, as `time.time` counts
+    """
     for row in rows:
         left = deadline - time.time()
         if row.seconds > left:
@@ -112,7 +135,11 @@ def work(
 
 # %% ../nbs/17g_budget.ipynb #6a91a847
 def start_worker(code:str, words:list, env:dict|None=None) -> subprocess.Popen: # `code` calls `worker_words`
-    "Start a process that runs some Python code and gets some words."
+    """Start a process that runs some Python code and gets some words.
+
+    Returns:
+        subprocess.Popen: `code` calls `worker_words`
+    """
     process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, env=env, text=True)
     process.stdin.write(json.dumps(words) + '\n')
     process.stdin.flush()
@@ -134,7 +161,12 @@ def run_rows(
     deadline:float,
     start:Callable,   # start(rows) -> a process that measures them and writes to the file
 ):
-    "Measure rows, those of a group in one process; a process that ends early is followed by another."
+    """Measure rows, those of a group in one process; a process that ends early is followed by another.
+
+    Args:
+        rows (list): Of `Row`
+        start (Callable): start(rows) -> a process that measures them and writes to the file
+    """
     for _, group in itertools.groupby(rows, lambda row: row.name.split(':')[0]):
         todo = list(group)
         while todo:
@@ -170,7 +202,11 @@ def _note_end(kept, code, deadline): # of a process that ended while it measured
 # %% ../nbs/17g_budget.ipynb #4d54c313
 @patch
 def still_missing(self:Measurements, rows:list) -> list: # Of `Row`; what the file says of them is taken out of it
-    "What was never tried, and then what failed."
+    """What was never tried, and then what failed.
+
+    Returns:
+        list: Of `Row`; what the file says of them is taken out of it
+    """
     result = self.read()
     states = {name: row['state'] for name, row in result['rows'].items()}
     missing = [row for row in rows if states.get(row.name) != 'done']

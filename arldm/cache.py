@@ -27,7 +27,11 @@ from .pictures import decode
 
 # %% ../nbs/10_cache.ipynb #8ef6133b
 def still_parts(model:ARLDM) -> dict: # Of moments, captions and slots -> the part that knows them
-    "What can be computed once."
+    """What can be computed once.
+
+    Returns:
+        dict: Of moments, captions and slots -> the part that knows them
+    """
     parts = dict(moments=model.vae, captions=model.text_encoder, slots=model.memory_encoder)
     return {kind: p for kind, p in parts.items() if not any(w.requires_grad for w in p.parameters())}
 
@@ -35,7 +39,14 @@ def still_parts(model:ARLDM) -> dict: # Of moments, captions and slots -> the pa
 def questions(
     stories:StoryDataset,  # With `crops`, or not for training
 )->dict:                   # moments: (row, crop), captions: (caption,), slots: (row, crop, caption), each sorted
-    "All that training on these stories will ever ask."
+    """All that training on these stories will ever ask.
+
+    Args:
+        stories (StoryDataset): With `crops`, or not for training
+
+    Returns:
+        dict: moments: (row, crop), captions: (caption,), slots: (row, crop, caption), each sorted
+    """
     crops = (stories.crops or _uncut()) if stories.train else 1
     found = dict(moments=set(), captions=set(), slots=set())
     for i in range(len(stories)):
@@ -77,7 +88,15 @@ def answers(
     kind:str,   # 'moments', 'captions' or 'slots'
     keys:list,  # Some `questions` of that kind
 )->list:        # A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
-    "What a frozen part says."
+    """What a frozen part says.
+
+    Args:
+        kind (str): 'moments', 'captions' or 'slots'
+        keys (list): Some `questions` of that kind
+
+    Returns:
+        list: A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
+    """
     told, device = stories.vocab.encode([k[-1] for k in keys]) if kind != 'moments' else {}, model.device
     told = {k: v.to(device) for k, v in told.items()}
     if kind == 'captions':
@@ -135,7 +154,15 @@ def check_cache(
     folder:str|Path,
     precision:str='float32',  # As in `build_cache`
 )->dict:                      # What the answers belong to
-    "A `StoryError` if a folder holds answers about something else, or somebody's files; writes nothing."
+    """A `StoryError` if a folder holds answers about something else, or somebody's files; writes nothing.
+
+    Args:
+        model (ARLDM): Frozen as it will be in training
+        precision (str, default 'float32'): As in `build_cache`
+
+    Returns:
+        dict: What the answers belong to
+    """
     folder = Path(folder)
     label = _label(stories, {kind: part_digest(p) for kind, p in still_parts(model).items()}, precision)
     if (folder/'cache.json').exists():
@@ -157,7 +184,20 @@ def build_cache(
     progress:bool=True,        # Show a bar
     batch:int=32,              # Questions that are asked together
 )->Dataset:                    # The same stories as `CachedStories`
-    "Compute and write what is not there yet."
+    """Compute and write what is not there yet.
+
+    Args:
+        model (ARLDM): Frozen as it will be in training
+        precision (str, default 'float32'): In which the encoders compute, as in `Settings`; float16 counts as
+            bfloat16
+        rank (int, default 0): This process
+        world (int, default 1): How many there are
+        progress (bool, default True): Show a bar
+        batch (int, default 32): Questions that are asked together
+
+    Returns:
+        Dataset: The same stories as `CachedStories`
+    """
     folder, parts, model = Path(folder), still_parts(model), model.eval()
     keys = {kind: k for kind, k in questions(stories).items() if kind in parts}
     label = check_cache(model, stories, folder, precision)
@@ -185,13 +225,22 @@ def _joined(found, kind, precision):
 
 @torch.no_grad()
 def nothing(model:ARLDM) -> dict: # no_caption, no_slot (S, D)
-    "What a frame is told that is told nothing, where the encoder in question is frozen."
+    """What a frame is told that is told nothing, where the encoder in question is frozen.
+
+    Returns:
+        dict: no_caption, no_slot (S, D)
+    """
     null = dict(captions=('no_caption', model.null_caption), slots=('no_slot', model.null_slot))
     return {null[k][0]: null[k][1]()[0].float().cpu() for k in still_parts(model) if k in null}
 
 # %% ../nbs/10_cache.ipynb #2def2f54
 class CachedStories(Dataset):
-    "Stories as tensors, frames and memories replaced by what frozen parts say about them."
+    """Stories as tensors, frames and memories replaced by what frozen parts say about them.
+
+    Args:
+        folder (str | Path): Filled by `build_cache`
+        keys (dict, optional): `questions` of the kinds that it holds; default: asked again
+    """
     def __init__(self,
         stories:StoryDataset,
         folder:str|Path,   # Filled by `build_cache`

@@ -26,7 +26,14 @@ def _decoded(data, path): # the text of a file's bytes
 def read_captions(
     path:str|Path, # A text file, one caption a line
 )->list:           # str
-    "The captions of a text file."
+    """The captions of a text file.
+
+    Args:
+        path (str | Path): A text file, one caption a line
+
+    Returns:
+        list: str
+    """
     path = Path(at_home(str(path)))
     if not os.path.isfile(path):
         raise StoryError(f'{path}: no text file that can be read; expected one caption a line')
@@ -44,7 +51,14 @@ def read_captions(
 def given_paths(
     text:str, # Such as 'first.png, ~/second.png'
 )->list:      # `Path`s
-    "The files that a list with commas names."
+    """The files that a list with commas names.
+
+    Args:
+        text (str): Such as 'first.png, ~/second.png'
+
+    Returns:
+        list: `Path`s
+    """
     parts, found = str(text).split(','), []
     while parts:
         taken = 1

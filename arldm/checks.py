@@ -43,7 +43,13 @@ def id_text(
     key:str,       # What it says it of, for the message
     story:str,     # The story, for the message
 )->str:
-    "An id as text."
+    """An id as text.
+
+    Args:
+        value (object): What the file says
+        key (str): What it says it of, for the message
+        story (str): The story, for the message
+    """
     if is_id(value): return str(value)
     raise OddValue('bad id', f'story {story}: {key} is {_shown(value)}, expected text or a whole number')
 
@@ -70,7 +76,13 @@ def refuse(e:BadStory):
     raise BadStory(e.reason, f'{e}; pass --skip-bad to leave such stories out')
 
 class Stories:
-    "Stories built one at a time from drafts; a draft that fails goes to `bad` instead."
+    """Stories built one at a time from drafts; a draft that fails goes to `bad` instead.
+
+    Args:
+        drafts (list): What the annotations say, story by story
+        build (Callable): Draft -> `Story`, or raises `BadStory`
+        bad (Callable): Called with every `BadStory`
+    """
     def __init__(self,
         drafts:list,    # What the annotations say, story by story
         build:Callable, # Draft -> `Story`, or raises `BadStory`

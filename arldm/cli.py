@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from .core import StoryError, at_least_one, command, counted, rank_and_world_size, say
 
 from .digest import holds_stories
-from .encoders import quiet_loading
 from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
 from .origin import read_drawing
@@ -24,9 +23,6 @@ from .sampling import (APART, asked, check_way, drawing_facts, keep_way, named_f
                             pipeline_folder, refuse_other_drawings, refuse_place, run_settings, usual_precision)
 from .settings import TASKS
 from .story import StoryFile, StorySplit
-
-# %% ../nbs/15_cli.ipynb #e75b0da7
-quiet_loading()
 
 # %% ../nbs/15_cli.ipynb #ab246239
 @command
@@ -51,7 +47,33 @@ def draw(
     sets:int=1,              # Draw all so often, from other seeds, into drawn, drawn2, …; scores show their spread
     dry_run:bool=False,      # Check everything, say what would be drawn, and stop
 ):
-    "Draw the stories of a split, or your own; torchrun divides a split among processes."
+    """Draw the stories of a split, or your own; torchrun divides a split among processes.
+
+    Args:
+        run (str): Run folder, or a pipeline folder
+        data (str, optional): Story file; default: the one a run was trained on
+        split (str, default 'test'): Split to draw
+        captions (str, optional): Instead: a text file of your own, one caption a line
+        given (str, optional): With `--captions`: opening pictures, `first.png` or `first.png,second.png`
+        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay as they
+            are
+        out (str, optional): Folder for the drawings; default: the run, or for captions.txt captions-drawn beside
+            it
+        scheduler (str, default 'dpm++'): dpm++, unipc, ddim or pndm
+        steps (int, default 20): Denoising steps per frame
+        guidance (float, optional): Guidance scale, 1 = none; default: that of the run's settings
+        interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither the first nor the last
+            fifth
+        reuse (int, default 1): Renew deep features only in every so many steps; above 1 faster and approximate
+        precision (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
+        fast (bool, default False): Compile for the GPU first; worth it for many stories
+        batch (int, default 16): Stories drawn together; changes pictures by rounding only
+        seed (int, default 0): Story i starts from seed + i
+        limit (int, optional): Only the first so many stories
+        sets (int, default 1): Draw all so often, from other seeds, into drawn, drawn2, …; scores show their
+            spread
+        dry_run (bool, default False): Check everything, say what would be drawn, and stop
+    """
     run, s = Path(run), run_settings(Path(run))
     way = dict(scheduler=scheduler, steps=steps, guidance=s['guidance'] if guidance is None else guidance, seed=seed,
                interval=numbers('interval', interval, float), reuse=reuse, precision=precision or usual_precision())
@@ -62,7 +84,11 @@ def draw(
 
 # %% ../nbs/15_cli.ipynb #97650a36
 def share()->tuple: # which process this is, from 0, and how many there are
-    "What torchrun says about several processes."
+    """What torchrun says about several processes.
+
+    Returns:
+        tuple: which process this is, from 0, and how many there are
+    """
     return rank_and_world_size()
 
 def stories_to_draw(
@@ -71,7 +97,12 @@ def stories_to_draw(
     split:str,
     settings:dict,  # Of `run_settings`
 )->StorySplit:
-    "The split that shall be drawn."
+    """The split that shall be drawn.
+
+    Args:
+        data (str | None): Story file; default: the one that the settings name
+        settings (dict): Of `run_settings`
+    """
     if data is None and not run.is_dir():
         raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
     if data is not None: return StoryFile(data)[split]
@@ -90,7 +121,21 @@ def draw_stories(
     sets:int=1, fast:bool=False,        # Sets of drawings; whether to compile first
     out:str=None, dry_run:bool=False,   # Folder for `drawn/`, default: the run; whether only to check
 ):
-    "Draw the first stories of a split into `drawn/`; of several processes, each its share."
+    """Draw the first stories of a split into `drawn/`; of several processes, each its share.
+
+    Args:
+        run (Path): Run folder or pipeline; story file and its split
+        data (str | None): Run folder or pipeline; story file and its split
+        split (str): Run folder or pipeline; story file and its split
+        s (dict): The run's settings; how to draw: `steps`, `guidance`, …
+        way (dict): The run's settings; how to draw: `steps`, `guidance`, …
+        batch (int): Stories drawn at once, and in all
+        limit (int | None): Stories drawn at once, and in all
+        sets (int, default 1): Sets of drawings; whether to compile first
+        fast (bool, default False): Sets of drawings; whether to compile first
+        out (str, optional): Folder for `drawn/`, default: the run; whether only to check
+        dry_run (bool, default False): Folder for `drawn/`, default: the run; whether only to check
+    """
     check_way(way)
     stories, out, (rank, world) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
     pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))

@@ -34,7 +34,15 @@ def centred(
     x:np.ndarray,    # (n, d) rows of features
     mean:np.ndarray, # (d,) mean of the told rows; 0 = leave the rows where they are
 )->np.ndarray:       # (n, d) of length 1; a row that equals the mean stays 0
-    "Rows as seen from the middle of the told ones."
+    """Rows as seen from the middle of the told ones.
+
+    Args:
+        x (np.ndarray): (n, d) rows of features
+        mean (np.ndarray): (d,) mean of the told rows; 0 = leave the rows where they are
+
+    Returns:
+        np.ndarray: (n, d) of length 1; a row that equals the mean stays 0
+    """
     return _unit(_checked(x), mean)
 
 # %% ../nbs/12h_coherence.ipynb #4f90dbef
@@ -43,7 +51,16 @@ def pairs(
     k:np.ndarray,       # (n,) its frame
     how:str='adjacent', # 'adjacent': k with k+1; 'all': each with each
 )->np.ndarray:          # int (p, 2), places of the rows, the earlier frame first
-    "Pairs of frames of one story."
+    """Pairs of frames of one story.
+
+    Args:
+        story (np.ndarray): (n,) which story each row belongs to; each drawing of a story counts as one of its own
+        k (np.ndarray): (n,) its frame
+        how (str, default 'adjacent'): 'adjacent': k with k+1; 'all': each with each
+
+    Returns:
+        np.ndarray: int (p, 2), places of the rows, the earlier frame first
+    """
     one_of('kind of pairs', how, ('adjacent', 'all'))
     story, k, found = np.unique(story, return_inverse=True)[1], np.asarray(k), []
     order = np.lexsort((k, story))
@@ -56,7 +73,11 @@ def pairs(
     return np.concatenate(found) if found else np.zeros((0, 2), int)
 
 def likeness(x:np.ndarray, pairs:np.ndarray) -> np.ndarray: # rows of `centred` (n, d), int (p, 2) -> (p,) in [-1, 1]
-    "Cosines of pairs of frames."
+    """Cosines of pairs of frames.
+
+    Returns:
+        np.ndarray: rows of `centred` (n, d), int (p, 2) -> (p,) in [-1, 1]
+    """
     return np.einsum('pd,pd->p', x[pairs[:, 0]], x[pairs[:, 1]])
 
 # %% ../nbs/12h_coherence.ipynb #ecd30b03
@@ -66,19 +87,36 @@ def together(
     pairs:np.ndarray, # int (p, 2)
     album:np.ndarray, # int (n,)
 ):                    # -> a statistic of album weights; 1 = drawn frames belong together as told ones do
-    "Likeness within drawn stories, in parts of that within told ones."
+    """Likeness within drawn stories, in parts of that within told ones.
+
+    -> a statistic of album weights; 1 = drawn frames belong together as told ones do
+
+    Args:
+        drawn (np.ndarray): (n, d) rows of `centred`
+        told (np.ndarray): (n, d), the same frames
+        pairs (np.ndarray): int (p, 2)
+        album (np.ndarray): int (n,)
+    """
     of = np.asarray(album)[pairs[:, 0]]
     return ratio_of(likeness(drawn, pairs), of, likeness(told, pairs), of)
 
 # %% ../nbs/12h_coherence.ipynb #667e13c2
 def own_told(drawn:np.ndarray, told:np.ndarray) -> np.ndarray: # rows of `centred`, (n, d) each -> (n,) in [-1, 1]
-    "Likeness of each drawn frame to the told one."
+    """Likeness of each drawn frame to the told one.
+
+    Returns:
+        np.ndarray: rows of `centred`, (n, d) each -> (n,) in [-1, 1]
+    """
     if np.shape(drawn) != np.shape(told):
         raise StoryError(f'rows {np.shape(drawn)} beside rows {np.shape(told)}; expected one of each per frame')
     return np.einsum('nd,nd->n', drawn, told)
 
 def by_frame(values:np.ndarray, k:np.ndarray, album:np.ndarray) -> dict: # (n,) each -> {k: statistic of album weights}
-    "The mean of first frames, of second frames, …"
+    """The mean of first frames, of second frames, …
+
+    Returns:
+        dict: (n,) each -> {k: statistic of album weights}
+    """
     values, k, album = map(np.asarray, (values, k, album))
     return {int(j): mean_of(values[k == j], album[k == j]) for j in np.unique(k)}
 
@@ -88,7 +126,16 @@ def unusual(
     told:np.ndarray,   # (m,) the same of told frames
     share:float=.01,   # Of the told values below 1, those that are called unusual
 )->np.ndarray:         # bool (n,)
-    "Which values are as high as the highest hundredth of the told ones."
+    """Which values are as high as the highest hundredth of the told ones.
+
+    Args:
+        values (np.ndarray): (n,) likenesses
+        told (np.ndarray): (m,) the same of told frames
+        share (float, default 0.01): Of the told values below 1, those that are called unusual
+
+    Returns:
+        np.ndarray: bool (n,)
+    """
     told = np.asarray(told)
     if not len(told): raise StoryError('no told frames to say how alike is usual; score some')
     limit = np.quantile(told[told < 1 - 1e-6], 1 - share, method='higher') if min(told) < 1 - 1e-6 else 1
@@ -101,7 +148,17 @@ def nearest(
     mean:np.ndarray,  # (d,) of the told rows, as for `centred`
     block:int=2048,   # Rows of either side compared at once
 )->tuple:             # likeness (n,), place in `train` int (n,)
-    "The training picture that each frame is most like."
+    """The training picture that each frame is most like.
+
+    Args:
+        x (np.ndarray): (n, d) rows of features
+        train (np.ndarray): (m, d) rows of training pictures; may be memory-mapped
+        mean (np.ndarray): (d,) of the told rows, as for `centred`
+        block (int, default 2048): Rows of either side compared at once
+
+    Returns:
+        tuple: likeness (n,), place in `train` int (n,)
+    """
     if not len(train): raise StoryError('no training pictures to compare with')
     _checked(x), _checked(train)
     if np.shape(x)[1] != np.shape(train)[1]: raise StoryError(f'rows of {np.shape(x)[1]} features and training rows of '
@@ -122,7 +179,15 @@ def text_score(
     pictures:np.ndarray, # (n, d) CLIP's picture rows
     captions:np.ndarray, # (n, d) CLIP's text rows of the frames' own captions
 )->np.ndarray:           # (n,) from 0 to 100
-    "CLIP text score of each frame."
+    """CLIP text score of each frame.
+
+    Args:
+        pictures (np.ndarray): (n, d) CLIP's picture rows
+        captions (np.ndarray): (n, d) CLIP's text rows of the frames' own captions
+
+    Returns:
+        np.ndarray: (n,) from 0 to 100
+    """
     return 100*own_told(centred(pictures, 0), centred(captions, 0)).clip(0)
 
 # %% ../nbs/12h_coherence.ipynb #73d18d2f
@@ -131,7 +196,16 @@ def own_rank(
     captions:np.ndarray, # (n, d) text rows of all its captions
     own:np.ndarray,      # int (v,) place of each frame's own caption, from 0
 )->np.ndarray:           # (v,) in (0, 1]
-    "Reciprocal rank of the own caption among the captions of the story."
+    """Reciprocal rank of the own caption among the captions of the story.
+
+    Args:
+        pictures (np.ndarray): (v, d) picture rows of one story's drawn frames
+        captions (np.ndarray): (n, d) text rows of all its captions
+        own (np.ndarray): int (v,) place of each frame's own caption, from 0
+
+    Returns:
+        np.ndarray: (v,) in (0, 1]
+    """
     cosines = centred(pictures, 0)@centred(captions, 0).T                       # (v, n)
     mine = np.take_along_axis(cosines, np.asarray(own)[:, None], 1)
     better, equal = (cosines > mine + 1e-5).sum(1), (abs(cosines - mine) <= 1e-5).sum(1)
@@ -141,7 +215,11 @@ def own_rank(
 def rank_chance(
     n:int, # Captions
 )->float:
-    "What `own_rank` is on average when captions are sorted by chance."
+    """What `own_rank` is on average when captions are sorted by chance.
+
+    Args:
+        n (int): Captions
+    """
     return float(np.mean(1/np.arange(1, n + 1)))
 
 # %% ../nbs/12h_coherence.ipynb #960e6149
@@ -149,7 +227,11 @@ def names_in(
     caption:str,
     names:tuple, # Of the cast, as in `CORPORA['pororo'].names`
 )->set:
-    "Which characters a caption names."
+    """Which characters a caption names.
+
+    Args:
+        names (tuple): Of the cast, as in `CORPORA['pororo'].names`
+    """
     return {n for n in names if re.search(rf'(?<!\w){re.escape(n)}(?!\w)', caption, re.I)}
 
 def characters_seen(
@@ -158,7 +240,17 @@ def characters_seen(
     names:tuple,   # Of the cast
     batch:int=64,  # Pictures per call
 )->list:           # A set for each picture
-    "What a classifier sees, checked."
+    """What a classifier sees, checked.
+
+    Args:
+        classify: Takes a list of RGB pictures, returns a set of names for each
+        pictures: Iterable of RGB pictures, read as they are needed
+        names (tuple): Of the cast
+        batch (int, default 64): Pictures per call
+
+    Returns:
+        list: A set for each picture
+    """
     known, seen, pictures = {n.casefold(): n for n in names}, [], iter(pictures)
     while some := list(islice(pictures, batch)):
         said = list(classify(some))
@@ -172,7 +264,16 @@ def character_scores(
     want:list,        # The same of who should be there
     album:np.ndarray, # int (n,)
 )->dict:              # 'exact' float (n,), 1 where the sets are equal; 'f1', a statistic of album weights
-    "Right characters: exact match of each frame, and micro F1 = 2·tp/(2·tp + fp + fn)."
+    """Right characters: exact match of each frame, and micro F1 = 2·tp/(2·tp + fp + fn).
+
+    Args:
+        seen (list): A set of names for each drawn frame
+        want (list): The same of who should be there
+        album (np.ndarray): int (n,)
+
+    Returns:
+        dict: 'exact' float (n,), 1 where the sets are equal; 'f1', a statistic of album weights
+    """
     right = [2.*len(s & w) for s, w in zip(seen, want, strict=True)]
     named = [float(len(s) + len(w)) for s, w in zip(seen, want)]              # 2·tp + fp + fn
     return dict(exact=np.array([float(s == w) for s, w in zip(seen, want)]), f1=ratio_of(right, album, named, album))

@@ -63,7 +63,15 @@ def compare(
     run_a:str|Path, # A scored run folder
     run_b:str|Path, # Another one, of the same stories
 )->list:            # of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per score of both
-    "What is different between two runs, and what of it is beyond chance."
+    """What is different between two runs, and what of it is beyond chance.
+
+    Args:
+        run_a (str | Path): A scored run folder
+        run_b (str | Path): Another one, of the same stories
+
+    Returns:
+        list: of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per score of both
+    """
     (a, again_a), (b, again_b) = map(_scored, (run_a, run_b))
     why, again, out = _not_paired((a, b), (again_a, again_b)), (again_a, again_b), []
     there = {r['name']: r for r in b['scores'] if r['value'] is not None}

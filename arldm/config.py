@@ -57,7 +57,11 @@ def make_vae(block_out_channels:tuple, **kw) -> AutoencoderKL:
                          up_block_types=('UpDecoderBlock2D',)*n, latent_channels=4, **kw)
 
 def vae_factor(vae:AutoencoderKL) -> int: # 8 for Stable Diffusion
-    "How many pixels of a frame's side go into one latent."
+    """How many pixels of a frame's side go into one latent.
+
+    Returns:
+        int: 8 for Stable Diffusion
+    """
     return 2**(len(vae.config.block_out_channels) - 1)
 
 # %% ../nbs/07a_config.ipynb #a689df8c
@@ -65,13 +69,22 @@ def noise_schedule(
     prediction:str='epsilon', # What the UNet guesses: 'epsilon' or 'v'
     zero_snr:bool=False,      # The last time is pure noise
 )->DDPMScheduler:
-    "Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891)."
+    """Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891).
+
+    Args:
+        prediction (str, default 'epsilon'): What the UNet guesses: 'epsilon' or 'v'
+        zero_snr (bool, default False): The last time is pure noise
+    """
     kind = {'epsilon': 'epsilon', 'v': 'v_prediction'}[prediction]
     return DDPMScheduler(1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
                          prediction_type=kind, rescale_betas_zero_snr=zero_snr)
 
 def noise_like(config:dict) -> DDPMScheduler: # of any scheduler, so that it is the same in training and drawing
-    "The noise schedule that belongs to a scheduler's configuration."
+    """The noise schedule that belongs to a scheduler's configuration.
+
+    Returns:
+        DDPMScheduler: of any scheduler, so that it is the same in training and drawing
+    """
     return noise_schedule('v' if config.get('prediction_type') == 'v_prediction' else 'epsilon',
                           bool(config.get('rescale_betas_zero_snr')))
 
@@ -90,7 +103,10 @@ def check_kind(folder:Path):
 
 # %% ../nbs/07a_config.ipynb #4504613d
 def check_finite(tensors:dict, where:str|Path): # name -> tensor; what they were read from, for the message
-    "A `StoryError` that names the first tensor that holds NaN or infinity."
+    """A `StoryError` that names the first tensor that holds NaN or infinity.
+
+    name -> tensor; what they were read from, for the message
+    """
     for name, x in tensors.items():
         if x.is_floating_point() and not x.is_meta and not x.isfinite().all():
             raise StoryError(f'{where}: {name} holds NaN or infinite numbers; take earlier weights, or another copy')
@@ -99,7 +115,12 @@ def check_whole(
     folder:Path, # A pipeline folder
     parts:dict,  # name: module; what was opened from it
 ):
-    "A `StoryError` if weights or vocabularies are missing, which the libraries make up silently, or are no numbers."
+    """A `StoryError` if weights or vocabularies are missing, which the libraries make up silently, or are no numbers.
+
+    Args:
+        folder (Path): A pipeline folder
+        parts (dict): name: module; what was opened from it
+    """
     for n in 'tokenizer', 'memory_tokenizer':
         if not any((folder/n/f).is_file() for f in ('tokenizer.json', 'vocab.json', 'vocab.txt')):
             raise StoryError(f'{folder/n}: its vocabulary is missing')

@@ -40,7 +40,14 @@ def _left_out(skipped, before=''):
 def summary(
     counts:dict, # From `convert`
 )->str:          # One line per split, and one about what was left out
-    "What a conversion did, for the reader."
+    """What a conversion did, for the reader.
+
+    Args:
+        counts (dict): From `convert`
+
+    Returns:
+        str: One line per split, and one about what was left out
+    """
     lines = [f"{split:<5} {counted(c['stories'], 'story', 'stories'):>15}, {counted(c['albums'], 'album'):>13}, "
              f"{counted(c['pictures'], 'picture'):>16}, {c['different']:>6,} of them different"
              for split, c in counts.items() if split != 'skipped']
@@ -96,7 +103,25 @@ def convert(
     albums:int=None,      # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
     quiet:bool=False,     # No bar and no summary
 )->dict:                  # Split -> numbers from `count_index`, and 'skipped': reason -> number
-    "Turn a corpus into a story file."
+    """Turn a corpus into a story file.
+
+    Args:
+        source (str): Corpus: ssid, vist-sis, vist-dii, pororo, flintstones or toy
+        raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
+        out (str): The story file to write, such as ssid.h5
+        skip_bad (bool, default False): Leave bad stories out and count them by reason; otherwise the first one
+            ends it
+        side (int, default 0): Shrink pictures whose short side has more pixels than this; 0 = keep all as they
+            are
+        workers (int, default 2): Threads that shrink
+        dry_run (bool, default False): Read and check everything, write nothing
+        albums (int, optional): Toy: albums for training, 1000 by default; a tenth as many for each of val, test
+            and hard
+        quiet (bool, default False): No bar and no summary
+
+    Returns:
+        dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
+    """
     one_of('source', source, SOURCES)
     _check_numbers(side=side or 1, workers=workers, albums=albums or 1)
     refuse_foreign(out, is_story_file, 'story file')

@@ -33,7 +33,12 @@ class StoryError(ValueError):
     def __init__(self, message): super().__init__(printable(message))
 
 class BadStory(StoryError):
-    "One story of a corpus that cannot be used."
+    """One story of a corpus that cannot be used.
+
+    Args:
+        reason (str): Short class of the trouble, for counting, such as `'missing picture'`
+        message (str): The full line for the reader
+    """
     def __init__(self,
         reason:str,  # Short class of the trouble, for counting, such as `'missing picture'`
         message:str, # The full line for the reader
@@ -42,7 +47,11 @@ class BadStory(StoryError):
         self.reason = reason
 
 def first_line(e:Exception) -> str: # At most 160 characters
-    "What a library's error says, for a message of ours."
+    """What a library's error says, for a message of ours.
+
+    Returns:
+        str: At most 160 characters
+    """
     return ((str(e) or type(e).__name__).splitlines() or [''])[0][:160]
 
 def counted(n:int, noun:str, plural:str='') -> str:
@@ -52,7 +61,15 @@ def counted(n:int, noun:str, plural:str='') -> str:
 # %% ../nbs/00_core.ipynb #879373bd
 @dataclass(frozen=True)
 class Corpus:
-    "What the model needs to know about a corpus."
+    """What the model needs to know about a corpus.
+
+    Args:
+        name (str): The name used on the command line
+        length (int): Tokens per caption, `S`
+        side (int): Height and width of a drawn frame in pixels, unless the settings say otherwise
+        frames (int, default 5): Frames per story
+        names (tuple, default ()): Character names that get a token of their own
+    """
     name: str         # The name used on the command line
     length: int       # Tokens per caption, `S`
     side: int         # Height and width of a drawn frame in pixels, unless the settings say otherwise
@@ -76,7 +93,13 @@ def one_of(
     name:str,   # The reader's choice
     choices,    # What there is
 ):
-    "`name` if it is among `choices`, else a `StoryError` that lists them and names the nearest."
+    """`name` if it is among `choices`, else a `StoryError` that lists them and names the nearest.
+
+    Args:
+        what (str): What is being chosen, for the message
+        name (str): The reader's choice
+        choices: What there is
+    """
     if name in choices: return name
     near = difflib.get_close_matches(str(name), list(map(str, choices)), 1)
     hint = f'; did you mean {near[0]}?' if near else ''
@@ -93,7 +116,11 @@ HOME = Path(importlib.util.find_spec('arldm').origin).parent.parent  # the folde
 def asset(
     name:str,  # Path below `data/`
 )->Path:
-    "A file or folder that this book ships."
+    """A file or folder that this book ships.
+
+    Args:
+        name (str): Path below `data/`
+    """
     places = HOME/'data'/name, HOME/'arldm/data'/name
     if (path := next(filter(Path.exists, places), None)): return path
     raise StoryError(f'{places[0]} is missing; clone the repository anew, or install the wheel anew')
@@ -115,7 +142,11 @@ def _cpu():
     return next(l.split(':')[1].strip() for l in lines if l.startswith('model name'))
 
 def machine()->dict: # Versions, commit and machine, all JSON-friendly
-    "What a reader needs to know about the place where a number was made."
+    """What a reader needs to know about the place where a number was made.
+
+    Returns:
+        dict: Versions, commit and machine, all JSON-friendly
+    """
     import torch
     names = 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
     versions = {n: _ask(lambda: metadata.version(n)) for n in names}
@@ -127,7 +158,14 @@ def machine()->dict: # Versions, commit and machine, all JSON-friendly
 def story_generator(
     seed:int, # The run's seed plus the story's index
 )->'torch.Generator': # A generator on the CPU
-    "The random numbers of one story."
+    """The random numbers of one story.
+
+    Args:
+        seed (int): The run's seed plus the story's index
+
+    Returns:
+        'torch.Generator': A generator on the CPU
+    """
     import torch
     return torch.Generator('cpu').manual_seed(seed)
 
@@ -139,7 +177,11 @@ def environment_number(name:str, default:int) -> int:
     raise StoryError(f'the environment says {name}={os.environ[name]!r}, expected a whole number; unset {name}')
 
 def rank_and_world_size() -> tuple: # (0, 1) for a process alone
-    "Which process this is, from 0, and how many there are, as torchrun and its kin say in RANK and WORLD_SIZE."
+    """Which process this is, from 0, and how many there are, as torchrun and its kin say in RANK and WORLD_SIZE.
+
+    Returns:
+        tuple: (0, 1) for a process alone
+    """
     rank, world_size = environment_number('RANK', 0), environment_number('WORLD_SIZE', 1)
     if rank < world_size: return rank, world_size
     raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, expected a rank below the size of '
@@ -160,7 +202,11 @@ def out_of_memory(e:Exception) -> bool:
     return isinstance(e, MemoryError) or any(x in str(e) for x in _NO_ROOM)
 
 def in_words(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
-    "The line that a command ends with."
+    """The line that a command ends with.
+
+    Returns:
+        str: Empty: this is a mistake of the book, not of the reader
+    """
     text = ' '.join(str(e).split())
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f'{text}; make room and run the same command again'
@@ -174,6 +220,7 @@ def at_home(x:object) -> object:
 
 def _read_arguments(f, name, stop): # of the command line
     parser = anno_parser(f, prog=name)
+    parser.description = inspect.getdoc(f).partition('\n\n')[0]                     # arguments have a list of their own
     parser.error = lambda message: stop(f'{message}; see {name} --help')
     given = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
     needed = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
@@ -182,6 +229,11 @@ def _read_arguments(f, name, stop): # of the command line
     return given
 
 # %% ../nbs/00_core.ipynb #0f5d2a2a
+def _quiet_libraries(): # of those that are loaded; what is missing in weights is checked, not reported
+    for library in filter(None, map(sys.modules.get, ('diffusers', 'transformers'))):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
 def _open_streams(): # a closed one swallows what is said; a poor one shows question marks
     for name in 'stdout', 'stderr':
         stream = getattr(sys, name)
@@ -195,6 +247,7 @@ def command(f:Callable) -> Callable:
         if args or kw: return f(*map(at_home, args), **{k: at_home(v) for k, v in kw.items()})
         name = 'arldm-' + f.__name__.replace('_', '-')
         _open_streams()
+        _quiet_libraries()
         def stop(message, code=1):
             print(f'{name}: {printable(message)}', file=sys.stderr)
             sys.exit(code)

@@ -23,7 +23,16 @@ from .words import is_known, word_tokenizers, words_in
 
 # %% ../nbs/05_dataset.ipynb #89d04c54
 class Vocabulary:
-    "Captions as CLIP tokens for drawing and as BERT tokens for memory, `S` of each."
+    """Captions as CLIP tokens for drawing and as BERT tokens for memory, `S` of each.
+
+    Args:
+        caption_tokenizer (CLIPTokenizer): Gets the names
+        memory_tokenizer (BertTokenizer): Gets `[DEC]`, `[ENC]` and the names
+        length (int): Tokens per caption, `S`
+        names (tuple, default ()): Characters that get a token of their own where they have none
+        original (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a caption
+            special
+    """
     def __init__(self,
         caption_tokenizer:CLIPTokenizer, # Gets the names
         memory_tokenizer:BertTokenizer,  # Gets `[DEC]`, `[ENC]` and the names
@@ -51,7 +60,16 @@ def fit(
     length:int, # Tokens per caption, `S`
     pad:int,    # Id of the filler
 )->tuple:       # ids int64 (n, S); real bool (n, S)
-    "Cut or fill up to one length; a cut list keeps its last id."
+    """Cut or fill up to one length; a cut list keeps its last id.
+
+    Args:
+        rows (list): `n` lists of ids, the last id of each special
+        length (int): Tokens per caption, `S`
+        pad (int): Id of the filler
+
+    Returns:
+        tuple: ids int64 (n, S); real bool (n, S)
+    """
     rows = [r if len(r) <= length else r[:length-1] + r[-1:] for r in rows]
     ids = torch.tensor([r + [pad]*(length - len(r)) for r in rows])                # (n, S)
     real = torch.arange(length) < torch.tensor([len(r) for r in rows])[:, None]    # (n, S)
@@ -62,7 +80,14 @@ def fit(
 def encode(self:Vocabulary,
     captions:list, # `n` captions
 )->dict:           # `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
-    "The tokens of some captions; True = a real token, not filler."
+    """The tokens of some captions; True = a real token, not filler.
+
+    Args:
+        captions (list): `n` captions
+
+    Returns:
+        dict: `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
+    """
     clip, bert = self.caption_tokenizer, self.memory_tokenizer
     as_text = dict(verbose=False, split_special_tokens=not self.original)      # '[SEP]' in a caption is text
     rows = clip([ftfy.fix_text(c) for c in captions], **as_text)['input_ids']
@@ -93,7 +118,14 @@ def null(self:Vocabulary)->dict:
 def unknown_words(self:Vocabulary,
     captions,  # Any number of them
 )->list:       # Each word once, in the order of their appearance
-    "Words that one of the two tokenizers does not know (chapter 4f); names with a token of their own are known."
+    """Words that one of the two tokenizers does not know (chapter 4f); names with a token of their own are known.
+
+    Args:
+        captions: Any number of them
+
+    Returns:
+        list: Each word once, in the order of their appearance
+    """
     tokenizers, unknown = (self.caption_tokenizer, self.memory_tokenizer), {}
     if not self._known:
         names = [n for t in tokenizers for n in t.get_added_vocab() if n not in t.all_special_tokens]
@@ -105,7 +137,11 @@ def unknown_words(self:Vocabulary,
     return list(unknown)
 
 def unknown_text(words:list, most:int=8) -> str: # '' if there are none
-    "A note about unknown words; `most` of them are named."
+    """A note about unknown words; `most` of them are named.
+
+    Returns:
+        str: '' if there are none
+    """
     if not words: return ''
     more = f' and {len(words) - most:,} more' if len(words) > most else ''
     named = ', '.join(word[:30] for word in words[:most])
@@ -117,7 +153,11 @@ def unknown_text(words:list, most:int=8) -> str: # '' if there are none
 def note_unknown(self:Vocabulary,
     captions, # Any number of captions
 ):
-    "Warn of the words that the vocabulary does not know, of each word only once."
+    """Warn of the words that the vocabulary does not know, of each word only once.
+
+    Args:
+        captions: Any number of captions
+    """
     new = [word for word in self.unknown_words(captions) if word not in self._noted]
     self._noted.update(new)
     if new: warnings.warn(unknown_text(new), stacklevel=2)
@@ -128,7 +168,16 @@ def square(
     side:int,             # Pixels
     at:tuple=(.5, .5),    # Where the square is cut out: 0 = left or top, 1 = right or bottom
 )->Image.Image:           # (side, side)
-    "Scale the short side and cut out a square."
+    """Scale the short side and cut out a square.
+
+    Args:
+        picture (Image.Image): RGB
+        side (int): Pixels
+        at (tuple, default (0.5, 0.5)): Where the square is cut out: 0 = left or top, 1 = right or bottom
+
+    Returns:
+        Image.Image: (side, side)
+    """
     size = scaled(picture.size, side)
     left, top = (round(float(a)*(s - side)) for a, s in zip(at, size))
     return picture.resize(size, Image.BILINEAR).crop((left, top, left + side, top + side))
@@ -136,12 +185,29 @@ def square(
 def pixels(
     pictures:list, # `n` RGB pictures of one size
 )->Tensor:         # uint8 (n, 3, h, w)
-    "Pictures as a tensor."
+    """Pictures as a tensor.
+
+    Args:
+        pictures (list): `n` RGB pictures of one size
+
+    Returns:
+        Tensor: uint8 (n, 3, h, w)
+    """
     return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
 
 # %% ../nbs/05_dataset.ipynb #e135200a
 class StoryDataset(Dataset):
-    "Stories as tensors: frames, memories and tokens."
+    """Stories as tensors: frames, memories and tokens.
+
+    Args:
+        split (StorySplit): The stories
+        vocab (Vocabulary): Turns captions into tokens
+        side (int): Height and width of a frame in pixels
+        memory_side (int, default 224): The same of a memory picture
+        train (bool, default False): Random square and random picture, else the middle and the first
+        original (bool, default False): A memory is a square of its own; the picture of a frame is always random
+        crops (int, default 0): Random squares per picture; 0 = always new ones
+    """
     def __init__(self,
         split:StorySplit,     # The stories
         vocab:Vocabulary,     # Turns captions into tokens
@@ -160,7 +226,11 @@ class StoryDataset(Dataset):
 # %% ../nbs/05_dataset.ipynb #a6b65829
 @patch
 def choose(self:StoryDataset, i:int, epoch:int=0)->tuple: # rows (n,), squares of frames (n,) and of memories (n,)
-    "Which picture of every frame of story `i` is shown, and which of its squares."
+    """Which picture of every frame of story `i` is shown, and which of its squares.
+
+    Returns:
+        tuple: rows (n,), squares of frames (n,) and of memories (n,)
+    """
     rng, rows = np.random.default_rng((self.seed, epoch, i)), self.split.rows(i)
     rows = rows.reshape(len(rows), -1)                                                          # (n, K)
     rows = [int(rng.choice(r[r >= 0]) if self.train or self.original else r[0]) for r in rows]
@@ -174,7 +244,13 @@ def cut(self:StoryDataset,
     crop:int,            # Which of its squares is wanted
     memory:bool=False,   # The square as a memory, not as a frame
 )->Image.Image:
-    "A square of a picture."
+    """A square of a picture.
+
+    Args:
+        row (int): Which picture of the file this is
+        crop (int): Which of its squares is wanted
+        memory (bool, default False): The square as a memory, not as a frame
+    """
     at = np.random.default_rng((row, crop)).random(2) if self.train else (.5, .5)
     if memory and self.original: return square(picture, self.memory_side, at)
     frame = square(picture, self.side, at)
@@ -183,7 +259,11 @@ def cut(self:StoryDataset,
 # %% ../nbs/05_dataset.ipynb #e6f9d200
 @patch
 def squares(self:StoryDataset, i:int, epoch:int=0)->tuple: # frames, memories: n pictures each
-    "The squares of story `i`."
+    """The squares of story `i`.
+
+    Returns:
+        tuple: frames, memories: n pictures each
+    """
     rows, frames, memories = self.choose(i, epoch)
     try: pictures = [decode(self.split.file.picture(r)) for r in rows]
     except StoryError as e: raise StoryError(f'story {self.split.ids[i]}: {e}') from None
@@ -203,7 +283,14 @@ def __getitem__(self:StoryDataset, i:int|tuple)->dict:
 def collate(
     items:list, # Stories from `StoryDataset`
 )->dict:        # The same keys; tensors (B, n, ...), `index` (B,), `id` a list
-    "Stack stories into a batch."
+    """Stack stories into a batch.
+
+    Args:
+        items (list): Stories from `StoryDataset`
+
+    Returns:
+        dict: The same keys; tensors (B, n, ...), `index` (B,), `id` a list
+    """
     lengths = sorted({len(x['caption_ids']) for x in items})
     if len(lengths) > 1:
         raise StoryError(f'stories of {lengths} frames in one batch; a batch holds stories of one length, so begin '
@@ -215,12 +302,26 @@ def collate(
 def to_target(
     frames:Tensor, # uint8 (..., 3, h, w)
 )->Tensor:         # float32 in [-1, 1]
-    "Frames as the autoencoder wants them."
+    """Frames as the autoencoder wants them.
+
+    Args:
+        frames (Tensor): uint8 (..., 3, h, w)
+
+    Returns:
+        Tensor: float32 in [-1, 1]
+    """
     return frames.float()/127.5 - 1
 
 def to_memory(
     memory:Tensor, # uint8 (..., 3, h, w)
 )->Tensor:         # float32, about zero mean and unit spread
-    "Memory pictures as BLIP wants them."
+    """Memory pictures as BLIP wants them.
+
+    Args:
+        memory (Tensor): uint8 (..., 3, h, w)
+
+    Returns:
+        Tensor: float32, about zero mean and unit spread
+    """
     mean, std = torch.tensor([OPENAI_CLIP_MEAN, OPENAI_CLIP_STD], device=memory.device)[..., None, None]  # (3, 1, 1)
     return (memory.float()/255 - mean)/std

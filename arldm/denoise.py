@@ -34,7 +34,13 @@ def make_scheduler(
     name:str,   # Key of `SCHEDULERS`
     like:dict|None=None, # Configuration of the scheduler or noise schedule that the model was trained with
 ):
-    "A scheduler by name."
+    """A scheduler by name.
+
+    Args:
+        name (str): Key of `SCHEDULERS`
+        like (dict | None, optional): Configuration of the scheduler or noise schedule that the model was trained
+            with
+    """
     how = {k: like[k] for k in ('prediction_type', 'rescale_betas_zero_snr') if like and like.get(k)}
     if 'rescale_betas_zero_snr' in how: how['timestep_spacing'] = 'trailing'       # begins where all is noise
     try: return SCHEDULERS[one_of('scheduler', name, SCHEDULERS)](**how)
@@ -49,7 +55,13 @@ def set_timesteps(
     steps:int,    # Denoising steps
     device=None,  # Where the times are needed
 ):
-    "Lay out the steps of a scheduler; a `StoryError` if so many cannot be drawn."
+    """Lay out the steps of a scheduler; a `StoryError` if so many cannot be drawn.
+
+    Args:
+        scheduler: Of `make_scheduler`; any other of diffusers keeps its own times
+        steps (int): Denoising steps
+        device (optional): Where the times are needed
+    """
     try: scheduler.set_timesteps(steps, device=device)
     except ValueError as e: raise StoryError(f'{steps} steps: {first_line(e)}') from None
     name = _leading_name(scheduler)
@@ -77,7 +89,10 @@ class Kept(nn.Module):
 
 @contextmanager
 def keys_once(unet:nn.Module): # -> yields `announce(context)`
-    "Within the block, cross-attention uses the keys and values of the context announced last."
+    """Within the block, cross-attention uses the keys and values of the context announced last.
+
+    -> yields `announce(context)`
+    """
     hook = getattr(unet, '_hf_hook', None)                                               # of parts that wait on the CPU
     if hasattr(hook, 'pre_forward'): hook.pre_forward(unet)
     places = [(m, k) for name, m in unet.named_modules() if name.endswith('attn2') for k in ('to_k', 'to_v')]
@@ -101,7 +116,10 @@ def _instead(modules, wrap): # wrap(module, forward) -> another forward
             if old: m.forward = old
 
 def few_pixels(unet:nn.Module): # a context manager
-    "Within the block, 3×3 convolutions of fewer pixels than channels are matrix products."
+    """Within the block, 3×3 convolutions of fewer pixels than channels are matrix products.
+
+    a context manager
+    """
     def product(conv, plain):
         def forward(x):                                                                  # (n, in, h, w)
             if x.shape[0]*x.shape[2]*x.shape[3] >= conv.out_channels: return plain(x)
@@ -115,7 +133,10 @@ def few_pixels(unet:nn.Module): # a context manager
 # %% ../nbs/11b_denoise.ipynb #a770b9c6
 @contextmanager
 def deep_kept(unet:nn.Module): # -> yields `renew(whether)`
-    "Within the block, all but the outermost blocks repeat what they said last, unless they are to renew it."
+    """Within the block, all but the outermost blocks repeat what they said last, unless they are to renew it.
+
+    -> yields `renew(whether)`
+    """
     new = [True]
     def lazy(block, forward):
         said = []
@@ -178,7 +199,26 @@ def denoise(
     plain:bool=False,      # Compute everything anew in every step; the same latents, later
     graphs:bool=False,     # Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
 )->Tensor:                 # float32 (B, 4, h, w) latents
-    "Turn noise into the latents of one frame per story."
+    """Turn noise into the latents of one frame per story.
+
+    Args:
+        scheduler: Of `make_scheduler`, or any other of diffusers
+        z (Tensor): (B, 4, h, w) pure noise of unit variance
+        told (tuple): (context (B, tokens, D), visible bool (B, tokens)) of the frame
+        untold (tuple, optional): The same of a frame that is told nothing; `None` = no guidance
+        guidance (float, default 7.5): Guidance scale `g`
+        steps (int, default 50): Denoising steps; PNDM asks once more
+        generator (optional): One per story, for schedulers that add noise
+        on_step (optional): Called with (i, t, z) after every step; may return other latents
+        interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither in the first
+            nor the last fifth
+        reuse (int, default 1): Renew deep features only in every so many steps; 1 = always, more = approximate
+        plain (bool, default False): Compute everything anew in every step; the same latents, later
+        graphs (bool, default False): Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
+
+    Returns:
+        Tensor: float32 (B, 4, h, w) latents
+    """
     set_timesteps(scheduler, steps, z.device)
     extra = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     z, n = z.float()*scheduler.init_noise_sigma, len(scheduler.timesteps)
@@ -195,7 +235,11 @@ def denoise(
 
 # %% ../nbs/11b_denoise.ipynb #8ba73d12
 def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
-    "Latents to pictures; a `StoryError` if there is a number among them that is not finite."
+    """Latents to pictures; a `StoryError` if there is a number among them that is not finite.
+
+    Returns:
+        Tensor: uint8 (B, 3, H, W)
+    """
     dtype = model.vae.dtype
     x = model.vae.decode((z/model.vae.config.scaling_factor).to(dtype)).sample
     if not x.isfinite().all():

@@ -24,7 +24,11 @@ def _digest(text): return hashlib.blake2b(text.encode(), digest_size=16).hexdige
 def tensors_digest(
     tensors:Iterable,  # (name, tensor)
 )->str:
-    "A digest of the name, type, shape and every number of some tensors."
+    """A digest of the name, type, shape and every number of some tensors.
+
+    Args:
+        tensors (Iterable): (name, tensor)
+    """
     h = hashlib.blake2b(digest_size=16)
     for name, w in tensors:
         h.update(f'{name} {w.dtype} {tuple(w.shape)}'.encode())
@@ -57,7 +61,11 @@ def vocabulary_digest(vocab:Vocabulary) -> str:
     return _digest(json.dumps(told))
 
 def data_digest(split:StorySplit, sample:int=256) -> str: # `sample` pictures are read
-    "A digest of the ids, albums and captions of a split, of which pictures they tell, and of some of these."
+    """A digest of the ids, albums and captions of a split, of which pictures they tell, and of some of these.
+
+    Returns:
+        str: `sample` pictures are read
+    """
     h, rows = hashlib.blake2b(digest_size=16), set()
     for i in range(len(split)):
         h.update(json.dumps([split.ids[i], split.albums[i], split.captions(i), split.rows(i).tolist()]).encode())

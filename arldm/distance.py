@@ -47,7 +47,17 @@ def frechet(
     wx=None, # How often each row of `x` counts, (n,); None = once
     wy=None, # The same for `y`
 )->float:    # The squared distance of the formula, >= 0; NaN where fewer than two rows count
-    "Fréchet distance between two sets of rows."
+    """Fréchet distance between two sets of rows.
+
+    Args:
+        x: Rows (n, d)
+        y: Rows (m, d)
+        wx (optional): How often each row of `x` counts, (n,); None = once
+        wy (optional): The same for `y`
+
+    Returns:
+        float: The squared distance of the formula, >= 0; NaN where fewer than two rows count
+    """
     x, y = _rows(x, y)
     (mean1, a), (mean2, b) = _centred(x, wx), _centred(y, wy)
     if a is None or b is None: return float('nan')
@@ -75,7 +85,17 @@ def kernel_distance(
     album_y,       # The same for `y`, (m,)
     kernel='poly', # 'poly', as KID has it, or 'rbf', as CMMD has it
 ):                 # -> stat(w): the distance where album i counts w[i] times; NaN where a side is left without pairs
-    "Unbiased squared MMD between two sets of rows, as a function of the counts of their albums."
+    """Unbiased squared MMD between two sets of rows, as a function of the counts of their albums.
+
+    -> stat(w): the distance where album i counts w[i] times; NaN where a side is left without pairs
+
+    Args:
+        x: Rows (n, d)
+        y: Rows (m, d)
+        album_x: Place of each row's album, int (n,)
+        album_y: The same for `y`, (m,)
+        kernel (default 'poly'): 'poly', as KID has it, or 'rbf', as CMMD has it
+    """
     kernel, (x, y) = _KERNELS[name := one_of('kernel', kernel, _KERNELS)], _rows(x, y)
     if name == 'rbf': x, y = (z/np.linalg.norm(z, axis=1, keepdims=True).clip(1e-12) for z in (x, y))
     albums, place = np.unique(np.concatenate([album_x, album_y]), return_inverse=True)
@@ -103,7 +123,17 @@ def kid_std(
     size=1000,   # Rows of each side in each; at most as many as the smaller side has
     seed=0,
 )->tuple:        # mean over the subsets, their standard deviation
-    "KID as papers state it and torchmetrics computes it."
+    """KID as papers state it and torchmetrics computes it.
+
+    Args:
+        x: Rows (n, d)
+        y: Rows (m, d)
+        subsets (default 100): How many subsets
+        size (default 1000): Rows of each side in each; at most as many as the smaller side has
+
+    Returns:
+        tuple: mean over the subsets, their standard deviation
+    """
     (x, y), g = _rows(x, y), torch.Generator().manual_seed(seed)
     size, kernel, u = min(size, len(x), len(y)), _KERNELS['poly'], [np.zeros((subsets, len(z))) for z in (x, y)]
     for i in range(subsets):
@@ -130,7 +160,17 @@ def neighbours(
     y,   # Drawn rows (m, d)
     k=5, # Whose distance is the radius of a ball: the k-th nearest neighbour's
 )->dict: # precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are the four figures
-    "Precision, recall, density and coverage, row by row."
+    """Precision, recall, density and coverage, row by row.
+
+    Args:
+        x: Told rows (n, d)
+        y: Drawn rows (m, d)
+        k (default 5): Whose distance is the radius of a ball: the k-th nearest neighbour's
+
+    Returns:
+        dict: precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are the four
+            figures
+    """
     x, y = _rows(x, y, k + 1)
     x, y = x - x.mean(0), y - x.mean(0)                                      # shorter rows, less rounding
     reach_x, reach_y = _reach(x, k), _reach(y, k)

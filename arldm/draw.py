@@ -34,7 +34,14 @@ from .show import as_picture, sheet, strips
 # %% ../nbs/12_draw.ipynb #c9755c17
 @dataclass(repr=False)
 class StoryOutput(BaseOutput):
-    "What `StoryPipeline` returns; in a notebook it shows itself."
+    """What `StoryPipeline` returns; in a notebook it shows itself.
+
+    Args:
+        frames (list): Of each story, its drawn frames
+        stories (list, optional): Of each story, all its pictures: given ones and drawn ones
+        captions (list, optional): Of each story, all its captions
+        bad (dict, optional): {i: why story i was not drawn}; its lists are empty
+    """
     frames: list           # Of each story, its drawn frames
     stories: list = None   # Of each story, all its pictures: given ones and drawn ones
     captions: list = None  # Of each story, all its captions
@@ -65,7 +72,10 @@ class StoryPipeline(DiffusionPipeline):
 
     @classmethod
     def from_model(cls, model:ARLDM, scheduler='dpm++'): # -> a pipeline that shares the model's parts
-        "A pipeline around a trained model."
+        """A pipeline around a trained model.
+
+        -> a pipeline that shares the model's parts
+        """
         return cls(**{n: getattr(model, n) for n in PARTS}, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise.config))
@@ -76,7 +86,12 @@ def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
     **how,           # As for any pipeline: `dtype`, …
 ):
-    "Open a pipeline, or say in one line why that cannot be done."
+    """Open a pipeline, or say in one line why that cannot be done.
+
+    Args:
+        folder (str | Path): Pipeline folder, run folder, or a name on the hub
+        **how: As for any pipeline: `dtype`, …
+    """
     folder = Path(at_home(str(folder)))
     if not (folder/'model_index.json').is_file() and not (folder/'pipeline').is_dir():
         recover_folder(folder/'pipeline')                                             # a kill while it was replaced
@@ -101,7 +116,11 @@ def model(self:StoryPipeline) -> ARLDM:
 
 @patch(as_prop=True)
 def nothing(self:StoryPipeline) -> tuple: # null caption and null slot, each (S, D)
-    "What guidance leads away from."
+    """What guidance leads away from.
+
+    Returns:
+        tuple: null caption and null slot, each (S, D)
+    """
     weights = [*self.text_encoder.parameters(), *self.memory_encoder.parameters()]
     state = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in weights]
     if not any(p.is_meta for p in weights):                      # some changes in place show only in the values
@@ -158,7 +177,25 @@ def __call__(self:StoryPipeline,
     callback_on_step_end_tensor_inputs:list=('latents',), # No others can be asked for
     **way,                            # `guidance_interval`, `reuse`, `plain`: see `denoise`
 )->StoryOutput:
-    "Draw stories."
+    """Draw stories.
+
+    Args:
+        captions (list): One story (list of str) or several; given frames need captions, too
+        given (list, optional): Opening pictures, one or a list; for several stories, a list of such
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_scale (float, default 7.5): 1 = no guidance
+        height (int, optional): Pixels; `None` = what the model was trained on
+        width (int, optional): Pixels; `None` = what the model was trained on
+        seed (int | list, default 0): Story i starts from `seed + i`; a list names one seed per story
+        latents (list, optional): Noise instead: of each story (frames to draw, 4, h/8, w/8)
+        output_type (str, default 'pil'): 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
+        callback_on_step_end (optional): f(pipe, i, t, {'latents': z}) -> dict
+        redraw (list, optional): Numbers of frames to draw anew, from 1; `given` then holds all frames
+        generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
+        return_dict (bool, default True): Else a tuple
+        callback_on_step_end_tensor_inputs (list, default ('latents',)): No others can be asked for
+        **way: `guidance_interval`, `reuse`, `plain`: see `denoise`
+    """
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
     heard = getattr(callback_on_step_end, 'tensor_inputs', callback_on_step_end_tensor_inputs) or ()
     for name in heard: one_of('callback tensor', name, self._callback_tensor_inputs)
@@ -221,7 +258,19 @@ def stream(self:StoryPipeline,
     drawn:list=(),                    # Frames after the given ones that were drawn before, to go on from
     **way,                            # `num_inference_steps`, `guidance_scale`, …
 ):                                    # -> yields PIL pictures
-    "Draw one story; the next caption is asked for when the frame before it has been taken."
+    """Draw one story; the next caption is asked for when the frame before it has been taken.
+
+    -> yields PIL pictures
+
+    Args:
+        captions: Any iterable of captions, those of given frames first
+        given (list, default ()): Opening pictures
+        seed (int, default 0): Where the story's random numbers start
+        height (int, optional): Pixels
+        width (int, optional): Pixels
+        drawn (list, default ()): Frames after the given ones that were drawn before, to go on from
+        **way: `num_inference_steps`, `guidance_scale`, …
+    """
     shape, chance = self._latent_shape(height, width), chances(1, seed)
     way = check_sampling(self.scheduler, **way)
     given, n = [as_given(p) for p in (given if isinstance(given, (list, tuple)) else [given])], 0
@@ -244,7 +293,11 @@ def stream(self:StoryPipeline,
 def enable_fast_kernels(self:StoryPipeline,
     graphs:bool=False, # Record calls as CUDA graphs, where there is CUDA
 ):
-    "Compile first, to draw many stories faster; for GPUs."
+    """Compile first, to draw many stories faster; for GPUs.
+
+    Args:
+        graphs (bool, default False): Record calls as CUDA graphs, where there is CUDA
+    """
     for part in self.unet, self.vae: part.to(memory_format=torch.channels_last)
     limits = torch._dynamo.config                                          # there are three widths and many batches
     limits.recompile_limit = max(64, limits.recompile_limit)

@@ -39,28 +39,44 @@ def _frames_in(folder): # of one story
     return dict(sorted(found.items()))
 
 def drawn_frames(folder:str|Path) -> dict: # -> {story_id: {k: path}}, in order; may be empty
-    "What is drawn in a folder."
+    """What is drawn in a folder.
+
+    Returns:
+        dict: -> {story_id: {k: path}}, in order; may be empty
+    """
     found = {place.name: _frames_in(place) for place in _story_folders(folder)}
     return {story_id: frames for story_id, frames in found.items() if frames}
 
 _PICTURES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'
 
 def other_pictures(folder:str|Path) -> list: # of paths
-    "Pictures in the folders of stories that do not count as drawings, by their names."
+    """Pictures in the folders of stories that do not count as drawings, by their names.
+
+    Returns:
+        list: of paths
+    """
     return [path for place in _story_folders(folder) for path in sorted(place.iterdir())
             if path.suffix.lower() in _PICTURES and not (path.suffix == '.png' and _is_number(path.stem))
             and path.name[0] != '.']
 
 # %% ../nbs/12i_drawings.ipynb #df977cc4
 def set_folders(folder:str|Path) -> list: # of paths; `folder` itself where it holds drawings and is no run
-    "Where the drawings of a run are: `drawn`, `drawn2`, …"
+    """Where the drawings of a run are: `drawn`, `drawn2`, …
+
+    Returns:
+        list: of paths; `folder` itself where it holds drawings and is no run
+    """
     folder = Path(folder)
     more = [p for p in folder.glob('drawn*') if _is_number(p.name[5:])]
     found = [folder/'drawn', *sorted(more, key=lambda p: int(p.name[5:]))]
     return [p for p in found if p.is_dir() and drawn_frames(p)] or [folder]
 
 def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings itself -> [{story_id: {k: path}}]
-    "The same stories, as often as they were drawn."
+    """The same stories, as often as they were drawn.
+
+    Returns:
+        list: a run folder, or a folder of drawings itself -> [{story_id: {k: path}}]
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as arldm-draw leaves '
@@ -73,7 +89,11 @@ def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings
                      'arldm-draw')
 
 def drawings_digest(folder:str|Path) -> str: # 32 hexadecimal digits
-    "A digest of all drawings: of their stories, sets and numbers and of the contents of their files."
+    """A digest of all drawings: of their stories, sets and numbers and of the contents of their files.
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
     listed = [(j, story_id, k, file_digest(path)) for j, drawn in enumerate(drawn_sets(folder))
               for story_id, frames in drawn.items() for k, path in frames.items()]
     return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
@@ -83,7 +103,20 @@ def _some(n, what, first): return f'{n:,} {what}, first {first}'
 # %% ../nbs/12i_drawings.ipynb #b32f3d0d
 @dataclass
 class Drawings:
-    "Drawn frames beside what they illustrate; arrays have one entry per frame."
+    """Drawn frames beside what they illustrate; arrays have one entry per frame.
+
+    Args:
+        paths (list): Of each set, the files of the frames
+        story (np.ndarray): int (n,), the place of the story in the split
+        k (np.ndarray): int (n,), the story's frame, from 1
+        album (np.ndarray): int (n,), the place in `albums`
+        told (np.ndarray): int (n,), the row of the told picture in the story file
+        albums (list): Names
+        side (int, default 0): Pixels of a drawing's short side; the middle one, where they differ
+        missing (list, default field(default_factory=list)): Ids of stories that are not drawn
+        unknown (list, default field(default_factory=list)): Ids of drawings that the split does not know
+        trouble (list, default field(default_factory=list)): Lines for the reader
+    """
     split: StorySplit
     paths: list          # Of each set, the files of the frames
     story: np.ndarray    # int (n,), the place of the story in the split
@@ -121,7 +154,13 @@ def match_drawings(
     split:StorySplit,  # The stories that they illustrate
     way:dict={},       # Of `drawing.json`, if there is one: `task` and `sets`
 )->Drawings:
-    "Drawn frames beside told ones, and a line for everything that does not fit."
+    """Drawn frames beside told ones, and a line for everything that does not fit.
+
+    Args:
+        folder (str | Path): A run folder, or a folder of drawings
+        split (StorySplit): The stories that they illustrate
+        way (dict, default {}): Of `drawing.json`, if there is one: `task` and `sets`
+    """
     if not len(split): raise StoryError(f'{split.file.path}: split {split.name} holds no stories')
     sets, row = drawn_sets(folder), {story_id: i for i, story_id in enumerate(split.ids)}
     known = {s: frames for s, frames in sets[0].items() if s in row}

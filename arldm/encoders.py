@@ -26,7 +26,15 @@ def encode_captions(
     ids:Tensor,   # int64 (..., S) tokens
     real:Tensor,  # bool (..., S); True = a real token
 )->Tensor:        # (..., S, D), after the final layer norm
-    "Encode captions, however many leading dimensions they have."
+    """Encode captions, however many leading dimensions they have.
+
+    Args:
+        ids (Tensor): int64 (..., S) tokens
+        real (Tensor): bool (..., S); True = a real token
+
+    Returns:
+        Tensor: (..., S, D), after the final layer norm
+    """
     S = ids.shape[-1]
     h = text_encoder(ids.reshape(-1, S), attention_mask=real.reshape(-1, S).long()).last_hidden_state
     return h.reshape(*ids.shape, -1)
@@ -45,7 +53,15 @@ def resize_positions(
     length:int,       # Tokens per caption, `S`
     std:float=None,   # Spread of new rows; `None` = that of the existing ones
 )->CLIPTextModel:     # The same object, changed
-    "Give the caption encoder `length` positions."
+    """Give the caption encoder `length` positions.
+
+    Args:
+        length (int): Tokens per caption, `S`
+        std (float, optional): Spread of new rows; `None` = that of the existing ones
+
+    Returns:
+        CLIPTextModel: The same object, changed
+    """
     e = text_encoder.get_submodule('embeddings')
     weight = _resized(e.position_embedding.weight.data, length, std)
     e.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
@@ -59,7 +75,16 @@ def resize_vocabulary(
     size:int,           # `len(tokenizer)`
     std:float=None,     # Spread of new rows; `None` = that of the existing ones
 )->nn.Module:           # The same object, changed
-    "Give an encoder's word table `size` rows; existing rows stay."
+    """Give an encoder's word table `size` rows; existing rows stay.
+
+    Args:
+        encoder (nn.Module): `CLIPTextModel` or `BlipTextModel`
+        size (int): `len(tokenizer)`
+        std (float, optional): Spread of new rows; `None` = that of the existing ones
+
+    Returns:
+        nn.Module: The same object, changed
+    """
     table = encoder.get_input_embeddings()
     if size != table.num_embeddings:
         weight = _resized(table.weight.data, size, std)
@@ -72,7 +97,12 @@ def skip_branches(
     layers:list,  # Layers with the branches `self_attn` and `mlp`
     rate:float,   # Chance in the last layer; the first never skips
 ):
-    "Stochastic depth while training (arXiv 1603.09382)."
+    """Stochastic depth while training (arXiv 1603.09382).
+
+    Args:
+        layers (list): Layers with the branches `self_attn` and `mlp`
+        rate (float): Chance in the last layer; the first never skips
+    """
     for k, layer in enumerate(layers):
         p = rate*k/max(1, len(layers) - 1)
         def skip(module, args, out, p=p):
@@ -85,7 +115,13 @@ def skip_branches(
 
 # %% ../nbs/07_encoders.ipynb #33f5f0d1
 class MemoryEncoder(ModelMixin, ConfigMixin):
-    "BLIP's multimodal encoder: a frame's picture and caption become the `S` tokens of a slot (arXiv 2201.12086)."
+    """BLIP's multimodal encoder: a frame's picture and caption become the `S` tokens of a slot (arXiv 2201.12086).
+
+    Args:
+        vision (dict): Arguments of `BlipVisionConfig`
+        text (dict): Arguments of `BlipTextConfig`
+        enc_token_id (int): Token that replaces the first one of every caption
+    """
     @register_to_config
     def __init__(self,
         vision:dict,           # Arguments of `BlipVisionConfig`
@@ -112,7 +148,11 @@ class MemoryEncoder(ModelMixin, ConfigMixin):
 # %% ../nbs/07_encoders.ipynb #2d1c8c35
 @patch
 def look(self:MemoryEncoder, pictures:Tensor) -> Tensor: # (n, 3, P, P) -> (n, 1+patches, D')
-    "What is seen in pictures, before any caption is read."
+    """What is seen in pictures, before any caption is read.
+
+    Returns:
+        Tensor: (n, 3, P, P) -> (n, 1+patches, D')
+    """
     return self.vision_model(pictures).last_hidden_state
 
 @patch
@@ -121,7 +161,16 @@ def read(self:MemoryEncoder,
     ids:Tensor,       # int64 (..., S), n captions
     real:Tensor,      # bool (..., S)
 )->Tensor:            # (..., S, D)
-    "Captions, each read in front of its picture."
+    """Captions, each read in front of its picture.
+
+    Args:
+        seen (Tensor): (n, 1+patches, D'), from `look`
+        ids (Tensor): int64 (..., S), n captions
+        real (Tensor): bool (..., S)
+
+    Returns:
+        Tensor: (..., S, D)
+    """
     S = ids.shape[-1]
     words = ids.reshape(-1, S).clone()
     words[:, 0] = self.config.enc_token_id

@@ -58,7 +58,16 @@ def what_to_score(
     data:str=None,  # Story file; default: the one that was drawn
     split:str=None, # Its split; default: the one that was drawn
 )->tuple:           # what `drawing.json` says, and the `StorySplit`
-    "The stories that drawings illustrate."
+    """The stories that drawings illustrate.
+
+    Args:
+        run (Path): A run, or a folder of drawings
+        data (str, optional): Story file; default: the one that was drawn
+        split (str, optional): Its split; default: the one that was drawn
+
+    Returns:
+        tuple: what `drawing.json` says, and the `StorySplit`
+    """
     if not run.is_dir(): raise StoryError(f'{run}: no such folder; name a run, or a folder of drawings')
     way = read_drawing(run)
     data = data or story_path(run, way)
@@ -81,7 +90,22 @@ def score(
     batch:int=32,        # Pictures that a network sees at once
     dry_run:bool=False,  # Say what would be scored and stop
 ):
-    "Score drawings against the stories they illustrate."
+    """Score drawings against the stories they illustrate.
+
+    Args:
+        run (str): Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
+        data (str, optional): Story file; default: the one that was drawn
+        split (str, optional): Its split; default: the one that was drawn
+        inception (str, optional): Weights of the FID Inception; default: what ARLDM_INCEPTION names
+        dinov2 (str, optional): DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
+        clip (str, optional): CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
+        train (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        resamples (int, default 100): Draws of albums for the intervals; 0 = no intervals
+        histories (int, default 0): Draw so many stories again with other histories: does the run use its memory?
+        store (str, optional): File that keeps features; default: beside the story file
+        batch (int, default 32): Pictures that a network sees at once
+        dry_run (bool, default False): Say what would be scored and stop
+    """
     run = Path(run)
     at_least_one(batch=batch)
     refuse_draws(resamples)
@@ -107,7 +131,21 @@ def score_run(
     times:int,          # Bootstrap samples
     **how,              # As in `score`
 )->dict|None:           # None in processes that only help
-    "Score a run and print its table; toy stories are asked for their facts, too."
+    """Score a run and print its table; toy stories are asked for their facts, too.
+
+    Args:
+        run (Path): What was drawn
+        stories (StorySplit): What was told
+        way (dict): How the histories are drawn
+        nets (dict): Name -> feature network
+        histories (int): Stories to draw with other histories
+        store (Path): Where features are kept
+        times (int): Bootstrap samples
+        **how: As in `score`
+
+    Returns:
+        dict | None: None in processes that only help
+    """
     (rank, world), facts = share(), None
     if stories.file.corpus == 'toy':
         nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
@@ -130,7 +168,18 @@ def history_scores(
     nets:dict,          # Name -> feature network
     times:int,          # Bootstrap samples
 )->list:                # Rows
-    "Draw the first stories with four histories into `histories/`, and see what it does to them."
+    """Draw the first stories with four histories into `histories/`, and see what it does to them.
+
+    Args:
+        run (Path): Run folder
+        n (int): So many of them, from the first on
+        way (dict): How to draw
+        nets (dict): Name -> feature network
+        times (int): Bootstrap samples
+
+    Returns:
+        list: Rows
+    """
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)
     s, out = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}, run/'histories'
@@ -156,7 +205,13 @@ def report(
     against:Annotated[str, {'opt': False, 'nargs': '?'}]=None, # Another run, to lay beside it
     split:str=None,  # Split of the told frames; default: the one that was scored
 ):
-    "Write a run's report: scores, strips, curves and settings on one page; or lay two runs side by side."
+    """Write a run's report: scores, strips, curves and settings on one page; or lay two runs side by side.
+
+    Args:
+        run (str): Run folder
+        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run, to lay beside it
+        split (str, optional): Split of the told frames; default: the one that was scored
+    """
     if against is None: page = make_report(run, split)
     else:
         page = make_report(against, split, against=run)
@@ -178,7 +233,14 @@ def demo(
     limit:int=64,         # Test stories to draw
     histories:int=12,     # Of which so many with other histories, too
 ):
-    "From raw stories to a scored, illustrated report."
+    """From raw stories to a scored, illustrated report.
+
+    Args:
+        out (str, default 'runs/demo'): Run folder; one that exists goes on
+        steps (int, default 40): Training steps
+        limit (int, default 64): Test stories to draw
+        histories (int, default 12): Of which so many with other histories, too
+    """
     out = Path(out)
     at_least_one(steps=steps, limit=limit)
     if histories < 0: raise StoryError(f'histories must be 0 or more, got {histories}')

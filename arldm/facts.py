@@ -62,7 +62,14 @@ def _column(x, land, j): # x (n, 64, 64, 3) -> (n,), 0 = nobody
 def read(
     pictures, # n pictures, PIL or uint8 (h, w, 3), of any size
 )->list:      # n `Scene`s
-    "Read the facts of pictures from their pixels."
+    """Read the facts of pictures from their pixels.
+
+    Args:
+        pictures: n pictures, PIL or uint8 (h, w, 3), of any size
+
+    Returns:
+        list: n `Scene`s
+    """
     ims = [p if isinstance(p, Image.Image) else Image.fromarray(np.asarray(p)) for p in pictures]
     x = np.stack([_floats(im.convert('RGB').resize((SIDE, SIDE), Image.BOX)) for im in ims])
     far = [np.median(np.abs(x - land)[:, ::2, ::2].sum(-1).reshape(len(x), -1), 1) for land in _landscapes()]
@@ -81,7 +88,11 @@ _HOURS = dict(day='day', rises='day', evening='evening', down='evening', night='
 _COMINGS = set('along joins back returns home leaves away they both'.split())      # tell how many are there
 
 def facts_of(f:Figure) -> dict: # fact -> value
-    "The facts of a figure."
+    """The facts of a figure.
+
+    Returns:
+        dict: fact -> value
+    """
     return dict(vars(f.look), position=f.position, action=f.action)
 
 def words_in(caption:str) -> set: return set(re.findall('[a-z]+', caption.lower()))
@@ -92,7 +103,11 @@ def action_in(caption:str) -> str:
 
 # %% ../nbs/04b_facts.ipynb #73d7ffe4
 def facts_told(caption:str, s:Scene) -> list: # sets: facts told of the frame (place, time, cast), then of each figure
-    "Which of a scene's facts its caption tells."
+    """Which of a scene's facts its caption tells.
+
+    Returns:
+        list: sets: facts told of the frame (place, time, cast), then of each figure
+    """
     words, alone = words_in(caption), len(s.figures) == 1
     new = bool(words & set(SIZES))                                                    # somebody is introduced
     frame = {fact for fact, of in dict(place=set(PLACES), time=set(_HOURS)).items() if words & of}
@@ -118,7 +133,15 @@ def compare_scenes(
     want:Scene, # What the story says
     got:Scene,  # What was drawn
 )->dict:        # 'told place', 'carried colour', ... -> list of bool, one per frame or figure
-    "Which facts of a drawn scene are right."
+    """Which facts of a drawn scene are right.
+
+    Args:
+        want (Scene): What the story says
+        got (Scene): What was drawn
+
+    Returns:
+        dict: 'told place', 'carried colour', ... -> list of bool, one per frame or figure
+    """
     out, told = {}, facts_told(caption, want)
     def add(known, fact, right):
         out.setdefault(f'{"told" if fact in known else "carried"} {fact}', []).append(bool(right))
@@ -136,7 +159,15 @@ def check_facts(
     story,        # A `Story` of the toy corpus: captions and told pictures
     drawn:dict,   # {k: picture}, k counts story frames from 1
 )->dict:          # 'told place', 'carried colour', ... -> list of bool
-    "Which facts of the drawn frames are right."
+    """Which facts of the drawn frames are right.
+
+    Args:
+        story: A `Story` of the toy corpus: captions and told pictures
+        drawn (dict): {k: picture}, k counts story frames from 1
+
+    Returns:
+        dict: 'told place', 'carried colour', ... -> list of bool
+    """
     ks, out = sorted(drawn), {}
     scenes = read([*(story.pictures()[k-1] for k in ks), *(drawn[k] for k in ks)])
     for k, want, got in zip(ks, scenes, scenes[len(ks):]):
@@ -166,7 +197,14 @@ def chance(
     n:int=400,    # Stories to guess
     seed:int=0,
 )->dict:          # 'carried place', 'carried colour', ... -> share that is right
-    "How often a guesser is right who reads each caption and nothing else."
+    """How often a guesser is right who reads each caption and nothing else.
+
+    Args:
+        n (int, default 400): Stories to guess
+
+    Returns:
+        dict: 'carried place', 'carried colour', ... -> share that is right
+    """
     rng, out = random.Random(seed), {}
     for beats in (invent(rng) for _ in range(n)):
         for b, caption in list(zip(beats, tell(beats, rng)))[1:]:

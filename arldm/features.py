@@ -31,7 +31,11 @@ from .store import Store
 
 # %% ../nbs/12e_features.ipynb #0b4bdb9a
 def fields(x:Tensor) -> Tensor: # (B, C, h, w) -> (B, C*4*4)
-    "The mean of each channel over a grid of 4 x 4 fields."
+    """The mean of each channel over a grid of 4 x 4 fields.
+
+    Returns:
+        Tensor: (B, C, h, w) -> (B, C*4*4)
+    """
     return F.adaptive_avg_pool2d(x, 4).flatten(1)
 
 class Fields(nn.Module):
@@ -53,7 +57,11 @@ class LatentFeatures(nn.Module):
 
 # %% ../nbs/12e_features.ipynb #3313ad5d
 def normalised(x:Tensor, mean:tuple, std:tuple) -> Tensor: # uint8 (B, 3, h, w) -> float32
-    "Pixels in the units that a network was trained in."
+    """Pixels in the units that a network was trained in.
+
+    Returns:
+        Tensor: uint8 (B, 3, h, w) -> float32
+    """
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
     return (x.float()/255 - mean)/std
 
@@ -93,7 +101,12 @@ def open_network(
     name:str,               # 'inception', 'dinov2' or 'clip'
     where:str|Path=None,    # File, folder or hub name; default: what the variable in `WEIGHTS` names
 )->nn.Module:
-    "A feature network with weights, or a `StoryError` that says what to do."
+    """A feature network with weights, or a `StoryError` that says what to do.
+
+    Args:
+        name (str): 'inception', 'dinov2' or 'clip'
+        where (str | Path, optional): File, folder or hub name; default: what the variable in `WEIGHTS` names
+    """
     where = where or os.environ.get(WEIGHTS[one_of('feature network', name, WEIGHTS)])
     if name == 'inception': return load_inception(where)
     if not where:
@@ -107,7 +120,11 @@ def open_network(
         raise StoryError(f'{where}: no {kind.__name__} that can be opened ({first_line(e)})') from None
 
 def networks(**where) -> dict: # name=where -> {name: network on the best device, or the `StoryError` that says why not}
-    "Those of several networks that can be had."
+    """Those of several networks that can be had.
+
+    Returns:
+        dict: name=where -> {name: network on the best device, or the `StoryError` that says why not}
+    """
     def attempt(name):
         try: return open_network(name, where[name]).to(pick_device())
         except StoryError as e: return e
@@ -119,7 +136,16 @@ def same_cut(
     side:int,            # Of the drawings, pixels
     wanted:int,          # By the network
 )->Image.Image:          # (wanted, wanted) RGB
-    "The centre square, antialiased."
+    """The centre square, antialiased.
+
+    Args:
+        picture (Image.Image): Told or drawn, of any size
+        side (int): Of the drawings, pixels
+        wanted (int): By the network
+
+    Returns:
+        Image.Image: (wanted, wanted) RGB
+    """
     return square(upright(picture), side).resize((wanted, wanted), Image.BICUBIC)
 
 # %% ../nbs/12e_features.ipynb #3bc75414
@@ -133,7 +159,11 @@ def fingerprint(net:nn.Module) -> str:
 
 # %% ../nbs/12e_features.ipynb #c88b7ae5
 def features_file(data:Path, run:Path) -> Path: # of a story file and a run folder
-    "Where rows are kept: beside the stories, so that all runs share them, or in the run where that is not allowed."
+    """Where rows are kept: beside the stories, so that all runs share them, or in the run where that is not allowed.
+
+    Returns:
+        Path: of a story file and a run folder
+    """
     beside = data.with_suffix('.features.db')
     return beside if os.access(beside if beside.exists() else data.parent, os.W_OK) else run/'features.db'
 
@@ -175,7 +205,23 @@ def features_of(
     wait:Callable=lambda: None, # Returns when all processes have come here
     progress:str=None,    # Name of a bar
 )->np.ndarray:            # float32 (n, net.num_features)
-    "The features of pictures that are read one by one."
+    """The features of pictures that are read one by one.
+
+    Args:
+        net (nn.Module): A feature network
+        read (Callable): i -> the encoded picture i
+        n (int): Pictures
+        cut (Callable): Picture, `net.side` -> square of that side
+        cut_name (str): Tells this way to cut from others
+        store (Store, optional): Keeps rows
+        batch (int, default 32): Pictures that the network sees at once
+        share (tuple, default (0, 1)): Which of several processes this is, and how many there are
+        wait (Callable, default lambda: None): Returns when all processes have come here
+        progress (str, optional): Name of a bar
+
+    Returns:
+        np.ndarray: float32 (n, net.num_features)
+    """
     store, about, threads = store or Store(), (fingerprint(net), cut_name), min(4, os.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
         keys = list(_ahead(pool, lambda i: _key(read(i), *about), range(n), 2*threads))

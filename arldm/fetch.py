@@ -28,7 +28,14 @@ from .sources import SPLITS, records_in
 def vist_photos(
     json_dir:str|Path, # VIST's annotations are somewhere below it
 )->dict:               # Photo id -> its addresses, best first; in the order of the stories
-    "The photos that VIST's stories show."
+    """The photos that VIST's stories show.
+
+    Args:
+        json_dir (str | Path): VIST's annotations are somewhere below it
+
+    Returns:
+        dict: Photo id -> its addresses, best first; in the order of the stories
+    """
     folder, photos = RawFolder(json_dir), {}
     for file in (f'{split}.story-in-sequence.json' for split in SPLITS):
         records, images = records_in(folder, file), folder.json(file).get('images')
@@ -49,7 +56,15 @@ def still_missing(
     photos:dict,  # From `vist_photos`
     out:str|Path, # The folder of the photos; need not exist
 )->dict:          # Those of `photos` that do not stand there yet
-    "What is left to fetch."
+    """What is left to fetch.
+
+    Args:
+        photos (dict): From `vist_photos`
+        out (str | Path): The folder of the photos; need not exist
+
+    Returns:
+        dict: Those of `photos` that do not stand there yet
+    """
     files = Path(out).iterdir() if Path(out).exists() else ()
     there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES.values(), '.jpeg')}
     return {photo: urls for photo, urls in photos.items() if photo not in there}
@@ -64,7 +79,16 @@ class NoPhoto(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    "How much patience a photo deserves."
+    """How much patience a photo deserves.
+
+    Args:
+        tries (int, default 4): Attempts at one address while the trouble may pass
+        pause (float, default 1.0): Seconds before the second attempt; doubles with every further one
+        silence (float, default 30.0): Seconds without a single byte after which an attempt is given up
+        total (float, default 300.0): Seconds that a photo may take, with all attempts and pauses
+        size (int, default 50000000): Bytes that a photo may have
+        in_a_row (int, default 100): Photos one after the other with passing trouble: then it is not the photos
+    """
     tries: int = 4              # Attempts at one address while the trouble may pass
     pause: float = 1.           # Seconds before the second attempt; doubles with every further one
     silence: float = 30.        # Seconds without a single byte after which an attempt is given up
@@ -125,7 +149,11 @@ def _web(**limits): # speaks http and https, and nothing else
 
 # %% ../nbs/03a_fetch.ipynb #122550f0
 def attempt(url:str, deadline:float, limits:Limits)->tuple: # The photo as it came, and its true suffix
-    "Ask an address for a photo, once, until a `deadline` of `time.monotonic`."
+    """Ask an address for a photo, once, until a `deadline` of `time.monotonic`.
+
+    Returns:
+        tuple: The photo as it came, and its true suffix
+    """
     if not url.lower().startswith(('http://', 'https://')): raise NoPhoto('bad URL')
     silence = max(.001, min(limits.silence, deadline - time.monotonic()))
     try:
@@ -149,7 +177,11 @@ def true_suffix(data:bytes)->str:
 
 # %% ../nbs/03a_fetch.ipynb #022e3c86
 def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
-    "Ask an address for a photo, again if the trouble may pass."
+    """Ask an address for a photo, again if the trouble may pass.
+
+    Returns:
+        tuple: As `attempt`
+    """
     for k in range(limits.tries):
         try: return attempt(url, deadline, limits)
         except NoPhoto as e:
@@ -160,7 +192,13 @@ def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
 # %% ../nbs/03a_fetch.ipynb #a2ccb982
 @dataclass(frozen=True)
 class Fetched:
-    "What became of a photo."
+    """What became of a photo.
+
+    Args:
+        id (str): The photo
+        url (str): The address that was asked last
+        reason (str): Why it could not be had; '' if it stands in the folder now
+    """
     id: str      # The photo
     url: str     # The address that was asked last
     reason: str  # Why it could not be had; '' if it stands in the folder now
@@ -199,7 +237,17 @@ def fetch_photos(
     workers:int=8,          # Photos fetched at the same time
     limits:Limits=Limits(), # Patience
 )->Iterator[Fetched]:       # One for each photo that did not stand there, in the order of arrival
-    "Fetch photos in parallel."
+    """Fetch photos in parallel.
+
+    Args:
+        photos (dict): Id -> addresses, from `vist_photos`
+        out (str | Path): Folder for the photos; those that stand there are not fetched again
+        workers (int, default 8): Photos fetched at the same time
+        limits (Limits, default Limits()): Patience
+
+    Returns:
+        Iterator[Fetched]: One for each photo that did not stand there, in the order of arrival
+    """
     at_least_one(workers=workers, tries=limits.tries)
     out, in_a_row, over = Path(at_home(str(out))), 0, threading.Event()
     lock, todo = lock_folder(out, 'fetching photos'), still_missing(photos, out)
@@ -227,7 +275,17 @@ def fetch_vist(
     workers:int=8,      # Photos fetched at the same time
     dry_run:bool=False, # Say how many photos there are and how many would be fetched, and stop
 )->dict:                # Number of photos by what became of them
-    "Fetch the photos of VIST's stories; run it again to go on, or to try those that could not be had."
+    """Fetch the photos of VIST's stories; run it again to go on, or to try those that could not be had.
+
+    Args:
+        json_dir (str): Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
+        out_dir (str): Folder for the photos, and for missing.csv, the list of those that failed
+        workers (int, default 8): Photos fetched at the same time
+        dry_run (bool, default False): Say how many photos there are and how many would be fetched, and stop
+
+    Returns:
+        dict: Number of photos by what became of them
+    """
     at_least_one(workers=workers)
     if workers > 64: raise StoryError(f'workers must be at most 64, got {workers}; more only annoys the server')
     refuse_foreign(Path(out_dir)/'missing.csv', _is_list_of_missing, 'list of missing photos')

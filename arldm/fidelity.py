@@ -24,7 +24,11 @@ FRECHET = dict(inception='FID', dinov2='FD-DINOv2', latents='FD-latents', fields
 _HALVES, _TRAIN = 'half against half', 'train against test'
 
 def halves(n:int) -> np.ndarray: # bool (n,), albums of the first half
-    "Deal albums into two halves, at random but always alike."
+    """Deal albums into two halves, at random but always alike.
+
+    Returns:
+        np.ndarray: bool (n,), albums of the first half
+    """
     return np.random.default_rng(0).permutation(n) < n//2
 
 def gauss(
@@ -32,7 +36,18 @@ def gauss(
     album_x, album_y, # int (n,) and (m,)
     times=None,       # int (n,), how often each row of x stands there
 )->callable:          # A statistic
-    "`frechet`, of albums that count more or less often."
+    """`frechet`, of albums that count more or less often.
+
+    Args:
+        x: Features (n, d) and (m, d)
+        y: Features (n, d) and (m, d)
+        album_x: int (n,) and (m,)
+        album_y: int (n,) and (m,)
+        times (optional): int (n,), how often each row of x stands there
+
+    Returns:
+        callable: A statistic
+    """
     times = np.ones(len(x)) if times is None else times
     return lambda w: frechet(x, y, times*np.asarray(w)[album_x], np.asarray(w)[album_y])
 
@@ -42,7 +57,15 @@ def distances(
     distance:callable,   # (x, y, album_x, album_y) -> statistic
     often:bool=False,    # Told pictures count as often as the stories show them
 ) -> tuple:              # Statistics of each set, rows for `beside`
-    "A distance between told and drawn, and its floors."
+    """A distance between told and drawn, and its floors.
+
+    Args:
+        distance (callable): (x, y, album_x, album_y) -> statistic
+        often (bool, default False): Told pictures count as often as the stories show them
+
+    Returns:
+        tuple: Statistics of each set, rows for `beside`
+    """
     times = np.bincount(s.place) if often else np.ones(len(s.told), int)
     half, beside = halves(len(d.albums))[s.album], []
     def apart(x, rows, y, album_x, album_y): # x: of those told pictures

@@ -35,7 +35,14 @@ def _alive(pid): # whether a process of this machine still runs
 def atomic_path(
     path:str|Path, # Where the finished file shall stand
 )->Iterator:       # Yields a temporary `Path` beside it, with the same suffix
-    "Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails."
+    """Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails.
+
+    Args:
+        path (str | Path): Where the finished file shall stand
+
+    Returns:
+        Iterator: Yields a temporary `Path` beside it, with the same suffix
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = _beside(path)
@@ -51,7 +58,14 @@ def refuse_foreign(
     is_ours:Callable,  # path -> whether the file there was written by this package; may raise `StoryError` or `OSError`
     kind:str,          # What we write, for the message
 ):
-    "A `StoryError` if a file of somebody else stands where one shall be written; to be called before any work."
+    """A `StoryError` if a file of somebody else stands where one shall be written; to be called before any work.
+
+    Args:
+        path (str | Path): Where something shall be written
+        is_ours (Callable): path -> whether the file there was written by this package; may raise `StoryError` or
+            `OSError`
+        kind (str): What we write, for the message
+    """
     path = Path(path)
     if not os.path.lexists(path): return
     try:
@@ -69,7 +83,15 @@ def check_shape(
     path:str|Path, # The file, for the message
     key:str='',    # Where `x` stands in it
 ):
-    "A `StoryError` that names the first key whose value is of another type."
+    """A `StoryError` that names the first key whose value is of another type.
+
+    Args:
+        x (object): What was read
+        want (object): A type or a tuple of types; {key: shape}, where 'key?' may be missing and '*' is any key;
+            [shape]
+        path (str | Path): The file, for the message
+        key (str, default ''): Where `x` stands in it
+    """
     kinds = dict if isinstance(want, dict) else list if isinstance(want, list) else want
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     accepted = kinds + ((int,) if float in kinds else ())
@@ -116,7 +138,12 @@ def load_json(
     path:str|Path,      # UTF-8, with or without a byte order mark
     want:object=object, # The shape that it must have, see `check_shape`
 ):
-    "Read a JSON file; a `StoryError` says in one line what is wrong with it."
+    """Read a JSON file; a `StoryError` says in one line what is wrong with it.
+
+    Args:
+        path (str | Path): UTF-8, with or without a byte order mark
+        want (object, default object): The shape that it must have, see `check_shape`
+    """
     try:
         if Path(path).exists() and not Path(path).is_file(): raise StoryError(f'{path} is no file; move it away')
         data = Path(path).read_bytes()
@@ -145,7 +172,14 @@ def flush_folder(folder:Path):
 def temporary_folder(
     folder:Path, # Beside which it stands
 )->Iterator:     # Yields its path
-    "A folder that is gone afterwards, unless it was renamed."
+    """A folder that is gone afterwards, unless it was renamed.
+
+    Args:
+        folder (Path): Beside which it stands
+
+    Returns:
+        Iterator: Yields its path
+    """
     tmp = _beside(folder)
     tmp.mkdir(parents=True)
     try: yield tmp
@@ -157,7 +191,16 @@ def whole_folder(
     folder:str|Path,  # Where the finished folder shall stand; must not exist
     flush:bool=True,  # Wait for the disk; may be left out for very many files that are easily made again
 )->Iterator:          # Yields a temporary folder beside it
-    "Fill a temporary folder; it becomes `folder` when the block succeeds."
+    """Fill a temporary folder; it becomes `folder` when the block succeeds.
+
+    Args:
+        folder (str | Path): Where the finished folder shall stand; must not exist
+        flush (bool, default True): Wait for the disk; may be left out for very many files that are easily made
+            again
+
+    Returns:
+        Iterator: Yields a temporary folder beside it
+    """
     folder = Path(folder)
     if os.path.lexists(folder): raise FolderTaken(folder)
     with temporary_folder(folder) as tmp:
@@ -179,7 +222,14 @@ def lock_folder(
     folder:str|Path, # Is made if it is not there
     what:str,        # What another process is doing then, for the message
 ):                   # -> an open file; None if there are no locks
-    "Lock a folder as long as the file is open; a `StoryError` if another process has."
+    """Lock a folder as long as the file is open; a `StoryError` if another process has.
+
+    -> an open file; None if there are no locks
+
+    Args:
+        folder (str | Path): Is made if it is not there
+        what (str): What another process is doing then, for the message
+    """
     if not fcntl: return None
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = open(Path(folder)/'.lock', 'a')

@@ -25,7 +25,15 @@ WHOLE, PART = 'own story', 'unfinished own story'  # kinds of folders
 
 @dataclass
 class OwnStory:
-    "A story of the reader's own."
+    """A story of the reader's own.
+
+    Args:
+        folder (Path): Where it is drawn
+        captions (list): Of all frames
+        given (list): RGB pictures of the first frames
+        weights (str): Digest of the model
+        frames (list): For each frame its settings of the sampler, or {'given': digest of its file}
+    """
     folder: Path    # Where it is drawn
     captions: list  # Of all frames
     given: list     # RGB pictures of the first frames
@@ -37,7 +45,11 @@ class OwnStory:
         return self.folder.with_name(self.folder.name + '.part')
 
     def facts(self) -> dict: # JSON-friendly
-        "From what the story is made."
+        """From what the story is made.
+
+        Returns:
+            dict: JSON-friendly
+        """
         return json.loads(json.dumps(dict(captions=self.captions, weights=self.weights, frames=self.frames)))
 
 # %% ../nbs/14c_folder.ipynb #984ca48d
@@ -48,7 +60,15 @@ def own_story(
     given:str=None,  # Opening pictures, with commas between them
     out:str=None,    # Folder to draw into; default: `<stem>-drawn` beside the text
 )->OwnStory:
-    "Read a story, and refuse what cannot be drawn."
+    """Read a story, and refuse what cannot be drawn.
+
+    Args:
+        run (Path): Run folder, or a pipeline folder
+        text (str | Path): One caption a line
+        way (dict): Settings of the sampler, with `seed` and `precision`
+        given (str, optional): Opening pictures, with commas between them
+        out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
+    """
     text = Path(at_home(str(text)))
     captions = read_captions(text)
     paths = [] if given is None else given_paths(given)
@@ -73,7 +93,16 @@ def difference(
     new:dict,        # Of the one to draw
     but:tuple=(),    # Frames, from 0, that may differ
 )->str:              # '' if there is none
-    "What distinguishes two stories, in words."
+    """What distinguishes two stories, in words.
+
+    Args:
+        old (dict): Facts of a story that is there
+        new (dict): Of the one to draw
+        but (tuple, default ()): Frames, from 0, that may differ
+
+    Returns:
+        str: '' if there is none
+    """
     if old['weights'] != new['weights']: return 'other weights'
     if len(old['captions']) != len(new['captions']):
         return f'{counted(len(old["captions"]), "caption")}, not {len(new["captions"])}'
@@ -95,7 +124,14 @@ def kept_story(
     folder:Path,
     part:bool=False, # Whether it is the folder of an unfinished story
 )->dict:             # Its manifest; empty if there is nothing
-    "What a folder's manifest says about the story in it; a `StoryError` if anything else is there."
+    """What a folder's manifest says about the story in it; a `StoryError` if anything else is there.
+
+    Args:
+        part (bool, default False): Whether it is the folder of an unfinished story
+
+    Returns:
+        dict: Its manifest; empty if there is nothing
+    """
     if not os.path.lexists(folder): return {}
     if folder.is_symlink() or not folder.is_dir(): raise FolderTaken(folder)
     names = [p.name for p in folder.iterdir() if not (part and is_temporary(p.name))]
@@ -120,7 +156,14 @@ def left_to_draw(
     story:OwnStory,
     redraw:list|str|None, # Numbers of frames, from 1, or 'all'
 )->list|None:             # Frames, from 0; `None` = the story is there
-    "Which frames have to be drawn; a `StoryError` if another story is there."
+    """Which frames have to be drawn; a `StoryError` if another story is there.
+
+    Args:
+        redraw (list | str | None): Numbers of frames, from 1, or 'all'
+
+    Returns:
+        list | None: Frames, from 0; `None` = the story is there
+    """
     whole, part, new = kept_story(story.folder), kept_story(story.part, True), story.facts()
     lost = [name for name in whole.get('files', {}) if not (story.folder/name).is_file() and name != 'strip.png']
     if isinstance(redraw, list): return _to_redraw(story, whole, lost, redraw)
@@ -144,7 +187,14 @@ def whole_frames(
     story:OwnStory,
     part:dict,      # What `kept_story` says of its unfinished folder
 )->list:            # Their names
-    "The frames of an unfinished story that are there, up to the first that is not."
+    """The frames of an unfinished story that are there, up to the first that is not.
+
+    Args:
+        part (dict): What `kept_story` says of its unfinished folder
+
+    Returns:
+        list: Their names
+    """
     names = []
     for k in range(1, len(story.captions) + 1):
         if f'{k}.png' not in part.get('files', {}) or not (story.part/f'{k}.png').is_file(): break

@@ -22,7 +22,12 @@ from .show import as_picture
 
 # %% ../nbs/11c_frames.ipynb #b33382c7
 class Memory:
-    "The slots of the frames so far, each encoded once; of a long story, of the opening and the newest frames."
+    """The slots of the frames so far, each encoded once; of a long story, of the opening and the newest frames.
+
+    Args:
+        opening (int, default 1): First frames that are never forgotten; at least the newest frame has room beside
+            them
+    """
     def __init__(self,
         model:ARLDM,
         opening:int=1,  # First frames that are never forgotten; at least the newest frame has room beside them
@@ -45,7 +50,15 @@ def squash(
     frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
     side:int,            # Memory encoder's picture size
 )->Tensor:               # float (n, 3, side, side), CLIP-normalised
-    "Frames as the memory encoder wants them, whatever their size."
+    """Frames as the memory encoder wants them, whatever their size.
+
+    Args:
+        frames (list | Tensor): n PIL pictures, or uint8 (n, 3, H, W)
+        side (int): Memory encoder's picture size
+
+    Returns:
+        Tensor: float (n, 3, side, side), CLIP-normalised
+    """
     ims = [as_picture(f).resize((side, side), Image.BILINEAR) for f in frames]
     return to_memory(pixels(ims))
 
@@ -55,7 +68,14 @@ def see(self:Memory,
     tokens:dict,         # The caption of the frame to draw: ids and masks, each (B, S)
     nothing:tuple=None,  # (null caption, null slot), each (S, D), of a frame that is told nothing
 ):                       # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
-    "What the next frame of each story is told and remembers."
+    """What the next frame of each story is told and remembers.
+
+    -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
+
+    Args:
+        tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
+        nothing (tuple, optional): (null caption, null slot), each (S, D), of a frame that is told nothing
+    """
     (B, S), N, model = tokens['caption_ids'].shape, len(self), self.model
     if nothing: caption, slots = nothing[0].expand(B, -1, -1), [nothing[1].expand(B, -1, -1)]*N
     else:
@@ -68,7 +88,11 @@ def see(self:Memory,
     return model.history(caption[:, None], past[:, None]), visible
 
 def unseen(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context (B, tokens, D), visible bool (B, tokens)
-    "Fill a context up with tokens that nobody sees."
+    """Fill a context up with tokens that nobody sees.
+
+    Returns:
+        tuple: context (B, tokens, D), visible bool (B, tokens)
+    """
     more = tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
 
@@ -86,7 +110,23 @@ def draw_frames(
     plain:bool=False,      # Without what makes drawing faster
     **how,                 # More for `denoise`: `steps`, `interval`, …
 ):                         # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
-    "Draw stories side by side, one frame of each at a time."
+    """Draw stories side by side, one frame of each at a time.
+
+    -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
+
+    Args:
+        scheduler: Of `make_scheduler`, or any other of diffusers
+        captions: For each story frame: ids and masks, each (B, S)
+        noise: For each drawn frame: (B, 4, h, w) of unit variance
+        given (dict, default {}): {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from
+            0
+        opening (int, optional): How many of the first frames are never forgotten; default: those given, at least
+            one
+        nothing (tuple, optional): `model.null()`, if it is known already
+        guidance (float, default 7.5): 1 = none
+        plain (bool, default False): Without what makes drawing faster
+        **how: More for `denoise`: `steps`, `interval`, …
+    """
     first = next(k for k in range(len(given) + 1) if k not in given)
     memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
     if guidance != 1 and nothing is None: nothing = model.null()
@@ -108,5 +148,12 @@ def noises(
     generators:list,  # One `torch.Generator` per story
     shape:tuple,      # (4, h, w)
 ):                    # -> yields (B, 4, h, w), for ever
-    "Noise for frame after frame of each story."
+    """Noise for frame after frame of each story.
+
+    -> yields (B, 4, h, w), for ever
+
+    Args:
+        generators (list): One `torch.Generator` per story
+        shape (tuple): (4, h, w)
+    """
     while True: yield torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])

@@ -39,7 +39,11 @@ def _write(folder, frames, n_given):
 
 # %% ../nbs/12c_gallery.ipynb #082cf03a
 def is_drawn(out:Path, story_id:str) -> bool: # False, too, for a name that no folder can have
-    "Whether a story is in a folder of drawings."
+    """Whether a story is in a folder of drawings.
+
+    Returns:
+        bool: False, too, for a name that no folder can have
+    """
     try: return (out/plain_name(story_id, story_id)).is_dir()
     except (BadStory, OSError): return False
 
@@ -56,7 +60,21 @@ def draw_split(
     world:int=1,            # How many there are; stories are dealt out like cards
     **how,                  # `num_inference_steps`, `guidance_scale`, …
 ):                          # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
-    "Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`."
+    """Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`.
+
+    -> yields (story_id, [frames], or a `StoryError`) as stories are finished
+
+    Args:
+        stories: `StorySplit`
+        out (str | Path): Folder of drawings
+        n_given (int, default 0): Opening frames taken from the story
+        limit (int, optional): Only the first so many stories
+        batch (int, default 16): Stories drawn together
+        seed (int, default 0): Story `i` of the split has `seed + i`
+        rank (int, default 0): Which of several processes this is, from 0
+        world (int, default 1): How many there are; stories are dealt out like cards
+        **how: `num_inference_steps`, `guidance_scale`, …
+    """
     out, n = Path(at_home(str(out))), len(stories) if limit is None else min(limit, len(stories))
     todo = [i for i in range(rank, n, world) if not is_drawn(out, stories.ids[i])]
     with ThreadPoolExecutor() as pool:

@@ -35,7 +35,11 @@ def _share(rows, name, found): # of the measured bfloat16 rate, in percent; None
 
 # %% ../nbs/17i_gpu.ipynb #398d4b39
 def in_words(rows:dict, name:str) -> str: # Empty for a row that is not there
-    "A row of a file of measurements, in words."
+    """A row of a file of measurements, in words.
+
+    Returns:
+        str: Empty for a row that is not there
+    """
     found = rows.get(name, {})
     if 'stories_per_s' in found: said = [f'{found["stories_per_s"]:.3g} stories/s']
     elif 'seconds' in found: said = [f'{found["seconds"]:.3g} s/story']
@@ -57,14 +61,22 @@ def _other(found): # rows that are no timings
 
 # %% ../nbs/17i_gpu.ipynb #21ec732f
 def with_goal(rows:dict, name:str) -> str: # Empty for a row without either
-    "A row in words, and what is wanted of it."
+    """A row in words, and what is wanted of it.
+
+    Returns:
+        str: Empty for a row without either
+    """
     said, wanted = in_words(rows, name), GOALS.get(name.split(': ', 1)[1])
     if not wanted: return said
     return f'{said} (wanted: {wanted})' if said else f'wanted: {wanted}'
 
 # %% ../nbs/17i_gpu.ipynb #a5512bd8
 def card() -> dict: # Empty without a GPU
-    "What the driver says of the card."
+    """What the driver says of the card.
+
+    Returns:
+        dict: Empty without a GPU
+    """
     asked = 'name', 'driver_version', 'memory.total', 'power.limit', 'clocks.max.sm'
     command = ['nvidia-smi', f'--query-gpu={",".join(asked)}', '--format=csv,noheader']
     try: said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -86,7 +98,18 @@ def measure_gpu(
     size:str=None,          # full or tiny; default: full on a GPU, tiny on a CPU
     commit:str=None,        # What the measurements are noted with; default: this repository's
 )->dict:                    # What `gpu.json` holds
-    "Measure all rows that are not yet measured, as far as the minutes go."
+    """Measure all rows that are not yet measured, as far as the minutes go.
+
+    Args:
+        out (str, default 'runs/gpu'): Folder of `gpu.json`
+        minutes (float, default 9.0): When to stop
+        device (str, default 'cuda'): cuda, or cpu to see that every row runs
+        size (str, optional): full or tiny; default: full on a GPU, tiny on a CPU
+        commit (str, optional): What the measurements are noted with; default: this repository's
+
+    Returns:
+        dict: What `gpu.json` holds
+    """
     deadline, about = time.time() + 60*minutes, machine()
     size = check_device(device, size, minutes)
     check_place(Path(out))
@@ -106,7 +129,11 @@ def measure_gpu(
 
 # %% ../nbs/17i_gpu.ipynb #71f2bc4c
 def check_device(device:str, size:str|None, minutes:float) -> str: # 'full' or 'tiny'
-    "The size to measure; a `StoryError` for what cannot be."
+    """The size to measure; a `StoryError` for what cannot be.
+
+    Returns:
+        str: 'full' or 'tiny'
+    """
     one_of('device', device, ('cuda', 'cpu'))
     if not 0 < minutes < math.inf: raise StoryError(f'minutes must be above 0, got {minutes}')
     if device == 'cuda' and not torch.cuda.is_available():

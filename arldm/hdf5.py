@@ -18,7 +18,11 @@ from .files import NO_LOCKS
 def reading(
     path:str|Path, # The file, for the message
 ):
-    "Turn whatever a damaged file makes h5py raise into one line."
+    """Turn whatever a damaged file makes h5py raise into one line.
+
+    Args:
+        path (str | Path): The file, for the message
+    """
     try: yield
     except StoryError: raise
     except Exception as e:
@@ -57,7 +61,12 @@ def check_dataset(
     raw:mmap.mmap,  # The whole file
     heaps:dict,     # Address -> what stands there, of the heaps seen so far; grows
 ):
-    "A `ValueError` unless everything that a dataset refers to is there."
+    """A `ValueError` unless everything that a dataset refers to is there.
+
+    Args:
+        raw (mmap.mmap): The whole file
+        heaps (dict): Address -> what stands there, of the heaps seen so far; grows
+    """
     if d.external or d.is_virtual: raise ValueError(f'{d.name} keeps its data in another file')
     if d.chunks and math.prod(d.chunks)*d.dtype.itemsize > len(raw): raise ValueError(f'{d.name} has too large chunks')
     if h5py.check_vlen_dtype(d.dtype) is None and not h5py.check_string_dtype(d.dtype):

@@ -32,7 +32,11 @@ KINDS = 'own', 'told', 'shuffled', 'none'
 ALL_KINDS = *KINDS, 'captions'                # its own captions with black pictures
 
 def others(stories:StorySplit) -> dict: # {i: j}, places in it
-    "For every story another one, of the same length and of another album."
+    """For every story another one, of the same length and of another album.
+
+    Returns:
+        dict: {i: j}, places in it
+    """
     lengths, out = {}, {}
     for i, album in enumerate(stories.albums):
         lengths.setdefault(len(stories.rows(i)), {}).setdefault(album, []).append(i)
@@ -47,7 +51,11 @@ def others(stories:StorySplit) -> dict: # {i: j}, places in it
 
 # %% ../nbs/13a_histories.ipynb #2c860522
 def remembered(k:int, slots:int) -> list: # frames before the one to draw, slots of the model -> places from 0
-    "Which of the frames before there is room for: the first and the newest."
+    """Which of the frames before there is room for: the first and the newest.
+
+    Returns:
+        list: frames before the one to draw, slots of the model -> places from 0
+    """
     room = max(1, slots - 1)
     kept = min(1, room - 1)
     return [*range(k)] if k <= room else [*range(kept), *range(k - room + kept, k)]
@@ -88,7 +96,21 @@ def draw_histories(
     num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
     guidance_interval:tuple=(0, 1), reuse:int=1, height:int=None, width:int=None,
 ):                     # -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
-    "Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`; what is there already stays."
+    """Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`; what is there already stays.
+
+    -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
+
+    Args:
+        stories: `StorySplit`
+        out (str | Path): Folder; a folder of drawings for each kind is made in it
+        kinds (tuple, default KINDS): Which histories, of `ALL_KINDS`
+        below (str, default ''): Folder for the stories below that of each kind
+        limit (int, optional): Only the first so many stories
+        batch (int, default 16): Stories drawn together
+        seed (int, default 0): Story `i` of the split has `seed + i`, in every kind
+        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
+        guidance_scale (float, default 7.5): As for `StoryPipeline`, and so are these:
+    """
     for kind in kinds: one_of('history', kind, ALL_KINDS)
     at_least_one(batch=batch, limit=1 if limit is None else limit)
     how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -122,7 +144,12 @@ def history_verdict(
     name:str,
     unit:str='',  # Of both; '%': their difference is in points
 )->str:
-    "Whether history is used, in a sentence."
+    """Whether history is used, in a sentence.
+
+    Args:
+        e (Estimate): Told − other
+        unit (str, default ''): Of both; '%': their difference is in points
+    """
     low, high = e.interval
     if not math.isfinite(low): return 'no verdict: too few albums for an interval'
     unit = 'points' if unit == '%' else unit
@@ -139,7 +166,16 @@ def history_rows(
     unit:str='',       # '%': the values are shares
     within:tuple=(-math.inf, math.inf), # Where values lie; intervals of the kinds end there
 )->list:
-    "Each kind, and what is lost with other histories, as rows of the score table."
+    """Each kind, and what is lost with other histories, as rows of the score table.
+
+    Args:
+        values (dict): {kind: (n,)}, higher is better, of frames after the first; the same frames in all kinds
+        album (np.ndarray): int (n,)
+        draws (np.ndarray): (times, n_albums), from `resample`
+        name (str): What is measured
+        unit (str, default ''): '%': the values are shares
+        within (tuple, default (-math.inf, math.inf)): Where values lie; intervals of the kinds end there
+    """
     if len({len(album), *map(len, values.values())}) > 1:
         frames = ', '.join(f'{counted(len(v), "frame")} ({k})' for k, v in values.items())
         raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the same frames in '
@@ -155,7 +191,11 @@ def history_rows(
 
 # %% ../nbs/13a_histories.ipynb #9f6cd3e1
 def carried_facts(d:Drawings, facts:callable) -> np.ndarray: # (n,)
-    "Share of each frame's carried facts that a facts reader calls right; NaN where a frame has none."
+    """Share of each frame's carried facts that a facts reader calls right; NaN where a frame has none.
+
+    Returns:
+        np.ndarray: (n,)
+    """
     of = [x for name, x in read_facts(d, facts, 0).items() if name.startswith('carried')]
     right, asked = (sum(np.bincount(i, w, len(d)) for w, i in pairs) + np.zeros(len(d))
                     for pairs in ([(r, i) for r, _, i in of], [(np.ones(len(i)), i) for _, _, i in of]))
@@ -170,7 +210,20 @@ def score_histories(
     within:tuple=(0, 1), # As in `history_rows`
     limit:int=None,  # Only the first so many stories of the split, if more are drawn
 )->list:             # As `history_rows`, of shares
-    "What other histories do to drawings."
+    """What other histories do to drawings.
+
+    Args:
+        folder (str | Path): What `draw_histories` filled
+        split: The `StorySplit`
+        ask: `Drawings` -> (n,), such as `carried_facts`
+        name (str): What that is
+        times (int, default 100): Draws of albums
+        within (tuple, default (0, 1)): As in `history_rows`
+        limit (int, optional): Only the first so many stories of the split, if more are drawn
+
+    Returns:
+        list: As `history_rows`, of shares
+    """
     d = {kind: match_drawings(Path(folder)/kind, split) for kind in KINDS if (Path(folder)/kind).is_dir()}
     if not d: raise StoryError(f'{folder}: nothing was drawn there with {", ".join(KINDS)}')
     same = set.intersection(*({*zip(x.story.tolist(), x.k.tolist())} for x in d.values()))

@@ -18,7 +18,15 @@ def history_visible(
     n_frames:int,   # Frames to draw, `V`
     n_given:int=0,  # Frames given before the first drawn one: 0 visualization, 1 continuation
 )->Tensor:          # bool (V, V+n_given); True where the frame may look at the slot
-    "Which slots each frame may look at."
+    """Which slots each frame may look at.
+
+    Args:
+        n_frames (int): Frames to draw, `V`
+        n_given (int, default 0): Frames given before the first drawn one: 0 visualization, 1 continuation
+
+    Returns:
+        Tensor: bool (V, V+n_given); True where the frame may look at the slot
+    """
     return torch.ones(n_frames, n_frames + n_given, dtype=torch.bool).tril(n_given - 1)
 
 # %% ../nbs/06_history.ipynb #f0d19dfc
@@ -28,7 +36,17 @@ def context_visible(
     history:Tensor,           # bool (V, N); `history_visible`, cut to the N slots there are
     dropped:Tensor=None,      # bool (B, V); True = this frame's condition is dropped
 )->Tensor:                    # bool (B·V, (1+N)·S); True = visible
-    "Which tokens of its context each frame may attend to."
+    """Which tokens of its context each frame may attend to.
+
+    Args:
+        caption_real (Tensor): bool (B, V, S); True = a real token of the frame's own caption
+        slot_real (Tensor): bool (B, N, S); True = a real token of the slot's caption
+        history (Tensor): bool (V, N); `history_visible`, cut to the N slots there are
+        dropped (Tensor, optional): bool (B, V); True = this frame's condition is dropped
+
+    Returns:
+        Tensor: bool (B·V, (1+N)·S); True = visible
+    """
     (B, V, S), N = caption_real.shape, slot_real.shape[1]
     if dropped is None: dropped = torch.zeros(B, V, dtype=torch.bool, device=caption_real.device)
     d = dropped[:, :, None]
@@ -43,7 +61,17 @@ def drop_frames(
     p:float=0.1,                     # Chance that a frame's condition is dropped
     generator:torch.Generator=None,  # CPU generator
 )->Tensor:                           # bool (B, V); True = dropped
-    "Which frames learn to be drawn from nothing, for classifier-free guidance (arXiv 2207.12598)."
+    """Which frames learn to be drawn from nothing, for classifier-free guidance (arXiv 2207.12598).
+
+    Args:
+        B (int): Stories
+        V (int): Frames of each
+        p (float, default 0.1): Chance that a frame's condition is dropped
+        generator (torch.Generator, optional): CPU generator
+
+    Returns:
+        Tensor: bool (B, V); True = dropped
+    """
     return torch.rand(B, V, generator=generator) < p
 
 # %% ../nbs/06_history.ipynb #415b968e
@@ -51,14 +79,27 @@ def pack_visible(
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens)
 )->tuple:            # Context (n, m, D), visible bool (n, m); m is a multiple of 8, or all tokens
-    "The context without tokens that are visible to no frame."
+    """The context without tokens that are visible to no frame.
+
+    Args:
+        context (Tensor): (n, tokens, D)
+        visible (Tensor): bool (n, tokens)
+
+    Returns:
+        tuple: Context (n, m, D), visible bool (n, m); m is a multiple of 8, or all tokens
+    """
     m = min(-(-int(visible.sum(1).max())//8)*8, visible.shape[1])                # GPUs attend to eights faster
     first = visible.int().argsort(dim=1, descending=True, stable=True)[:, :m]       # (n, m)
     return context.gather(1, first[..., None].expand(-1, -1, context.shape[2])), visible.gather(1, first)
 
 # %% ../nbs/06_history.ipynb #48812ec3
 class HistoryEmbeddings(ModelMixin, ConfigMixin):
-    "Put captions and slots together into the context of every frame."
+    """Put captions and slots together into the context of every frame.
+
+    Args:
+        width (int): Width of caption and slot tokens, D
+        n_slots (int, default 5): Slots that a story can have
+    """
     @register_to_config
     def __init__(self,
         width:int,      # Width of caption and slot tokens, D
@@ -72,7 +113,15 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         captions:Tensor,  # (B, V, S, D) encoded captions, null ones where dropped
         slots:Tensor,     # (B, V, N, S, D) encoded slots as each frame sees them; V may be 1 to share them
     )->Tensor:            # (B·V, (1+N)·S, D)
-        "The context of every frame: its caption's tokens, then those of its slots."
+        """The context of every frame: its caption's tokens, then those of its slots.
+
+        Args:
+            captions (Tensor): (B, V, S, D) encoded captions, null ones where dropped
+            slots (Tensor): (B, V, N, S, D) encoded slots as each frame sees them; V may be 1 to share them
+
+        Returns:
+            Tensor: (B·V, (1+N)·S, D)
+        """
         (B, V, S, D), N = captions.shape, slots.shape[2]
         if N > self.config.n_slots:
             raise StoryError(f'{N} slots of history, but the model has time embeddings for {self.config.n_slots}')

@@ -16,14 +16,10 @@ from .begin import check_place
 from .core import StoryError, command, one_of, say
 from .files import FolderTaken, save_json, whole_folder
 from .draw import StoryPipeline
-from .encoders import quiet_loading
 from .model import ARLDM
 from .port import Misfit, corpora_of, read_weights, rows_of
 from .settings import PRESETS, TASKS
 from .survive import write_tensors
-
-# %% ../nbs/12a_home.ipynb #28569e02
-quiet_loading()
 
 # %% ../nbs/12a_home.ipynb #d46156fc
 def bring_home(
@@ -33,7 +29,18 @@ def bring_home(
     size:str='full',       # Key of `SIZES`
     loose:bool=False,      # Leave out unknown tensors, keep missing ones random
 )->tuple:                  # `ARLDM`, dict of settings for drawing
-    "The model of an original checkpoint, and how to draw with it; says what has no place."
+    """The model of an original checkpoint, and how to draw with it; says what has no place.
+
+    Args:
+        words: `CLIPTokenizer`, `BertTokenizer`
+        more: `CLIPTokenizer`, `BertTokenizer`
+        corpus (str, optional): Key of `CORPORA`; default: told from the checkpoint
+        size (str, default 'full'): Key of `SIZES`
+        loose (bool, default False): Leave out unknown tensors, keep missing ones random
+
+    Returns:
+        tuple: `ARLDM`, dict of settings for drawing
+    """
     state = read_weights(checkpoint)
     try: c, *others = corpora_of(rows := rows_of(state), words, more, corpus)
     except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
@@ -65,7 +72,21 @@ def port(
     loose:bool=False,              # Leave out unknown tensors, keep missing ones random
     dry_run:bool=False,            # Do everything but write
 ):
-    "Bring a checkpoint of the original AR-LDM home as a pipeline folder, or take a folder back."
+    """Bring a checkpoint of the original AR-LDM home as a pipeline folder, or take a folder back.
+
+    Args:
+        source (str): A checkpoint of the original; or, to go back, a pipeline folder or run
+        out (str): The pipeline folder to write, or the checkpoint; must not exist
+        sd (str, default 'stable-diffusion-v1-5/stable-diffusion-v1-5'): Folder or hub name; only its tokenizer/
+            is read
+        bert (str, default 'bert-base-uncased'): BLIP's vocabulary: folder or hub name
+        corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: told from the tables
+        task (str, default 'visualization'): What it was trained for; or continuation, which is given the first
+            frame
+        size (str, default 'full'): Size of the model: full, toy or tiny
+        loose (bool, default False): Leave out unknown tensors, keep missing ones random
+        dry_run (bool, default False): Do everything but write
+    """
     source, out = Path(source), Path(out)
     one_of('task', task, TASKS)
     if not source.exists(): raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')

@@ -88,11 +88,19 @@ class Inception(_Branches):
 SIDE = 64  # pixels; the 64 of FID64
 
 def fid64_drawn(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
-    "A drawn frame as the original measured it: squashed."
+    """A drawn frame as the original measured it: squashed.
+
+    Returns:
+        Image.Image: of any size -> 64 x 64 RGB
+    """
     return upright(picture).resize((SIDE, SIDE), Image.BILINEAR)
 
 def fid64_real(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
-    "A told frame as the original measured it: short side to 64 pixels, centre cut out."
+    """A told frame as the original measured it: short side to 64 pixels, centre cut out.
+
+    Returns:
+        Image.Image: of any size -> 64 x 64 RGB
+    """
     picture = upright(picture)
     w, h = picture.size
     w, h = (SIDE, int(SIDE*h/w)) if w <= h else (int(SIDE*w/h), SIDE)
@@ -113,7 +121,11 @@ def _digest(path):
 def load_inception(
     path:str|Path=None, # Of the published file; `None` = what ARLDM_INCEPTION names
 )->Inception:
-    "The FID Inception with its published weights."
+    """The FID Inception with its published weights.
+
+    Args:
+        path (str | Path, optional): Of the published file; `None` = what ARLDM_INCEPTION names
+    """
     path = path or os.environ.get('ARLDM_INCEPTION')
     if not path: raise StoryError(f'no weights named; {_HOW}')
     if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {_HOW}')

@@ -28,7 +28,13 @@ def claim_folder(
     facts:dict,          # Digests and settings that decide what is put into it
     advice:str=_ADVICE,  # What to do about a folder of other facts
 ):
-    "Write down what a folder is filled from, or refuse to mix it with anything else."
+    """Write down what a folder is filled from, or refuse to mix it with anything else.
+
+    Args:
+        folder (str | Path): Will be filled; may be there already, empty or with what was made from the same facts
+        facts (dict): Digests and settings that decide what is put into it
+        advice (str, default _ADVICE): What to do about a folder of other facts
+    """
     folder = Path(folder)
     if folder.is_dir() and not (folder/MADE).exists():
         found = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
@@ -38,11 +44,17 @@ def claim_folder(
 
 # %% ../nbs/12m_kept.ipynb #8344b27b
 def keep_file(path:str|Path, facts:dict, make:Callable): # make(path) writes the file
-    "Make a file once; one that is there is used again only if it was made from the same facts and not changed since."
+    """Make a file once; one that is there is used again only if it was made from the same facts and not changed since.
+
+    make(path) writes the file
+    """
     _keep(Path(path), facts, make, atomic_path, file_digest)
 
 def keep_folder(path:str|Path, facts:dict, make:Callable): # make(path) fills the folder
-    "The same for a folder that is made at once."
+    """The same for a folder that is made at once.
+
+    make(path) fills the folder
+    """
     _keep(Path(path), facts, make, whole_folder, folder_digest)
 
 def _keep(path, facts, make, whole, digest):
@@ -66,7 +78,14 @@ def toy_file(
     seed:int=0,      # The same seed and numbers give the same stories
     quiet:bool=True, # No bars and no summary
 )->Path:
-    "A story file of the toy corpus, made once."
+    """A story file of the toy corpus, made once.
+
+    Args:
+        path (str | Path): Story file
+        albums (tuple): Albums in train, val, test and, where a fourth is given, hard
+        seed (int, default 0): The same seed and numbers give the same stories
+        quiet (bool, default True): No bars and no summary
+    """
     def make(tmp):
         with temporary_folder(tmp.with_name('raw')) as raw:
             write_toy(raw, albums, seed=seed, progress=not quiet)
@@ -78,7 +97,14 @@ def toy_file(
 def pipeline_digest(
     pipe,  # `StoryPipeline`
 )->str:    # 32 hexadecimal digits
-    "A digest of all weights and both vocabularies of a `StoryPipeline`."
+    """A digest of all weights and both vocabularies of a `StoryPipeline`.
+
+    Args:
+        pipe: `StoryPipeline`
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
     h = hashlib.blake2b(digest_size=16)
     for name in PARTS:
         part = getattr(pipe, name)
@@ -95,7 +121,15 @@ def drawing_facts(
     stories:StorySplit,
     sampling:dict,       # What `pipe` is asked for: `num_inference_steps`, `guidance_scale`, …
 )->dict:                 # For `claim_folder`
-    "All that decides what is drawn."
+    """All that decides what is drawn.
+
+    Args:
+        pipe: `StoryPipeline`
+        sampling (dict): What `pipe` is asked for: `num_inference_steps`, `guidance_scale`, …
+
+    Returns:
+        dict: For `claim_folder`
+    """
     settings = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith('_')}
     return dict(weights=pipeline_digest(pipe), precision=str(pipe.unet.dtype).removeprefix('torch.'),
                 stories=data_digest(stories), scheduler=type(pipe.scheduler).__name__, scheduler_settings=settings,

@@ -35,7 +35,11 @@ from .survive import load_checkpoint, save_checkpoint
 
 # %% ../nbs/15b_ladder.ipynb #77d90518
 def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
-    "Scenes for the autoencoder, their pictures, and where figures are in them."
+    """Scenes for the autoencoder, their pictures, and where figures are in them.
+
+    Returns:
+        tuple: scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
+    """
     rng = random.Random(f'frames {seed}')
     scenes = [random_scene(rng) for _ in range(n)]
     frames = pixels([draw(s) for s in scenes])
@@ -47,7 +51,12 @@ def autoencoder_loss(
     x:Tensor,      # (B, 3, h, w) in [-1, 1]
     figure:Tensor, # (B, 1, h, w), 1 where a figure is
 )->Tensor:
-    "How far pictures come back from themselves."
+    """How far pictures come back from themselves.
+
+    Args:
+        x (Tensor): (B, 3, h, w) in [-1, 1]
+        figure (Tensor): (B, 1, h, w), 1 where a figure is
+    """
     posterior = vae.encode(x).latent_dist
     d = vae.decode(posterior.sample()).sample - x
     return ((1 + 8*figure)*(d.abs() + d**2)).mean() + 1e-3*posterior.kl().mean()/256
@@ -61,7 +70,16 @@ def train_autoencoder(
     lr:float=2e-3,        # Highest learning rate
     seed:int=0,
 ):                        # -> yields (step, loss), and at last the `AutoencoderKL`
-    "A miniature of Stable Diffusion's autoencoder, for toy frames; resumes."
+    """A miniature of Stable Diffusion's autoencoder, for toy frames; resumes.
+
+    -> yields (step, loss), and at last the `AutoencoderKL`
+
+    Args:
+        folder (Path): Checkpoints go to `checkpoints/`
+        batch (int, default 16): Frames a step
+        n (int, default 12000): Different frames
+        lr (float, default 0.002): Highest learning rate
+    """
     claim_folder(folder, dict(steps=steps, batch=batch, frames=n, lr=lr, seed=seed))
     torch.manual_seed(seed)
     vae, (_, frames, figure) = make_vae(**SIZES['toy']['vae']), random_frames(n, seed)
@@ -82,12 +100,20 @@ def train_autoencoder(
 # %% ../nbs/15b_ladder.ipynb #9eccdbdc
 @torch.no_grad()
 def round_trip(vae:AutoencoderKL, frames:Tensor) -> np.ndarray: # uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
-    "Pictures after a journey through the autoencoder, without chance."
+    """Pictures after a journey through the autoencoder, without chance.
+
+    Returns:
+        np.ndarray: uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
+    """
     back = [vae.decode(vae.encode(to_target(x.to(vae.device))).latent_dist.mode()).sample for x in frames.split(50)]
     return ((torch.cat(back).clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 def facts_kept(vae:AutoencoderKL, n:int=300, seed:int=1) -> dict: # fact -> share that is read rightly
-    "Facts of unseen scenes that survive the round trip."
+    """Facts of unseen scenes that survive the round trip.
+
+    Returns:
+        dict: fact -> share that is read rightly
+    """
     scenes, frames, _ = random_frames(n, seed)
     out, rng = {}, random.Random(seed)
     for s, got in zip(scenes, read(round_trip(vae, frames))):
@@ -109,7 +135,11 @@ def pair(i:int) -> Story:
 
 # %% ../nbs/15b_ladder.ipynb #611dc4f8
 def blank(vae:AutoencoderKL, folder:Path, seed:int=0) -> Path: # The pipeline folder
-    "A pipeline with a trained autoencoder that has learnt nothing else; made once."
+    """A pipeline with a trained autoencoder that has learnt nothing else; made once.
+
+    Returns:
+        Path: The pipeline folder
+    """
     def make(tmp):
         with tempfile.TemporaryDirectory() as words: words = word_tokenizers([*WORDS, AGAIN], words)
         torch.manual_seed(seed)
@@ -139,7 +169,12 @@ def check_numbers(
     seed:int,  # Not all random numbers can start from a negative one
     **numbers, # Must be at least 1
 ):
-    "A `StoryError` that names the first number that makes no sense."
+    """A `StoryError` that names the first number that makes no sense.
+
+    Args:
+        seed (int): Not all random numbers can start from a negative one
+        **numbers: Must be at least 1
+    """
     at_least_one(**numbers)
     if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
@@ -153,7 +188,14 @@ def ladder(
     steps:int=None,         # Steps of that last stage; default: those behind the shipped weights
     seed:int=0,             # Of all random numbers
 ):
-    "Train the models of the small world, each on the one before."
+    """Train the models of the small world, each on the one before.
+
+    Args:
+        out (str, default 'runs/ladder'): Folder for all three runs
+        stage (str, default 'arldm'): Where to stop: autoencoder, base or arldm
+        steps (int, optional): Steps of that last stage; default: those behind the shipped weights
+        seed (int, default 0): Of all random numbers
+    """
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
     check_numbers(seed, steps=1 if steps is None else steps)
     lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs

@@ -18,7 +18,11 @@ from .files import FolderTaken, create_json, flush_folder, load_json, save_json,
 MANIFEST = 'manifest.json'
 
 def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
-    "A digest of the content of a file (BLAKE2b)."
+    """A digest of the content of a file (BLAKE2b).
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
     h = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as f:
         while block := f.read(1 << 20): h.update(block)
@@ -30,7 +34,11 @@ def _files(folder): # relative names of all files, links and other things in a f
         yield path.relative_to(folder).as_posix()
 
 def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
-    "A digest of the names and contents of all files of a folder, hidden ones and its manifest apart."
+    """A digest of the names and contents of all files of a folder, hidden ones and its manifest apart.
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
     names = [name for name in _files(Path(folder)) if not name.startswith('.') and '/.' not in name]
     listed = json.dumps([(name, file_digest(Path(folder)/name)) for name in names])
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
@@ -42,7 +50,11 @@ def write_manifest(folder:Path, about:dict):
     save_json(folder/MANIFEST, dict(made_by='arldm', **about, files=files))
 
 def read_manifest(folder:str|Path) -> dict: # Empty if there is none
-    "The manifest of a folder."
+    """The manifest of a folder.
+
+    Returns:
+        dict: Empty if there is none
+    """
     path = Path(folder)/MANIFEST
     if not path.is_file(): return {}
     try: manifest = load_json(path, dict(made_by=str, files={'*': str}))
@@ -56,7 +68,11 @@ def read_manifest(folder:str|Path) -> dict: # Empty if there is none
 def foreign_file(
     folder:Path,
 )->str:          # Its relative name; '' if there is none
-    "The first file of a folder that was not made here, by the manifest, or was changed afterwards."
+    """The first file of a folder that was not made here, by the manifest, or was changed afterwards.
+
+    Returns:
+        str: Its relative name; '' if there is none
+    """
     listed = read_manifest(folder).get('files', {})
     for name in _files(folder):
         path = folder/name
@@ -104,7 +120,15 @@ def replace_folder(
     folder:str|Path, # Where the finished folder shall stand; one that is there must have been made here
     **about,         # What the new folder is made from, for its manifest
 )->Iterator:         # Yields a temporary folder beside it
-    "Fill a temporary folder; it takes the place of `folder` when the block succeeds."
+    """Fill a temporary folder; it takes the place of `folder` when the block succeeds.
+
+    Args:
+        folder (str | Path): Where the finished folder shall stand; one that is there must have been made here
+        **about: What the new folder is made from, for its manifest
+
+    Returns:
+        Iterator: Yields a temporary folder beside it
+    """
     folder = Path(folder)
     recover_folder(folder)
     refuse_foreign_folder(folder)
@@ -129,7 +153,14 @@ def record_provenance(
     hints:dict={},   # May differ, such as where the data lies; the newest are written down
     advice:str='',   # What the reader can do, for the message
 ):
-    "Write down what a folder is made from, or refuse to go on with something else."
+    """Write down what a folder is made from, or refuse to go on with something else.
+
+    Args:
+        path (str | Path): JSON file beside what is kept
+        facts (dict): Must be the same for all that is kept: digests and settings
+        hints (dict, default {}): May differ, such as where the data lies; the newest are written down
+        advice (str, default ''): What the reader can do, for the message
+    """
     facts = json.loads(json.dumps(facts, default=str))
     if create_json(path, {**facts, **hints}): return
     old = load_json(path, dict)
@@ -145,7 +176,16 @@ def path_hints(
     path:str|Path,   # The file
     name:str='data', # Key of the absolute path; with '_relative' that of the relative one
 )->dict:             # For JSON
-    "Where a file lies: absolutely, and relative to a folder."
+    """Where a file lies: absolutely, and relative to a folder.
+
+    Args:
+        folder (str | Path): Where the hints are kept
+        path (str | Path): The file
+        name (str, default 'data'): Key of the absolute path; with '_relative' that of the relative one
+
+    Returns:
+        dict: For JSON
+    """
     whole = Path(path).resolve()
     return {name: str(whole), f'{name}_relative': os.path.relpath(whole, Path(folder).resolve())}
 
@@ -155,7 +195,17 @@ def hinted_path(
     name:str='data',    # As there
     fits:Callable=None, # path -> whether this is the file; of two that exist, one that fits is taken
 )->Path|None:           # `None` if nothing is said; may be a path where nothing is
-    "The file that `path_hints` spoke of."
+    """The file that `path_hints` spoke of.
+
+    Args:
+        folder (str | Path): That may have been moved
+        hints (dict): From `path_hints`
+        name (str, default 'data'): As there
+        fits (Callable, optional): path -> whether this is the file; of two that exist, one that fits is taken
+
+    Returns:
+        Path | None: `None` if nothing is said; may be a path where nothing is
+    """
     here, keys = Path(folder).resolve(), (f'{name}_relative', name)
     said = [Path(os.path.normpath(here/hints[k])) for k in keys if hints.get(k)]
     found = [p for p in said if p.exists()]

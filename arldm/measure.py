@@ -21,7 +21,11 @@ def wait():
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
 def take_turns(rounds:int, **jobs)->dict: # name=function -> name: seconds of each turn
-    "Time some functions in turn, so that a disturbance is shared."
+    """Time some functions in turn, so that a disturbance is shared.
+
+    Returns:
+        dict: name=function -> name: seconds of each turn
+    """
     seconds = {name: [] for name in jobs}
     for _ in tqdm(range(rounds), ' / '.join(jobs), leave=False):
         for name, job in jobs.items():
@@ -40,7 +44,14 @@ def compare(
     ours:str,      # The rival that is ours
     wanted:float,  # Gain hoped for
 )->dict:
-    "A line of the table: units per second, plainly and ours, and the gain."
+    """A line of the table: units per second, plainly and ours, and the gain.
+
+    Args:
+        amount (float): Units of work in each turn
+        seconds (dict): Rival -> seconds of each turn, `plain` among them
+        ours (str): The rival that is ours
+        wanted (float): Gain hoped for
+    """
     plain, ours = seconds['plain'], seconds[ours]
     return dict(what=what, unit=unit, plain=amount/median(plain), ours=amount/median(ours), wanted=wanted,
                 gain=median(p/o for p, o in zip(plain, ours, strict=True)))
@@ -70,7 +81,11 @@ _FORMULAS = {_aten._scaled_dot_product_flash_attention_for_cpu: _forward,
 def count_flops(
     job:Callable, # Called once, forward, backward or both
 )->int:
-    "The floating-point operations that a job asks for in matrix products, convolutions and attention."
+    """The floating-point operations that a job asks for in matrix products, convolutions and attention.
+
+    Args:
+        job (Callable): Called once, forward, backward or both
+    """
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter: job()
     return counter.get_total_flops()
 
@@ -80,7 +95,14 @@ def matrix_rate(
     device:str='cpu',
     sides:tuple=None, # Of the square matrices; `None` = what suits the device
 )->float:             # Floating-point operations per second
-    "How fast this machine multiplies matrices."
+    """How fast this machine multiplies matrices.
+
+    Args:
+        sides (tuple, optional): Of the square matrices; `None` = what suits the device
+
+    Returns:
+        float: Floating-point operations per second
+    """
     best = 0
     for n in sides or ((4096, 8192) if device == 'cuda' else (512, 1024, 2048)):
         a, b = torch.randn(2, n, n, device=device).to(dtype)
@@ -90,7 +112,11 @@ def matrix_rate(
 
 # %% ../nbs/17a_measure.ipynb #3f017c16
 def gpu_peak(job:Callable)->float: # MB; nan where there is no GPU
-    "The most GPU memory that is allocated at any moment of a job."
+    """The most GPU memory that is allocated at any moment of a job.
+
+    Returns:
+        float: MB; nan where there is no GPU
+    """
     gpu = torch.cuda.is_available()
     if gpu: torch.cuda.reset_peak_memory_stats()
     job()
@@ -103,7 +129,11 @@ except OSError: kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024 if
 print(kb)'''
 
 def peak(code:str, *args)->float: # MB
-    "The most memory that some Python code takes at any moment, in a process of its own with these arguments."
+    """The most memory that some Python code takes at any moment, in a process of its own with these arguments.
+
+    Returns:
+        float: MB
+    """
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, (str(HOME), os.environ.get('PYTHONPATH'))))}
     said = subprocess.check_output([sys.executable, '-c', code + _REPORT, *map(str, args)], env=env, text=True)
     return float(said.split()[-1])*1024/1e6

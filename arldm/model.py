@@ -64,7 +64,17 @@ def create(cls:ARLDM,
     side:int=64,         # Height and width of a drawn frame in pixels, unless a caller says otherwise
     n_slots:int=5,       # Slots that a story can have
 )->ARLDM:                # With random weights
-    "A model of a size from the table."
+    """A model of a size from the table.
+
+    Args:
+        size (str | dict): Key of `SIZES`, or what such an entry holds
+        vocab (Vocabulary): Decides the sizes of both word tables and the caption length
+        side (int, default 64): Height and width of a drawn frame in pixels, unless a caller says otherwise
+        n_slots (int, default 5): Slots that a story can have
+
+    Returns:
+        ARLDM: With random weights
+    """
     s = size if isinstance(size, dict) else SIZES[one_of('model size', size, SIZES)]
     words, more = vocab.caption_tokenizer, vocab.memory_tokenizer
     clip = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=vocab.length, bos_token_id=words.bos_token_id,
@@ -79,20 +89,32 @@ def create(cls:ARLDM,
 # %% ../nbs/08_model.ipynb #5b06c2fb
 @patch
 def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
-    "The caption of a frame that is told nothing."
+    """The caption of a frame that is told nothing.
+
+    Returns:
+        Tensor: (1, S, D)
+    """
     t = self.vocab.null()
     return encode_captions(self.text_encoder, t['caption_ids'].to(self.device), t['caption_real'].to(self.device))
 
 @patch
 def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
-    "What a frame remembers of nothing: a black picture without a caption."
+    """What a frame remembers of nothing: a black picture without a caption.
+
+    Returns:
+        Tensor: (1, S, D)
+    """
     t = {k: v.to(self.device) for k, v in self.vocab.null().items()}                  # each (1, S)
     black = to_memory(torch.zeros(1, 3, self.memory_side, self.memory_side, dtype=torch.uint8)).to(self.device)
     return self.memory_encoder(black, t['memory_ids'], t['memory_real'])
 
 @patch
 def null(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
-    "The condition of a frame that is told nothing."
+    """The condition of a frame that is told nothing.
+
+    Returns:
+        tuple: Caption (S, D), slot (S, D)
+    """
     return self.null_caption()[0], self.null_slot()[0]
 
 # %% ../nbs/08_model.ipynb #4b207879
@@ -106,7 +128,18 @@ def condition(self:ARLDM,
     dropped:Tensor=None,   # bool (B, V); True = told nothing
     **known,
 )->tuple:                  # Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
-    "What each frame is told and may remember. What is `known`, by the names of `KNOWN`, is not computed."
+    """What each frame is told and may remember. What is `known`, by the names of `KNOWN`, is not computed.
+
+    Args:
+        tokens (dict): `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
+        memory (Tensor | None): float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1
+            suffices
+        n_given (int, default 0): Opening frames that are given, not drawn
+        dropped (Tensor, optional): bool (B, V); True = told nothing
+
+    Returns:
+        tuple: Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
+    """
     N = known['slots'].shape[1] if memory is None else memory.shape[1]
     own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
     captions = known['captions'][:, n_given:] if 'captions' in known else encode_captions(
@@ -131,7 +164,17 @@ def predict(self:ARLDM,
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens); True = may attend
 )->Tensor:           # (n, 4, h, w)
-    "The UNet's guess of the noise, or of v where `noise` says so."
+    """The UNet's guess of the noise, or of v where `noise` says so.
+
+    Args:
+        noisy (Tensor): (n, 4, h, w)
+        t (Tensor): int64 (n,) or ()
+        context (Tensor): (n, tokens, D)
+        visible (Tensor): bool (n, tokens); True = may attend
+
+    Returns:
+        Tensor: (n, 4, h, w)
+    """
     heads = self.unet.config.attention_head_dim             # what diffusers calls so is the number of heads
     if isinstance(heads, int): visible = visible.repeat_interleave(heads, 0)       # once, not in every layer
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
@@ -141,7 +184,14 @@ def predict(self:ARLDM,
 def load(cls:ARLDM,
     folder:str|Path,  # A pipeline folder, or the folder of a run
 )->ARLDM:             # On the CPU, in evaluation mode
-    "Load a model from a pipeline folder."
+    """Load a model from a pipeline folder.
+
+    Args:
+        folder (str | Path): A pipeline folder, or the folder of a run
+
+    Returns:
+        ARLDM: On the CPU, in evaluation mode
+    """
     folder = Path(folder)
     if not (folder/'pipeline').is_dir(): recover_folder(folder/'pipeline')
     if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
@@ -165,7 +215,14 @@ def load(cls:ARLDM,
 def moments(self:ARLDM,
     frames:Tensor, # uint8 (..., 3, H, W)
 )->Tensor:         # (..., 8, h, w): mean and log-variance of the latents
-    "What the autoencoder knows about frames before it samples."
+    """What the autoencoder knows about frames before it samples.
+
+    Args:
+        frames (Tensor): uint8 (..., 3, H, W)
+
+    Returns:
+        Tensor: (..., 8, h, w): mean and log-variance of the latents
+    """
     x = to_target(frames.to(self.device, non_blocking=True)).flatten(0, -4).to(self.vae.dtype)
     m = self.vae.encode(x).latent_dist.parameters
     return m.reshape(*frames.shape[:-3], *m.shape[1:]).contiguous()
@@ -175,7 +232,15 @@ def sample_latents(self:ARLDM,
     moments:Tensor,      # (..., 8, h, w)
     noise:Tensor=None,   # (..., 4, h, w); `None` = take the mean
 )->Tensor:               # (..., 4, h, w), scaled to unit size
-    "Latents from their moments, in the units that the UNet works in."
+    """Latents from their moments, in the units that the UNet works in.
+
+    Args:
+        moments (Tensor): (..., 8, h, w)
+        noise (Tensor, optional): (..., 4, h, w); `None` = take the mean
+
+    Returns:
+        Tensor: (..., 4, h, w), scaled to unit size
+    """
     mean, logvar = moments.chunk(2, -3)
     z = mean if noise is None else mean + noise*(logvar.clamp(-30, 20)/2).exp()
     return (z*self.vae.config.scaling_factor).contiguous()
@@ -193,7 +258,20 @@ def frame_losses(self:ARLDM,
     weighting:str='none',  # Key of `WEIGHTS`
     pack:bool=False,       # Leave out tokens that no frame may see
 )->Tensor:                 # (n,) one loss per frame
-    "Squared error of the guess, per frame."
+    """Squared error of the guess, per frame.
+
+    Args:
+        z (Tensor): (n, 4, h, w) latents, story-major
+        noise (Tensor): (n, 4, h, w)
+        t (Tensor): int64 (n,)
+        context (Tensor): (n, tokens, D)
+        visible (Tensor): bool (n, tokens)
+        weighting (str, default 'none'): Key of `WEIGHTS`
+        pack (bool, default False): Leave out tokens that no frame may see
+
+    Returns:
+        Tensor: (n,) one loss per frame
+    """
     if pack: context, visible = pack_visible(context, visible)
     noisy = self.noise.add_noise(z, noise, t)
     if noisy.device.type == 'cpu' and torch.is_grad_enabled(): noisy.requires_grad_()  # against a trap: chapter 8b
@@ -217,7 +295,21 @@ def chances(self:ARLDM,
     offset_noise:float,        # As in `loss`
     generator:torch.Generator, # On the CPU
 )->tuple:                      # Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
-    "All that is left to chance in the loss of a story."
+    """All that is left to chance in the loss of a story.
+
+    Args:
+        V (int): Frames of the story
+        channels (int): Of their moments: 8
+        h (int): Height of the moments
+        w (int): And their width
+        drop (float): As in `loss`
+        noise_bias (float): As in `loss`
+        offset_noise (float): As in `loss`
+        generator (torch.Generator): On the CPU
+
+    Returns:
+        tuple: Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+    """
     T = self.noise.config.num_train_timesteps
     def randn(*shape): return torch.randn(V, channels//2, *shape, generator=generator)
     sample, noise = randn(h, w), randn(h, w)
@@ -238,7 +330,22 @@ def loss(self:ARLDM,
     offset_noise:float=0.,      # Spread of a shift of the noise that all latents of a frame and channel share
     pack:bool=False,            # Leave out tokens that no frame may see; changes nothing but the time
 )->Tensor:                      # ()
-    "The training loss of a batch of stories."
+    """The training loss of a batch of stories.
+
+    Args:
+        batch (dict): From `arldm.dataset.collate`, of pictures or of what chapter 10 knows about them
+        generator (torch.Generator | list): On the CPU, for all random numbers; or one per story
+        n_given (int, default 0): Opening frames that are given, not drawn
+        drop (float, default 0.1): Chance that a frame's condition is dropped
+        weighting (str, default 'none'): Key of `WEIGHTS`
+        noise_bias (float, default 1.0): Timesteps are drawn as u^(1/bias): 1 = evenly, more = noisier
+        offset_noise (float, default 0.0): Spread of a shift of the noise that all latents of a frame and channel
+            share
+        pack (bool, default False): Leave out tokens that no frame may see; changes nothing but the time
+
+    Returns:
+        Tensor: ()
+    """
     m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:]   # (B, V, 8, h, w)
     generators = generator if isinstance(generator, list) else [generator]*len(m)
     chance = [self.chances(*m.shape[1:], drop, noise_bias, offset_noise, g) for g in generators]
@@ -261,7 +368,14 @@ _RULES = {'clip': ('text_encoder.', lambda n: 'token_embedding' in n),
 def freeze(self:ARLDM,
     parts:tuple=(),  # Of `arldm.settings.FREEZABLE`
 )->ARLDM:            # The same object
-    "Hold parts fixed; whatever is not named trains."
+    """Hold parts fixed; whatever is not named trains.
+
+    Args:
+        parts (tuple, default ()): Of `arldm.settings.FREEZABLE`
+
+    Returns:
+        ARLDM: The same object
+    """
     rules = [_RULES[one_of('part to freeze', p, _RULES)] for p in parts]
     for name, p in self.named_parameters():
         keeps = all(keep(name) for start, keep in rules if name.startswith(start))
@@ -306,7 +420,15 @@ def places(self:ARLDM,
     state:dict,       # The original's `state_dict`
     loose:bool=False, # Leave out what is unknown, do without what is missing
 )->dict:              # Our name -> tensor
-    "Where the tensors of an original checkpoint belong."
+    """Where the tensors of an original checkpoint belong.
+
+    Args:
+        state (dict): The original's `state_dict`
+        loose (bool, default False): Leave out what is unknown, do without what is missing
+
+    Returns:
+        dict: Our name -> tensor
+    """
     new, want = translate(k for k in state if k not in REMADE), self.state_dict()
     back = translate(want.keys() - new.values(), {b: a for a, b in NAMES.items()})
     missing, unknown = sorted(back.values()), sorted(k for k, n in new.items() if n not in want)
@@ -333,7 +455,20 @@ def from_original(cls:ARLDM,
     corpus:str=None,          # Key of `CORPORA`; default: told from the word tables
     loose:bool=False,         # Leave out what is unknown, keep what is missing random
 )->ARLDM:                     # In evaluation mode
-    "A model with the weights, the vocabulary and the caption length of an original checkpoint."
+    """A model with the weights, the vocabulary and the caption length of an original checkpoint.
+
+    Args:
+        state (dict): The original's `state_dict`
+        words (CLIPTokenizer): That of Stable Diffusion
+        more (BertTokenizer): BLIP's: bert-base-uncased
+        size (str | dict, default 'full'): Key of `SIZES`, or what such an entry holds: heads cannot be read off
+            tensors
+        corpus (str, optional): Key of `CORPORA`; default: told from the word tables
+        loose (bool, default False): Leave out what is unknown, keep what is missing random
+
+    Returns:
+        ARLDM: In evaluation mode
+    """
     rows, s = rows_of(state), size if isinstance(size, dict) else SIZES[one_of('model size', size, SIZES)]
     c = corpora_of(rows, words, more, corpus)[0]
     vocab = Vocabulary(*copy.deepcopy((words, more)), rows['length'], c.names, original=True)
@@ -352,7 +487,19 @@ def from_pretrained(cls:ARLDM,
     n_slots:int=5,         # Slots that a story can have
     original:bool=False,   # Follow the original where this book deliberately differs
 )->ARLDM:                  # In evaluation mode; new rows and history embeddings are random
-    "A model that starts from Stable Diffusion and BLIP."
+    """A model that starts from Stable Diffusion and BLIP.
+
+    Args:
+        sd (str | Path): Stable Diffusion 1.5: folder or hub name
+        blip (str | Path): BLIP weights: `.pth`, folder or hub name
+        corpus (str, default 'ssid'): Key of `CORPORA`
+        bert (str, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+        n_slots (int, default 5): Slots that a story can have
+        original (bool, default False): Follow the original where this book deliberately differs
+
+    Returns:
+        ARLDM: In evaluation mode; new rows and history embeddings are random
+    """
     c = CORPORA[one_of('corpus', corpus, CORPORA)]
     vocab = Vocabulary(*published_tokenizers(sd, blip, bert), c.length, c.names, original)
     parts = start_parts(sd, blip, vocab, original)

@@ -32,7 +32,12 @@ def each_rate(
     s:Settings,    # Uses `schedule`, `lr`, `warmup` and `steps`
     n:int=None,    # How many; default: `s.steps`
 )->Iterator:
-    "The learning rate of one step after the other; nothing is kept, however many steps there are."
+    """The learning rate of one step after the other; nothing is kept, however many steps there are.
+
+    Args:
+        s (Settings): Uses `schedule`, `lr`, `warmup` and `steps`
+        n (int, optional): How many; default: `s.steps`
+    """
     W, T, n = s.warmup, s.steps, n or s.steps
     if s.schedule == 'original':
         yield from _original_rates(s.lr, W, T, n)
@@ -46,7 +51,12 @@ def learning_rates(
     s:Settings,    # Uses `schedule`, `lr`, `warmup` and `steps`
     n:int=None,    # How many; default: `s.steps`
 )->list:
-    "The learning rate of every step."
+    """The learning rate of every step.
+
+    Args:
+        s (Settings): Uses `schedule`, `lr`, `warmup` and `steps`
+        n (int, optional): How many; default: `s.steps`
+    """
     return list(each_rate(s, n))
 
 # %% ../nbs/10c_optimise.ipynb #1968ea49
@@ -54,7 +64,14 @@ def decay_groups(
     model:nn.Module,
     s:Settings,   # Uses `decay` and `weight_decay`
 )->list:          # Of dicts, for an optimiser
-    "The weights that train, those that decay apart from those that do not."
+    """The weights that train, those that decay apart from those that do not.
+
+    Args:
+        s (Settings): Uses `decay` and `weight_decay`
+
+    Returns:
+        list: Of dicts, for an optimiser
+    """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     trained, decaying = [p for p in model.parameters() if p.requires_grad], []
     for p in trained: decaying.append(s.decay == 'all' or id(p) in matrices)
@@ -63,7 +80,11 @@ def decay_groups(
     return [g for g in groups if g['params']]
 
 def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and how it is made
-    "What the settings ask for; a `StoryError` where it is not installed."
+    """What the settings ask for; a `StoryError` where it is not installed.
+
+    Returns:
+        tuple: A subclass of `Optimizer`, and how it is made
+    """
     if s.optimizer == 'adamw': return AdamW, dict(fused=True)
     try: from bitsandbytes.optim import AdamW8bit
     except ImportError: raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None

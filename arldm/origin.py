@@ -48,7 +48,11 @@ def refuse_outputs(folder:str|Path):
 
 # %% ../nbs/12l_origin.ipynb #60b2e2cc
 def read_drawing(folder:str|Path) -> dict: # Empty if there is none
-    "What is known of how drawings were made."
+    """What is known of how drawings were made.
+
+    Returns:
+        dict: Empty if there is none
+    """
     path = Path(folder)/'drawing.json'
     if path.exists() and not path.is_file():
         raise StoryError(f'{path} is no file; expected what arldm-draw writes there; move it away')
@@ -58,7 +62,15 @@ def story_path(
     folder:str|Path, # A run folder
     hints:dict,      # `drawing.json`, `scores.json` or `settings.json`
 )->Path|None:        # None if nothing is said
-    "The story file that a run speaks of; a run that was moved with its stories finds them."
+    """The story file that a run speaks of; a run that was moved with its stories finds them.
+
+    Args:
+        folder (str | Path): A run folder
+        hints (dict): `drawing.json`, `scores.json` or `settings.json`
+
+    Returns:
+        Path | None: None if nothing is said
+    """
     found = hinted_path(folder, hints, fits=lambda p: holds_stories(p, hints.get('split'), hints.get('stories')))
     return found if found is None or found.exists() or not hints.get('data') else Path(hints['data'])
 
@@ -67,7 +79,16 @@ def other_stories(
     split:StorySplit, # The stories at hand
     digest:str=None,  # Their `data_digest`, where it is known
 )->list:              # of lines, none or one
-    "Whether drawings were made from other stories than these."
+    """Whether drawings were made from other stories than these.
+
+    Args:
+        way (dict): Of `read_drawing`
+        split (StorySplit): The stories at hand
+        digest (str, optional): Their `data_digest`, where it is known
+
+    Returns:
+        list: of lines, none or one
+    """
     if not way.get('stories') or way['stories'] == (digest or data_digest(split)): return []
     return [f'the drawings were made from other stories than those of split {split.name} of {split.file.path}']
 
@@ -76,14 +97,26 @@ def other_weights(
     folder:str|Path,  # A run folder
     way:dict,         # Of `read_drawing`
 )->list:              # of lines, none or one
-    "Whether drawings were made with other weights than the pipeline of their run has."
+    """Whether drawings were made with other weights than the pipeline of their run has.
+
+    Args:
+        folder (str | Path): A run folder
+        way (dict): Of `read_drawing`
+
+    Returns:
+        list: of lines, none or one
+    """
     pipeline = Path(folder)/'pipeline'
     if not way.get('weights') or not (pipeline/'model_index.json').is_file(): return []
     if folder_digest(pipeline) == way['weights']: return []
     return [f'the drawings were made with other weights than {pipeline} has now']
 
 def origin(folder:str|Path, d:Drawings) -> dict: # for `scores.json`
-    "What is scored, by digests; lines of trouble if stories, weights and drawings do not belong together."
+    """What is scored, by digests; lines of trouble if stories, weights and drawings do not belong together.
+
+    Returns:
+        dict: for `scores.json`
+    """
     way, stories = read_drawing(folder), data_digest(d.split)
     d.trouble += other_stories(way, d.split, stories) + other_weights(folder, way)
     settings = {k: v for k, v in way.items() if k not in ('data', 'data_relative', 'stories', 'weights')}
@@ -96,7 +129,16 @@ def outdated(
     scores:dict,             # Its `scores.json`
     split:StorySplit=None,   # Its stories, if they are at hand
 )->list:                     # of lines
-    "What is no longer as it was scored."
+    """What is no longer as it was scored.
+
+    Args:
+        folder (str | Path): A run folder
+        scores (dict): Its `scores.json`
+        split (StorySplit, optional): Its stories, if they are at hand
+
+    Returns:
+        list: of lines
+    """
     old, out = scores.get('digests') or {}, []
     try: drawings = drawings_digest(folder) if old.get('drawings') else None
     except StoryError: drawings = ''                                         # there are none any more

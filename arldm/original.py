@@ -19,7 +19,11 @@ def is_original(f:h5py.File)->bool:
     return any(f'{s}/image0' in f for s in _SPLITS)
 
 def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 (n, L)
-    "The pictures of every story."
+    """The pictures of every story.
+
+    Returns:
+        dict: split -> numbers of its pictures, int32 (n, L)
+    """
     rows, start = {}, 0
     for split in filter(f.__contains__, _SPLITS):
         n, L = len(f[split]['image0']), sum(k.startswith('image') for k in f[split])
@@ -50,7 +54,11 @@ def original_attrs(f:h5py.File)->dict:
     return dict(corpus={'sis': 'vist-sis', 'dii': 'vist-dii'}.get(_text(f), _text(f)), counts=counts)
 
 def original_index(f:h5py.File, split:str)->dict: # arrays `frame`, `caption`, `story_id`, `album_id`
-    "What the datasets of a split of ours say."
+    """What the datasets of a split of ours say.
+
+    Returns:
+        dict: arrays `frame`, `caption`, `story_id`, `album_id`
+    """
     rows = original_rows(f)[split]
     captions = [text.split('|') for text in f[split][_text(f)].asstr()[()]]
     for i, cs in enumerate(captions):

@@ -124,7 +124,19 @@ def draw_text(
     out:str=None,       # Folder to draw into; default: `<stem>-drawn` beside the text
     dry_run:bool=False, # Check everything, and draw nothing
 ):                      # -> the folder
-    "Draw the story of a text file, frame by frame and as a strip."
+    """Draw the story of a text file, frame by frame and as a strip.
+
+    -> the folder
+
+    Args:
+        run (Path): Run folder, or a pipeline folder
+        text (str | Path): One caption a line
+        way (dict): Settings of the sampler, with `seed` and `precision`
+        given (str, optional): Opening pictures, with commas between them
+        redraw (str, optional): Frames to draw again, '2,4', or 'all'
+        out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
+        dry_run (bool, default False): Check everything, and draw nothing
+    """
     if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return     # the first process draws it
     story = own_story(run, text, way, given, out)
     again = redraw if redraw in (None, 'all') else numbers("redraw must be 'all', or its frames", redraw)

@@ -26,7 +26,14 @@ from .steps import SIDES, Track
 
 # %% ../nbs/17c_pace.ipynb #113708c5
 class Easel:
-    "A pipeline and captions for timing drawings."
+    """A pipeline and captions for timing drawings.
+
+    Args:
+        track (Track): Stories, and a model
+        model (ARLDM, optional): Instead of the track's own
+        side (int, optional): Pixels of a frame; default: the smaller one of the size
+        guidance (float, default 7.5): Guidance scale; default: the seed's
+    """
     def __init__(self,
         track:Track,          # Stories, and a model
         model:ARLDM=None,     # Instead of the track's own
@@ -45,7 +52,15 @@ class Easel:
         batch:int=1,   # Stories drawn together
         **how,         # More of what a pipeline takes
     ):                 # -> `StoryOutput`
-        "Draw stories."
+        """Draw stories.
+
+        -> `StoryOutput`
+
+        Args:
+            scheduler (str): Key of `SCHEDULERS`
+            batch (int, default 1): Stories drawn together
+            **how: More of what a pipeline takes
+        """
         told = list(islice(cycle(self.captions), batch))
         self.pipe.scheduler = make_scheduler(scheduler, self.pipe.scheduler.config)
         return self.pipe(told, num_inference_steps=steps, guidance_scale=self.guidance, height=self.side,
@@ -56,14 +71,25 @@ def questions(
     scheduler:str,  # Key of `SCHEDULERS`; PNDM asks once more
     steps:int,
 )->int:
-    "How often a scheduler asks the UNet for one frame."
+    """How often a scheduler asks the UNet for one frame.
+
+    Args:
+        scheduler (str): Key of `SCHEDULERS`; PNDM asks once more
+    """
     return steps + (scheduler == 'pndm' and steps > 1)
 
 def story_flops(
     easel:Easel,
     **how,        # More of what `Easel.draw` takes
 )->Callable:      # Number of questions -> floating-point operations
-    "The floating-point operations of a story."
+    """The floating-point operations of a story.
+
+    Args:
+        **how: More of what `Easel.draw` takes
+
+    Returns:
+        Callable: Number of questions -> floating-point operations
+    """
     easel.draw('dpm++', 1, **how)
     once, twice = (count_flops(lambda: easel.draw('dpm++', n, **how)) for n in (1, 2))
     return lambda n: once + (n - 1)*(twice - once)
@@ -73,7 +99,14 @@ def timed(
     rounds:int,
     **jobs,      # name=function
 )->dict:         # {'CPU time': {name: seconds of each turn}, 'time passed': the same}
-    "Let some functions take turns, and note the CPU time of each, too."
+    """Let some functions take turns, and note the CPU time of each, too.
+
+    Args:
+        **jobs: name=function
+
+    Returns:
+        dict: {'CPU time': {name: seconds of each turn}, 'time passed': the same}
+    """
     busy = {name: [] for name in jobs}
     def job(name):
         start = time.process_time()
@@ -87,7 +120,12 @@ def against(
     wanted:float=None, # Ours is at most this part of plain
     unit='s/story',
 )->dict:
-    "A line of the table: what it costs, plainly and ours, and ours as a part of plain."
+    """A line of the table: what it costs, plainly and ours, and ours as a part of plain.
+
+    Args:
+        seconds (dict): Of each turn: plain and ours
+        wanted (float, optional): Ours is at most this part of plain
+    """
     part = median(o/p for p, o in zip(seconds['plain'], seconds['ours'], strict=True))
     line = dict(what=what, unit=unit, part=part, note=f'{part:.2f}×', **{k: median(s) for k, s in seconds.items()})
     return line if wanted is None else dict(line, wanted=f'at most {wanted:.2f}×')
@@ -96,7 +134,11 @@ def against(
 STEPS = dict(tiny=(2, 5, 2), full=(3, 50, 20)) # Equal ones; then the seed's, and ours instead
 
 def race(easel:Easel, size:str, rounds:int)->list: # Lines about speed and arithmetic
-    "A story drawn plainly and ours: at equal steps, and at the seed's settings against fewer steps."
+    """A story drawn plainly and ours: at equal steps, and at the seed's settings against fewer steps.
+
+    Returns:
+        list: Lines about speed and arithmetic
+    """
     few, many, fewer = STEPS[size]
     first = f'{few} PNDM steps', few, ('pndm', few), rounds, .9, 's/story', {}
     easel.draw('pndm', 1, plain=True), easel.draw('pndm', 1)
@@ -116,11 +158,19 @@ def race(easel:Easel, size:str, rounds:int)->list: # Lines about speed and arith
 
 # %% ../nbs/17c_pace.ipynb #df28386b
 def bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
-    "Whether this CPU computes in bfloat16 itself."
+    """Whether this CPU computes in bfloat16 itself.
+
+    Returns:
+        bool: Of x86 (AVX-512 or AMX) or Arm
+    """
     return any(has is True and 'bf16' in name for name, has in torch.cpu.get_capabilities().items())
 
 def in_bfloat16(easel:Easel, size:str, rounds:int, lines:list)->list: # `lines` of `race` -> their rivals in bfloat16
-    "CPU time of our way in bfloat16, against that of the plain way in float32."
+    """CPU time of our way in bfloat16, against that of the plain way in float32.
+
+    Returns:
+        list: `lines` of `race` -> their rivals in bfloat16
+    """
     few, many, fewer = STEPS[size]
     jobs = ('pndm', few, rounds, .45, {}), ('dpm++', fewer, 1, .2, dict(given=[easel.opening]))
     plain = [line for line in lines if line['what'].endswith('CPU time')]
@@ -141,7 +191,11 @@ KINDS = {'float32': ('float32', None), 'bfloat16': ('bfloat16', None), # name ->
 BATCHES = dict(tiny=(2, 3), full=(16, 64))                             # stories drawn together
 
 def drawing_rows(size:str) -> dict: # name -> kind, and how `Easel` and `Easel.draw` are called
-    "What each row of the table for a GPU is drawn with."
+    """What each row of the table for a GPU is drawn with.
+
+    Returns:
+        dict: name -> kind, and how `Easel` and `Easel.draw` are called
+    """
     _, many, fewer = STEPS[size]
     few_stories, many_stories = BATCHES[size]
     how = {'plain, 1 story': ('float32', dict(plain=True)), 'ours, 1 story': ('float32', {})}
@@ -164,7 +218,11 @@ def tidy():
     torch.cuda.empty_cache()
 
 def drawing_cost(easel:Easel, rounds:int, scheduler:str, steps:int, **how)->dict: # `how`: more for `Easel.draw`
-    "What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known."
+    """What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known.
+
+    Returns:
+        dict: `how`: more for `Easel.draw`
+    """
     seconds = []
     def drawings(): seconds.extend(take_turns(rounds, draw=partial(easel.draw, scheduler, steps, **how))['draw'])
     try:
@@ -178,14 +236,22 @@ def drawing_cost(easel:Easel, rounds:int, scheduler:str, steps:int, **how)->dict
 
 # %% ../nbs/17c_pace.ipynb #4984052a
 def prepared(track:Track, kind:str, side:int=None, guidance:float=7.5) -> Easel: # `kind`: key of `KINDS`
-    "A pipeline of its own, ready for a recipe."
+    """A pipeline of its own, ready for a recipe.
+
+    Returns:
+        Easel: `kind`: key of `KINDS`
+    """
     precision, graphs = KINDS[kind]
     easel = Easel(track, track.new_model().to(getattr(torch, precision)), side, guidance)
     if graphs is not None: easel.pipe.enable_fast_kernels(graphs=graphs)
     return easel
 
 def part_seconds(easel:Easel, **how) -> dict: # part -> seconds in it of one drawing; `all`: of the whole
-    "Where the time of a drawing goes; the clock waits for every part, so the whole takes a little longer."
+    """Where the time of a drawing goes; the clock waits for every part, so the whole takes a little longer.
+
+    Returns:
+        dict: part -> seconds in it of one drawing; `all`: of the whole
+    """
     pipe, seconds = easel.pipe, {}
     parts = dict(unet=pipe.unet, vae=pipe.vae.decoder, memory_encoder=pipe.memory_encoder,
                  text_encoder=pipe.text_encoder)
@@ -208,7 +274,11 @@ def part_seconds(easel:Easel, **how) -> dict: # part -> seconds in it of one dra
 
 # %% ../nbs/17c_pace.ipynb #c9938371
 def drawing_flops(track:Track) -> dict: # 'plain' and 'ours' -> {'scheduler steps': number}
-    "The floating-point operations of a story for the rows of the table."
+    """The floating-point operations of a story for the rows of the table.
+
+    Returns:
+        dict: 'plain' and 'ours' -> {'scheduler steps': number}
+    """
     _, many, fewer = STEPS[track.size]
     easel, found = prepared(track, 'float32'), {}
     for name, plain in ('plain', True), ('ours', False):
@@ -218,7 +288,11 @@ def drawing_flops(track:Track) -> dict: # 'plain' and 'ours' -> {'scheduler step
 
 # %% ../nbs/17c_pace.ipynb #e55cbd4f
 def bench_draw(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
-    "What a story costs to draw on a CPU."
+    """What a story costs to draw on a CPU.
+
+    Returns:
+        list: The lines of the table; 'full': three quarters of an hour on two cores
+    """
     rounds = dict(tiny=1, full=2)[size]
     quiet_loading()
     with tempfile.TemporaryDirectory() as folder:

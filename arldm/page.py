@@ -98,7 +98,16 @@ def page(
     parts:dict,        # Title of a section -> its HTML; empty ones are left out
     trouble:list=(),   # What the reader must know before believing anything, a line each
 )->str:                # A whole document
-    "A page of sections."
+    """A page of sections.
+
+    Args:
+        lead (str): The run in a sentence
+        parts (dict): Title of a section -> its HTML; empty ones are left out
+        trouble (list, default ()): What the reader must know before believing anything, a line each
+
+    Returns:
+        str: A whole document
+    """
     body = ''.join(f'<section><h2>{escape(name)}</h2>{html}</section>' for name, html in parts.items() if html)
     lines = ''.join(f'<li>{escape(line)}</li>' for line in trouble)
     trouble = f'<ul class="trouble" aria-label="trouble">{lines}</ul>' if lines else ''
@@ -116,7 +125,12 @@ def img_tag(
     alt:str,            # What a reader who cannot see it should know
     most:int=256,       # Pixels of the longer side, at most
 )->str:
-    "An `<img>` that carries its picture within itself."
+    """An `<img>` that carries its picture within itself.
+
+    Args:
+        alt (str): What a reader who cannot see it should know
+        most (int, default 256): Pixels of the longer side, at most
+    """
     picture = upright(picture)
     picture.thumbnail((most, most), Image.LANCZOS)
     (w, h), data = picture.size, io.BytesIO()
@@ -126,7 +140,11 @@ def img_tag(
     return f'<img class="{kind}" width="{w}" height="{h}" alt="{escape(alt)}" src="data:image/{kind};base64,{text}">'
 
 def open_picture(path:Path) -> Image.Image|None: # None where it cannot be read
-    "A drawn picture, if it is one."
+    """A drawn picture, if it is one.
+
+    Returns:
+        Image.Image | None: None where it cannot be read
+    """
     try: return decode(Path(path).read_bytes())
     except (StoryError, OSError): return None
 
@@ -154,7 +172,13 @@ def story_html(
     drawn:dict,  # Name of a row -> {k: `Path` of the drawn frame}; k from 1
     story=None,  # The `Story` they illustrate, if at hand
 )->str:
-    "A story as a figure: told above drawn, with captions."
+    """A story as a figure: told above drawn, with captions.
+
+    Args:
+        title (str): What stands above
+        drawn (dict): Name of a row -> {k: `Path` of the drawn frame}; k from 1
+        story (optional): The `Story` they illustrate, if at hand
+    """
     told, rows = dict(enumerate(story.pictures(), 1)) if story else {}, len(drawn) + bool(story)
     names = ''.join(f'<div>{escape(name)}</div>' for name in ['told']*bool(told) + [*drawn])
     out = [f'<li class="names" aria-hidden="true"><b></b>{names}<p></p></li>']
@@ -171,7 +195,14 @@ def story_html(
 
 # %% ../nbs/13c_page.ipynb #1cc34f89
 class Curve(NamedTuple):
-    "A line of a chart."
+    """A line of a chart.
+
+    Args:
+        x (list): Steps, or frames
+        y (list): As many numbers
+        kind (str, default 'one'): Its look: one or two (colours), told-line (dashed), with 'faint' for less of it
+        low (tuple, default ()): Interval at every point, or nothing
+    """
     x:list           # Steps, or frames
     y:list           # As many numbers
     kind:str='one'   # Its look: one or two (colours), told-line (dashed), with 'faint' for less of it
@@ -179,7 +210,11 @@ class Curve(NamedTuple):
     high:tuple=()
 
 def ticks(low:float, high:float) -> list: # two to five round numbers
-    "Round numbers in a range."
+    """Round numbers in a range.
+
+    Returns:
+        list: two to five round numbers
+    """
     step = 10**math.floor(math.log10((high - low)/2))
     step *= next(m for m in (5, 2, 1) if m == 1 or (high - low)/(step*m) >= 2)
     return [i*step for i in range(math.ceil(low/step - 1e-9), math.floor(high/step + 1e-9) + 1)]
@@ -198,7 +233,13 @@ def chart(
     label:str,     # What a reader who cannot see it should know
     x:str='step',  # What runs from left to right
 )->str:
-    "Curves over a common scale."
+    """Curves over a common scale.
+
+    Args:
+        curves (list): `Curve`s with at least one point; no NaN
+        label (str): What a reader who cannot see it should know
+        x (str, default 'step'): What runs from left to right
+    """
     xs, ys = sorted({v for c in curves for v in c.x}), [v for c in curves for v in (*c.y, *c.low, *c.high)]
     x0, x1, low, high = xs[0], xs[-1], min(ys), max(ys)
     pad = .06*(high - low) or abs(high)*.1 or 1
@@ -222,13 +263,22 @@ def legend(
     names:list,    # Of runs
     more:str='',   # HTML that follows
 )->str:
-    "Which colour is which run; nothing for a run alone."
+    """Which colour is which run; nothing for a run alone.
+
+    Args:
+        names (list): Of runs
+        more (str, default ''): HTML that follows
+    """
     items = [f'<span class="swatch {how}"></span>{escape(n)}' for n, how in zip(names, LOOKS)] if names[1:] else []
     return f'<p class="soft">{"".join(items)}{"&emsp;"*bool(items)}{more}</p>' if items or more else ''
 
 # %% ../nbs/13c_page.ipynb #ff30bb3e
 def flat(settings:dict, name='') -> dict: # dotted name -> value
-    "Nested settings as one level."
+    """Nested settings as one level.
+
+    Returns:
+        dict: dotted name -> value
+    """
     if not isinstance(settings, dict): return {name: settings}
     return {k: v for key, value in settings.items() for k, v in flat(value, f'{name}.{key}'.lstrip('.')).items()}
 
@@ -236,7 +286,12 @@ def plain_table(
     rows:dict,      # Name -> values
     head:list=(),   # Names of the columns
 )->str:
-    "Names and values."
+    """Names and values.
+
+    Args:
+        rows (dict): Name -> values
+        head (list, default ()): Names of the columns
+    """
     def row(cells, tag): return ''.join(f'<{tag}>{escape("—" if v is None else str(v))}</{tag}>' for v in cells)
     top = f'<thead><tr><th></th>{row(head, "th")}</tr></thead>' if head else ''
     body = ''.join(f'<tr><th scope="row">{escape(k)}</th>{row(v, "td")}</tr>' for k, v in rows.items())

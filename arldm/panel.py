@@ -78,7 +78,10 @@ def draw(self:StoryPanel):
 
 @patch
 def redraw(self:StoryPanel, k:int): # from 1
-    "Draw one frame again, from other noise; all others stay."
+    """Draw one frame again, from other noise; all others stay.
+
+    from 1
+    """
     def work():
         told, how = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
         self.tries += 1
@@ -92,5 +95,10 @@ def story_panel(
     side:int=160,                 # Height and width of a frame on the screen
     num_inference_steps:int=15,
 )->StoryPanel:
-    "A panel that draws stories."
+    """A panel that draws stories.
+
+    Args:
+        captions (list): To begin with; one field for each
+        side (int, default 160): Height and width of a frame on the screen
+    """
     return StoryPanel(pipe, captions, side, num_inference_steps=num_inference_steps)

@@ -16,7 +16,11 @@ from .sources import SSID_FILES
 
 # %% ../nbs/04e_photos.ipynb #fdbfab8f
 def clouds(rng:np.random.Generator, size:tuple)->np.ndarray: # size (w, h) -> float32 (h, w), around 0
-    "Noise with the same contrast at every scale, from half the picture down to a pixel."
+    """Noise with the same contrast at every scale, from half the picture down to a pixel.
+
+    Returns:
+        np.ndarray: size (w, h) -> float32 (h, w), around 0
+    """
     (w, h), light = size, np.zeros(size[::-1], 'float32')
     for n in (2**k for k in range(1, w.bit_length())):
         grid = rng.normal(size=(n*h//w + 2, n + 2)).astype('float32')
@@ -30,7 +34,11 @@ def photo(
     rng:np.random.Generator,
     size:tuple, # Width and height in pixels
 )->Image.Image:
-    "A picture that compresses as a photograph does: sky and ground, things that hide each other, roughness."
+    """A picture that compresses as a photograph does: sky and ground, things that hide each other, roughness.
+
+    Args:
+        size (tuple): Width and height in pixels
+    """
     w, h = size
     sky, ground = rng.uniform(110, 230) + rng.normal(0, 20, 3), rng.uniform(40, 150) + rng.normal(0, 20, 3)
     y = np.linspace(0, 1, h)[:, None, None]
@@ -64,7 +72,16 @@ def write_corpus(
     sizes:list=SIZES,     # Width and height of one picture after the other, over and over
     drawn:int=10**9,      # Different pictures to draw; the others differ from them in their number only
 )->Path:                  # `raw`
-    "A corpus of invented photographs in SSID's raw layout."
+    """A corpus of invented photographs in SSID's raw layout.
+
+    Args:
+        albums (int): Five pictures and four stories each; the last two are validation and test
+        sizes (list, default SIZES): Width and height of one picture after the other, over and over
+        drawn (int, default 10 ** 9): Different pictures to draw; the others differ from them in their number only
+
+    Returns:
+        Path: `raw`
+    """
     rng, pictures = np.random.default_rng(0), []
     for name in ('SSID_Annotations', 'SSID_Images'): (raw/name).mkdir(parents=True)
     for i in tqdm(range(5*albums), 'photographs', leave=False):

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'MOST_PIXELS', 'BadPicture', 'decode', 'upright', 'picture
            'shrink', 'cut']
 
 # %% ../nbs/01a_pictures.ipynb #444ec76d
-import io, warnings
+import io
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from .core import StoryError, at_home, first_line
 
 # %% ../nbs/01a_pictures.ipynb #a1115667
 FORMATS, MOST_PIXELS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'), 50_000_000
-warnings.simplefilter('error', Image.DecompressionBombWarning)  # as Pillow's manual advises; holds for all its users
 
 class BadPicture(StoryError):
     "Bytes that are no whole picture; `reason` is 'not a picture', 'too large' or 'broken picture'."
@@ -34,7 +33,16 @@ def decode(
     quick:bool=False, # Only to see whether it decodes: JPEG at an eighth of its size
     least:int=0,      # JPEG may come smaller, if its short side stays above so many pixels
 )->Image.Image:       # RGB, upright, transparency on white
-    "Decode a picture completely, or raise a `BadPicture`."
+    """Decode a picture completely, or raise a `BadPicture`.
+
+    Args:
+        data (bytes): An encoded picture in one of `FORMATS`
+        quick (bool, default False): Only to see whether it decodes: JPEG at an eighth of its size
+        least (int, default 0): JPEG may come smaller, if its short side stays above so many pixels
+
+    Returns:
+        Image.Image: RGB, upright, transparency on white
+    """
     try: return _decoded(data, quick, least)
     except BadPicture as e:
         error = e
@@ -118,7 +126,11 @@ def _from_16_bits(grey, hidden):
 _STARTS = {b'\x89PNG': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WEBP', b'BM': 'BMP'}
 
 def picture_format(data:bytes)->str: # One of `FORMATS`
-    "The kind of an encoded picture that can be decoded."
+    """The kind of an encoded picture that can be decoded.
+
+    Returns:
+        str: One of `FORMATS`
+    """
     return next((kind for start, kind in _STARTS.items() if data.startswith(start)), 'JPEG')
 
 def to_png(picture:Image.Image)->bytes:
@@ -145,7 +157,15 @@ def scaled(
     size:tuple, # Width and height in pixels
     side:int,   # The wanted short side
 )->tuple:       # Width and height
-    "The size of a picture whose short side has been brought to `side`."
+    """The size of a picture whose short side has been brought to `side`.
+
+    Args:
+        size (tuple): Width and height in pixels
+        side (int): The wanted short side
+
+    Returns:
+        tuple: Width and height
+    """
     w, h = size
     return (side, int(side*h/w)) if w <= h else (int(side*w/h), side)
 
@@ -153,7 +173,15 @@ def shrink(
     data:bytes, # An encoded picture
     side:int,   # Its short side shall not be longer, in pixels
 )->bytes:       # `data` itself if it is small enough
-    "An encoded picture that is no larger than it needs to be."
+    """An encoded picture that is no larger than it needs to be.
+
+    Args:
+        data (bytes): An encoded picture
+        side (int): Its short side shall not be longer, in pixels
+
+    Returns:
+        bytes: `data` itself if it is small enough
+    """
     picture = decode(data, least=2*side)
     if min(picture.size) <= side: return data
     small, out = picture.resize(scaled(picture.size, side), Image.BILINEAR), io.BytesIO()
@@ -165,7 +193,14 @@ def shrink(
 def cut(
     data:bytes, # An encoded picture, `n` squares stacked downwards
 )->tuple:       # `n` encoded pictures; one alone keeps its bytes, others are PNG
-    "The squares of a film strip, without loss."
+    """The squares of a film strip, without loss.
+
+    Args:
+        data (bytes): An encoded picture, `n` squares stacked downwards
+
+    Returns:
+        tuple: `n` encoded pictures; one alone keeps its bytes, others are PNG
+    """
     strip = decode(data)
     w, h = strip.size
     if h % w or h > 1000*w: raise StoryError(f'{w}×{h} pixels, expected at most 1,000 squares stacked downwards')

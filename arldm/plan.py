@@ -21,7 +21,13 @@ from .pictures import upright
 # %% ../nbs/11d_plan.ipynb #0da783db
 @dataclass
 class Plan:
-    "A story that can be drawn."
+    """A story that can be drawn.
+
+    Args:
+        captions (list): Of all frames
+        given (dict): {k: RGB picture} of frames that exist, k from 0
+        redraw (list): Numbers of frames to draw anew, from 1; none = those that do not exist
+    """
     captions: list  # Of all frames
     given: dict     # {k: RGB picture} of frames that exist, k from 0
     redraw: list    # Numbers of frames to draw anew, from 1; none = those that do not exist
@@ -34,7 +40,11 @@ class Plan:
         return {k: p for k, p in self.given.items() if k < max(self.todo) and k not in self.todo}
 
 def as_given(x:Image.Image|np.ndarray) -> Image.Image: # an array is uint8, (h, w, 3)
-    "A given picture, upright and RGB."
+    """A given picture, upright and RGB.
+
+    Returns:
+        Image.Image: an array is uint8, (h, w, 3)
+    """
     if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[2:] in ((), (3,), (4,)) and x.ndim > 1:
         x = Image.fromarray(x)
     if not isinstance(x, Image.Image) or not min(x.size):
@@ -53,7 +63,13 @@ def make_plan(
     given:list=(),     # Pictures of the first frames; one alone needs no list
     redraw:list=None,  # Numbers of frames to draw anew, from 1; then all frames are given
 )->Plan:
-    "What has to be drawn of a story."
+    """What has to be drawn of a story.
+
+    Args:
+        captions (list): One per frame
+        given (list, default ()): Pictures of the first frames; one alone needs no list
+        redraw (list, optional): Numbers of frames to draw anew, from 1; then all frames are given
+    """
     captions = [captions] if isinstance(captions, str) else _list(captions, 'captions')
     given = given if isinstance(given, (list, tuple)) else () if given is None else [given]
     redraw = [] if redraw is None else _list(redraw, 'redraw')
@@ -73,7 +89,16 @@ def make_plans(
     given:list=None,  # Its pictures; for several stories, those of each
     redraw:list=None, # Numbers of frames to draw anew, from 1
 )->tuple:             # {i: `Plan`}, {i: why story i has none}
-    "Plans for one story or several."
+    """Plans for one story or several.
+
+    Args:
+        captions (list): One story (list of str) or several
+        given (list, optional): Its pictures; for several stories, those of each
+        redraw (list, optional): Numbers of frames to draw anew, from 1
+
+    Returns:
+        tuple: {i: `Plan`}, {i: why story i has none}
+    """
     nested = isinstance(given, (list, tuple)) and any(isinstance(g, (list, tuple)) for g in given)
     captions = captions if isinstance(captions, str) else _list(captions, 'captions')
     if not any(isinstance(c, (list, tuple)) or hasattr(c, '__next__') for c in captions):          # one story
@@ -94,7 +119,16 @@ def chances(
     seed:int|list,  # Story i has `seed + i`; a list names one per story
     generator=None, # Instead: a `torch.Generator`, or one per story
 )->list:            # `n` generators
-    "Where the random numbers of each story come from."
+    """Where the random numbers of each story come from.
+
+    Args:
+        n (int): Stories
+        seed (int | list): Story i has `seed + i`; a list names one per story
+        generator (optional): Instead: a `torch.Generator`, or one per story
+
+    Returns:
+        list: `n` generators
+    """
     if isinstance(seed, Integral): seed = [int(seed) + i for i in range(n)]
     try: generator = list(seed) if generator is None else generator
     except TypeError:
@@ -111,7 +145,13 @@ def check_latents(
     plans:dict,    # {i: `Plan`}
     shape:tuple,   # (4, h, w) of a frame
 ):
-    "A `StoryError` unless there is noise of the right shape for every story."
+    """A `StoryError` unless there is noise of the right shape for every story.
+
+    Args:
+        latents (list): Of each story, (V, 4, h, w)
+        plans (dict): {i: `Plan`}
+        shape (tuple): (4, h, w) of a frame
+    """
     for i, p in plans.items():
         z = latents[i] if isinstance(latents, (list, tuple, torch.Tensor)) and i < len(latents) else None
         got, want = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__, (len(p.todo), *shape)
@@ -127,7 +167,19 @@ def check_sampling(
     reuse:int=1,                     # Renew deep features only in every so many steps
     plain:bool=False,                # Compute everything anew in every step
 )->dict:                             # The same in the words of `denoise`
-    "A `StoryError` that names the first setting with which nothing can be drawn."
+    """A `StoryError` that names the first setting with which nothing can be drawn.
+
+    Args:
+        scheduler: Of `make_scheduler`, or any other of diffusers
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_scale (float, default 7.5): 1 = no guidance
+        guidance_interval (tuple, default (0, 1)): Part of the steps that is guided
+        reuse (int, default 1): Renew deep features only in every so many steps
+        plain (bool, default False): Compute everything anew in every step
+
+    Returns:
+        dict: The same in the words of `denoise`
+    """
     most = scheduler.config.num_train_timesteps - 1
     for name, n in dict(num_inference_steps=num_inference_steps, reuse=reuse).items():
         if not isinstance(n, Integral) or not 1 <= n <= most:
@@ -146,7 +198,11 @@ def check_sampling(
 def enough_memory(
     n:int, # Stories drawn at once
 ):
-    "Within the block, running out of memory is a `StoryError` that says what to try."
+    """Within the block, running out of memory is a `StoryError` that says what to try.
+
+    Args:
+        n (int): Stories drawn at once
+    """
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise

@@ -18,7 +18,13 @@ NAMES = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy
 
 @dataclass(frozen=True)
 class Beat:
-    "One frame of a story."
+    """One frame of a story.
+
+    Args:
+        event (str): Key of `CAPTIONS`, or `time`
+        who (str): Name of whom it is about; '' = all who are there
+        cast (dict): name -> `Figure`, of all who are there
+    """
     event: str   # Key of `CAPTIONS`, or `time`
     who: str     # Name of whom it is about; '' = all who are there
     cast: dict   # name -> `Figure`, of all who are there
@@ -60,7 +66,16 @@ def invent(
     n:int=5,           # Frames
     hard:bool=False,   # Open with a scene of the kind that training never shows
 )->list:               # n `Beat`s
-    "Invent a story."
+    """Invent a story.
+
+    Args:
+        rng (random.Random): Source of choices
+        n (int, default 5): Frames
+        hard (bool, default False): Open with a scene of the kind that training never shows
+
+    Returns:
+        list: n `Beat`s
+    """
     while True:
         looks = dict(zip(rng.sample(list(NAMES), 2), two_looks(rng)))
         hero = next(iter(looks))
@@ -116,7 +131,11 @@ def _caption(b, before, rng):
     return words[0].upper() + words[1:]
 
 def tell(beats:list, rng:random.Random) -> list: # of captions
-    "A story in words, in one of very many ways."
+    """A story in words, in one of very many ways.
+
+    Returns:
+        list: of captions
+    """
     return [_caption(b, before, rng) for before, b in zip([None, *beats], beats)]
 
 # %% ../nbs/04a_plot.ipynb #8bde9e0c

@@ -54,7 +54,14 @@ def _unpickled(path, head): # whatever the file holds, if it is harmless
 def read_weights(
     path:str|Path, # Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or safetensors
 )->dict:           # Name -> tensor, on the CPU
-    "The tensors of a checkpoint; no code in it is run."
+    """The tensors of a checkpoint; no code in it is run.
+
+    Args:
+        path (str | Path): Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or safetensors
+
+    Returns:
+        dict: Name -> tensor, on the CPU
+    """
     try:
         with open(path, 'rb') as f: head = f.read(9)
         state = load_file(path) if head[8:] == b'{' else _unpickled(path, head)
@@ -93,7 +100,15 @@ def translate(
     names,            # Names of tensors
     table:dict=NAMES, # Beginning -> new beginning
 )->dict:              # Name -> new name, or `None` where the table does not know it
-    "Translate names, whatever the tensors behind them."
+    """Translate names, whatever the tensors behind them.
+
+    Args:
+        names: Names of tensors
+        table (dict, default NAMES): Beginning -> new beginning
+
+    Returns:
+        dict: Name -> new name, or `None` where the table does not know it
+    """
     rules = [(re.compile(re.escape(a).replace(r'\#', r'(\d+)')), b.replace('#', r'\1')) for a, b in table.items()]
     def new(name): return next((m.expand(b) + name[m.end():] for a, b in rules if (m := a.match(name))), None)
     return {name: new(name) for name in names}
@@ -125,12 +140,20 @@ _KINDS = {'mm_encoder.': 'a checkpoint of the original AR-LDM', 'history.': 'a c
           ('model.diffusion_model.', 'first_stage_model.'): 'a single-file Stable Diffusion'}
 
 def kind_of(state:dict) -> str: # 'a BLIP checkpoint'
-    "What a dictionary of tensors looks like."
+    """What a dictionary of tensors looks like.
+
+    Returns:
+        str: 'a BLIP checkpoint'
+    """
     found = (kind for start, kind in _KINDS.items() if any(k.startswith(start) for k in state))
     return next(found, f'tensors such as {next(iter(state))}')
 
 def rows_of(state:dict)->dict: # Key of `TABLES` -> rows
-    "The sizes of the tables that tell what a checkpoint of the original was trained on."
+    """The sizes of the tables that tell what a checkpoint of the original was trained on.
+
+    Returns:
+        dict: Key of `TABLES` -> rows
+    """
     if lost := [name for name in TABLES.values() if name not in state or state[name].dim() != 2]:
         raise StoryError(f'expected a checkpoint of the original AR-LDM, found {kind_of(state)} without {lost[0]}')
     return {k: len(state[name]) for k, name in TABLES.items()}
@@ -142,7 +165,17 @@ def corpora_of(
     more:BertTokenizer,       # BLIP's: bert-base-uncased
     name:str=None,            # The corpus, if the reader knows it
 )->list:                      # Of `Corpus`, the likeliest first
-    "The corpora whose vocabulary a checkpoint has, and of these, where there are any, those with its caption length."
+    """The corpora whose vocabulary a checkpoint has, and of these, where there are any, those with its caption length.
+
+    Args:
+        rows (dict): From `rows_of`
+        words (CLIPTokenizer): That of Stable Diffusion
+        more (BertTokenizer): BLIP's: bert-base-uncased
+        name (str, optional): The corpus, if the reader knows it
+
+    Returns:
+        list: Of `Corpus`, the likeliest first
+    """
     def size(t, names): return len(t.get_vocab().keys() | set(names))
     sizes = {c: (size(words, c.names), size(more, ('[DEC]', '[ENC]', *c.names))) for c in CORPORA.values()}
     if name: sizes = {(c := CORPORA[one_of('corpus', name, CORPORA)]): sizes[c]}

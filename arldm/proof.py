@@ -49,7 +49,19 @@ def draw_rows(
     num_inference_steps:int=50,             # Denoising steps
     guidance_scale:float=7.5,               # 1 = none
 ):                                          # -> yields the folder of each story when it is there
-    "Draw all rows; what was drawn with the same models, stories and settings is not drawn again."
+    """Draw all rows; what was drawn with the same models, stories and settings is not drawn again.
+
+    -> yields the folder of each story when it is there
+
+    Args:
+        pipe (StoryPipeline): AR-LDM, and the text-to-image model that it began as
+        base (StoryPipeline): AR-LDM, and the text-to-image model that it began as
+        stories (StorySplit): Of the toy corpus
+        seeds (int, default 3): Drawings of every story
+        limit (int, optional): Only the first so many stories
+        num_inference_steps (int, default 50): Denoising steps
+        guidance_scale (float, default 7.5): 1 = none
+    """
     how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     facts = drawing_facts(pipe, stories, {**how, 'seeds': seeds, 'limit': limit})
     claim_folder(out, {**facts, 'base': pipeline_digest(base)}, 'name another folder: --out ANOTHER_FOLDER')
@@ -73,7 +85,14 @@ def score_rows(
     out:Path, stories:StorySplit, vae:AutoencoderKL,
     times:int=100, # Bootstrap samples
 )->dict:           # Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the reader
-    "Score what `draw_rows` drew."
+    """Score what `draw_rows` drew.
+
+    Args:
+        times (int, default 100): Bootstrap samples
+
+    Returns:
+        dict: Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the reader
+    """
     table, store = {}, Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):
         nets = {'latents': LatentFeatures(vae)}
@@ -132,7 +151,20 @@ def proof(
     guidance:float=2.,     # Guidance scale; 1 = none
     resamples:int=200,     # Draws of albums for the intervals
 ):
-    "Draw stories with and without their history, and count what is remembered."
+    """Draw stories with and without their history, and count what is remembered.
+
+    Args:
+        out (str, default 'runs/proof'): Folder of drawings and scores; one that exists goes on
+        model (str, optional): Pipeline or run of AR-LDM; default: the shipped one
+        base (str, optional): The text-to-image model that it began as; default: the shipped one
+        data (str, optional): Story file of the toy corpus; default: stories that no shipped model has seen
+        split (str, default 'test'): test, or hard: stories that open as no training story does
+        limit (int, default 100): Stories to draw
+        seeds (int, default 3): Drawings of every story
+        steps (int, default 12): Denoising steps
+        guidance (float, default 2.0): Guidance scale; 1 = none
+        resamples (int, default 200): Draws of albums for the intervals
+    """
     _check_proof(limit, seeds, steps, guidance, resamples)
     if not data: one_of('split', split, TOY_SPLITS)
     stories = StoryFile(data)[split] if data else None

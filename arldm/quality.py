@@ -37,14 +37,30 @@ def unseen(
     folder:str|Path,  # Keeps the stories
     n:int,            # Stories of each half
 )->list:              # 2n `Story`s
-    "Toy stories that the shipped weights have not seen."
+    """Toy stories that the shipped weights have not seen.
+
+    Args:
+        folder (str | Path): Keeps the stories
+        n (int): Stories of each half
+
+    Returns:
+        list: 2n `Story`s
+    """
     at_least_one(n=n)
     return list(StoryFile(toy_file(Path(folder)/'stories.h5', (1, 1, 2*n), SEED))['test'])
 
 # %% ../nbs/17d_quality.ipynb #27c3cb19
 @dataclass(frozen=True)
 class Way:
-    "One way to draw stories."
+    """One way to draw stories.
+
+    Args:
+        scheduler (str, default 'dpm++'): Key of `SCHEDULERS`
+        steps (int, default 20): Denoising steps
+        guidance (float, default 2.0): 1 = none
+        interval (tuple, default (0, 1)): Part of the steps that is guided
+        reuse (int, default 1): The deep half of the UNet is computed in every so many steps; 1 = exact
+    """
     scheduler: str = 'dpm++'   # Key of `SCHEDULERS`
     steps: int = 20            # Denoising steps
     guidance: float = 2.       # 1 = none
@@ -64,7 +80,16 @@ def draw_way(
     seed:int=0,     # Story i starts from the noise of `seed + i`, whatever the way
     batch:int=32,   # Stories drawn side by side
 )->tuple:           # frames (n lists of pictures), UNet calls per frame, CPU seconds per story
-    "Draw stories in one way, and count what it costs."
+    """Draw stories in one way, and count what it costs.
+
+    Args:
+        stories (list): n `Story`s
+        seed (int, default 0): Story i starts from the noise of `seed + i`, whatever the way
+        batch (int, default 32): Stories drawn side by side
+
+    Returns:
+        tuple: frames (n lists of pictures), UNet calls per frame, CPU seconds per story
+    """
     before, calls, frames, start = pipe.scheduler, [], [], time.process_time()
     how = dict(num_inference_steps=way.steps, guidance_scale=way.guidance, guidance_interval=way.interval,
                reuse=way.reuse)
@@ -82,7 +107,13 @@ def draw_way(
 KINDS = 'told', 'carried'                       # of facts, by chapter 4b
 
 class Exam:
-    "Stories that every way has to draw, and what is asked of the drawings."
+    """Stories that every way has to draw, and what is asked of the drawings.
+
+    Args:
+        stories (list): n toy `Story`s of V frames
+        features (nn.Module): Of pictures, for the Fréchet distance
+        times (int, default 200): Resamples of the stories
+    """
     def __init__(self,
         stories:list,       # n toy `Story`s of V frames
         features:nn.Module, # Of pictures, for the Fréchet distance
@@ -107,14 +138,25 @@ class Exam:
 
 # %% ../nbs/17d_quality.ipynb #82113fdb
 def distance(a:Tensor, b:Tensor)->float: # features of two sets of pictures, each (…, features)
-    "Fréchet distance between pictures whose features are known."
+    """Fréchet distance between pictures whose features are known.
+
+    Returns:
+        float: features of two sets of pictures, each (…, features)
+    """
     return frechet(a.flatten(0, -2).numpy(), b.flatten(0, -2).numpy())
 
 def judge(
     exam:Exam,
     frames:list, # n lists of V pictures
 )->dict:         # 'wrong' [story, frame, 'told shape'], 'error' (n, V), 'distance', 'distances' of the resamples
-    "What is right and wrong with drawings."
+    """What is right and wrong with drawings.
+
+    Args:
+        frames (list): n lists of V pictures
+
+    Returns:
+        dict: 'wrong' [story, frame, 'told shape'], 'error' (n, V), 'distance', 'distances' of the resamples
+    """
     V = len(frames[0])
     right = [compare_scenes(*x) for x in zip(exam.captions, exam.scenes, read(list(chain(*frames))))]
     wrong = [[i//V, i%V + 1, name] for i, r in enumerate(right) for name, x in r.items() for ok in x if not ok]
@@ -141,7 +183,15 @@ def estimates(
     row:dict,        # From `judge`
     frame:int=None,  # Only this frame of each story, counted from 1
 )->dict:             # Estimates of 'told', 'carried' (percent right), 'error' (levels), 'distance'
-    "The numbers of a row with their doubts."
+    """The numbers of a row with their doubts.
+
+    Args:
+        row (dict): From `judge`
+        frame (int, optional): Only this frame of each story, counted from 1
+
+    Returns:
+        dict: Estimates of 'told', 'carried' (percent right), 'error' (levels), 'distance'
+    """
     wrong, at = {kind: np.zeros_like(asked) for kind, asked in exam.asked.items()}, slice(frame and frame - 1, frame)
     for i, k, name in row['wrong']: wrong[name.split()[0]][i, k-1] += 1
     def ratio(x, n): # from (n,), (n,); NaN in resamples in which nothing is asked
@@ -174,7 +224,15 @@ def measure(
     folder:str|Path, # One file for each way; a way whose file is there is not drawn again
     seed:int=0, batch:int=32,
 )->Iterator[dict]:   # A row for each way: that of `judge`, and 'way', 'calls', 'seconds', 'commit', 'date'
-    "Draw the exam's stories in many ways; the same call goes on where it was stopped."
+    """Draw the exam's stories in many ways; the same call goes on where it was stopped.
+
+    Args:
+        ways (list): `Way`s
+        folder (str | Path): One file for each way; a way whose file is there is not drawn again
+
+    Returns:
+        Iterator[dict]: A row for each way: that of `judge`, and 'way', 'calls', 'seconds', 'commit', 'date'
+    """
     mark = seal(pipe, exam.stories, seed, exam)
     for way in ways:
         file = Path(folder)/f'{way}.json'
@@ -192,7 +250,11 @@ def measure(
 # %% ../nbs/17d_quality.ipynb #9b5dbd18
 @torch.no_grad()
 def round_trip(vae:nn.Module, stories:list)->list: # n lists of pictures
-    "Told frames through the autoencoder."
+    """Told frames through the autoencoder.
+
+    Returns:
+        list: n lists of pictures
+    """
     return [[as_picture(x) for x in vae(to_target(pixels(s.pictures())).to(vae.device)).sample.cpu()] for s in stories]
 
 # %% ../nbs/17d_quality.ipynb #09289528
@@ -210,7 +272,16 @@ def study(
     n:int=64,                       # Stories
     ways:dict=None,                 # Groups of `Way`s; `None` = `STUDY`
 )->tuple:                           # exam, {`Way`: row}, rows of the two yardsticks
-    "Every way of the study."
+    """Every way of the study.
+
+    Args:
+        folder (str | Path, default 'runs/quality'): Stories and rows
+        n (int, default 64): Stories
+        ways (dict, optional): Groups of `Way`s; `None` = `STUDY`
+
+    Returns:
+        tuple: exam, {`Way`: row}, rows of the two yardsticks
+    """
     pipe, stories = StoryPipeline.from_pretrained(asset('toy/arldm')), unseen(folder, n)
     pipe.set_progress_bar_config(disable=True)
     exam, ways = Exam(stories[:n], LatentFeatures(pipe.vae)), dict.fromkeys(chain(*(ways or STUDY).values()))

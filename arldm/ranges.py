@@ -21,13 +21,21 @@ def known(x:object) -> bool:
 def score_text(
     r:dict, # A row of `scores.json`
 )->str:
-    "The value of a score, as text."
+    """The value of a score, as text.
+
+    Args:
+        r (dict): A row of `scores.json`
+    """
     return 'invalid' if r.get('invalid') else as_text(r.get('value'), r.get('unit', ''))
 
 def interval_text(
     r:dict, # A row of `scores.json`
 )->str:
-    "The interval of a score, as text; empty where there is none."
+    """The interval of a score, as text; empty where there is none.
+
+    Args:
+        r (dict): A row of `scores.json`
+    """
     if not (known(r.get('low')) and known(r.get('high'))): return ''
     return as_span(r['low'], r['high'], r.get('unit', ''))
 
@@ -43,7 +51,14 @@ def range_bar(
     ends:list=(),     # Numbers that the scale must hold
     zero:bool=False,  # Show where nought is, as for a difference
 )->str:
-    "A number as a tick, its interval as a bar and other numbers as hollow marks."
+    """A number as a tick, its interval as a bar and other numbers as hollow marks.
+
+    Args:
+        low (float, optional): Of the interval
+        marks (list, default ()): Numbers to hold it against
+        ends (list, default ()): Numbers that the scale must hold
+        zero (bool, default False): Show where nought is, as for a difference
+    """
     all_of = [x for x in (value, low, high, *marks, *ends, 0 if zero else None) if known(x)]
     left, right = min(all_of), max(all_of)
     if 0 < left < right - left: left = 0
@@ -69,7 +84,11 @@ _ARROWS = dict(lower='<span title="lower is better">↓</span>', higher='<span t
 def score_row(
     r:dict, # A row of `scores.json`
 )->str:
-    "A score as a row of the table: name, value and interval, picture of the range, what it is held against, note."
+    """A score as a row of the table: name, value and interval, picture of the range, what it is held against, note.
+
+    Args:
+        r (dict): A row of `scores.json`
+    """
     beside = [b for b in r.get('beside') or [] if known(b.get('value'))]
     number = [f'<small>{interval_text(r)}</small>'] if interval_text(r) else []
     if known(r.get('spread')):
@@ -96,7 +115,11 @@ def grouped(
     show:callable, # Makes a row of the table
     columns:int,
 )->str:
-    "Rows under the questions that they answer."
+    """Rows under the questions that they answer.
+
+    Args:
+        show (callable): Makes a row of the table
+    """
     groups = {}
     for r in rows: groups.setdefault(r.get('group') or '', []).append(show(r))
     def head(g): return f'<tr class="group"><th colspan="{columns}">{escape(_GROUPS.get(g, g))}</th></tr>' if g else ''
@@ -107,7 +130,11 @@ def _reason(r): return (r.get('note') or 'no reason given').removeprefix('not me
 def scores_html(
     rows:list, # Of `scores.json`
 )->str:
-    "The scores as a table; those that were not measured folded away."
+    """The scores as a table; those that were not measured folded away.
+
+    Args:
+        rows (list): Of `scores.json`
+    """
     shown = [r for r in rows if r.get('invalid') or known(r.get('value'))]
     absent = [r for r in rows if r not in shown]
     head = '<thead><tr><th>score</th><th class="value">value</th><th>range</th></tr></thead>'
@@ -123,7 +150,11 @@ def _told(name): return ' class="told"' if name.startswith('told ') else ''
 def facts_html(
     rows:list, # Of `scores.json`, key 'facts'
 )->str:
-    "The facts as bars, with a mark for chance and a line for the interval."
+    """The facts as bars, with a mark for chance and a line for the interval.
+
+    Args:
+        rows (list): Of `scores.json`, key 'facts'
+    """
     def chance(r): return f'<i style="left:{r["chance"]:.1%}" title="guessing"></i>' if known(r.get('chance')) else ''
     def doubt(r):
         return f'<u style="left:{r["low"]:.1%};width:{r["high"] - r["low"]:.1%}"></u>' if interval_text(r) else ''
@@ -139,7 +170,15 @@ def drift_curves(
     entries:list, # Of one score
     how:str,      # The look of the line
 )->list:          # `Curve`s
-    "The score by frame with its band, and the told frames."
+    """The score by frame with its band, and the told frames.
+
+    Args:
+        entries (list): Of one score
+        how (str): The look of the line
+
+    Returns:
+        list: `Curve`s
+    """
     there = sorted((e for e in entries if known(e.get('value'))), key=lambda e: e['k'])
     told = [e for e in there if known(e.get('told'))]
     if not there: return []
@@ -151,7 +190,11 @@ def drift_curves(
 def drift_html(
     runs:dict, # Name of a run -> entries of `frames` in `scores.json`
 )->str:
-    "Scores by frame, a small chart for each; of one run or two."
+    """Scores by frame, a small chart for each; of one run or two.
+
+    Args:
+        runs (dict): Name of a run -> entries of `frames` in `scores.json`
+    """
     names = list(dict.fromkeys(e['name'] for entries in runs.values() for e in entries))
     out = []
     for name in names:
@@ -166,7 +209,11 @@ def drift_html(
 def compare_row(
     r:dict, # Of what `compare` returns
 )->str:
-    "One score of two runs: both values, their difference with its interval, the verdict."
+    """One score of two runs: both values, their difference with its interval, the verdict.
+
+    Args:
+        r (dict): Of what `compare` returns
+    """
     news = interval_text(r) and r['low']*r['high'] > 0
     bar = range_bar(r['difference'], r.get('low'), r.get('high'), zero=True) if known(r.get('difference')) else ''
     said = [(k.upper(), as_text(r.get(k), r.get('unit', ''))) for k in 'ab']
@@ -177,7 +224,11 @@ def compare_row(
 def compare_html(
     rows:list, # What `compare` returns
 )->str:
-    "The scores that two runs share, as a table."
+    """The scores that two runs share, as a table.
+
+    Args:
+        rows (list): What `compare` returns
+    """
     head = ('<tr><th>score</th><th class="value"><span class="swatch one"></span>A</th>'
             '<th class="value"><span class="swatch two"></span>B</th><th>B less A</th></tr>')
     return (f'<table class="scores two-runs"><thead>{head}</thead>{grouped(rows, compare_row, 4)}</table>'

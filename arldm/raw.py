@@ -85,9 +85,13 @@ def _check_first(opcode, keys):
         load(self)
     DataUnpickler.dispatch[opcode[0]] = checked
 
-_check_first(pickle.SETITEM, lambda stack: stack[-2:-1])
-for _opcode in pickle.SETITEMS, pickle.DICT: _check_first(_opcode, lambda stack: stack[::2])
-for _opcode in pickle.ADDITEMS, pickle.FROZENSET: _check_first(_opcode, lambda stack: stack)
+def _one_key(stack): return stack[-2:-1]
+def _keys_of_pairs(stack): return stack[::2]
+def _members(stack): return stack
+
+_HASHED = {pickle.SETITEM: _one_key, pickle.SETITEMS: _keys_of_pairs, pickle.DICT: _keys_of_pairs,
+           pickle.ADDITEMS: _members, pickle.FROZENSET: _members}
+for _opcode, _keys in _HASHED.items(): _check_first(_opcode, _keys)
 
 # %% ../nbs/02a_raw.ipynb #c6fb8ff9
 def load_pickle(path:str|Path):
@@ -125,7 +129,11 @@ def composed(name:str)->str:
 _PICTURES = '.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp'
 
 class RawFolder:
-    "A corpus as its authors ship it: files found by name, every picture checked once."
+    """A corpus as its authors ship it: files found by name, every picture checked once.
+
+    Args:
+        path (str | Path): The folder with everything somewhere below it
+    """
     def __init__(self,
         path:str|Path, # The folder with everything somewhere below it
     ):
@@ -176,7 +184,15 @@ def plain_name(
     name:str,  # An id out of the annotations
     story:str, # The story, for the message
 )->str:        # `name`
-    "An id that can be the name of a file or folder and leads nowhere else."
+    """An id that can be the name of a file or folder and leads nowhere else.
+
+    Args:
+        name (str): An id out of the annotations
+        story (str): The story, for the message
+
+    Returns:
+        str: `name`
+    """
     safe = name.strip('.') and name.isprintable() and not any(part in name for part in ('/', '\\', '..', '\0'))
     if safe and len(name.encode()) <= 200: return name  # of 255 bytes; temporary names are longer
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
@@ -187,7 +203,15 @@ def allowed(self:RawFolder,
     file:str,  # Path of the file
     story:str, # The story that needs it, for the message
 )->str:        # `file`
-    "A file that is in the folder and not absurdly large."
+    """A file that is in the folder and not absurdly large.
+
+    Args:
+        file (str): Path of the file
+        story (str): The story that needs it, for the message
+
+    Returns:
+        str: `file`
+    """
     name, most = os.path.basename(file), 100_000_000
     if not self._holds(file): raise BadStory('link', f'story {story}: {name} is a link that leads out of {self.path}')
     try: size = os.path.getsize(file)
@@ -202,7 +226,16 @@ def picture(self:RawFolder,
     story:str,      # The story that shows it, for the message
     file:str=None,  # Its path, where it is not found by its name
 )->bytes:           # The file as it is
-    "An encoded picture that is known to decode."
+    """An encoded picture that is known to decode.
+
+    Args:
+        name (str): The picture's id: its file name without the ending
+        story (str): The story that shows it, for the message
+        file (str, optional): Its path, where it is not found by its name
+
+    Returns:
+        bytes: The file as it is
+    """
     file = file or self.pictures.get(composed(plain_name(name, story)))
     if not file: raise BadStory('missing picture', f'story {story}: no picture {name} in {self.path} or below it')
     try: data = Path(self.allowed(file, story)).read_bytes()

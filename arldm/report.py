@@ -27,11 +27,19 @@ from .watch import smooth
 
 # %% ../nbs/14_report.ipynb #472966e6
 def finite(log:list, key:str) -> list: # of (step, loss)
-    "The losses that are numbers."
+    """The losses that are numbers.
+
+    Returns:
+        list: of (step, loss)
+    """
     return [(r['step'], r[key]) for r in log if math.isfinite(r.get(key, math.nan))]
 
 def loss_curves(found:list, how:str) -> list: # of (step, loss) -> `Curve`s
-    "The losses, cut off above their highest hundredth; if there are many, their running mean, too."
+    """The losses, cut off above their highest hundredth; if there are many, their running mean, too.
+
+    Returns:
+        list: of (step, loss) -> `Curve`s
+    """
     if not found: return []
     steps, ys = zip(*found)
     top = sorted(ys)[int(.99*(len(ys) - 1))]
@@ -42,7 +50,14 @@ def loss_curves(found:list, how:str) -> list: # of (step, loss) -> `Curve`s
 def losses_html(
     logs:dict,  # Name of a run -> rows of its log
 )->str:         # HTML
-    "Training and validation loss, of one run or two."
+    """Training and validation loss, of one run or two.
+
+    Args:
+        logs (dict): Name of a run -> rows of its log
+
+    Returns:
+        str: HTML
+    """
     out = ''
     for key, what in ('loss', 'training loss'), ('val_loss', 'validation loss'):
         found = [finite(log, key) for log in logs.values()]
@@ -73,7 +88,11 @@ def missing(what:str, then:str) -> str:
     return f'<p class="missing">There is no {what}, {then}.</p>'
 
 def choose(values:dict, better:str, most:int=3) -> dict: # story id -> number; -> headline: ids, none twice
-    "The best, middle and worst stories."
+    """The best, middle and worst stories.
+
+    Returns:
+        dict: story id -> number; -> headline: ids, none twice
+    """
     ids = sorted((s for s in values if known(values[s])), key=values.get, reverse=better == 'higher')
     n = min(most, max(1, len(ids)//3))
     best, rest = ids[:n], ids[n:]
@@ -143,7 +162,16 @@ def report(
     split=None,             # Where told frames come from: a `StorySplit`, a name, or None = the split that was scored
     against:str|Path=None,  # Another run folder: lay this run beside it instead
 )->Path:                    # The page: `report.html` in the run folder, or `against-<other>.html`
-    "Write the page of a run, or of two."
+    """Write the page of a run, or of two.
+
+    Args:
+        run (str | Path): A run folder, finished or not
+        split (optional): Where told frames come from: a `StorySplit`, a name, or None = the split that was scored
+        against (str | Path, optional): Another run folder: lay this run beside it instead
+
+    Returns:
+        Path: The page: `report.html` in the run folder, or `against-<other>.html`
+    """
     if against: return side_by_side(against, run, split)
     run = read_run(run)
     refuse_foreign(run.folder/'report.html', is_page, 'report')
@@ -186,7 +214,16 @@ def trouble_of_both(
     b:SimpleNamespace, # The run that is held against it
     split=None,        # Where told frames of B come from, as in `report`
 )->list:               # of lines
-    "What the reader must know of two runs."
+    """What the reader must know of two runs.
+
+    Args:
+        a (SimpleNamespace): Of `read_run`
+        b (SimpleNamespace): The run that is held against it
+        split (optional): Where told frames of B come from, as in `report`
+
+    Returns:
+        list: of lines
+    """
     lines = []
     for name, run, told in ('A', a, told_split(a)[0]), ('B', b, told_split(b, split)[0]):
         lines += [f'{name}: {line}' for line in all_trouble(run, told)]
@@ -197,7 +234,16 @@ def side_by_side(
     b:str|Path,  # The run folder that is held against it
     split=None,  # Where told frames come from, as in `report`
 )->Path:         # `against-<A>.html` in B
-    "Write the page of two runs."
+    """Write the page of two runs.
+
+    Args:
+        a (str | Path): A run folder
+        b (str | Path): The run folder that is held against it
+        split (optional): Where told frames come from, as in `report`
+
+    Returns:
+        Path: `against-<A>.html` in B
+    """
     try: verdicts = compare_html(compare(a, b))
     except StoryError as e: verdicts = f'<p class="missing">{escape(f"The scores cannot be compared: {e}")}</p>'
     a, b = read_run(a), read_run(b)

@@ -33,7 +33,11 @@ from .train import train
 TOLERANCE = dict(levels=2, mean_level=.01, loss=1e-4) # of 255 levels; of the loss itself
 
 def smoke_results(file:str|Path) -> tuple: # frames float64 (V, H, W, 3) of 255 levels, losses (10,)
-    "A story drawn and ten steps trained by the toy models, in float32."
+    """A story drawn and ten steps trained by the toy models, in float32.
+
+    Returns:
+        tuple: frames float64 (V, H, W, 3) of 255 levels, losses (10,)
+    """
     stories = StoryFile(file)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm')).to(device)
@@ -58,7 +62,11 @@ np.savez(sys.argv[2], frames=frames, losses=losses)
 """
 
 def smoke(folder:Path) -> dict: # levels, mean_level, loss: the largest differences; a note if one is too large
-    "What the device computes, beside what the CPU does."
+    """What the device computes, beside what the CPU does.
+
+    Returns:
+        dict: levels, mean_level, loss: the largest differences; a note if one is too large
+    """
     file = toy_file(folder/'toy.h5', (4, 1, 1))
     command = [sys.executable, '-c', _ON_THE_CPU, str(file), str(folder/'cpu.npz')]
     with subprocess.Popen(command, env=device_environment('cpu')) as cpu:
@@ -73,7 +81,11 @@ def smoke(folder:Path) -> dict: # levels, mean_level, loss: the largest differen
 
 # %% ../nbs/17h_rows.ipynb #8af5a090
 def device_environment(device:str) -> dict: # 'cuda' or 'cpu'
-    "The environment of a process that shall compute there, with no progress bars of single rows."
+    """The environment of a process that shall compute there, with no progress bars of single rows.
+
+    Returns:
+        dict: 'cuda' or 'cpu'
+    """
     paths = filter(None, (str(HOME), os.environ.get('PYTHONPATH')))
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'ARLDM_DEVICE': device, 'TQDM_DISABLE': '1'}
     hidden = dict(CUDA_VISIBLE_DEVICES='', TORCHDYNAMO_DISABLE='1')              # compiling for a CPU says nothing here
@@ -104,7 +116,11 @@ def _worth(name): # of a drawing row; the smaller, the earlier
         if kind in name: return place
 
 def gpu_rows(size:str) -> list: # Of `Row`
-    "What `make gpu` measures, in order of worth."
+    """What `make gpu` measures, in order of worth.
+
+    Returns:
+        list: Of `Row`
+    """
     drawn = sorted(reversed(drawing_rows(size)), key=_worth)                   # many stories before few
     trained = sorted(training_rows(size), key=lambda name: name not in GOALS)
     if not find_spec('bitsandbytes'): trained = [name for name in trained if '8-bit' not in name]
@@ -119,7 +135,12 @@ def gpu_rows(size:str) -> list: # Of `Row`
 ROUNDS = dict(tiny=1, full=3)  # training steps that are timed
 
 class Bench:
-    "What the rows of one process share."
+    """What the rows of one process share.
+
+    Args:
+        folder (Path): For stories, features and word lists
+        size (str): 'tiny' or 'full'
+    """
     def __init__(self,
         folder:Path, # For stories, features and word lists
         size:str,    # 'tiny' or 'full'
@@ -166,7 +187,11 @@ class Outcomes:
         if report.when == 'call' or report.outcome != 'passed': self.ended[name] = report.outcome
 
 def run_tests() -> dict: # passed, skipped: how many; failed: names
-    "Run the tests that need a card, in this process."
+    """Run the tests that need a card, in this process.
+
+    Returns:
+        dict: passed, skipped: how many; failed: names
+    """
     if not find_spec('pytest'): raise StoryError('pytest is not installed')
     import pytest
     file, outcomes = HOME/'tests/test_gpu.py', Outcomes()

@@ -23,7 +23,6 @@ from .manifest import file_digest, path_hints, read_manifest, recover_folder, re
 from .dataset import StoryDataset
 from .digest import data_digest
 from .draw import StoryPipeline
-from .encoders import quiet_loading
 from .model import count_trained
 from .model import ARLDM
 from .optimise import averaged, make_ema, optimizer_kind
@@ -34,9 +33,6 @@ from .story import Story, StoryFile
 from .survive import Trained, check_log, checkpoints, load_checkpoint
 from .train import accelerator, check_batch, train as training
 from .watch import bar, board, event_writer
-
-# %% ../nbs/12b_run.ipynb #331940a3
-quiet_loading()
 
 # %% ../nbs/12b_run.ipynb #7df86134
 def with_settings(f:Callable) -> Callable:
@@ -63,7 +59,20 @@ def train(
     dry_run:bool=False,     # Check all that a run checks, and stop
     **given,                # Fields of `Settings` that differ from the preset
 ):
-    "Train AR-LDM on a story file; a run that exists goes on."
+    """Train AR-LDM on a story file; a run that exists goes on.
+
+    Args:
+        run (str): Run folder; one that exists goes on
+        data (str, optional): Story file from arldm-convert
+        preset (str, optional): toy, tiny (random weights), ssid, seed-ssid or paper; default: named like the
+            corpus
+        cache (str, optional): Folder for features of frozen parts, for several runs; default: cache/ in the run
+            folder
+        workers (int, optional): Processes that read ahead; default: 4 with a GPU, else none
+        tensorboard (bool, default False): Write tensorboard/ in the run folder, too
+        dry_run (bool, default False): Check all that a run checks, and stop
+        **given: Fields of `Settings` that differ from the preset
+    """
     run = Path(run)
     s, file = open_run(run, data, preset, given)
     first = rank_and_world_size()[0] == 0

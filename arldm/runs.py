@@ -27,7 +27,14 @@ SETTINGS = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT} # those th
 def read_run(
     folder:str|Path,  # A run folder, finished or not
 )->SimpleNamespace:   # folder, name, settings, scores, log, drawn
-    "All that is known of a run."
+    """All that is known of a run.
+
+    Args:
+        folder (str | Path): A run folder, finished or not
+
+    Returns:
+        SimpleNamespace: folder, name, settings, scores, log, drawn
+    """
     folder = Path(folder)
     def read(name, shape): return load_json(folder/name, shape) if (folder/name).is_file() else {}
     settings, scores, way = read('settings.json', SETTINGS), read('scores.json', SCORES), read_drawing(folder)
@@ -41,7 +48,11 @@ def read_run(
                            drawn=drawn)
 
 def told_split(run:SimpleNamespace, split:str=None) -> tuple: # (`StorySplit` or None, why it is None)
-    "The stories that the drawings illustrate: `split` itself, or the split of that name."
+    """The stories that the drawings illustrate: `split` itself, or the split of that name.
+
+    Returns:
+        tuple: (`StorySplit` or None, why it is None)
+    """
     if hasattr(split, 'ids'): return split, ''
     sources = run.scores, run.settings.get('drawing', {}), run.settings
     data = next((story_path(run.folder, s) for s in sources if s.get('data') or s.get('data_relative')), None)
@@ -76,12 +87,20 @@ def measured(scores:dict) -> str:
 
 # %% ../nbs/13e_runs.ipynb #a1877b52
 def all_trouble(run:SimpleNamespace, split:StorySplit|None) -> list: # of lines
-    "What the reader must know of a run, of `read_run`: as it was scored, and what is no longer so."
+    """What the reader must know of a run, of `read_run`: as it was scored, and what is no longer so.
+
+    Returns:
+        list: of lines
+    """
     lines = run.scores.get('trouble', [])
     return lines + [line for line in outdated(run.folder, run.scores, split) if line not in lines]
 
 def other_tales(a:SimpleNamespace, b:SimpleNamespace) -> list: # of lines, none or one
-    "Whether two runs, of `read_run`, drew other stories."
+    """Whether two runs, of `read_run`, drew other stories.
+
+    Returns:
+        list: of lines, none or one
+    """
     digests = [(run.scores.get('digests') or run.settings.get('drawing', {})) for run in (a, b)]
     stories = [of.get('stories') for of in digests]
     if not all(stories) or stories[0] == stories[1]: return []

@@ -28,7 +28,11 @@ from .story import StorySplit
 SAID = {'guidance': float, 'task': str, 'side': int, 'data?': str, 'data_relative?': str, 'stories?': str}
 
 def run_settings(run:Path) -> dict: # With `guidance`, `task`, `side` (`None` = the model's), and where the data lies
-    "What the settings of a run say about drawing."
+    """What the settings of a run say about drawing.
+
+    Returns:
+        dict: With `guidance`, `task`, `side` (`None` = the model's), and where the data lies
+    """
     if not (run/'settings.json').exists():
         usual = resolve()
         return dict(guidance=usual.guidance, task=usual.task, side=None)
@@ -61,7 +65,14 @@ def open_pipeline(
     fast:bool=False, # Compile it
     weights:str='',  # Digest of the folder that is meant
 )->StoryPipeline:
-    "The trained pipeline of a run, with the scheduler and precision that `way` names."
+    """The trained pipeline of a run, with the scheduler and precision that `way` names.
+
+    Args:
+        run (Path): Run folder, or a pipeline folder
+        way (dict): Settings of the sampler
+        fast (bool, default False): Compile it
+        weights (str, default ''): Digest of the folder that is meant
+    """
     folder = pipeline_folder(run)
     if folder != run: note_newer(run)
     pipe = StoryPipeline.from_pretrained(folder)
@@ -84,7 +95,13 @@ def numbers(
     text:str, # Such as '2,4'
     kind=int, # or float
 )->list:
-    "Numbers with commas between them."
+    """Numbers with commas between them.
+
+    Args:
+        what (str): What they are, for the message
+        text (str): Such as '2,4'
+        kind (default int): or float
+    """
     try: return [kind(x) for x in str(text).split(',')]
     except ValueError: raise StoryError(f'{what} must be numbers with commas between them, got {text!r}') from None
 
@@ -100,7 +117,11 @@ def check_way(way:dict, n:int=1, sets:int=1):
                          '--seed')
 
 def asked(way:dict) -> dict: # what `StoryPipeline` is told of it
-    "The settings of the sampler as parameters of `StoryPipeline`."
+    """The settings of the sampler as parameters of `StoryPipeline`.
+
+    Returns:
+        dict: what `StoryPipeline` is told of it
+    """
     return dict(num_inference_steps=way['steps'], guidance_scale=way['guidance'], guidance_interval=way['interval'],
                 reuse=way['reuse'])
 
@@ -113,7 +134,16 @@ def drawing_facts(
     settings:dict,      # Of `run_settings`
     way:dict,           # Settings of the sampler
 )->dict:                # JSON-friendly
-    "From what the drawings of a split are made, and how."
+    """From what the drawings of a split are made, and how.
+
+    Args:
+        pipeline (Path): Pipeline folder
+        settings (dict): Of `run_settings`
+        way (dict): Settings of the sampler
+
+    Returns:
+        dict: JSON-friendly
+    """
     where = dict(weights=folder_digest(pipeline), stories=data_digest(stories), split=stories.name)
     return {**where, 'task': settings['task'], 'side': settings['side'], **way}
 
@@ -126,7 +156,12 @@ def refuse_other_drawings(
     facts:dict,         # Of `drawing_facts`
     stories:StorySplit,
 ):
-    "A `StoryError`, before any work, if there are drawings made in another way, or nobody knows how."
+    """A `StoryError`, before any work, if there are drawings made in another way, or nobody knows how.
+
+    Args:
+        out (Path): Folder of `drawing.json` and `drawn/`
+        facts (dict): Of `drawing_facts`
+    """
     if (out/'drawing.json').exists(): return keep_way(out/'drawing.json', facts)
     for folder in sorted(out.glob('drawn*')):
         if re.fullmatch('drawn[0-9]*', folder.name) and any(is_drawn(folder, i) for i in stories.ids):
@@ -137,7 +172,12 @@ def named_folder(
     out:str|Path|None,  # What the reader named, if anything
     usual:Path,         # The folder if nothing is named
 )->Path:
-    "The folder that `--out` names."
+    """The folder that `--out` names.
+
+    Args:
+        out (str | Path | None): What the reader named, if anything
+        usual (Path): The folder if nothing is named
+    """
     if out is None: return usual
     if not str(out): raise StoryError('--out is empty; expected a folder')
     return Path(at_home(str(out)))
@@ -146,7 +186,12 @@ def refuse_place(
     folder:Path,    # Where drawings shall go
     pipeline:Path,  # Of the model that draws them
 ):
-    "A `StoryError`, before any work, if drawings cannot or must not go there."
+    """A `StoryError`, before any work, if drawings cannot or must not go there.
+
+    Args:
+        folder (Path): Where drawings shall go
+        pipeline (Path): Of the model that draws them
+    """
     if len(os.fsencode(folder.name)) > 180:                                   # of 255; temporary names are longer
         raise StoryError(f'{folder.name[:40]}…: too long a name for a folder; name another: --out FOLDER')
     whole = folder.resolve()

@@ -48,7 +48,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    "All the facts of a frame."
+    """All the facts of a frame.
+
+    Args:
+        figures (tuple): of `Figure`, from left to right
+    """
     place: str
     time: str
     figures: tuple   # of `Figure`, from left to right
@@ -122,7 +126,11 @@ def _heaven(pen, time):
 
 @lru_cache(None)
 def landscape(place:str, time:str, side:int=SIDE) -> Image.Image: # (side, side) RGB
-    "A place at a time of day, with nobody there."
+    """A place at a time of day, with nobody there.
+
+    Returns:
+        Image.Image: (side, side) RGB
+    """
     pen = Pen(im := Image.new('RGB', (side*_K, side*_K), PLACES[place][0]), side)
     pen.box(0, _HORIZON, SIDE, SIDE, PLACES[place][1])
     _LANDMARKS[place](pen)
@@ -158,7 +166,11 @@ _WIDE = 26                                                     # of a cut-out, i
 
 @lru_cache(None)
 def cutout(look:Look, action:str, side:int=SIDE) -> Image.Image: # (side, 26/64*side) RGBA
-    "A figure as it stands, jumps or sleeps, from sky to ground."
+    """A figure as it stands, jumps or sleeps, from sky to ground.
+
+    Returns:
+        Image.Image: (side, 26/64*side) RGBA
+    """
     wide, r = round(_WIDE*side/SIDE), SIZES[look.size]
     pen = Pen(im := Image.new('RGBA', (wide*_K, side*_K)), side)
     body = _outline(look.shape, r)*((1.1, .7) if action == 'sleep' else (1, 1))
@@ -171,7 +183,11 @@ def cutout(look:Look, action:str, side:int=SIDE) -> Image.Image: # (side, 26/64*
     return im.resize((wide, side), Image.BOX)
 
 def draw(s:Scene, side:int=SIDE) -> Image.Image: # (side, side) RGB
-    "The picture of a scene."
+    """The picture of a scene.
+
+    Returns:
+        Image.Image: (side, side) RGB
+    """
     im = landscape(s.place, s.time, side).copy()
     for f in s.figures:
         art = cutout(f.look, f.action, side)
@@ -189,7 +205,11 @@ def has_hard(s:Scene) -> bool:
 
 # %% ../nbs/04_scene.ipynb #ed0c1a59
 def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
-    "Two characters that differ in colour and in shape."
+    """Two characters that differ in colour and in shape.
+
+    Returns:
+        tuple: 2 `Look`s
+    """
     colours, shapes = rng.sample(list(COLOURS), 2), rng.sample(SHAPES, 2)
     return tuple(Look(c, s, rng.choice(list(SIZES)), rng.choice(ACCESSORIES)) for c, s in zip(colours, shapes))
 

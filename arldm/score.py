@@ -34,7 +34,10 @@ ALIKE = .1    # cosine of told frames below which nothing is said in parts of it
 UNUSUAL = 20  # told likenesses without which none is called unusual
 
 def together_rows(t:Table, drawn:list, told:np.ndarray, on:str): # centred rows of each set and of told frames
-    "Do the frames of a story belong together?"
+    """Do the frames of a story belong together?
+
+    centred rows of each set and of told frames
+    """
     d = t.d
     for how, name in (('adjacent', 'neighbouring frames alike'), ('all', 'frames of a story alike')):
         p = pairs(d.story, d.k, how)
@@ -54,7 +57,11 @@ def _too_usual(n, what):
     return f'not measured: {what} are needed, at least {UNUSUAL}, to say what is unusual, and there are {n}'
 
 def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told one, of each set
-    "Does a story hang together, and is it new?"
+    """Does a story hang together, and is it new?
+
+    Returns:
+        list: likeness of each frame to its told one, of each set
+    """
     d, middle, on = t.d, s.told.mean(0), f' ({s.name})'
     told, drawn = centred(s.told, middle)[s.place], [centred(x, middle) for x in s.drawn]
     own, adjacent = [own_told(x, told) for x in drawn], pairs(d.story, d.k)
@@ -81,7 +88,11 @@ def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told on
 
 # %% ../nbs/13_score.ipynb #0d733e28
 def copy_rows(t:Table, s:Seen, rows:np.ndarray, of:int) -> list: # the drawn frames most like a training picture
-    "Are drawings copied from training pictures?"
+    """Are drawings copied from training pictures?
+
+    Returns:
+        list: the drawn frames most like a training picture
+    """
     d, middle, name = t.d, s.told.mean(0), f'copied from training ({s.name})'
     if not len(rows):
         t.empty('story', [name], 'not measured: no training pictures at hand')
@@ -99,7 +110,11 @@ def copy_rows(t:Table, s:Seen, rows:np.ndarray, of:int) -> list: # the drawn fra
 
 # %% ../nbs/13_score.ipynb #d25f9962
 def read_facts(d:Drawings, facts:callable, of:int) -> dict: # name -> (right, album, k), a list each
-    "What is right in the frames of one set."
+    """What is right in the frames of one set.
+
+    Returns:
+        dict: name -> (right, album, k), a list each
+    """
     out = {}
     for i in range(len(d)):
         for name, right in facts(d.split[d.story[i]], {int(d.k[i]): decode(d.read(i, of))}).items():
@@ -109,7 +124,11 @@ def read_facts(d:Drawings, facts:callable, of:int) -> dict: # name -> (right, al
 
 # %% ../nbs/13_score.ipynb #1506be30
 def fact_rows(t:Table, facts:callable) -> tuple: # facts one by one; right answers (n,) and how many were asked (n,)
-    "How often the facts of a kind (first word of the name) are right."
+    """How often the facts of a kind (first word of the name) are right.
+
+    Returns:
+        tuple: facts one by one; right answers (n,) and how many were asked (n,)
+    """
     d, chance = t.d, getattr(facts, 'chance', dict)()
     sets, table, kinds = [read_facts(d, facts, j) for j in range(len(d.paths))], [], {}
     for name in sorted(sets[0]):
@@ -164,7 +183,23 @@ def score(
     lead:bool=True,           # Of several processes one does what comes after the features
     **how,                    # More for `features_of`: `share`, `wait`, …
 )->dict:                      # What `scores.json` holds
-    "Score drawings against the stories they illustrate, and write `scores.json` into their folder."
+    """Score drawings against the stories they illustrate, and write `scores.json` into their folder.
+
+    Args:
+        folder (str | Path): A run folder, or a folder of drawings
+        split: The `StorySplit` it illustrates
+        nets (dict, optional): name -> network of 12e, or the `StoryError` that says why it is missing
+        facts (optional): A facts reader such as `toy.check_facts`
+        characters (optional): list of pictures -> a set of names each
+        train (int, optional): Training pictures to look at; default: as many as were drawn
+        times (int, default 100): Draws of the albums for the intervals; 0 = no intervals
+        store (Store, optional): Keeps features
+        lead (bool, default True): Of several processes one does what comes after the features
+        **how: More for `features_of`: `share`, `wait`, …
+
+    Returns:
+        dict: What `scores.json` holds
+    """
     refuse_outputs(folder)
     d = match_drawings(folder, split, read_drawing(folder))
     made_from = origin(folder, d)

@@ -29,7 +29,14 @@ FREEZE = {'none': (),                                         # everything but t
 def freezing(
     parts,  # Key of `FREEZE`, parts with commas between them, or a sequence of parts
 )->tuple:   # Of `FREEZABLE`
-    "Which parts to freeze."
+    """Which parts to freeze.
+
+    Args:
+        parts: Key of `FREEZE`, parts with commas between them, or a sequence of parts
+
+    Returns:
+        tuple: Of `FREEZABLE`
+    """
     if isinstance(parts, str): parts = FREEZE.get(parts, parts.split(','))
     asked = [one_of('part to freeze', p.strip(), FREEZABLE) for p in parts]
     return tuple(p for p in FREEZABLE if p in asked)
@@ -37,7 +44,23 @@ def freezing(
 # %% ../nbs/00a_settings.ipynb #b738d7a7
 @dataclass(frozen=True)
 class Subject:
-    "What is trained on what."
+    """What is trained on what.
+
+    Args:
+        preset (str, default 'toy'): Key of `PRESETS` that the other fields started from
+        corpus (str, default 'toy'): Key of `CORPORA`
+        task (str, default 'visualization'): 'visualization' draws every frame; 'continuation' is given the first
+        model (str, default 'toy-base'): toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable
+            Diffusion's
+        blip (str, default ''): BLIP weights that go with a Stable Diffusion `model`
+        bert (str, default ''): Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
+        side (int, default 64): Frame height and width in pixels
+        crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
+        freeze (tuple, default ()): What is held fixed: none, seed, attention, history, or parts (clip,blip,words)
+        original (bool, default False): Follow the original also where this book deliberately differs (chapter 9)
+        guidance (float, default 2.0): Guidance scale of drawings; 1 = none
+        seed (int, default 0): Of all random numbers
+    """
     preset: str = 'toy'             # Key of `PRESETS` that the other fields started from
     corpus: str = 'toy'             # Key of `CORPORA`
     task: str = 'visualization'     # 'visualization' draws every frame; 'continuation' is given the first
@@ -54,7 +77,34 @@ class Subject:
 # %% ../nbs/00a_settings.ipynb #7f38bb1f
 @dataclass(frozen=True)
 class Settings(Subject):
-    "All that decides what a training run computes."
+    """All that decides what a training run computes.
+
+    Args:
+        steps (int, default 300): Optimiser steps
+        batch (int, default 8): Stories per step and process
+        accumulate (int, default 1): Parts in which these pass through the model, to save memory
+        checkpointing (bool, default False): Compute activations again for the backward pass, to save memory
+        pack (bool, default True): Leave out tokens that no frame may see; changes nothing but the time
+        precision (str, default 'float32'): 'float32', 'bfloat16' or 'float16'
+        optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' where bitsandbytes is installed
+        lr (float, default 0.001): Peak learning rate
+        schedule (str, default 'cosine'): 'cosine', 'constant', or 'original' (the original's warm-up and cosine)
+        warmup (int, default 20): Steps of linear warm-up
+        weight_decay (float, default 0.01): AdamW's decoupled decay
+        decay (str, default 'matrices'): What decays: 'matrices' (no biases, norms, embeddings) or 'all'
+        clip (float, default 1.0): Largest gradient norm; 0 = no clipping
+        ema (float, default 0.99): Decay of the weights' running average; 0 = none
+        drop (float, default 0.1): Chance that a frame loses its whole condition, for guidance
+        weighting (str, default 'p2'): Loss weight by noise level: 'none', 'min-snr' or 'p2' (chapter 8a)
+        noise_bias (float, default 2.0): Training times are drawn as u^(1/bias): 1 = evenly, more = noisier
+            pictures
+        offset_noise (float, default 0.0): Spread of a shift of the noise that all of a frame's latents share
+        prediction (str, default 'epsilon'): What the UNet guesses: 'epsilon', the noise, or 'v', noise and
+            picture mixed
+        zero_snr (bool, default False): The last time is pure noise; needs prediction 'v'
+        save_every (int, default 100): Steps between checkpoints, validation losses and strips
+        validate (int, default 32): Validation stories whose loss is taken then; 0 = none
+    """
     steps: int = 300                # Optimiser steps
     batch: int = 8                  # Stories per step and process
     accumulate: int = 1             # Parts in which these pass through the model, to save memory
@@ -123,7 +173,14 @@ def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,
 )->Settings:           # Checked and complete
-    "The settings of a preset with the reader's own fields of `Settings` on top; `None` = as in the preset."
+    """The settings of a preset with the reader's own fields of `Settings` on top; `None` = as in the preset.
+
+    Args:
+        preset (str, default 'toy'): Key of `PRESETS`
+
+    Returns:
+        Settings: Checked and complete
+    """
     given = {k: v for k, v in overrides.items() if v is not None}
     for k in given: one_of('setting', k, SETTINGS)
     s = Settings(**{**PRESETS[one_of('preset', preset, PRESETS)], 'preset': preset, **given})

@@ -21,7 +21,14 @@ from .text import Lettering
 def as_picture(
     x, # PIL picture, uint8 array (h, w, 3), or float tensor (3, h, w) in [-1, 1]
 )->Image.Image: # RGB
-    "Any of the book's forms of a frame as a PIL picture."
+    """Any of the book's forms of a frame as a PIL picture.
+
+    Args:
+        x: PIL picture, uint8 array (h, w, 3), or float tensor (3, h, w) in [-1, 1]
+
+    Returns:
+        Image.Image: RGB
+    """
     if hasattr(x, 'permute'):
         if x.is_floating_point(): x = ((x + 1)*127.5).round().clamp(0, 255).byte()
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
@@ -36,7 +43,14 @@ def strips(
     labels:list=None,       # One word per row, at its left
     side:int=104,           # Width of a frame in the strip, in pixels
 )->Image.Image:
-    "Rows of frames above their captions."
+    """Rows of frames above their captions.
+
+    Args:
+        rows (list): Rows of pictures, e.g. `[told, drawn]`; None = an empty place
+        captions (list, optional): One caption per column, wrapped below it
+        labels (list, optional): One word per row, at its left
+        side (int, default 104): Width of a frame in the strip, in pixels
+    """
     pen = Lettering([*(captions or []), *(labels or [])])
     left = max(54, math.ceil(max(map(pen.width, labels))) + 2*_GAP) if labels else _GAP
     n, below = max(map(len, rows)), len(rows)*(side + _GAP) + _GAP
@@ -65,7 +79,11 @@ def _paste(out, x, left, top, side):
 def sheet(
     pictures:list, # Strips, or other pictures
 )->Image.Image:
-    "Pictures below each other."
+    """Pictures below each other.
+
+    Args:
+        pictures (list): Strips, or other pictures
+    """
     out = Image.new('RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
     y = 0
     for p in pictures:
@@ -80,7 +98,14 @@ def show_visible(
     cell:int=26,        # Pixels per cell
     column:str='slot',  # What a column is, written above the names of the frames
 )->Image.Image:
-    "A mask as a grid: filled where a frame may look."
+    """A mask as a grid: filled where a frame may look.
+
+    Args:
+        visible: bool tensor (V, columns); True = the row's frame may look at the column's slot or token
+        given (int, default 0): Opening frames that are given, so that the first row is a later frame
+        cell (int, default 26): Pixels per cell
+        column (str, default 'slot'): What a column is, written above the names of the frames
+    """
     V, N = visible.shape
     out = Image.new('RGB', (60 + N*cell, 24 + V*cell), _PAPER)
     d, font = ImageDraw.Draw(out), ImageFont.load_default(11)
@@ -98,7 +123,12 @@ def show_saved(
     source:str,        # The cell's text
     notebook:str=None, # Its notebook; default: the one that runs
 ):
-    "Show what a cell showed when its notebook was saved."
+    """Show what a cell showed when its notebook was saved.
+
+    Args:
+        source (str): The cell's text
+        notebook (str, optional): Its notebook; default: the one that runs
+    """
     from IPython.display import publish_display_data
     path = Path(notebook or os.environ.get('JPY_SESSION_NAME', ''))                # Jupyter's server names it
     cells = json.loads(path.read_text(encoding='utf-8'))['cells'] if path.is_file() else []

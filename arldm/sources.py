@@ -32,7 +32,13 @@ def opened(raw:str|Path|RawFolder)->RawFolder:
 # %% ../nbs/03_sources.ipynb #ccf6304c
 @dataclass(frozen=True)
 class Keys:
-    "What a corpus calls the parts of a record."
+    """What a corpus calls the parts of a record.
+
+    Args:
+        text (str): The caption
+        picture (str): Name of the picture's file, without the ending
+        order (str): The picture's place in the story
+    """
     text: str             # The caption
     picture: str          # Name of the picture's file, without the ending
     order: str            # The picture's place in the story
@@ -47,7 +53,15 @@ def records_in(
     folder:RawFolder, # Where the annotations are
     file:str,         # Name of the JSON file
 )->list:              # dictionaries
-    "The records of an annotation file."
+    """The records of an annotation file.
+
+    Args:
+        folder (RawFolder): Where the annotations are
+        file (str): Name of the JSON file
+
+    Returns:
+        list: dictionaries
+    """
     data = folder.json(file)
     groups = data.get('annotations') if isinstance(data, dict) else None
     if not isinstance(groups, list): raise StoryError(f'{folder.find(file)}: no list "annotations" in it')
@@ -55,7 +69,11 @@ def records_in(
     return [r if isinstance(r, dict) else {} for r in records]
 
 def drafts_in(folder:RawFolder, file:str, keys:Keys)->list: # (story id, its records) in the order of the file
-    "The stories that an annotation file speaks of."
+    """The stories that an annotation file speaks of.
+
+    Returns:
+        list: (story id, its records) in the order of the file
+    """
     drafts = {}
     for i, record in enumerate(records_in(folder, file)):
         story = record.get(keys.story)
@@ -69,7 +87,16 @@ def in_order(
     n_frames:int,  # Pictures that a story must have
     keys:Keys=SSID,
 )->list:           # The records by their order field
-    "Records in their order, if they are complete."
+    """Records in their order, if they are complete.
+
+    Args:
+        story (str): The story, for the message
+        records (list): Its records
+        n_frames (int): Pictures that a story must have
+
+    Returns:
+        list: The records by their order field
+    """
     for r in records:
         lacking = [k for k in vars(keys).values() if r.get(k) is None]
         if lacking: raise BadStory('missing key', f'story {story}: a record has no {", ".join(lacking)}')
@@ -91,7 +118,14 @@ def from_records(
     bad:Callable,        # Called with every `BadStory`
     texts:Callable=None, # (record, story) -> checked caption; default: as the record says
 )->Stories:
-    "The stories of a corpus of records."
+    """The stories of a corpus of records.
+
+    Args:
+        folder (RawFolder): The corpus
+        file (str): Its annotations of one split
+        bad (Callable): Called with every `BadStory`
+        texts (Callable, optional): (record, story) -> checked caption; default: as the record says
+    """
     def build(draft):
         story, records = plain_name(draft[0], draft[0]), draft[1]
         records = in_order(story, records, CORPORA['ssid'].frames, keys)
@@ -109,7 +143,16 @@ def ssid(
     split:str,              # 'train', 'val' or 'test'
     bad:Callable=refuse,    # Called with every `BadStory`
 )->Stories:                 # In the order of the file
-    "The stories of SSID, and of corpora in its layout."
+    """The stories of SSID, and of corpora in its layout.
+
+    Args:
+        raw (str | Path | RawFolder): The corpus
+        split (str): 'train', 'val' or 'test'
+        bad (Callable, default refuse): Called with every `BadStory`
+
+    Returns:
+        Stories: In the order of the file
+    """
     return from_records(opened(raw), TOY_FILES[split], SSID, bad)
 
 # %% ../nbs/03_sources.ipynb #99ad1fb8

@@ -35,7 +35,12 @@ def reencode(
     raw:Path, # A corpus in SSID's layout
     out:Path, # HDF5 in the original's layout
 ):
-    "Convert plainly: every picture of every story is decoded and stored as PNG."
+    """Convert plainly: every picture of every story is decoded and stored as PNG.
+
+    Args:
+        raw (Path): A corpus in SSID's layout
+        out (Path): HDF5 in the original's layout
+    """
     with h5py.File(out, 'w') as f:
         for split, file in SSID_FILES.items():
             stories = {}
@@ -53,7 +58,11 @@ def reencode(
 
 # %% ../nbs/18_speed.ipynb #562d4093
 def bench_converting(folder:Path, albums:int, sizes:list, rounds:int)->list: # Lines about speed and size
-    "Convert a corpus plainly and with `convert`, one process each."
+    """Convert a corpus plainly and with `convert`, one process each.
+
+    Returns:
+        list: Lines about speed and size
+    """
     raw, plain, ours = write_corpus(folder/'raw', albums, sizes), folder/'plain.h5', folder/'ours.h5'
     seconds = take_turns(rounds, plain=lambda: reencode(raw, plain),
                          ours=lambda: convert('ssid', raw, ours, quiet=True))
@@ -102,7 +111,11 @@ def passing(dataset:Dataset, finish:Callable)->Callable:
     return read
 
 def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stories per second and worker
-    "Read 256-pixel frames and 224-pixel memory pictures: plainly, ours, and ours from pictures made small beforehand."
+    """Read 256-pixel frames and 224-pixel memory pictures: plainly, ours, and ours from pictures made small beforehand.
+
+    Returns:
+        list: Lines about stories per second and worker
+    """
     raw = write_corpus(folder/'raw', albums, [(640, 480)])
     convert('ssid', raw, folder/'whole.h5', quiet=True)
     convert('ssid', raw, folder/'small.h5', side=256, quiet=True)
@@ -116,7 +129,11 @@ def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stor
 
 # %% ../nbs/18_speed.ipynb #7819e711
 def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the memory of a conversion
-    "Convert many different pictures in a process of its own."
+    """Convert many different pictures in a process of its own.
+
+    Returns:
+        list: A line about the memory of a conversion
+    """
     raw = write_corpus(folder/'raw', albums, sizes, drawn=200)
     code = "import sys, arldm.convert as c; c.convert('ssid', *sys.argv[1:], quiet=not sys.stderr.isatty())"
     need = peak(code, raw, folder/'out.h5') - peak('')
@@ -124,7 +141,11 @@ def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the 
 
 # %% ../nbs/18_speed.ipynb #751decd2
 def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' minutes
-    "What is gained in converting and reading stories."
+    """What is gained in converting and reading stories.
+
+    Returns:
+        list: The lines of the table; 'tiny' takes seconds, 'full' minutes
+    """
     full = size == 'full'
     jobs = ((bench_converting, *((16, SIZES, 3) if full else (3, [(w//2, h//2) for w, h in SIZES], 1))),
             (bench_reading, *((10, 7) if full else (3, 2))),
@@ -151,7 +172,18 @@ def bench(
     commit:str=None,     # With gpu: the commit to note; default: this repository's
     from_file:str=None,  # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
 ):
-    "Measure what the speed-ups of this book buy, on this machine."
+    """Measure what the speed-ups of this book buy, on this machine.
+
+    Args:
+        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): data, train, draw or score; gpu: all
+            that needs a GPU
+        size (str, optional): tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
+        out (str, optional): JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
+        minutes (float, default 9.0): With gpu: when to stop; the same command again measures what is missing
+        device (str, default 'cuda'): With gpu: cuda, or cpu to see that every row runs
+        commit (str, optional): With gpu: the commit to note; default: this repository's
+        from_file (str, optional): Show a `gpu.json` as tables, and write those of a GPU into the notebooks
+    """
     if from_file: return tables_from(from_file)
     if one_of('benchmark', what, (*BENCHES, 'gpu')) == 'gpu':
         return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
@@ -163,7 +195,16 @@ def measure_lines(
     size:str,      # 'tiny' or 'full'
     out:str=None,  # JSON file for the results
 )->dict:           # With date, machine, versions and commit
-    "Measure the lines of one benchmark and show them."
+    """Measure the lines of one benchmark and show them.
+
+    Args:
+        what (str): Key of `BENCHES`
+        size (str): 'tiny' or 'full'
+        out (str, optional): JSON file for the results
+
+    Returns:
+        dict: With date, machine, versions and commit
+    """
     start = time.time()
     if out: refuse_foreign(out, _is_result, 'benchmark result')
     result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=BENCHES[what](size), **machine())

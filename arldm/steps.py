@@ -33,7 +33,12 @@ SIDES = dict(tiny=(32, 64), full=(256, 512)) # Pixels of a frame
 TABLES = 49408, 30524                        # Rows of the word tables of CLIP and BLIP
 
 class Track:
-    "Stories, and a model of random weights, for timing."
+    """Stories, and a model of random weights, for timing.
+
+    Args:
+        folder (Path): The stories, their features and the word list go here, or are here
+        size (str): 'tiny' or 'full'
+    """
     def __init__(self,
         folder:Path, # The stories, their features and the word list go here, or are here
         size:str,    # 'tiny' or 'full'
@@ -62,14 +67,21 @@ class Track:
 
 # %% ../nbs/17b_steps.ipynb #ef7f5935
 def recipe(size:str, **changes)->Settings: # Fields of `Settings`
-    "The seed's recipe with changes, for one story a step unless it says otherwise."
+    """The seed's recipe with changes, for one story a step unless it says otherwise.
+
+    Returns:
+        Settings: Fields of `Settings`
+    """
     return resolve('seed-ssid', **{'side': SIDES[size][0], 'model': size, 'steps': 1000, **changes})
 
 RIVALS = dict(plain=dict(freeze='seed', crops=0, pack=False), ours=dict(freeze='attention', crops=1))
 
 # %% ../nbs/17b_steps.ipynb #6ee68794
 def stories_of(track:Track, s:Settings): # -> `StoryDataset` or `CachedStories`
-    "The training stories as a recipe reads them; their features are computed when they are not there yet."
+    """The training stories as a recipe reads them; their features are computed when they are not there yet.
+
+    -> `StoryDataset` or `CachedStories`
+    """
     model = track.model
     stories = StoryDataset(track.split, model.vocab, s.side, model.memory_side, train=True, seed=s.seed,
                            original=s.original, crops=s.crops)
@@ -79,7 +91,10 @@ def stories_of(track:Track, s:Settings): # -> `StoryDataset` or `CachedStories`
     return CachedStories(stories, folder)
 
 def steps(track:Track, **changes): # -> generator of the records of `train`
-    "Training steps of a recipe, as many as one wants."
+    """Training steps of a recipe, as many as one wants.
+
+    -> generator of the records of `train`
+    """
     s = recipe(track.size, **changes)
     stories = stories_of(track, s)
     track.model.freeze(s.freeze).zero_grad()
@@ -94,7 +109,15 @@ def arithmetic(
     n:int,      # Steps to count, from the second on
     **changes,  # Of the recipe
 )->float:       # Floating-point operations of a step
-    "The mean arithmetic of some training steps."
+    """The mean arithmetic of some training steps.
+
+    Args:
+        n (int): Steps to count, from the second on
+        **changes: Of the recipe
+
+    Returns:
+        float: Floating-point operations of a step
+    """
     with contextlib.closing(steps(track, **changes)) as records:
         next(records)
         return count_flops(lambda: [next(records) for _ in range(n)])/n
@@ -107,7 +130,11 @@ next(steps(Track(*sys.argv[1:3]), **RIVALS[sys.argv[3]]))
 """
 
 def race(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmetic and memory
-    "A training step of the seed's recipe, plainly and ours, in turns."
+    """A training step of the seed's recipe, plainly and ours, in turns.
+
+    Returns:
+        list: Lines about speed, arithmetic and memory
+    """
     stories_of(Track(folder, size), recipe(size, **RIVALS['ours']))
     memory = {name: peak(_STEP, folder, size, name)/1e3 for name in RIVALS}
     track = Track(folder, size)
@@ -136,7 +163,11 @@ RECIPES = {'plain': dict(crops=0, pack=False), 'cached': _once, 'checkpointed': 
 TRAINED = {'seed frozen': ('seed', 'attention'), 'all trained': ('none', 'none')} # how to freeze: plainly, ours
 
 def training_rows(size:str) -> dict: # name -> fields of `Settings`
-    "What each row of the table for a GPU changes in the recipe."
+    """What each row of the table for a GPU changes in the recipe.
+
+    Returns:
+        dict: name -> fields of `Settings`
+    """
     rows = {}
     for side, (trained, freezes) in product(SIDES[size], TRAINED.items()):
         for name, changes in RECIPES.items():
@@ -166,5 +197,9 @@ def training_cost(track:Track, rounds:int, **changes)->dict:
 
 # %% ../nbs/17b_steps.ipynb #27713783
 def bench_train(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' half an hour
-    "What a training step costs on a CPU."
+    """What a training step costs on a CPU.
+
+    Returns:
+        list: The lines of the table; 'tiny' takes seconds, 'full' half an hour
+    """
     with tempfile.TemporaryDirectory() as folder: return race(Path(folder), size, 5 if size == 'full' else 3)

@@ -29,7 +29,14 @@ def _has_locks(file): # whether the file system of an open file has locks; they 
 def is_store(
     path:Path, # An existing file
 )->bool:       # An empty file may become one
-    "Whether a file is a store of features; it is only read."
+    """Whether a file is a store of features; it is only read.
+
+    Args:
+        path (Path): An existing file
+
+    Returns:
+        bool: An empty file may become one
+    """
     with open(path, 'rb') as f: start, how = f.read(16), 'mode=ro' if _has_locks(f) else 'mode=ro&nolock=1'
     if start != b'SQLite format 3\0': return not start
     with _Asking(path):
@@ -75,7 +82,11 @@ class Store:
     def _asking(self): return _Asking(self.path)
 
     def get(self, keys:list) -> dict: # those of the keys that are there -> float32 (d,)
-        "Look rows up."
+        """Look rows up.
+
+        Returns:
+            dict: those of the keys that are there -> float32 (d,)
+        """
         found, keys = {}, list(keys)
         with self._asking():
             for at in range(0, len(keys), 500):
@@ -85,7 +96,10 @@ class Store:
         return found
 
     def put(self, keys:list, rows:np.ndarray): # rows (n, d)
-        "Write rows, all or none."
+        """Write rows, all or none.
+
+        rows (n, d)
+        """
         with self._asking(), self.db:
             self.db.executemany('insert or replace into rows values (?, ?)',
                                 zip(keys, (r.tobytes() for r in np.ascontiguousarray(rows, 'float32'))))

@@ -27,7 +27,14 @@ from .show import strips
 # %% ../nbs/02_story.ipynb #07572c4a
 @dataclass(frozen=True)
 class Story:
-    "Captions and as many frames; a frame is one encoded picture, or a tuple of several."
+    """Captions and as many frames; a frame is one encoded picture, or a tuple of several.
+
+    Args:
+        id (str): The corpus' own name of the story
+        album (str): Stories of one album share pictures
+        captions (tuple): `n` strings
+        frames (tuple, default field(repr=False)): `n` frames, each `bytes` or a tuple of `bytes`
+    """
     id: str          # The corpus' own name of the story
     album: str       # Stories of one album share pictures
     captions: tuple  # `n` strings
@@ -58,7 +65,16 @@ def index_stories(
     rows:dict,           # Digest -> row of the pictures so far; grows
     keep:Callable=None,  # Called with the bytes of every new picture, in the order of rows
 )->dict:                 # Arrays `frame`, `caption`, `story_id`, `album_id`
-    "Number the pictures of some stories, equal ones alike."
+    """Number the pictures of some stories, equal ones alike.
+
+    Args:
+        stories (Iterable): `Story` after `Story`
+        rows (dict): Digest -> row of the pictures so far; grows
+        keep (Callable, optional): Called with the bytes of every new picture, in the order of rows
+
+    Returns:
+        dict: Arrays `frame`, `caption`, `story_id`, `album_id`
+    """
     def number(picture):
         key = hashlib.blake2b(picture, digest_size=16).digest()
         if key not in rows:
@@ -165,7 +181,18 @@ def write_stories(
     side:int=0,     # Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
     workers:int=2,  # Threads that shrink
 )->dict:            # What `count_index` says of each split
-    "Write a story file."
+    """Write a story file.
+
+    Args:
+        path (str | Path): The story file to write; a story file that is there is replaced, any other file is not
+        splits (dict): Name of a split -> iterable of `Story`; may be empty
+        corpus (str): Name of the corpus, a key of `CORPORA`
+        side (int, default 0): Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
+        workers (int, default 2): Threads that shrink
+
+    Returns:
+        dict: What `count_index` says of each split
+    """
     path = Path(at_home(str(path)))
     one_of('corpus', corpus, CORPORA)
     odd = [split for split in splits if not str(split).isidentifier() or split == 'frames']
@@ -182,7 +209,11 @@ def write_stories(
 
 # %% ../nbs/02_story.ipynb #a9808dae
 class StoryFile:
-    "A story file, read story by story; each process opens it for itself."
+    """A story file, read story by story; each process opens it for itself.
+
+    Args:
+        path (str | Path): A file by `write_stories`, or one by the original AR-LDM
+    """
     def __init__(self,
         path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
     ):
@@ -257,7 +288,14 @@ class StorySplit:
     def rows(self,
         i:int, # Place of the story in the split
     )->np.ndarray: # int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
-        "Rows of the pictures of a story."
+        """Rows of the pictures of a story.
+
+        Args:
+            i (int): Place of the story in the split
+
+        Returns:
+            np.ndarray: int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
+        """
         rows = self._index['frame'][i]
         return rows[rows.reshape(len(rows), -1).max(-1) >= 0]
 

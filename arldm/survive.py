@@ -22,7 +22,11 @@ from .port import check_archive
 
 # %% ../nbs/10a_survive.ipynb #491c067f
 def checkpoints(folder:Path) -> list: # Paths, the newest last
-    "The checkpoints of a run, by their names; other files in the folder are not looked at."
+    """The checkpoints of a run, by their names; other files in the folder are not looked at.
+
+    Returns:
+        list: Paths, the newest last
+    """
     found = [p for p in Path(folder).glob('*.pt') if re.fullmatch('[0-9]{6,}', p.stem)]
     return sorted([p for p in found if p.stem == f'{int(p.stem):06d}'], key=lambda p: int(p.stem))
 
@@ -38,7 +42,12 @@ def write_tensors(
     state:dict,      # What `torch.save` writes
     advice:str='',   # More for the message
 ):
-    "Write a file of tensors, atomically; a `StoryError` if there is no room."
+    """Write a file of tensors, atomically; a `StoryError` if there is no room.
+
+    Args:
+        state (dict): What `torch.save` writes
+        advice (str, default ''): More for the message
+    """
     try:
         with atomic_path(path) as tmp: torch.save(state, tmp)
     except (OSError, RuntimeError) as e:                             # torch reports a full disk as a RuntimeError
@@ -57,7 +66,14 @@ def save_checkpoint(
     parts:dict,    # Name -> object with a `state_dict`
     keep:int=2,    # How many of the newest stay
 ):
-    "Write `<step>.pt` atomically and drop the oldest; a file of that name that is damaged is set aside."
+    """Write `<step>.pt` atomically and drop the oldest; a file of that name that is damaged is set aside.
+
+    Args:
+        folder (Path): The run's `checkpoints/`
+        step (int): Steps done
+        parts (dict): Name -> object with a `state_dict`
+        keep (int, default 2): How many of the newest stay
+    """
     path, states = folder/f'{step:06d}.pt', {k: v.state_dict() for k, v in parts.items()}
     try: check_finite(_tensors(states), 'it')
     except StoryError:
@@ -99,7 +115,15 @@ def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
 )->int:           # Steps done; 0 where there is no checkpoint
-    "Load the newest whole checkpoint into `parts`."
+    """Load the newest whole checkpoint into `parts`.
+
+    Args:
+        folder (Path): The run's `checkpoints/`
+        parts (dict): Name -> object with `load_state_dict`
+
+    Returns:
+        int: Steps done; 0 where there is no checkpoint
+    """
     found = checkpoints(folder)[::-1]
     for path in found:
         try: states = _read_checkpoint(path, parts)
@@ -145,7 +169,12 @@ class Trained:
 COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'  # the last is nan where none was taken
 
 class Log:
-    "`log.csv` of a run folder."
+    """`log.csv` of a run folder.
+
+    Args:
+        path (Path | None): `None` writes nothing
+        done (int, default 0): Steps that a resumed run has behind it
+    """
     def __init__(self,
         path:Path|None,  # `None` writes nothing
         done:int=0,      # Steps that a resumed run has behind it
@@ -176,7 +205,11 @@ def check_log(path:Path):
     if other: raise StoryError(f'{path} has a column {other[0]!r:.40} and is no log of arldm; move it away')
 
 def read_log(path:str|Path) -> list: # One dict per step with the keys `COLUMNS`; what is no number becomes nan
-    "Read `log.csv`."
+    """Read `log.csv`.
+
+    Returns:
+        list: One dict per step with the keys `COLUMNS`; what is no number becomes nan
+    """
     def number(v):
         try: return float(v)
         except (TypeError, ValueError): return math.nan
@@ -192,7 +225,11 @@ def read_log(path:str|Path) -> list: # One dict per step with the keys `COLUMNS`
 def stop_signals(
     names:tuple=('SIGTERM', 'SIGUSR1', 'SIGHUP'),
 )->Iterator: # Yields a list, empty until one of them arrives
-    "Collect signals instead of ending on them, but for ignored ones; outside the main thread nothing is collected."
+    """Collect signals instead of ending on them, but for ignored ones; outside the main thread nothing is collected.
+
+    Returns:
+        Iterator: Yields a list, empty until one of them arrives
+    """
     asked, old = [], {}
     def note(number, frame): asked.append(signal.Signals(number).name)
     if threading.current_thread() is threading.main_thread():
@@ -212,7 +249,12 @@ def check_loss(
     folder:Path|None,  # The run's `checkpoints/`
     grad_norm:float=0.,
 ):
-    "A `StoryError` when the loss or its gradient is no number, or the loss beyond all measure."
+    """A `StoryError` when the loss or its gradient is no number, or the loss beyond all measure.
+
+    Args:
+        step (int): The step it belongs to, counted from 1
+        folder (Path | None): The run's `checkpoints/`
+    """
     if abs(loss) <= MOST_LOSS and math.isfinite(grad_norm): return
     raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient {grad_norm:.3g}; '
                      f'{_last_good(folder)}; try a smaller learning rate, or clipping')

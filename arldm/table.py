@@ -31,7 +31,11 @@ class Table:
         self.network = ''                               # on whose features the next rows rest; '' = on none
 
     def few(self, group:str, name:str, n:int, what:str='frames') -> bool: # n: on which a row would rest
-        "Whether a row would rest on too little; says so in the table."
+        """Whether a row would rest on too little; says so in the table.
+
+        Returns:
+            bool: n: on which a row would rest
+        """
         if n < LEAST: self.empty(group, [name], f'not measured: {what} are needed, at least {LEAST}, and there are {n}')
         return n < LEAST
 
@@ -43,7 +47,11 @@ class Table:
             if invalid: self.rows[-1]['invalid'] = True
 
     def measure(self, stats:list, name:str='') -> tuple: # a statistic per set -> mean `Estimate`, spread or None
-        "A statistic of albums, over the sets."
+        """A statistic of albums, over the sets.
+
+        Returns:
+            tuple: a statistic per set -> mean `Estimate`, spread or None
+        """
         of = [estimate(stat, self.draws, f'interval of {name}') for stat in stats]
         mean = Estimate(*(np.mean([getattr(e, k) for e in of], 0) for k in ('value', 'again')), of[0].n_albums)
         return mean, float(np.std([e.value for e in of], ddof=1)) if len(of) > 1 else None
@@ -58,7 +66,14 @@ def add(
     better:str, # 'higher', 'lower' or None
     n:int=None, unit='', beside=(), note='', within=(-math.inf, math.inf),
 ):
-    "A row; intervals do not leave what is possible, `within`."
+    """A row; intervals do not leave what is possible, `within`.
+
+    Args:
+        group (str): Where it stands in a report: 'pictures', 'story', 'facts' or 'histories'
+        name (str): Of the row
+        stats (list): A statistic of each set
+        better (str): 'higher', 'lower' or None
+    """
     if self.few(group, name, len(self.d) if n is None else n): return
     e, spread = self.measure(stats, name)
     if not math.isfinite(e.value): return self.empty(group, [name], f'invalid: came out as {e.value}', True)
@@ -70,7 +85,10 @@ def add(
 
 @patch
 def by_frame(self:Table, name:str, stats:list, told:dict=None, n:dict=None): # stats of each set: {k: statistic}
-    "The same figure for first frames, second frames, …"
+    """The same figure for first frames, second frames, …
+
+    stats of each set: {k: statistic}
+    """
     for k in stats[0]:
         if (int((self.d.k == k).sum()) if n is None else n[k]) < LEAST: continue
         e, _ = self.measure([s[k] for s in stats])
@@ -83,7 +101,11 @@ def by_frame(self:Table, name:str, stats:list, told:dict=None, n:dict=None): # s
 def as_lines(
     rows:list, # Of `Table`, or of `scores.json`
 )->str:
-    "Scores as text, one a line; rows without a value by their reason."
+    """Scores as text, one a line; rows without a value by their reason.
+
+    Args:
+        rows (list): Of `Table`, or of `scores.json`
+    """
     out, reasons = [], {}
     for r in rows:
         if r.get('value') is None:
@@ -102,7 +124,16 @@ def as_lines(
 # %% ../nbs/12j_table.ipynb #3d4dc5c0
 @dataclass
 class Seen:
-    "What one network sees, as rows of features."
+    """What one network sees, as rows of features.
+
+    Args:
+        name (str): Of the network
+        told (np.ndarray): (m, d), every told picture once
+        drawn (list): Of each set (n, d)
+        train (np.ndarray): (t, d); t may be 0
+        place (np.ndarray): int (n,), which of the told pictures belongs to a drawn frame
+        album (np.ndarray): int (m,), of the told pictures
+    """
     name: str               # Of the network
     told: np.ndarray        # (m, d), every told picture once
     drawn: list             # Of each set (n, d)
@@ -111,7 +142,11 @@ class Seen:
     album: np.ndarray       # int (m,), of the told pictures
 
 def training_pictures(file:StoryFile, n:int) -> np.ndarray: # rows of the story file, at most n
-    "Pictures of training albums, album by album in random order."
+    """Pictures of training albums, album by album in random order.
+
+    Returns:
+        np.ndarray: rows of the story file, at most n
+    """
     if n < 0: raise StoryError(f'train must be 0 or more, got {n}')
     if 'train' not in file.splits: return np.zeros(0, int)
     train = file['train']
@@ -132,7 +167,15 @@ def look(
     cuts:tuple=None,   # (cut, its name) of told pictures and of drawings; default: the same on both sides
     **how,             # More for `features_of`
 )->Seen:
-    "Let a network look at all pictures."
+    """Let a network look at all pictures.
+
+    Args:
+        net (nn.Module): A feature network
+        train (np.ndarray): Rows of training pictures in the story file
+        store (Store, optional): Keeps features
+        cuts (tuple, optional): (cut, its name) of told pictures and of drawings; default: the same on both sides
+        **how: More for `features_of`
+    """
     told, place = np.unique(d.told, return_inverse=True)
     album = np.empty(len(told), int)
     album[place] = d.album

@@ -82,7 +82,15 @@ def write_tables(
     result:dict,               # What `gpu.json` holds
     book:Path=HOME/'nbs',      # Folder of notebooks
 )->list:                       # Paths of notebooks that changed
-    "Write the tables into their cells."
+    """Write the tables into their cells.
+
+    Args:
+        result (dict): What `gpu.json` holds
+        book (Path, default HOME / 'nbs'): Folder of notebooks
+
+    Returns:
+        list: Paths of notebooks that changed
+    """
     changed = []
     for path in sorted(Path(book).glob('*.ipynb')):
         text = path.read_text(encoding='utf-8')
@@ -101,7 +109,11 @@ def write_tables(
 
 # %% ../nbs/17j_tables.ipynb #14d3f2cd
 def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder of notebooks; what the file holds
-    "Show the tables of a file of measurements; those of a GPU at full size go into the notebooks, too."
+    """Show the tables of a file of measurements; those of a GPU at full size go into the notebooks, too.
+
+    Returns:
+        dict: `book`: folder of notebooks; what the file holds
+    """
     if not is_gpu_file(path): raise StoryError(f'{path} is no file of measurements that make gpu wrote')
     result = load_json(path, SHAPE)
     for name, table in TABLES.items():

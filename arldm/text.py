@@ -18,14 +18,22 @@ _FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.fonts', '~/.local/
             '/Library/Fonts', '~/Library/Fonts', 'C:/Windows/Fonts')
 
 def dejavu() -> str: # '' if matplotlib is not there
-    "The path of DejaVu Sans, which comes with matplotlib."
+    """The path of DejaVu Sans, which comes with matplotlib.
+
+    Returns:
+        str: '' if matplotlib is not there
+    """
     spec = importlib.util.find_spec('matplotlib')
     path = Path(spec.origin).parent/'mpl-data/fonts/ttf/DejaVuSans.ttf' if spec else None
     return str(path) if path and path.is_file() else ''
 
 @functools.cache
 def installed_fonts() -> tuple: # of paths, plain faces first
-    "The fonts of this machine."
+    """The fonts of this machine.
+
+    Returns:
+        tuple: of paths, plain faces first
+    """
     found = [str(path) for folder in _FOLDERS for path in Path(os.path.expanduser(folder)).rglob('*')
              if path.suffix.lower() in ('.ttf', '.otf', '.ttc')]
     special = 'bold', 'italic', 'oblique', 'light', 'black', 'mono', 'serif', 'condensed'
@@ -65,7 +73,11 @@ def _note_missing(missing):
                           'install one that has them, such as Noto Sans CJK for Japanese')
 
 def choose_fonts(text:str) -> list: # of paths; the first one is for whatever none of them has
-    "Fonts that together have the letters of a text: Pillow's own if it has all, else DejaVu Sans and installed ones."
+    """Fonts that together have the letters of a text: Pillow's own if it has all, else DejaVu Sans and installed ones.
+
+    Returns:
+        list: of paths; the first one is for whatever none of them has
+    """
     if all(has('', c) for c in text): return ['']
     paths = [dejavu()]
     missing = {c for c in text if not has(paths[0], c)}
@@ -80,7 +92,11 @@ def choose_fonts(text:str) -> list: # of paths; the first one is for whatever no
 
 # %% ../nbs/01d_text.ipynb #0d2344a2
 def clusters(text:str) -> list: # of strings
-    "Letters, each with its marks."
+    """Letters, each with its marks.
+
+    Returns:
+        list: of strings
+    """
     out = []
     for c in text:
         joins = unicodedata.category(c) in ('Mn', 'Me', 'Mc', 'Cf') or (out and out[-1][-1] == '\u200d')
@@ -131,7 +147,12 @@ def in_order(text:str) -> str:
 
 # %% ../nbs/01d_text.ipynb #0591b9a5
 class Lettering:
-    "Fonts for some texts; it wraps and draws them."
+    """Fonts for some texts; it wraps and draws them.
+
+    Args:
+        texts (list): All that shall be drawn with it
+        size (int, default 12): Pixels of Pillow's own font; DejaVu Sans, which is larger, gets one less
+    """
     def __init__(self,
         texts:list,  # All that shall be drawn with it
         size:int=12, # Pixels of Pillow's own font; DejaVu Sans, which is larger, gets one less
@@ -147,7 +168,11 @@ class Lettering:
     def font(self, path:str): return _font(path, self.size - (path == dejavu() != ''), SHAPED)
 
     def runs(self, line:str) -> list: # of [path, text], from left to right
-        "A line in parts of one font each."
+        """A line in parts of one font each.
+
+        Returns:
+            list: of [path, text], from left to right
+        """
         turned, out = _right_to_left(line), []
         for c in clusters(line.lstrip(_TO_LEFT + _TO_RIGHT) if SHAPED else in_order(line)):
             path = next((p for p in self.paths if all(has(p, x) for x in c)), self.paths[0])
@@ -158,13 +183,21 @@ class Lettering:
 # %% ../nbs/01d_text.ipynb #80954b5e
 @patch
 def direction(self:Lettering, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None: not drawn with Raqm
-    "In which direction every part of a line runs."
+    """In which direction every part of a line runs.
+
+    Returns:
+        str | None: 'rtl' or 'ltr'; None: not drawn with Raqm
+    """
     if not (path and SHAPED): return None
     return 'rtl' if _right_to_left(line) else 'ltr'
 
 @patch
 def width(self:Lettering, line:str) -> float: # pixels
-    "How wide a line is."
+    """How wide a line is.
+
+    Returns:
+        float: pixels
+    """
     return sum(self.font(path).getlength(text, direction=self.direction(path, line))
                for path, text in self.runs(line))
 
@@ -174,7 +207,15 @@ def wrap(self:Lettering,
     text:str,    # A caption
     most:float,  # Pixels
 )->list:         # of lines; one that by itself would run in another direction than the text begins with a mark
-    "A text in lines that are no wider than `most`."
+    """A text in lines that are no wider than `most`.
+
+    Args:
+        text (str): A caption
+        most (float): Pixels
+
+    Returns:
+        list: of lines; one that by itself would run in another direction than the text begins with a mark
+    """
     lines, to_left = [''], _right_to_left(text)
     for word in self.plain(text).split(' '):
         gap = ' ' if lines[-1] else ''
@@ -198,7 +239,13 @@ def draw(self:Lettering,
     ink:tuple,     # RGB
     most:float=0,  # Pixels; a line that runs to the left ends there
 ):
-    "Draw one line."
+    """Draw one line.
+
+    Args:
+        at (tuple): Left end of the line's foot, in pixels
+        ink (tuple): RGB
+        most (float, default 0): Pixels; a line that runs to the left ends there
+    """
     x, y = at
     if _right_to_left(line): x += max(0, most - self.width(line))
     for path, text in self.runs(line):

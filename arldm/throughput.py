@@ -34,7 +34,14 @@ def write_pictures(
     n:int,
     drawn:int=64, # Different ones, an even number
 )->list:          # Paths
-    "JPEG and PNG files in turn, no two with the same bytes."
+    """JPEG and PNG files in turn, no two with the same bytes.
+
+    Args:
+        drawn (int, default 64): Different ones, an even number
+
+    Returns:
+        list: Paths
+    """
     rng, made = np.random.default_rng(0), []
     folder.mkdir(parents=True)
     for i in range(n):
@@ -59,7 +66,14 @@ def _now(): # seconds that have passed, and seconds of CPU time
     return np.array([time.perf_counter(), time.process_time()])
 
 class Turns(nn.Module):
-    "A network that is asked about ready squares after every few batches of a stream."
+    """A network that is asked about ready squares after every few batches of a stream.
+
+    Args:
+        net (nn.Module): A feature network
+        ready (Tensor): uint8 (B, 3, side, side), on its device
+        every (int): Batches of the stream between two turns
+        tell (Callable, default lambda n: None): Told how many pictures were streamed since the last turn
+    """
     def __init__(self,
         net:nn.Module,   # A feature network
         ready:Tensor,    # uint8 (B, 3, side, side), on its device
@@ -101,7 +115,15 @@ def race(
     files:list,    # Paths of pictures
     store:Store,   # Keeps rows
 )->np.ndarray:     # float32 (n, num_features); the times are in `turns.rounds`
-    "Stream pictures while the network takes turns."
+    """Stream pictures while the network takes turns.
+
+    Args:
+        files (list): Paths of pictures
+        store (Store): Keeps rows
+
+    Returns:
+        np.ndarray: float32 (n, num_features); the times are in `turns.rounds`
+    """
     def read(i):
         turns.open.wait()
         return files[i].read_bytes()
@@ -112,7 +134,11 @@ def race(
 
 # %% ../nbs/17f_throughput.ipynb #86de203c
 def bench_streaming(folder:Path, n:int, side:int, batch:int, every:int)->list: # A line about pictures per second
-    "Stream files through a network that also takes turns alone."
+    """Stream files through a network that also takes turns alone.
+
+    Returns:
+        list: A line about pictures per second
+    """
     files, net = write_pictures(folder/'pictures', n), network(side)
     ready = pixels([cut(decode(f.read_bytes()), side) for f in files[:batch]]).to(next(net.parameters()).device)
     with tqdm(total=n, unit=' pictures', leave=False) as bar:
@@ -126,7 +152,11 @@ def bench_streaming(folder:Path, n:int, side:int, batch:int, every:int)->list: #
                                   ours=median(ratios))]
 
 def bench_frechet(n:int, m:int, d:int)->list: # A line about seconds, of (n, d) and (m, d)
-    "A Fréchet distance."
+    """A Fréchet distance.
+
+    Returns:
+        list: A line about seconds, of (n, d) and (m, d)
+    """
     x, y = (np.random.default_rng(i).normal(size=(k, d)).astype('float32') for i, k in enumerate((n, m)))
     start = time.perf_counter()
     frechet(x, y)
@@ -134,7 +164,11 @@ def bench_frechet(n:int, m:int, d:int)->list: # A line about seconds, of (n, d) 
                  wanted=10)]
 
 def bench_score(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
-    "What it costs to feed a feature network, and how long the largest distances take."
+    """What it costs to feed a feature network, and how long the largest distances take.
+
+    Returns:
+        list: The lines of the table; 'full': three quarters of an hour on two cores
+    """
     sizes = ((870, 3480, 2048), (10_000, 10_000, 2048)) if size == 'full' else ((60, 80, 64),)
     with tempfile.TemporaryDirectory() as folder:
         how = (10_000, 299, 32, 8) if size == 'full' else (48, 75, 8, 2)

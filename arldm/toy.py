@@ -29,7 +29,15 @@ def toy_story(
     side:int=SIDE,     # Height and width of its pictures in pixels
     telling:int=0,     # The same story in other words
 )->Story:
-    "A story of the small world."
+    """A story of the small world.
+
+    Args:
+        i (int): Its number
+        n (int, default 5): Frames
+        hard (bool, default False): One that opens as no story for training does
+        side (int, default SIDE): Height and width of its pictures in pixels
+        telling (int, default 0): The same story in other words
+    """
     beats = invent(random.Random(f'story {i}'), n, hard)
     captions = tell(beats, random.Random(f'words {i} {telling}'))
     return Story(f's{i}', f'a{i}', tuple(captions), tuple(to_png(draw(b.scene, side)) for b in beats))
@@ -52,7 +60,17 @@ def write_toy(
     progress:bool=True,                # Show a bar
     side:int=SIDE,                     # Height and width of pictures in pixels
 ):
-    "Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`."
+    """Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`.
+
+    Args:
+        raw (str | Path): Folder to write; empty, or not there yet
+        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, where a fourth is
+            given, hard
+        tellings (int, default 1): Stories told about each album (SSID has four)
+        seed (int, default 0): The same seed and numbers give the same corpus
+        progress (bool, default True): Show a bar
+        side (int, default SIDE): Height and width of pictures in pixels
+    """
     raw, rng, albums = Path(at_home(str(raw))), random.Random(seed), iter(range(sum(n_albums)))
     if raw.exists() and any(raw.iterdir()): raise FolderTaken(raw)
     (raw/'SSID_Images').mkdir(parents=True, exist_ok=True)

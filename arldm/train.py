@@ -36,7 +36,18 @@ def step_stories(
     rank:int=0,               # This process
     world:int=1,              # How many there are
 )->list:                      # (story, epoch) for each of this process's stories
-    "The stories of one step."
+    """The stories of one step.
+
+    Args:
+        n (int): Stories in the split
+        total (int): Stories per step, all processes together
+        step (int): Step, counted from 0
+        rank (int, default 0): This process
+        world (int, default 1): How many there are
+
+    Returns:
+        list: (story, epoch) for each of this process's stories
+    """
     def order(epoch): return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
     places = range(step*total + rank, (step + 1)*total, world)
     orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
@@ -58,7 +69,18 @@ def step_batches(
     world:int=1,              # How many there are
     workers:int=0,            # Processes that read ahead
 )->DataLoader:                # One batch of `s.batch` stories for each step that is left, to be read once
-    "This process's share of every step."
+    """This process's share of every step.
+
+    Args:
+        stories (Dataset): A `StoryDataset` or `CachedStories`
+        done (int, default 0): Steps that a resumed run has behind it
+        rank (int, default 0): This process
+        world (int, default 1): How many there are
+        workers (int, default 0): Processes that read ahead
+
+    Returns:
+        DataLoader: One batch of `s.batch` stories for each step that is left, to be read once
+    """
     check_batch(len(stories), s, world)
     if workers < 0: raise StoryError(f'workers must not be below 0, got {workers}')
     steps = (step_stories(len(stories), s.batch*world, k, s.seed, rank, world) for k in range(done, s.steps))
@@ -111,7 +133,18 @@ def validation_loss(
     rank:int=0,               # This process
     world:int=1,              # How many there are
 )->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
-    "The loss of the first `s.validate` stories on noise, times and drops that never change."
+    """The loss of the first `s.validate` stories on noise, times and drops that never change.
+
+    Args:
+        model (ARLDM): In evaluation mode
+        stories (Dataset): Not for training: middle squares
+        s (Settings): Uses `task`, `drop`, `validate` and `batch`
+        rank (int, default 0): This process
+        world (int, default 1): How many there are
+
+    Returns:
+        torch.Tensor: (2,): the sum over this process's stories, and how many these are
+    """
     rows, total = range(min(s.validate, len(stories)))[rank::world], 0.
     for part in _parts(((i, stories[i, 0]) for i in rows), math.ceil(s.batch/s.accumulate)):
         batch, chances = collate([item for _, item in part]), [_chance(0, i) for i, _ in part]
@@ -179,7 +212,18 @@ def train(
     val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.save_every`-th step
     workers:int=0,             # Processes that read ahead
 )->Iterator:                   # A dict with the keys `COLUMNS` after every step
-    "Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint."
+    """Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint.
+
+    Args:
+        stories (Dataset): The training split, a `StoryDataset` or `CachedStories`
+        run (str | Path | None, optional): Run folder for log and checkpoints; `None` keeps nothing
+        ema (EMAModel | None, optional): From `make_ema`
+        val (Dataset | None, optional): Stories for the validation loss, taken with every `s.save_every`-th step
+        workers (int, default 0): Processes that read ahead
+
+    Returns:
+        Iterator: A dict with the keys `COLUMNS` after every step
+    """
     acc, folder = accelerator(s), Path(run)/'checkpoints' if run else None
     ready, optimizer = _prepared(acc, model, s)
     parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)

@@ -103,7 +103,25 @@ def run_trial(
     control:Path=None, # Folder of the control
     **how,             # `num_inference_steps`, `guidance_scale`
 )->dict:               # kind of facts -> rows (story, right)
-    "Train with one change, draw the test split, and count."
+    """Train with one change, draw the test split, and count.
+
+    Args:
+        out (Path): Folder of this trial
+        base (str | Path): Pipeline that it starts from
+        file (StoryFile): Of the toy corpus
+        model (Callable, optional): The change in training
+        item (Callable, optional): The change in training
+        own (bool, default False): The change in training
+        settings (dict, default {}): The change in training
+        drawing (dict, default {}): The change in drawing, with the control's weights
+        limit (int, default 100): Test stories to draw
+        first (int, optional): Stories to train on; default: all
+        control (Path, optional): Folder of the control
+        **how: `num_inference_steps`, `guidance_scale`
+
+    Returns:
+        dict: kind of facts -> rows (story, right)
+    """
     s, weights = resolve('toy-arldm', steps=steps, seed=seed, **settings), (control if drawing else out)/'pipeline'
     facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first, **asdict(s))
     change = [f.__name__ for f in (model, item) if f] + ['drawn memory']*own
@@ -170,7 +188,11 @@ def _count(weights, out, stories, kind, limit, how): # -> {kind: rows (story, ri
 
 # %% ../nbs/15f_trials.ipynb #0baa6c26
 def compare_trials(results:dict, times:int=500) -> list: # {trial: {kind: rows (story, right)}}, the control first
-    "Every trial beside the control: share of right facts, and the difference with its 95 % interval over stories."
+    """Every trial beside the control: share of right facts, and the difference with its 95 % interval over stories.
+
+    Returns:
+        list: {trial: {kind: rows (story, right)}}, the control first
+    """
     table, control = [], next(iter(results))
     for trial, of in results.items():
         line = dict(trial=trial)
@@ -196,7 +218,17 @@ def trials(
     seed:int=0,              # Of training and drawing
     limit:int=100,           # Test stories to draw
 ):
-    "Train and score the small world with one thing changed at a time."
+    """Train and score the small world with one thing changed at a time.
+
+    Args:
+        what (str): ablations (from the text-to-image model) or tricks (from AR-LDM)
+        out (str, default 'runs/trials'): Folder for all of them
+        data (str, optional): Story file of the toy corpus; default: the ladder's, written there
+        start (str, optional): Pipeline to start from; default: the shipped one
+        steps (int, optional): Training steps of each trial; default: 1200, for tricks 500
+        seed (int, default 0): Of training and drawing
+        limit (int, default 100): Test stories to draw
+    """
     of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
     todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
     steps, start = usual if steps is None else steps, start or asset(begin)
@@ -227,7 +259,11 @@ def trial_line(line:dict) -> str:
     return f'{line["trial"]:<23}' + '  '.join(map(part, KINDS))
 
 def as_table(table:list) -> str: # of `compare_trials`
-    "Trials as a table in Markdown: per cent, and differences from the control in points."
+    """Trials as a table in Markdown: per cent, and differences from the control in points.
+
+    Returns:
+        str: of `compare_trials`
+    """
     def cell(line, kind):
         change = line[f'{kind} − control']
         beside = '' if change is None else ' ({:+.1f}, {:+.1f}…{:+.1f})'.format(*(100*x for x in change))

@@ -20,7 +20,15 @@ def watched(
     records:Iterable,  # Records of training, or another watcher
     see:Callable,      # Is called with each record
 )->Iterator:           # The same records
-    "Pass the records on and let `see` look at each; closing this closes `records`."
+    """Pass the records on and let `see` look at each; closing this closes `records`.
+
+    Args:
+        records (Iterable): Records of training, or another watcher
+        see (Callable): Is called with each record
+
+    Returns:
+        Iterator: The same records
+    """
     try:
         for r in records:
             see(r)
@@ -32,7 +40,14 @@ def watched(
 def running(
     over:float=20,  # About how many values it remembers
 )->Callable:        # Value -> mean of the values so far
-    "A running mean that forgets, unbiased from its start."
+    """A running mean that forgets, unbiased from its start.
+
+    Args:
+        over (float, default 20): About how many values it remembers
+
+    Returns:
+        Callable: Value -> mean of the values so far
+    """
     mean = weight = 0.
     def add(value):
         nonlocal mean, weight
@@ -41,14 +56,22 @@ def running(
     return add
 
 def smooth(values:Iterable, over:float=20) -> list: # as many values
-    "The running mean at every value."
+    """The running mean at every value.
+
+    Returns:
+        list: as many values
+    """
     return [*map(running(over), values)]
 
 # %% ../nbs/11a_watch.ipynb #8c6e10a8
 def curves(
     records:Iterable,  # Records, or the rows of a run's log
 )->Image.Image:
-    "The losses over the steps."
+    """The losses over the steps.
+
+    Args:
+        records (Iterable): Records, or the rows of a run's log
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     good = [r for r in records if math.isfinite(r['loss'])]
@@ -79,7 +102,14 @@ def plot(
     records:Iterable,
     seconds:float=2.,  # Least time between two drawings
 )->Iterator:           # The same records
-    "Show the curves in the notebook while the records pass; elsewhere do nothing."
+    """Show the curves in the notebook while the records pass; elsewhere do nothing.
+
+    Args:
+        seconds (float, default 2.0): Least time between two drawings
+
+    Returns:
+        Iterator: The same records
+    """
     if not (shell := _shell()): return (yield from records)
     display, handle, due, seen = sys.modules['IPython'].display.display, None, 0., []
     curves([])  # loads matplotlib, which would make the first drawing look slow
@@ -103,7 +133,15 @@ def bar(
     total:int,           # Steps of the whole run
     disable:bool=False,  # Show nothing, as in all processes but the first
 )->Iterator:             # The same records
-    "A progress bar with loss, speed, remaining time and the last validation loss."
+    """A progress bar with loss, speed, remaining time and the last validation loss.
+
+    Args:
+        total (int): Steps of the whole run
+        disable (bool, default False): Show nothing, as in all processes but the first
+
+    Returns:
+        Iterator: The same records
+    """
     loss, speed, val = running(), running(), ''
     pause = .1 if sys.stderr.isatty() or _shell() else 10.
     with tqdm(total=total, desc='training', unit=' steps', mininterval=pause, disable=disable) as line:
@@ -118,7 +156,11 @@ def bar(
 
 # %% ../nbs/11a_watch.ipynb #14477bfe
 def event_writer() -> type: # `SummaryWriter`
-    "TensorBoard's writer; a `StoryError` if it is not installed."
+    """TensorBoard's writer; a `StoryError` if it is not installed.
+
+    Returns:
+        type: `SummaryWriter`
+    """
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise StoryError(f'TensorBoard cannot be used ({e}); install it: pip install tensorboard') from None
@@ -128,7 +170,14 @@ def board(
     records:Iterable,
     folder,            # Where TensorBoard finds the events
 )->Iterator:           # The same records
-    "Write the records for TensorBoard; a resumed run takes the place of what was written from its first step on."
+    """Write the records for TensorBoard; a resumed run takes the place of what was written from its first step on.
+
+    Args:
+        folder: Where TensorBoard finds the events
+
+    Returns:
+        Iterator: The same records
+    """
     SummaryWriter, writer = event_writer(), None
     def see(r):
         nonlocal writer

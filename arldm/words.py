@@ -18,7 +18,14 @@ from .files import atomic_path
 def word_merges(
     words:list,  # Words, spelled in the byte alphabet of CLIP
 )->list:         # Pairs in the order of their rank
-    "Merges after which every word is one token."
+    """Merges after which every word is one token.
+
+    Args:
+        words (list): Words, spelled in the byte alphabet of CLIP
+
+    Returns:
+        list: Pairs in the order of their rank
+    """
     rank = {}
     for word in words:
         parts = [*word[:-1], word[-1] + '</w>']
@@ -33,7 +40,15 @@ def word_tokenizers(
     texts:list,      # Words, or whole captions: their words are taken
     folder:str|Path, # Where the files go, in `clip` and `bert`
 )->tuple:            # `CLIPTokenizer`, `BertTokenizer`
-    "Make small vocabularies, in their true file formats, in which each of these words is one token."
+    """Make small vocabularies, in their true file formats, in which each of these words is one token.
+
+    Args:
+        texts (list): Words, or whole captions: their words are taken
+        folder (str | Path): Where the files go, in `clip` and `bert`
+
+    Returns:
+        tuple: `CLIPTokenizer`, `BertTokenizer`
+    """
     for name in ('clip', 'bert'): (Path(folder)/name).mkdir(parents=True, exist_ok=True)
     words = {w for t in texts for w in re.findall(r'[^\W\d_]+', ftfy.fix_text(t).lower())}
     _write_clip(Path(folder)/'clip', words)
@@ -69,7 +84,11 @@ _WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)|(?<=\w['’])[^\W\d_]{3
 _IDEOGRAPH = re.compile('[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]')
 
 def words_in(caption:str) -> list: # in lower case
-    "The words of a caption."
+    """The words of a caption.
+
+    Returns:
+        list: in lower case
+    """
     plain = caption if caption.isascii() else ftfy.fix_text(caption)
     return _WORD.findall(plain.lower())
 
@@ -82,7 +101,12 @@ def is_known(
     word:str,   # Letters, in lower case
     tokenizer,  # `CLIPTokenizer` or `BertTokenizer`
 )->bool:
-    "Whether a tokenizer reads a word as one token or as pieces that are longer than letters."
+    """Whether a tokenizer reads a word as one token or as pieces that are longer than letters.
+
+    Args:
+        word (str): Letters, in lower case
+        tokenizer: `CLIPTokenizer` or `BertTokenizer`
+    """
     ideographs = bool(_IDEOGRAPH.search(word))
     if ideographs and isinstance(tokenizer, CLIPTokenizer): return True             # three bytes, seldom one token
     pieces = _pieces(tokenizer, word)
