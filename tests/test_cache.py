@@ -6,7 +6,7 @@ import h5py, pytest, torch
 from corpora import WRITE, encoded, picture
 from torch.utils.data import DataLoader
 
-from arldm import cache, freeze, toy     # freeze gives `ARLDM.freeze`
+from arldm import cache, toy
 from arldm.cache import CachedStories, build_cache, questions
 from arldm.convert import convert
 from arldm.core import CORPORA, StoryError

@@ -11,8 +11,6 @@ from arldm.draw import StoryPipeline
 from arldm.measure import as_text, count_flops
 from arldm.speed import bench
 
-CPU = pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU there is another table')
-
 @pytest.fixture(scope='module')
 def track(tmp_path_factory): return pace.Track(tmp_path_factory.mktemp('pace'), 'tiny')
 
@@ -152,7 +150,6 @@ def test_where_the_time_goes(easel):
 # the command
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
-@CPU
 def test_tiny_bench(tmp_path):
     "Both races and their arithmetic, bfloat16 or why not, and how the other table gets filled."
     result = bench('draw', out=tmp_path/'draw.json')

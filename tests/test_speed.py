@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_a_note(track, monkeypatch, error, note):
 @pytest.fixture(scope='module')
 def steps_result(folder): return bench('train', out=folder/'steps.json')
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU there is another table')
+@pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_tiny_training_bench(folder, steps_result):
     speed, busy, arithmetic, share, memory = steps_result['lines']
     assert all(line['wanted'] == 1.8 and line['plain'] > 0 and line['ours'] > 0 for line in (speed, busy))

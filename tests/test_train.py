@@ -8,7 +8,7 @@ import pytest, torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from arldm import begin as begins, freeze, toy, train as training    # freeze gives `ARLDM.loss`
+from arldm import begin as begins, toy, train as training
 from arldm.convert import convert
 from arldm.core import StoryError
 from arldm.dataset import StoryDataset, collate, to_memory, to_target
