@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name -> its module, imported when the name is first used
     'ARLDM': 'model', 'Settings': 'settings', 'Story': 'story', 'StoryDataset': 'dataset', 'StoryError': 'core',
-    'StoryFile': 'story', 'StoryOutput': 'draw', 'StoryPipeline': 'draw', 'asset': 'core', 'resolve': 'settings',
-    'write_stories': 'story'}
+    'StoryFile': 'story', 'StoryOutput': 'draw', 'StoryPipeline': 'draw', 'asset': 'core', 'draw_split': 'gallery',
+    'evaluate': 'score', 'resolve': 'settings', 'train_steps': 'train', 'write_report': 'report', 'write_stories': 'story'}
 
 __all__ = ['__version__', *_HOME]
 

@@ -21,7 +21,7 @@ from .manifest import hinted_path, path_hints
 from .config import SIZES, vae_factor
 from .model import ARLDM
 from .port import kind_of, read_weights
-from .settings import PRESETS, SETTINGS, SHAPE, TASKS, Settings, resolve
+from .settings import PRESETS, SETTINGS, SETTINGS_SHAPE, TASKS, Settings, resolve
 from .story import StoryFile, StorySplit
 from .survive import checkpoints
 
@@ -107,7 +107,7 @@ def check_lengths(
 # %% ../nbs/10b_begin.ipynb #6bb1f8ea
 _LATER = 'preset', 'steps', 'save_every', 'accumulate', 'checkpointing', 'pack', 'guidance'  # a resumed run may change
 _PATHS = 'model', 'blip', 'bert'                                                 # settings that may be paths
-_RUN = {**SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': str, 'stories?': str, 'processes?': int,
+_RUN = {**SETTINGS_SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': str, 'stories?': str, 'processes?': int,
         **{f'{k}_path{how}?': str for k in _PATHS for how in ('', '_relative')}}
 _WRITTEN = 'log.csv', 'checkpoints', 'pipeline', 'strips', 'tensorboard'         # into a run folder
 

@@ -19,7 +19,7 @@ from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
 from .origin import read_drawing
 from .own import draw_text
-from .sampling import (APART, asked, check_way, drawing_facts, keep_way, named_folder, numbers, open_pipeline,
+from .sampling import (APART, asked, check_way, sampling_facts, keep_way, named_folder, numbers, open_pipeline,
                             pipeline_folder, refuse_other_drawings, refuse_place, run_settings, usual_precision)
 from .settings import TASKS
 from .story import StoryFile, StorySplit
@@ -141,7 +141,7 @@ def draw_stories(
     pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))
     check_way(way, n, sets)
     refuse_place(out, pipeline)
-    facts = drawing_facts(pipeline, stories, s, way)
+    facts = sampling_facts(pipeline, stories, s, way)
     refuse_other_drawings(out, facts, stories)
     _note_share(rank, world, n)
     pipe = open_pipeline(run, way, fast, facts['weights'])

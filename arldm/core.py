@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORPORA', 'HOME', 'printable', 'say', 'StoryError', 'BadStory', 'first_line', 'counted', 'Corpus', 'one_of',
            'at_least_one', 'asset', 'machine', 'story_generator', 'environment_number', 'rank_and_world_size',
-           'pick_device', 'out_of_memory', 'in_words', 'at_home', 'command']
+           'pick_device', 'out_of_memory', 'error_line', 'at_home', 'command']
 
 # %% ../nbs/00_core.ipynb #3bd81c81
 import difflib, errno, functools, importlib.metadata as metadata, importlib.util, inspect, os, platform, subprocess
@@ -201,7 +201,7 @@ def out_of_memory(e:Exception) -> bool:
     "Whether the machine or its GPU had no room left; Python, numpy, torch and oneDNN each say it in their own way."
     return isinstance(e, MemoryError) or any(x in str(e) for x in _NO_ROOM)
 
-def in_words(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
+def error_line(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
     """The line that a command ends with.
 
     Returns:
@@ -256,6 +256,6 @@ def command(f:Callable) -> Callable:
         try: f(**{k: at_home(v) for k, v in _read_arguments(f, name, stop).items()})
         except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)
         except Exception as e:
-            if not (said := in_words(e)): raise
+            if not (said := error_line(e)): raise
             stop(said)
     return run

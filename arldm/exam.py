@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import toy
 from .cli import asked, draw, of_all, open_pipeline, share
 from .coherence import centred, own_told
-from .compare import compare
+from .compare import compare_runs
 from .bootstrap import refuse_draws
 from .core import StoryError, asset, at_least_one, command, say
 from .files import check_shape, load_json, lock_folder, save_json
@@ -26,10 +26,10 @@ from .features import Fields, LatentFeatures, features_file, networks
 from .histories import carried_facts, draw_histories, score_histories
 from .kept import claim_folder, toy_file
 from .origin import other_stories, other_weights, read_drawing, refuse_outputs, story_path
-from .report import report as make_report, trouble_of_both
+from .report import write_report, trouble_of_both
 from .run import train
 from .runs import read_run
-from .score import score as make_scores
+from .score import evaluate
 from .store import Store, refuse_foreign_store
 from .story import StoryFile, StorySplit
 from .table import as_lines, look
@@ -150,7 +150,7 @@ def score_run(
     if stories.file.corpus == 'toy':
         nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
         facts = toy.check_facts
-    out = make_scores(run, stories, nets, facts, times=times, store=Store(store), lead=rank == 0, share=(rank, world),
+    out = evaluate(run, stories, nets, facts, times=times, store=Store(store), lead=rank == 0, share=(rank, world),
                       wait=lambda: of_all([]), **how)
     if rank: return
     if histories:
@@ -212,13 +212,13 @@ def report(
         against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run, to lay beside it
         split (str, optional): Split of the told frames; default: the one that was scored
     """
-    if against is None: page = make_report(run, split)
+    if against is None: page = write_report(run, split)
     else:
-        page = make_report(against, split, against=run)
+        page = write_report(against, split, against=run)
         say(f'A is {run}, B is {against}')
         if all((Path(r)/'scores.json').is_file() for r in (run, against)):
             for line in trouble_of_both(read_run(run), read_run(against), split): say(f'note: {line}')
-            for r in compare(run, against): say(f'{r["name"]:<38}{r["verdict"]}')
+            for r in compare_runs(run, against): say(f'{r["name"]:<38}{r["verdict"]}')
     say(page)
     return page
 

@@ -10,7 +10,7 @@ __all__ = ['known', 'score_text', 'interval_text', 'range_bar', 'score_row', 'gr
 import math
 from html import escape
 
-from .bootstrap import as_span, as_text
+from .bootstrap import as_span, format_value
 from .page import LOOKS, Curve, chart, legend
 
 # %% ../nbs/13d_ranges.ipynb #92346e3b
@@ -26,7 +26,7 @@ def score_text(
     Args:
         r (dict): A row of `scores.json`
     """
-    return 'invalid' if r.get('invalid') else as_text(r.get('value'), r.get('unit', ''))
+    return 'invalid' if r.get('invalid') else format_value(r.get('value'), r.get('unit', ''))
 
 def interval_text(
     r:dict, # A row of `scores.json`
@@ -92,9 +92,9 @@ def score_row(
     beside = [b for b in r.get('beside') or [] if known(b.get('value'))]
     number = [f'<small>{interval_text(r)}</small>'] if interval_text(r) else []
     if known(r.get('spread')):
-        number.append(f'<small>± {as_text(r["spread"], r.get("unit", ""), digits=2)} over seeds</small>')
+        number.append(f'<small>± {format_value(r["spread"], r.get("unit", ""), digits=2)} over seeds</small>')
     items = ''.join(f'<li><svg class="mark" viewBox="-7 -7 14 14">{_shape(i)}</svg> {escape(b["what"])} '
-                    f'{as_text(b["value"], r.get("unit", ""))}</li>' for i, b in enumerate(beside))
+                    f'{format_value(b["value"], r.get("unit", ""))}</li>' for i, b in enumerate(beside))
     many = f'<small>n = {r["n"]}</small>' if r.get('n') else ''
     drawn = not r.get('invalid') and (beside or interval_text(r))
     ends = () if beside else (0, 1) if r.get('unit') == '%' else (0,)
@@ -216,7 +216,7 @@ def compare_row(
     """
     news = interval_text(r) and r['low']*r['high'] > 0
     bar = range_bar(r['difference'], r.get('low'), r.get('high'), zero=True) if known(r.get('difference')) else ''
-    said = [(k.upper(), as_text(r.get(k), r.get('unit', ''))) for k in 'ab']
+    said = [(k.upper(), format_value(r.get(k), r.get('unit', ''))) for k in 'ab']
     values = ''.join(f'<td class="value" data-name="{name}">{text}</td>' for name, text in said)
     return (f'<tr><th scope="row">{escape(r["name"])} {_ARROWS.get(r.get("better"), "")}</th>{values}'
             f'<td class="whole">{bar}<span class="{"" if news else "note"}">{escape(r["verdict"])}</span></td></tr>')

@@ -23,11 +23,11 @@ from .draw import StoryPipeline
 from .encoders import quiet_loading
 from .kept import toy_file
 from .measure import matrix_rate
-from .pace import (BATCHES, STEPS, drawing_cost, drawing_flops, drawing_rows, part_seconds, prepared, tidy)
+from .pace import (BATCHES, BENCH_STEPS, drawing_cost, drawing_flops, drawing_rows, part_seconds, prepared, tidy)
 from .settings import resolve
 from .steps import Track, training_cost, training_rows
 from .story import StoryFile
-from .train import train
+from .train import train_steps
 
 # %% ../nbs/17h_rows.ipynb #09d0c4a2
 TOLERANCE = dict(levels=2, mean_level=.01, loss=1e-4) # of 255 levels; of the loss itself
@@ -49,7 +49,7 @@ def smoke_results(file:str|Path) -> tuple: # frames float64 (V, H, W, 3) of 255 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
     split = StoryDataset(stories['train'], model.vocab, s.side, model.memory_side, train=True, crops=0)
-    losses = [record['loss'] for record in train(model, split, s)]
+    losses = [record['loss'] for record in train_steps(model, split, s)]
     return np.float64(frames)*255, np.array(losses)
 
 # %% ../nbs/17h_rows.ipynb #e7200d14
@@ -167,7 +167,7 @@ def measure(self:Bench, name:str) -> dict:
     if group == 'train': return training_cost(self.track, ROUNDS[self.size], **training_rows(self.size)[what])
     if what == 'arithmetic': return self.arithmetic()
     if what == 'where the time goes':
-        how = dict(scheduler='dpm++', steps=STEPS[self.size][2], batch=BATCHES[self.size][1])
+        how = dict(scheduler='dpm++', steps=BENCH_STEPS[self.size][2], batch=BATCHES[self.size][1])
         return dict(parts=part_seconds(self.easel('bfloat16', {}), **how))
     kind, how, drawing = drawing_rows(self.size)[what]
     return drawing_cost(self.easel(kind, how), 1, **drawing)

@@ -31,7 +31,7 @@ from .settings import TASKS, Settings, Subject
 from .show import strips
 from .story import Story, StoryFile
 from .survive import Trained, check_log, checkpoints, load_checkpoint
-from .train import accelerator, check_batch, train as training
+from .train import accelerator, check_batch, train_steps
 from .watch import bar, board, event_writer
 
 # %% ../nbs/12b_run.ipynb #7df86134
@@ -118,7 +118,7 @@ def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
     if s.crops: stories = build_cache(net, stories, cache, s.precision, acc.process_index, acc.num_processes)
     acc.wait_for_everyone()
     ema = make_ema(net, s)
-    records = training(net, stories, s, run, ema, val, workers)
+    records = train_steps(net, stories, s, run, ema, val, workers)
     if first: records = bar(board(records, run/'tensorboard') if tensorboard else records, s.steps)
     r = dict(step=s.steps)                                              # if no step is left but the pipeline is
     for r in records:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAID', 'APART', 'run_settings', 'pipeline_folder', 'note_newer', 'open_pipeline', 'usual_precision', 'numbers',
-           'check_way', 'asked', 'drawing_facts', 'keep_way', 'refuse_other_drawings', 'named_folder', 'refuse_place']
+           'check_way', 'asked', 'sampling_facts', 'keep_way', 'refuse_other_drawings', 'named_folder', 'refuse_place']
 
 # %% ../nbs/14a_sampling.ipynb #8e473217
 import os, re, warnings
@@ -128,7 +128,7 @@ def asked(way:dict) -> dict: # what `StoryPipeline` is told of it
 # %% ../nbs/14a_sampling.ipynb #ade6f82b
 _ELSEWHERE = '--out ANOTHER_FOLDER draws elsewhere'
 
-def drawing_facts(
+def sampling_facts(
     pipeline:Path,      # Pipeline folder
     stories:StorySplit,
     settings:dict,      # Of `run_settings`
@@ -153,14 +153,14 @@ def keep_way(path:Path, facts:dict, hints:dict={}, advice:str=_ELSEWHERE):
 
 def refuse_other_drawings(
     out:Path,           # Folder of `drawing.json` and `drawn/`
-    facts:dict,         # Of `drawing_facts`
+    facts:dict,         # Of `sampling_facts`
     stories:StorySplit,
 ):
     """A `StoryError`, before any work, if there are drawings made in another way, or nobody knows how.
 
     Args:
         out (Path): Folder of `drawing.json` and `drawn/`
-        facts (dict): Of `drawing_facts`
+        facts (dict): Of `sampling_facts`
     """
     if (out/'drawing.json').exists(): return keep_way(out/'drawing.json', facts)
     for folder in sorted(out.glob('drawn*')):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARE', 'ALIKE', 'UNUSUAL', 'MISSING', 'FID64_CUTS', 'together_rows', 'story_rows', 'copy_rows', 'read_facts',
-           'fact_rows', 'character_rows', 'score']
+           'fact_rows', 'character_rows', 'evaluate']
 
 # %% ../nbs/13_score.ipynb #b0ce37fd
 import math, time
@@ -18,7 +18,7 @@ from .coherence import (by_frame, centred, character_scores, characters_seen, li
 from .core import CORPORA, StoryError, machine
 from .files import save_json
 from .manifest import path_hints
-from .bootstrap import as_text, mean_of
+from .bootstrap import format_value, mean_of
 from .drawings import Drawings, match_drawings
 from .features import Fields, Store, fingerprint
 from arldm.fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row, neighbour_rows,
@@ -45,7 +45,7 @@ def together_rows(t:Table, drawn:list, told:np.ndarray, on:str): # centred rows 
         real, _ = t.measure([mean_of(likeness(told, p), d.album[p[:, 0]])])
         low = real.interval[0]
         if real.value < ALIKE if math.isnan(low) else low <= 0:
-            t.empty('story', [name + on], f'not measured: told frames of a story are alike by {as_text(real.value)} '
+            t.empty('story', [name + on], f'not measured: told frames of a story are alike by {format_value(real.value)} '
                     'only, which may be chance, so nothing can be said in parts of it')
             continue
         t.add('story', name + on, [together(x, told, p, d.album) for x in drawn], None, unit='%', n=len(p),
@@ -171,7 +171,7 @@ MISSING = {**NEEDS, 'inception': ('FID64', *NEEDS['inception']), 'clip': (*NEEDS
 FID64_CUTS = (lambda p, _: fid64_real(p), 'FID64 told'), (lambda p, _: fid64_drawn(p), 'FID64 drawn')
 
 # %% ../nbs/13_score.ipynb #2395b286
-def score(
+def evaluate(
     folder:str|Path,          # A run folder, or a folder of drawings
     split,                    # The `StorySplit` it illustrates
     nets:dict=None,           # name -> network of 12e, or the `StoryError` that says why it is missing

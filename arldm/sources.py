@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SSID', 'VIST', 'SSID_FILES', 'TOY_FILES', 'SPLITS', 'SOURCES', 'opened', 'Keys', 'records_in', 'drafts_in',
-           'in_order', 'from_records', 'ssid', 'vist_sis', 'vist_dii', 'pororo', 'flintstones']
+           'stories_in_order', 'from_records', 'ssid', 'vist_sis', 'vist_dii', 'pororo', 'flintstones']
 
 # %% ../nbs/03_sources.ipynb #317e45cc
 import os
@@ -81,7 +81,7 @@ def drafts_in(folder:RawFolder, file:str, keys:Keys)->list: # (story id, its rec
     return list(drafts.items())
 
 # %% ../nbs/03_sources.ipynb #6c9468ad
-def in_order(
+def stories_in_order(
     story:str,     # The story, for the message
     records:list,  # Its records
     n_frames:int,  # Pictures that a story must have
@@ -128,7 +128,7 @@ def from_records(
     """
     def build(draft):
         story, records = plain_name(draft[0], draft[0]), draft[1]
-        records = in_order(story, records, CORPORA['ssid'].frames, keys)
+        records = stories_in_order(story, records, CORPORA['ssid'].frames, keys)
         captions = tuple(texts(r, story) if texts else caption_text(r[keys.text], keys.text, story) for r in records)
         frames = tuple(folder.picture(str(r[keys.picture]), story) for r in records)
         return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)

@@ -22,9 +22,9 @@ from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers
 from .gpu import measure_gpu
 from .tables import tables_from
-from .measure import as_text, compare, peak, take_turns
+from .measure import format_line, speedup_line, peak, take_turns
 from .pace import bench_draw
-from .photos import SIZES, WORDS, encoded, write_corpus
+from .photos import PHOTO_SIZES, PHOTO_WORDS, encoded, write_corpus
 from .sources import SSID_FILES
 from .steps import bench_train
 from .story import StoryFile
@@ -67,7 +67,7 @@ def bench_converting(folder:Path, albums:int, sizes:list, rounds:int)->list: # L
     seconds = take_turns(rounds, plain=lambda: reencode(raw, plain),
                          ours=lambda: convert('ssid', raw, ours, quiet=True))
     plain, ours = (file.stat().st_size/1e6 for file in (plain, ours))
-    return [compare('converting', 'pictures/s', 20*albums, seconds, 'ours', 20),
+    return [speedup_line('converting', 'pictures/s', 20*albums, seconds, 'ours', 20),
             dict(what='size of the file', unit='MB', plain=plain, ours=ours, gain=plain/ours, wanted=10)]
 
 # %% ../nbs/18_speed.ipynb #cf2549ac
@@ -120,12 +120,12 @@ def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stor
     convert('ssid', raw, folder/'whole.h5', quiet=True)
     convert('ssid', raw, folder/'small.h5', side=256, quiet=True)
     whole, small = (StoryFile(folder/f'{name}.h5')['train'] for name in ('whole', 'small'))
-    vocab = Vocabulary(*word_tokenizers(WORDS, folder/'words'), CORPORA['ssid'].length)
+    vocab = Vocabulary(*word_tokenizers(PHOTO_WORDS, folder/'words'), CORPORA['ssid'].length)
     seconds = take_turns(rounds, plain=passing(PlainStories(whole, vocab, 256), dict),
                          ours=passing(StoryDataset(whole, vocab, 256), on_device),
                          small=passing(StoryDataset(small, vocab, 256), on_device))
-    return [compare('reading, same pixels', 'stories/s', len(whole), seconds, 'ours', 1.5),
-            compare('reading, --side 256', 'stories/s', len(whole), seconds, 'small', 3)]
+    return [speedup_line('reading, same pixels', 'stories/s', len(whole), seconds, 'ours', 1.5),
+            speedup_line('reading, --side 256', 'stories/s', len(whole), seconds, 'small', 3)]
 
 # %% ../nbs/18_speed.ipynb #7819e711
 def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the memory of a conversion
@@ -147,7 +147,7 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
         list: The lines of the table; 'tiny' takes seconds, 'full' minutes
     """
     full = size == 'full'
-    jobs = ((bench_converting, *((16, SIZES, 3) if full else (3, [(w//2, h//2) for w, h in SIZES], 1))),
+    jobs = ((bench_converting, *((16, PHOTO_SIZES, 3) if full else (3, [(w//2, h//2) for w, h in PHOTO_SIZES], 1))),
             (bench_reading, *((10, 7) if full else (3, 2))),
             (bench_memory, *((4000, [(320, 240)]) if full else (40, [(128, 96)]))))
     lines, threads = [], torch.get_num_threads()
@@ -209,7 +209,7 @@ def measure_lines(
     if out: refuse_foreign(out, _is_result, 'benchmark result')
     result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=BENCHES[what](size), **machine())
     result['seconds'] = round(time.time() - start)
-    for line in result['lines']: say(as_text(line))
+    for line in result['lines']: say(format_line(line))
     say('{date}, {cpu}, {cores} cores, commit {commit}, {seconds} s'.format(**result))
     if out: save_json(out, result)
     return result

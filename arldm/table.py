@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .core import StoryError
-from .bootstrap import Estimate, as_span, as_text, estimate, resample
+from .bootstrap import Estimate, as_span, format_value, estimate, resample
 from .drawings import Drawings
 from .features import Store, features_of, same_cut
 from .story import StoryFile
@@ -113,10 +113,10 @@ def as_lines(
             continue
         unit, arrow = r.get('unit', ''), dict(lower='↓', higher='↑').get(r.get('better'), ' ')
         within = as_span(r['low'], r['high'], unit) if r.get('low') is not None else ''
-        beside = ', '.join(f'{b["what"]} {as_text(b["value"], unit)}' for b in r.get('beside', []))
+        beside = ', '.join(f'{b["what"]} {format_value(b["value"], unit)}' for b in r.get('beside', []))
         if r.get('spread') is not None:
-            beside = f'± {as_text(r["spread"], unit, digits=2)} over seeds' + f', {beside}'*bool(beside)
-        out.append((f'{r["name"]:<38}{arrow}', as_text(r['value'], unit), f'{within:<20} {beside}'))
+            beside = f'± {format_value(r["spread"], unit, digits=2)} over seeds' + f', {beside}'*bool(beside)
+        out.append((f'{r["name"]:<38}{arrow}', format_value(r['value'], unit), f'{within:<20} {beside}'))
     wide = max([8, *(len(value) for _, value, _ in out)])
     out = [f'{name} {value:>{wide}}  {rest}'.rstrip() for name, value, rest in out]
     return '\n'.join(out + [f'{", ".join(names)}: {note}' for note, names in reasons.items()])

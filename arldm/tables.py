@@ -9,11 +9,11 @@ __all__ = ['TABLES', 'MEASURED', 'drawing_table', 'training_table', 'checks_tabl
 import json
 from pathlib import Path
 
-from .budget import SHAPE, is_gpu_file
+from .budget import GPU_FILE_SHAPE, is_gpu_file
 from .core import HOME, StoryError, counted, one_of, say
 from .files import atomic_path, load_json, refuse_foreign, save_json
-from .gpu import in_words, with_goal
-from .pace import STEPS, drawing_rows
+from .gpu import row_in_words, with_goal
+from .pace import BENCH_STEPS, drawing_rows
 from .settings import resolve
 from .steps import RECIPES, training_rows
 
@@ -33,7 +33,7 @@ def _where(result): # one sentence
 
 def drawing_table(result:dict) -> str:
     "What a story costs to draw, as Markdown."
-    _, many, fewer = STEPS[result['size']]
+    _, many, fewer = BENCH_STEPS[result['size']]
     head = 's/story, share of the bfloat16 rate, memory', f'PNDM, {many} steps', f'DPM-Solver++, {fewer} steps'
     rows, names = [head], {}
     for name in drawing_rows(result['size']): names.setdefault(name.split(', ', 1)[1], []).append(f'draw: {name}')
@@ -57,7 +57,7 @@ def checks_table(result:dict) -> str:
     for name, what in {'check: the same as the CPU': 'a toy story and ten toy steps, against the CPU',
                        'check: pytest -m gpu': '`pytest -m gpu`', 'draw: arithmetic': 'the rate of matrix products',
                        'draw: where the time goes': 'where the time of a drawing goes, bfloat16'}.items():
-        rows.append([what, in_words(result['rows'], name)])
+        rows.append([what, row_in_words(result['rows'], name)])
     return f'{_where(result)}\n\n{_as_table(rows)}'
 
 def ssid_table(result:dict) -> str:
@@ -67,11 +67,11 @@ def ssid_table(result:dict) -> str:
     for name in '256 px, seed frozen, cached', '256 px, seed frozen, 8 stories', '256 px, all trained, 8 stories':
         rate = result['rows'].get(f'train: {name}', {}).get('stories_per_s')
         time_taken = f'{stories/rate/3600:.1f} hours for {stories:,} stories' if rate else ''
-        rows.append([f'training, {name}', in_words(result['rows'], f'train: {name}'), time_taken])
+        rows.append([f'training, {name}', row_in_words(result['rows'], f'train: {name}'), time_taken])
     for name in 'pndm 50, plain, 1 story', 'dpm++ 20, bfloat16, 16 stories', 'dpm++ 20, graphs, 64 stories':
         seconds = result['rows'].get(f'draw: {name}', {}).get('seconds')
         time_taken = f'{696*seconds/60:.1f} minutes for 696 stories' if seconds else ''
-        rows.append([f'drawing, {name}', in_words(result['rows'], f'draw: {name}'), time_taken])
+        rows.append([f'drawing, {name}', row_in_words(result['rows'], f'draw: {name}'), time_taken])
     return f'{_where(result)}\n\n{_as_table(rows)}'
 
 # %% ../nbs/17j_tables.ipynb #5c99a565
@@ -115,7 +115,7 @@ def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder o
         dict: `book`: folder of notebooks; what the file holds
     """
     if not is_gpu_file(path): raise StoryError(f'{path} is no file of measurements that make gpu wrote')
-    result = load_json(path, SHAPE)
+    result = load_json(path, GPU_FILE_SHAPE)
     for name, table in TABLES.items():
         if name == 'ssid' and result['size'] != 'full': continue
         say(f'{table(result)}\n')

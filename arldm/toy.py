@@ -18,7 +18,7 @@ from .files import FolderTaken, atomic_path
 from .facts import check_facts
 from .pictures import to_png
 from .plot import invent, tell
-from .scene import SIDE, draw
+from .scene import TOY_SIDE, draw_scene
 from .story import Story
 
 # %% ../nbs/04c_toy.ipynb #8123bf7d
@@ -26,7 +26,7 @@ def toy_story(
     i:int,             # Its number
     n:int=5,           # Frames
     hard:bool=False,   # One that opens as no story for training does
-    side:int=SIDE,     # Height and width of its pictures in pixels
+    side:int=TOY_SIDE,     # Height and width of its pictures in pixels
     telling:int=0,     # The same story in other words
 )->Story:
     """A story of the small world.
@@ -35,12 +35,12 @@ def toy_story(
         i (int): Its number
         n (int, default 5): Frames
         hard (bool, default False): One that opens as no story for training does
-        side (int, default SIDE): Height and width of its pictures in pixels
+        side (int, default TOY_SIDE): Height and width of its pictures in pixels
         telling (int, default 0): The same story in other words
     """
     beats = invent(random.Random(f'story {i}'), n, hard)
     captions = tell(beats, random.Random(f'words {i} {telling}'))
-    return Story(f's{i}', f'a{i}', tuple(captions), tuple(to_png(draw(b.scene, side)) for b in beats))
+    return Story(f's{i}', f'a{i}', tuple(captions), tuple(to_png(draw_scene(b.scene, side)) for b in beats))
 
 # %% ../nbs/04c_toy.ipynb #fe2dfafd
 TOY_SPLITS = dict(train='Train', val='Validation', test='Test', hard='Hard')
@@ -58,7 +58,7 @@ def write_toy(
     tellings:int=1,                    # Stories told about each album (SSID has four)
     seed:int=0,                        # The same seed and numbers give the same corpus
     progress:bool=True,                # Show a bar
-    side:int=SIDE,                     # Height and width of pictures in pixels
+    side:int=TOY_SIDE,                     # Height and width of pictures in pixels
 ):
     """Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`.
 
@@ -69,7 +69,7 @@ def write_toy(
         tellings (int, default 1): Stories told about each album (SSID has four)
         seed (int, default 0): The same seed and numbers give the same corpus
         progress (bool, default True): Show a bar
-        side (int, default SIDE): Height and width of pictures in pixels
+        side (int, default TOY_SIDE): Height and width of pictures in pixels
     """
     raw, rng, albums = Path(at_home(str(raw))), random.Random(seed), iter(range(sum(n_albums)))
     if raw.exists() and any(raw.iterdir()): raise FolderTaken(raw)
@@ -79,7 +79,7 @@ def write_toy(
         told = []
         for album in itertools.islice(albums, n):
             beats = invent(rng, hard=split == 'hard')
-            for k, b in enumerate(beats, 1): draw(b.scene, side).save(raw/'SSID_Images'/f'{album}_{k}.png')
+            for k, b in enumerate(beats, 1): draw_scene(b.scene, side).save(raw/'SSID_Images'/f'{album}_{k}.png')
             told += _records(album, tellings, beats, rng)
             bar.update()
         with atomic_path(raw/f'SSID_Annotations/SSID_{name}.json') as tmp:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from arldm.files import save_json
 from arldm.facts import read
-from arldm.scene import COLOURS, draw
+from arldm.scene import COLOURS, draw_scene
 from arldm.story import StoryFile, write_stories
 from arldm.toy import toy_story
 
@@ -27,7 +27,7 @@ def write_run(run, wrong=.4, n=10, steps=300, seed=0):
         (folder := run/'drawn'/f's{i}').mkdir(parents=True)
         for k, s in enumerate(read(telling(i).pictures()), 1):
             if k > 1 and rng.random() < wrong: s = repaint(s, rng.choice(list(COLOURS)))
-            draw(s).save(folder/f'{k}.png')
+            draw_scene(s).save(folder/f'{k}.png')
     save_json(run/'settings.json', dict(corpus='toy', task='visualization', data=str(run/'stories.h5'), steps=steps,
         machine=dict(versions=dict(torch='2.13'), cpu='two cores')))
     def line(i): return f'{i},{.1 + 1/(i + 8) + .03*rng.random():.4f},0.001,0.5,3.2,{.1 + 1/(i + 8) if i % 50 == 0 else "nan"}\n'

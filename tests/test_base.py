@@ -14,7 +14,7 @@ from arldm.core import CORPORA, StoryError
 from arldm.dataset import collate
 from arldm.draw import StoryPipeline
 from arldm.settings import resolve
-from arldm.train import train
+from arldm.train import train_steps
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory): return write_home(tmp_path_factory.mktemp('base'))
@@ -84,7 +84,7 @@ def stories(net, n=2, side=32):
 def test_it_trains_and_is_saved(home, tmp_path):
     net = start(home, corpus='pororo')
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    record, = train(net, stories(net), resolve('tiny', steps=1, warmup=0))
+    record, = train_steps(net, stories(net), resolve('tiny', steps=1, warmup=0))
     moved = {k.split('.')[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert record['loss'] < 10 and moved == {'unet', 'text_encoder', 'memory_encoder', 'history'}
     StoryPipeline.from_model(net).save_pretrained(tmp_path/'home')

@@ -1,7 +1,7 @@
 "Intervals: what they are made of, and that they hold."
 import math
 import numpy as np, pytest
-from arldm.bootstrap import Estimate, as_text, estimate, mean_of, ratio_of, resample, verdict, widen
+from arldm.bootstrap import Estimate, format_value, estimate, mean_of, ratio_of, resample, verdict, widen
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 6: 2.571, 11: 2.228, 31: 2.042, 174: 1.974}  # Student's t, 97.5 %, n - 1 degrees
 
@@ -42,4 +42,4 @@ def test_paired_differences():
 @pytest.mark.parametrize('value,unit,text', [(None, '', '—'), (math.nan, '%', '—'), (.5, '%', '50.0%'), (-1.5, '', '−1.5'),
     (12345.678, '', '1.235e+04'), (-.0004, '%', '0.0%'), (.588, 'points', '+58.8 points'), (-.05, 'points', '−5.0 points'),
     (-.0004, 'points', '0.0 points'), (0, '', '0')])
-def test_as_text(value, unit, text): assert as_text(value, unit) == text
+def test_as_text(value, unit, text): assert format_value(value, unit) == text

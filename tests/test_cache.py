@@ -7,7 +7,7 @@ from corpora import WRITE, encoded, picture
 from torch.utils.data import DataLoader
 
 from arldm import cache, toy
-from arldm.cache import CachedStories, build_cache, questions
+from arldm.cache import CachedStories, build_cache, frozen_inputs
 from arldm.convert import convert
 from arldm.core import CORPORA, StoryError
 from arldm.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
@@ -115,7 +115,7 @@ def test_training_asks_nothing_else(begin, tmp_path):
     other = begin(crops=3)[1]
     other.seed = 9
     assert CachedStories(other, tmp_path)[0, 5].keys() == kept[0, 5].keys()
-    assert all(len(set(keys)) == len(keys) for keys in questions(stories).values())
+    assert all(len(set(keys)) == len(keys) for keys in frozen_inputs(stories).values())
     says_one_line(lambda: build(net, begin(crops=0)[1], tmp_path/'new'), 'crops=4')
     assert not (tmp_path/'new').exists()
 

@@ -195,7 +195,7 @@ def test_wrong_numbers_of_ladder_and_trials(command, wrong, tmp_path):
 # trials
 
 def test_trials_of_other_steps_start_or_stories_are_refused(file, tmp_path, monkeypatch):
-    asked, counts = [], dict.fromkeys(trials.KINDS, [[i, True] for i in range(3)])
+    asked, counts = [], dict.fromkeys(trials.TRIAL_FACTS, [[i, True] for i in range(3)])
     monkeypatch.setattr(trials, 'run_trial', lambda *a, **k: asked.append(a) or counts)
     run = partial(trials.trials, 'tricks', out=str(tmp_path/'out'))
     run(data=str(file.path), steps=1)
@@ -300,8 +300,8 @@ def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, ca
     refused('is there already', speed.bench, 'data', out=str(tmp_path))
 
 def test_rows_of_another_way_or_number_of_stories_are_refused(tmp_path, monkeypatch):
-    assert len(quality.unseen(tmp_path/'q', 1)) == 2
-    refused('albums=.*, not', quality.unseen, tmp_path/'q', 2)
+    assert len(quality.fresh_stories(tmp_path/'q', 1)) == 2
+    refused('albums=.*, not', quality.fresh_stories, tmp_path/'q', 2)
     monkeypatch.setattr(quality, 'seal', lambda *a: 'mark')
     monkeypatch.setattr(quality, 'draw_way', lambda *a: ([], 1, 1.))
     monkeypatch.setattr(quality, 'judge', lambda *a: {})

@@ -48,6 +48,21 @@ def test_a_name_is_no_module():
     assert not set(arldm.__all__) & set(MODULES)
 
 
+def test_one_name_one_thing():
+    "No public function, class or constant of one module has a namesake in another."
+    homes = {}
+    for module in MODULES:
+        for node in tree(module).body:
+            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+            if isinstance(node, ast.FunctionDef) and any('patch' in ast.unparse(d) for d in node.decorator_list): continue
+            for target in getattr(node, 'targets', []):
+                names += [x.id for x in ast.walk(target) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)]
+            for name in names:
+                if not name.startswith('_'): homes.setdefault(name, set()).add(module)
+    twice = {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
+    assert not twice
+
+
 # whole classes
 
 def test_the_model_is_whole():

@@ -287,7 +287,7 @@ def test_no_terminal_is_too_poor_and_none_is_commanded(tmp_path, encoding):
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError('CUDA out of memory.'), RuntimeError('could not create a primitive'),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"), RuntimeError('std::bad_alloc')])
-def test_memory_runs_out_in_many_words(error): assert core.in_words(error).startswith('out of memory')
+def test_memory_runs_out_in_many_words(error): assert core.error_line(error).startswith('out of memory')
 
 def test_a_closed_terminal_swallows_what_is_said(tmp_path):
     (tmp_path/'paint.py').write_text(PROGRAM, encoding='utf-8')

@@ -54,7 +54,7 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
         m.register_forward_hook(lambda m, x, y, name=name: modes.setdefault(name, set()).add(m.training))
     for name, p in net.named_parameters():
         if p.requires_grad: p.register_hook(lambda g, name=name: graded.add(name))
-    steps = list(training.train(net, stories, resolve('tiny', steps=2, warmup=0, drop=.5, lr=1e-2, freeze=frozen)))
+    steps = list(training.train_steps(net, stories, resolve('tiny', steps=2, warmup=0, drop=.5, lr=1e-2, freeze=frozen)))
     names = {p: name for name, p in net.named_parameters()}
     assert len(steps) == 2 and {name for p, name in names.items() if p.requires_grad} == expected
     held = {names[p] for group in optimizers[0].param_groups for p in group['params']}

@@ -322,7 +322,7 @@ def distance(a, b):
 
 def run_through(net, stories, s, run=None, n=None, ema=None, workers=0):
     "The losses of the next `n` steps, or of all that are left."
-    records = training.train(net, stories, s, run, ema, workers=workers)
+    records = training.train_steps(net, stories, s, run, ema, workers=workers)
     losses = []
     for record in records:
         losses.append(record['loss'])
@@ -361,7 +361,7 @@ def test_ema(begin):
     "The weights of all steps averaged, on the same device; `averaged` gives the weights back."
     net, stories, s = begin(steps=4, ema=.6)
     ema, average = make_ema(net, s), {k: w.double() for k, w in weights(net).items()}
-    for k, _ in enumerate(training.train(net, stories, s, None, ema)):
+    for k, _ in enumerate(training.train_steps(net, stories, s, None, ema)):
         decay = min(.6, 1 - (1 + k)**-.75)                              # as its warm-up has it
         for name, w in weights(net).items(): average[name].lerp_(w.double(), 1 - decay)
     trained, last = [p for p in net.parameters() if p.requires_grad], weights(net)
@@ -407,7 +407,7 @@ def test_float16(begin, tmp_path, monkeypatch):
     net, stories, s = begin(steps=4, save_every=1, precision='float16')
     made = watch_scaler(monkeypatch, init_scale=2.**40, backoff_factor=2.**-30)
     before = weights(net)
-    records = training.train(net, stories, s, tmp_path)
+    records = training.train_steps(net, stories, s, tmp_path)
     first = next(records)
     assert math.isfinite(first['loss']) and not math.isfinite(first['grad_norm'])
     assert same(weights(net), before) and made[0].scaler.get_scale() == 2.**10

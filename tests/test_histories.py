@@ -12,10 +12,10 @@ from arldm.dataset import Vocabulary, word_tokenizers
 from arldm.bootstrap import resample
 from arldm.draw import StoryPipeline
 from arldm.frames import Memory
-from arldm.histories import KINDS, draw_histories, history_rows, others, remembered
+from arldm.histories import HISTORY_KINDS, draw_histories, history_rows, others, remembered
 from arldm.model import ARLDM
 from arldm.pictures import to_png
-from arldm.plot import WORDS
+from arldm.plot import TOY_WORDS
 from arldm.ranges import score_row
 from arldm.story import StoryFile, write_stories
 from arldm.table import as_lines
@@ -33,7 +33,7 @@ def split_of(stories, folder):
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "A pipeline with random weights that heeds what it is told, for frames of 16 pixels."
-    words = word_tokenizers(WORDS, tmp_path_factory.mktemp('words'))
+    words = word_tokenizers(TOY_WORDS, tmp_path_factory.mktemp('words'))
     torch.manual_seed(0)
     pipe = StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16))
     pipe.set_progress_bar_config(disable=True)
@@ -74,8 +74,8 @@ def test_what_was_drawn_told_again_is_the_own_history(tiny, long, tmp_path):
 def test_first_frames_are_alike_and_later_ones_are_not(long):
     split, drawn = long
     for s in split:
-        assert max(levels(drawn['own'][s.id][:1], drawn[kind][s.id][:1]) for kind in KINDS) <= 1
-        later = [drawn[kind][s.id][2:] for kind in KINDS]
+        assert max(levels(drawn['own'][s.id][:1], drawn[kind][s.id][:1]) for kind in HISTORY_KINDS) <= 1
+        later = [drawn[kind][s.id][2:] for kind in HISTORY_KINDS]
         assert min(levels(a, b) for i, a in enumerate(later) for b in later[:i]) > 5
 
 @pytest.mark.parametrize('slots', range(1, 8))
@@ -105,7 +105,7 @@ def same_picture(a, b): return (np.asarray(a) == np.asarray(b)).all()
 def test_what_the_pipeline_is_asked(tmp_path):
     split = split_of([tell(i) for i in range(4)], tmp_path)
     other, noise = others(split), {}
-    for kind in KINDS:
+    for kind in HISTORY_KINDS:
         pipe = Recorder()
         draw(pipe, split, tmp_path/'out', kinds=(kind,), batch=3)
         for i, s in enumerate(split):
@@ -140,12 +140,12 @@ def test_stopped_and_started_again(tiny, tmp_path):
     split = split_of([tell(i, 2 + i % 2) for i in range(5)], tmp_path)
     quick = dict(num_inference_steps=1, guidance_scale=1.)
     calm = draw(tiny, split, tmp_path/'calm', **quick)
-    assert sorted(p.name for p in (tmp_path/'calm').iterdir()) == sorted(KINDS)
+    assert sorted(p.name for p in (tmp_path/'calm').iterdir()) == sorted(HISTORY_KINDS)
     for n, _ in enumerate(draw_histories(tiny, split, tmp_path/'again', limit=3, batch=2, **quick)):
         if n == 4: break
     rest = draw(tiny, split, tmp_path/'again', batch=3, **quick)
     assert sum(map(len, rest.values())) == 4*5 - 5                       # what was there is not drawn again
-    for kind in KINDS:
+    for kind in HISTORY_KINDS:
         for i, s in enumerate(split):
             where = tmp_path/'again'/kind/s.id
             assert sorted(p.name for p in where.iterdir()) == [f'{k}.png' for k in range(1, 3 + i % 2)]
@@ -173,7 +173,7 @@ def test_rows_tell_what_is_lost():
     rows = history_rows(dict(own=told - .1, told=told, shuffled=told - noisy(.3, 1), none=told + noisy(.2, 2)), ALBUM, DRAWS,
                         'carried facts', '%')
     by_name = {r['name']: r for r in rows}
-    assert [r['name'] for r in rows[:4]] == [f'carried facts, history {kind}' for kind in KINDS]
+    assert [r['name'] for r in rows[:4]] == [f'carried facts, history {kind}' for kind in HISTORY_KINDS]
     lost, gained = by_name['carried facts, told − shuffled'], by_name['carried facts, told − none']
     assert lost['value'] == pytest.approx(.3, abs=.05) and 0 < lost['low'] < lost['value'] < lost['high']
     assert lost['note'].startswith('history is used') and gained['note'].startswith('history misleads')

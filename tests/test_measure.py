@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arldm.measure import as_text, compare, count_flops, gpu_peak, matrix_rate, peak, take_turns
+from arldm.measure import format_line, speedup_line, count_flops, gpu_peak, matrix_rate, peak, take_turns
 from arldm.config import SIZES
 
 aten = torch.ops.aten
@@ -20,7 +20,7 @@ def test_turns_are_taken():
     assert said == ['a', 'b', 'a', 'b'] and [len(s) for s in seconds.values()] == [2, 2]
 
 def test_gain_is_the_median_ratio():
-    line = compare('x', 'things/s', 10, dict(plain=[2, 8, 40], ours=[1, 2, 20]), 'ours', 3)
+    line = speedup_line('x', 'things/s', 10, dict(plain=[2, 8, 40], ours=[1, 2, 20]), 'ours', 3)
     assert (line['plain'], line['ours'], line['gain'], line['wanted']) == (1.25, 5, 2, 3)
 
 @pytest.mark.parametrize('line, said', [
@@ -28,10 +28,10 @@ def test_gain_is_the_median_ratio():
     (dict(ours=1234.56, wanted=300), 'x 1,234.6 s wanted: at most 300 s'),
     (dict(plain=9.126, ours=3), 'x 9.13 → 3 s'),
     (dict(ours=2, note='11.0 GB', wanted='at most 12 GB'), 'x 2 s 11.0 GB wanted: at most 12 GB')])
-def test_lines(line, said): assert ' '.join(as_text(dict(line, what='x', unit='s')).split()) == said
+def test_lines(line, said): assert ' '.join(format_line(dict(line, what='x', unit='s')).split()) == said
 
 def test_line_of_what_was_not_measured():
-    assert as_text(dict(what='512 px', note='out of memory', wanted=None)).split(maxsplit=2)[2] == 'out of memory'
+    assert format_line(dict(what='512 px', note='out of memory', wanted=None)).split(maxsplit=2)[2] == 'out of memory'
 
 
 # arithmetic

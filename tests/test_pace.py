@@ -8,7 +8,7 @@ import torch
 from arldm import pace
 from arldm.core import StoryError
 from arldm.draw import StoryPipeline
-from arldm.measure import as_text, count_flops
+from arldm.measure import format_line, count_flops
 from arldm.speed import bench
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def short(monkeypatch):
         self.captions, self.opening = [captions[:2] for captions in self.captions[:2]], self.opening[:1]
     monkeypatch.setattr(pace.Easel, '__init__', init)
 
-def in_words(line): return as_text(line).split('   wanted: ')
+def in_words(line): return format_line(line).split('   wanted: ')
 
 
 # what is drawn
@@ -52,7 +52,7 @@ def test_rivals_draw_the_same(easel):
 @pytest.mark.parametrize('scheduler, steps', [('pndm', 4), ('ddim', 3)])
 @pytest.mark.parametrize('plain', [True, False])
 def test_counting_goes_on_exactly(easel, scheduler, steps, plain):
-    flops = pace.story_flops(easel, plain=plain)(pace.questions(scheduler, steps))
+    flops = pace.story_flops(easel, plain=plain)(pace.unet_calls(scheduler, steps))
     assert flops == count_flops(lambda: easel.draw(scheduler, steps, plain=plain))
 
 def test_plain_computes_more(easel):
@@ -106,8 +106,8 @@ def test_each_kind_has_a_pipeline_of_its_own(track, monkeypatch):
     "In the precision of the row, with fast kernels where it asks for them, of the frame size and guidance that it names."
     asked = []
     monkeypatch.setattr(StoryPipeline, 'enable_fast_kernels', lambda self, graphs=False: asked.append((self, graphs)))
-    easels = {kind: pace.prepared(track, kind) for kind in pace.KINDS}
-    assert [easels[kind].pipe.unet.dtype for kind in pace.KINDS] == [torch.float32] + [torch.bfloat16]*3
+    easels = {kind: pace.prepared(track, kind) for kind in pace.PIPELINE_KINDS}
+    assert [easels[kind].pipe.unet.dtype for kind in pace.PIPELINE_KINDS] == [torch.float32] + [torch.bfloat16]*3
     assert asked == [(easels['compiled'].pipe, False), (easels['graphs'].pipe, True)]
     assert len({id(easel.pipe.unet) for easel in easels.values()}) == 4
     large = pace.prepared(track, 'float32', 64, 1.)
@@ -161,5 +161,5 @@ def test_tiny_bench(tmp_path):
     assert all(line['plain'] > 0 and line['ours'] > 0 for line in lines[:8])
     assert lines[0]['wanted'] == 'at most 0.90×' and 'wanted' not in lines[4]
     assert lines[2]['part'] < 1 and lines[6]['part'] < lines[2]['part']       # the only ratios that no machine changes
-    assert max(len(as_text(line)) for line in lines) <= 120
+    assert max(len(format_line(line)) for line in lines) <= 120
     assert json.loads((tmp_path/'draw.json').read_text())['what'] == 'draw'

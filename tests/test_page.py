@@ -2,7 +2,7 @@
 import pytest
 
 from arldm import report as chapter
-from arldm.report import report
+from arldm.report import write_report
 from browser import Browser, chromium
 from folders import write_run
 
@@ -20,7 +20,7 @@ def pages(tmp_path_factory):
     a, b = write_run(runs/'before', wrong=.7, seed=1, steps=200), write_run(runs/'after <b>', wrong=.2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chapter, 'compare', lambda a, b: VERDICTS)
-        return dict(one=report(b), two=report(b, against=a))
+        return dict(one=write_report(b), two=write_report(b, against=a))
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):

@@ -4,7 +4,7 @@ import pytest
 from arldm import quality
 from arldm.core import StoryError, asset
 from arldm.draw import StoryPipeline
-from arldm.quality import Estimate, Exam, Way, estimates, measure, unseen
+from arldm.quality import QualityEstimate, Exam, Way, estimates, measure, fresh_stories
 from arldm.features import LatentFeatures
 
 WAYS = [Way(steps=2), Way('ddim', 3, 1.), Way(steps=2, interval=(0, .5))]
@@ -17,7 +17,7 @@ def pipe():
 
 @pytest.fixture(scope='module')
 def exam(pipe, tmp_path_factory):
-    return Exam(unseen(tmp_path_factory.mktemp('stories'), 2)[:2], LatentFeatures(pipe.vae))
+    return Exam(fresh_stories(tmp_path_factory.mktemp('stories'), 2)[:2], LatentFeatures(pipe.vae))
 
 def told(rows): return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
@@ -67,4 +67,4 @@ def test_lengths(exam):
 def test_paired(exam, rows):
     "A way does not differ from itself, whatever the doubt of each."
     for e in estimates(exam, rows[0]).values(): assert (e - e).value == (e - e).doubt == 0
-    assert f'{Estimate(1.25, exam.again[0]*0):+.1f}' == '+1.2 ± 0.0'
+    assert f'{QualityEstimate(1.25, exam.again[0]*0):+.1f}' == '+1.2 ± 0.0'

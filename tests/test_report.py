@@ -11,7 +11,7 @@ from arldm.core import StoryError
 from arldm.files import load_json, save_json
 from arldm.page import Curve, chart, flat, img_tag, story_html, ticks
 from arldm.ranges import compare_html, facts_html, range_bar, score_text, scores_html
-from arldm.report import choose, loss_curves, losses_html, read_log, report
+from arldm.report import choose, loss_curves, losses_html, read_log, write_report
 from arldm.story import Story, StoryFile, write_stories
 from folders import write_run
 
@@ -65,7 +65,7 @@ def run(tmp_path):
     return run
 
 def test_page_of_a_finished_run(run):
-    path = report(run)
+    path = write_report(run)
     page = Page(path)
     assert path == run/'report.html' and 'a <run>' in page.text
     assert page.text.count('Story s') == 2
@@ -77,7 +77,7 @@ def test_page_of_a_finished_run(run):
     assert 'machine.versions.torch' in page.text and not page.all('p', **{'class': 'missing'})
 
 def test_page_is_self_contained(run):
-    page = Page(report(run))
+    page = Page(write_report(run))
     assert not {'script', 'link', 'iframe', 'object', 'base'} & {t for t, _ in page.tags}
     for tag, attrs in page.tags:
         for k, v in attrs.items():
@@ -86,28 +86,28 @@ def test_page_is_self_contained(run):
     assert not re.findall(r'url\(|@import|https?://', page.html)
 
 def test_pictures_have_texts_and_sizes(run):
-    images = Page(report(run)).all('img')
+    images = Page(write_report(run)).all('img')
     assert sum(img['alt'] == f'told: {WILD}' for img in images) == 2
     for img in images:
         assert img['alt'] and int(img['width']) <= 900 and int(img['height']) <= 900
 
 def test_strips_stand_in_the_order_of_steps(run):
-    html = report(run).read_text(encoding='utf-8')
+    html = write_report(run).read_text(encoding='utf-8')
     places = [html.index(f'<figcaption>step {step}<') for step in (90, 100, 1000)]
     assert places == sorted(places)
 
 def test_many_strips_keep_the_last(run):
     for step in range(2000, 2030): picture(1, 200).save(run/'strips'/f'{step}.png')
-    html = report(run).read_text(encoding='utf-8')
+    html = write_report(run).read_text(encoding='utf-8')
     assert '<figcaption>step 2029<' in html and 4 <= len(re.findall(r'<figcaption>step \d+<', html)) <= 8
 
 def test_strips_name_their_story(run):
     (run/'strips'/'1000.png').rename(run/'strips'/'001000-<b>.png')
-    assert 'step 1000, story <b>' in Page(report(run)).text
+    assert 'step 1000, story <b>' in Page(write_report(run)).text
 
 def test_no_more_than_twelve_stories(run):
     for i in range(20): shutil.copytree(run/'drawn'/'s0', run/'drawn'/f't{i}')
-    page = Page(report(run))
+    page = Page(write_report(run))
     assert page.text.count('Story ') == 12 and '12 of 22 stories' in page.text
 
 @pytest.mark.parametrize('keep,missing', [
@@ -118,14 +118,14 @@ def test_page_of_an_unfinished_run(run, keep, missing):
         if p.name in keep: continue
         if p.is_dir(): shutil.rmtree(p)
         else: p.unlink()
-    page = Page(report(run))
+    page = Page(write_report(run))
     for what in missing: assert re.search(f'There is no [^.]*{what}', page.html), what
     assert ('Told frames and captions are not shown' in page.text or 'No story file' in page.text) == ('drawn' in keep and 'stories.h5' not in keep)
     assert len(page.all('div', **{'class': 'drawn'})) == (4 if 'drawn' in keep else 0)
 
 def test_without_the_story_file_drawings_stand_alone(run):
     (run/'stories.h5').unlink()
-    page = Page(report(run))
+    page = Page(write_report(run))
     assert 'stories.h5: no such file' in page.text and not page.all('div', **{'data-name': 'told'})
     assert len(page.all('div', **{'class': 'drawn'})) == 4
 
@@ -133,7 +133,7 @@ def test_split_may_be_given(run):
     (run/'settings.json').unlink()
     assert page_of_told(run, StoryFile(run/'stories.h5')['test']) == 6
 
-def page_of_told(run, split): return len(Page(report(run, split)).all('div', **{'data-name': 'told'}))
+def page_of_told(run, split): return len(Page(write_report(run, split)).all('div', **{'data-name': 'told'}))
 
 def test_told_frames_come_from_what_was_drawn(run):
     "Trained on one file, drawn from another that has the same ids."
@@ -141,28 +141,28 @@ def test_told_frames_come_from_what_was_drawn(run):
     write_stories(run/'other.h5', dict(val=other), 'toy')
     (run/'scores.json').unlink()
     save_json(run/'drawing.json', dict(data=str(run/'other.h5'), split='val', seed=7))
-    page = Page(report(run))
+    page = Page(write_report(run))
     assert page.text.count('elsewhere') == 2 and WILD not in page.text.replace(WILD, '', 1) and 'drawing.seed' in page.text
 
-def test_unknown_split_is_said(run): assert 'no split' in Page(report(run, 'valid')).text
+def test_unknown_split_is_said(run): assert 'no split' in Page(write_report(run, 'valid')).text
 
 def test_frames_that_cannot_be_shown(run):
     (run/'drawn'/'s0'/'2.png').write_bytes(b'no picture')
     (run/'drawn'/'s1'/'3.png').unlink()
     (run/'drawn'/'stranger').mkdir()
     picture(1).save(run/'drawn'/'stranger'/'1.png')
-    page = Page(report(run))
+    page = Page(write_report(run))
     assert 'unreadable' in page.text and 'not drawn' in page.text and 'Story stranger' in page.text
 
 def test_empty_folder_is_one_line(tmp_path):
     for folder in tmp_path, tmp_path/'absent':
-        with pytest.raises(StoryError, match='no run folder') as e: report(folder)
+        with pytest.raises(StoryError, match='no run folder') as e: write_report(folder)
         assert '\n' not in str(e.value)
     assert list(tmp_path.iterdir()) == []
 
 def test_report_replaces_itself_and_leaves_nothing_else(run):
     before = set(run.iterdir())
-    assert report(run).read_bytes() == report(run).read_bytes()
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
     assert set(run.iterdir()) - before == {run/'report.html'}
 
 def test_pictures_are_bounded():
@@ -249,7 +249,7 @@ def finished(tmp_path_factory): return write_run(tmp_path_factory.mktemp('runs')
 def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a&', .7, seed=1, steps=40)
 
 def test_everything_scored_is_on_the_page(finished):
-    page = Page(report(finished))
+    page = Page(write_report(finished))
     assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'trouble'})
     for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'likeness 0.99',
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
@@ -271,17 +271,17 @@ def test_copies_without_pictures(finished, tmp_path):
     scores = load_json(run/'scores.json')
     scores['copies'] = [dict(story='gone', k=1, likeness=.5, picture=10**6)]
     save_json(run/'scores.json', scores)
-    assert {'not at hand', 'not drawn'} <= {*Page(report(run)).texts}
+    assert {'not at hand', 'not drawn'} <= {*Page(write_report(run)).texts}
 
 def test_drawings_alone_have_a_page(finished, tmp_path):
     "A folder of drawings that was scored, as another's drawings may be."
     shutil.copytree(finished/'drawn', tmp_path/'theirs')
     shutil.copy(finished/'scores.json', tmp_path/'theirs')
-    page = Page(report(tmp_path/'theirs'))
+    page = Page(write_report(tmp_path/'theirs'))
     assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'told'})) == 45 + 5 + 1   # all stories, one at a glance, a copy
 
 def test_two_runs(finished, other):
-    path = report(finished, against=other)
+    path = write_report(finished, against=other)
     page = Page(path)
     assert path == finished/'against-a&.html' and 'b against a&' in page.text
     assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
@@ -293,11 +293,11 @@ def test_two_runs(finished, other):
 
 def test_two_runs_without_scores_or_common_stories(run, other):
     (run/'scores.json').unlink()
-    page = Page(report(run, against=other))
+    page = Page(write_report(run, against=other))
     assert 'cannot be compared' in page.text and 'Story s0' in page.text
     for story in 's0', 's1': (run/'drawn'/story).rename(run/'drawn'/f'x{story}')
-    assert 'no story that both have drawn' in Page(report(run, against=other)).text
-    with pytest.raises(StoryError, match='no run folder'): report(run, against=run/'strips'/'no')
+    assert 'no story that both have drawn' in Page(write_report(run, against=other)).text
+    with pytest.raises(StoryError, match='no run folder'): write_report(run, against=run/'strips'/'no')
 
 def test_verdicts_are_escaped():
     html = compare_html([dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None,

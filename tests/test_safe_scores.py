@@ -8,7 +8,7 @@ from PIL import Image
 from arldm import exam, proof
 from arldm.bootstrap import resample
 from arldm.cache import data_digest
-from arldm.compare import compare
+from arldm.compare import compare_runs
 from arldm.core import StoryError
 from arldm.drawings import drawn_frames, match_drawings
 from arldm.features import Store, same_cut
@@ -17,8 +17,8 @@ from arldm.manifest import folder_digest
 from arldm.page import open_picture, story_html
 from arldm.pictures import decode
 from arldm.ranges import facts_html
-from arldm.report import read_run, report
-from arldm.score import score
+from arldm.report import read_run, write_report
+from arldm.score import evaluate
 from arldm.story import StoryFile
 from arldm.table import training_pictures
 from elsewhere import PYTHONPATH
@@ -34,7 +34,7 @@ def run(tmp_path, split): # drawn, and it says so
         stories=data_digest(split), weights='0'*32, steps=4, seed=0))
     return tmp_path/'run'
 
-def scored(run, split, times=0): return score(run, split, times=times, train=0)
+def scored(run, split, times=0): return evaluate(run, split, times=times, train=0)
 
 
 # how drawings are named
@@ -87,7 +87,7 @@ def test_flat_drawings_are_counted(tmp_path, split):
 def test_one_or_two_frames_measure_nothing(n, tmp_path):
     split = story_file(tmp_path/'data', train=stories(4, start=50), test=stories(1, each=1, n=n))['test']
     draw(tmp_path/'drawn', split)
-    got = score(tmp_path, split)
+    got = evaluate(tmp_path, split)
     measured = {r['name']: r['value'] for r in got['scores'] if r['value'] is not None}
     assert measured == {} and got['frames'] == []
     assert all(r['note'].startswith('not measured: ') for r in got['scores'])
@@ -142,8 +142,8 @@ def test_own_scores_are_written_again(run, split):
 
 def test_foreign_pages_stay(run, tmp_path):
     shutil.copytree(run, tmp_path/'other')
-    for folder, name, f in ((run, 'report.html', lambda: report(run)),
-                            (run, 'against-other.html', lambda: report(run, against=tmp_path/'other'))):
+    for folder, name, f in ((run, 'report.html', lambda: write_report(run)),
+                            (run, 'against-other.html', lambda: write_report(run, against=tmp_path/'other'))):
         (folder/name).write_text('<html>my thesis</html>')
         with pytest.raises(StoryError, match='is there already and is no report written by arldm'): f()
         assert (folder/name).read_text() == '<html>my thesis</html>'
@@ -237,7 +237,7 @@ def test_a_moved_run_finds_its_stories(tmp_path, run, split):
     for name in 'run', 'data': (tmp_path/name).rename(tmp_path/'elsewhere'/name)
     moved = tmp_path/'elsewhere/run'
     assert exam.what_to_score(moved)[1].file.path.resolve() == tmp_path/'elsewhere/data/stories.h5'
-    assert 'Told frames and captions are not shown' not in report(moved).read_text()
+    assert 'Told frames and captions are not shown' not in write_report(moved).read_text()
 
 def test_drawings_of_other_stories(tmp_path, run, split, capsys):
     "The story file was converted again, from other stories of the same names."
@@ -246,7 +246,7 @@ def test_drawings_of_other_stories(tmp_path, run, split, capsys):
     line = 'the drawings were made from other stories than those of split test'
     assert any(line in said for said in scored(run, other)['trouble'])
     exam.score(str(run), dry_run=True)
-    assert f'note: {line}' in capsys.readouterr().out and line in report(run).read_text()
+    assert f'note: {line}' in capsys.readouterr().out and line in write_report(run).read_text()
 
 def test_scores_say_what_they_are_of(run, split):
     got = scored(run, split)
@@ -254,36 +254,36 @@ def test_scores_say_what_they_are_of(run, split):
     assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=drawings, frames=frames)
     assert all(re.fullmatch('[0-9a-f]{32}', digest) for digest in (drawings, frames))
     assert got['drawing'] == dict(split='test', steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
-    page = report(run).read_text()
+    page = write_report(run).read_text()
     assert 'not those that were scored' not in page
     painting(1, (32, 32)).save(run/'drawn/s0_0/1.png')
-    assert 'the drawings are not those that were scored; score them again' in report(run).read_text()
+    assert 'the drawings are not those that were scored; score them again' in write_report(run).read_text()
     assert scored(run, split)['digests']['drawings'] != got['digests']['drawings']
 
 def test_other_stories_are_not_paired(tmp_path, run, split):
     file = story_file(tmp_path/'data2', test=[s.__class__(s.id, s.album, ('other',)*3, s.frames) for s in split])
     draw(tmp_path/'two/drawn', file['test'])
     scored(run, split, 5), scored(tmp_path/'two', file['test'], 5)
-    assert {r['verdict'] for r in compare(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
-    page = report(run, against=tmp_path/'two').read_text()
+    assert {r['verdict'] for r in compare_runs(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
+    page = write_report(run, against=tmp_path/'two').read_text()
     assert 'A and B drew other stories' in page and 'not paired: the runs drew other stories' in page
 
 def test_other_frames_are_not_paired(tmp_path, run, split):
     shutil.copytree(run, tmp_path/'less')
     for place in (tmp_path/'less/drawn').iterdir(): (place/'1.png').unlink()
     for folder in run, tmp_path/'less': scored(folder, split, 5)
-    assert {r['verdict'] for r in compare(run, tmp_path/'less')} == {'not paired: other frames of these stories were scored'}
+    assert {r['verdict'] for r in compare_runs(run, tmp_path/'less')} == {'not paired: other frames of these stories were scored'}
     scores = load_json(run/'scores.json')
     del scores['digests']['frames']                                         # as they were written before
     save_json(run/'scores.json', scores)
-    assert all('does not say which frames were scored; score it again' in r['verdict'] for r in compare(run, run))
+    assert all('does not say which frames were scored; score it again' in r['verdict'] for r in compare_runs(run, run))
 
 def test_other_weights_are_not_paired(tmp_path, run, split):
     runs = [run, tmp_path/'other', tmp_path/'same', tmp_path/'none']
     for folder in runs[1:]: shutil.copytree(run, folder)
-    for folder, gain in zip(runs, (1., 2., 1.)): score(folder, split, {'dinov2': Small(gain=gain)}, times=5, train=0)
+    for folder, gain in zip(runs, (1., 2., 1.)): evaluate(folder, split, {'dinov2': Small(gain=gain)}, times=5, train=0)
     scored(runs[3], split, 5)
-    def verdicts(other): return {r['name']: r['verdict'] for r in compare(run, other)}
+    def verdicts(other): return {r['name']: r['verdict'] for r in compare_runs(run, other)}
     other, same, none = map(verdicts, runs[1:])
     assert other['FD-DINOv2'] == other['precision'] == 'not paired: other weights of dinov2'
     assert other['FD-fields'].startswith('no difference')                   # no weights in it
@@ -296,7 +296,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
     for r in scores['scores']:
         if r['name'] == 'FD-fields': r['value'] += 1
     save_json(run/'scores.json', scores)
-    verdicts = {r['name']: r['verdict'] for r in compare(run, run)}
+    verdicts = {r['name']: r['verdict'] for r in compare_runs(run, run)}
     assert verdicts['FD-fields'].startswith('not paired: the resamples are of other scores')
     assert verdicts['likeness to the told frame (fields)'].startswith('no difference')
 
@@ -315,7 +315,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
     ('settings.json', '{"data": {"a": 1}}', 'data must be text or null')])
 def test_shapes(name, text, said, run):
     (run/name).write_text(text)
-    with pytest.raises(StoryError, match=said): report(run)
+    with pytest.raises(StoryError, match=said): write_report(run)
     if name == 'drawing.json':
         with pytest.raises(StoryError, match=said): exam.score(str(run))
 
@@ -324,7 +324,7 @@ def test_shapes(name, text, said, run):
 def test_shape_of_resamples(text, said, run, split):
     scored(run, split, 5)
     (run/'resamples.json').write_text(text)
-    with pytest.raises(StoryError, match=said): compare(run, run)
+    with pytest.raises(StoryError, match=said): compare_runs(run, run)
 
 def test_histories_need_all_settings(run):
     with pytest.raises(StoryError, match='drawing.json: scheduler is missing'): exam.score(str(run), histories=2)
@@ -346,9 +346,9 @@ def test_the_report_decodes_as_the_score(tmp_path):
 def test_names_that_are_no_text(tmp_path, run, split):
     odd = Path(os.fsdecode(bytes(tmp_path) + b'/lat\xff'))
     run.rename(odd)
-    assert '<title>lat?</title>' in report(odd).read_text()
+    assert '<title>lat?</title>' in write_report(odd).read_text()
     shutil.copytree(odd, tmp_path/'b')
-    assert os.fsencode(report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
+    assert os.fsencode(write_report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
 
 def test_names_in_attributes_are_escaped():
     html = facts_html([dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='told place', value=1., n=3)])
@@ -360,13 +360,13 @@ def test_counted_in_words(tmp_path):
     draw(tmp_path/'drawn', split)
     assert repr(match_drawings(tmp_path, split)) == '1 frame of 1 story, 1 album; 1 set'
     got = scored(tmp_path, split)
-    page = report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
     assert 'drew 1 frame of 1 story' in page and '1 story, 1 album, 1 drawn frame' in page and '1 albums' not in str(got)
 
 def test_reports_of_nothing(tmp_path, run):
     for place in tmp_path/'nowhere', run/'drawing.json':
-        with pytest.raises(StoryError, match='no settings, log or drawings'): report(place)
-    assert report(run/'drawn') == run/'drawn/report.html'                    # a folder of drawings only
+        with pytest.raises(StoryError, match='no settings, log or drawings'): write_report(place)
+    assert write_report(run/'drawn') == run/'drawn/report.html'                    # a folder of drawings only
 
 
 # what drawing.json knows
@@ -389,11 +389,11 @@ def test_drawings_of_other_weights(run, split):
     line = f'the drawings were made with other weights than {run}/pipeline has now'
     model(run, 'old')
     know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', precision='float32', guidance=1., interval=[0, 1], reuse=1)
-    assert line not in scored(run, split)['trouble'] and line not in report(run).read_text()
+    assert line not in scored(run, split)['trouble'] and line not in write_report(run).read_text()
     exam.refuse_histories(run, exam.read_drawing(run))                      # nothing to refuse
     model(run, 'new')
-    assert line in report(run).read_text()
-    assert line in scored(run, split)['trouble'] and report(run).read_text().count(line) == 1
+    assert line in write_report(run).read_text()
+    assert line in scored(run, split)['trouble'] and write_report(run).read_text().count(line) == 1
     with pytest.raises(StoryError, match=re.escape(f'--histories draws again, but {line}; score without it')):
         exam.score(str(run), histories=2)
     assert not (run/'histories').exists()
@@ -439,4 +439,4 @@ def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     table = proof.score_rows(tmp_path, None, None)
     assert table['told frames']['trouble'] == ['told lacks a frame']
     assert 'note: told frames: told lacks a frame' in capsys.readouterr().out
-    assert proof.as_table(table).count('\n') == 1 + len(proof.ROWS)
+    assert proof.memory_table(table).count('\n') == 1 + len(proof.ROWS)

@@ -318,7 +318,7 @@ def test_a_billion_steps(finished, data, tmp_path):
     from arldm.optimise import each_rate                                    # without it a list of a billion is made
     s = resolve('tiny', side=16, batch=1, steps=10**9)
     file, net = StoryFile(data), begin.make_model(s, StoryFile(data), tmp_path)
-    records = training.train(net, StoryDataset(file['train'], net.vocab, 16, 32, train=True), s)
+    records = training.train_steps(net, StoryDataset(file['train'], net.vocab, 16, 32, train=True), s)
     assert next(records)['lr'] == next(each_rate(s))
     records.close()
 

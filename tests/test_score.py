@@ -10,8 +10,8 @@ from arldm.core import StoryError
 from arldm.files import load_json
 from arldm.features import Store, open_network
 from arldm.inception import Inception
-from arldm.score import score
-from arldm.compare import compare
+from arldm.score import evaluate
+from arldm.compare import compare_runs
 from painted import Small, draw, painting, row, stories, story_file
 from test_features import clip_folder
 from test_inception import published, regenerated
@@ -61,7 +61,7 @@ def test_fid64_to_the_letter(eyes, tmp_path, first):
     split = story_file(tmp_path, test=stories(1 + first, each=2, n=2, size=(90, 70)))['test']   # three pictures at least
     draw(tmp_path/'drawn', split, first, size=(80, 66))
     net = Narrow(eyes)
-    got = score(tmp_path, split, dict(inception=net), times=0, train=0)
+    got = evaluate(tmp_path, split, dict(inception=net), times=0, train=0)
     told = [p for s in split for p in s.pictures()[first - 1:]]
     drawn = [Image.open(p).convert('RGB') for s in split for p in sorted((tmp_path/'drawn'/s.id).glob('*.png'))]
     assert row(got, 'FID64')['value'] == pytest.approx(by_hand(net, told, drawn), rel=1e-4)
@@ -82,14 +82,14 @@ def split(tmp_path): return story_file(tmp_path, train=stories(4, start=50), tes
 def test_each_told_picture_once(tmp_path, split):
     "More stories about the same albums change FID64's weights, but not what an honest distance is of."
     draw(tmp_path/'run/drawn', split)
-    one = score(tmp_path/'run', split, dict(dinov2=Small()), times=0)
+    one = evaluate(tmp_path/'run', split, dict(dinov2=Small()), times=0)
     assert 'each once' in row(one, 'FD-DINOv2')['note'] and row(one, 'FD-DINOv2')['note'].startswith('24 told')
     assert [b['n'] for b in row(one, 'FD-DINOv2')['beside']] == [12, 12]
 
 def test_told_again_is_at_nought(tmp_path):
     split = story_file(tmp_path, test=stories(8, each=1))['test']
     draw(tmp_path/'drawn', split, size=(40, 32), picture=lambda i, k: split[i].pictures()[k-1])
-    got = score(tmp_path, split, dict(dinov2=Small()))
+    got = evaluate(tmp_path, split, dict(dinov2=Small()))
     assert row(got, 'FD-DINOv2')['value'] == pytest.approx(0, abs=1e-9)
     assert row(got, 'likeness to the told frame (dinov2)')['value'] == pytest.approx(1)
     assert row(got, 'neighbouring frames alike (dinov2)')['value'] is None or \
@@ -101,11 +101,11 @@ def test_several_sets(tmp_path, split):
     for j, name in enumerate(('drawn', 'drawn2', 'drawn3')):
         draw(tmp_path/'run'/name, split, picture=lambda i, k: painting(j*10**4 + i*10 + k))
         draw(tmp_path/f'one{j}/drawn', split, picture=lambda i, k: painting(j*10**4 + i*10 + k))
-    together = row(score(tmp_path/'run', split, times=20), 'FD-fields')
-    alone = [row(score(tmp_path/f'one{j}', split, times=20), 'FD-fields')['value'] for j in range(3)]
+    together = row(evaluate(tmp_path/'run', split, times=20), 'FD-fields')
+    alone = [row(evaluate(tmp_path/f'one{j}', split, times=20), 'FD-fields')['value'] for j in range(3)]
     assert together['value'] == pytest.approx(np.mean(alone)) and together['spread'] == pytest.approx(np.std(alone, ddof=1))
     (tmp_path/'run/drawn3'/split.ids[0]/'1.png').unlink()
-    out = score(tmp_path/'run', split, times=0)
+    out = evaluate(tmp_path/'run', split, times=0)
     assert out['seeds'] == 2 and any('drawn3, which is left out' in line for line in out['trouble'])
 
 def test_more_tellings_do_not_narrow_the_interval(tmp_path):
@@ -114,14 +114,14 @@ def test_more_tellings_do_not_narrow_the_interval(tmp_path):
     for each in (1, 4):
         split = story_file(tmp_path/str(each), test=stories(12, each=each))['test']
         draw(tmp_path/str(each)/'drawn', split, picture=lambda i, k: painting(i//each*10 + k))
-        r = row(score(tmp_path/str(each), split), 'likeness to the told frame (fields)')
+        r = row(evaluate(tmp_path/str(each), split), 'likeness to the told frame (fields)')
         width[each] = r['high'] - r['low']
     assert width[4] == pytest.approx(width[1], rel=.05)
 
 def test_clip_rows(tmp_path, split):
     net = open_network('clip', clip_folder(tmp_path/'clip'))
     draw(tmp_path/'run/drawn', split)
-    got = score(tmp_path/'run', split, dict(clip=net), times=10)
+    got = evaluate(tmp_path/'run', split, dict(clip=net), times=10)
     with torch.no_grad():
         def pic(p): return net(torch.tensor(np.asarray(p.resize((32, 32), Image.BICUBIC))).permute(2, 0, 1)[None])[0]
         scores, ranks = [], []
@@ -141,7 +141,7 @@ def test_clip_rows(tmp_path, split):
 
 def test_missing_networks_skip_their_rows(tmp_path, split):
     draw(tmp_path/'drawn', split)
-    got = score(tmp_path, split, dict(dinov2=StoryError('weights are elsewhere')), times=0)
+    got = evaluate(tmp_path, split, dict(dinov2=StoryError('weights are elsewhere')), times=0)
     empty = {r['name']: r['note'] for r in got['scores'] if r['value'] is None}
     assert empty['FD-DINOv2'] == 'not measured: weights are elsewhere' and 'no weights of inception' in empty['FID64']
     assert row(got, 'FD-fields')['value'] > 0 and not any(r.get('invalid') for r in got['scores'] if r['name'] in empty and
@@ -154,20 +154,20 @@ def test_features_that_are_no_numbers(tmp_path, split):
             x[0, 0] = math.nan
             return x
     draw(tmp_path/'drawn', split)
-    got = score(tmp_path, split, dict(dinov2=Bad()), times=0)
+    got = evaluate(tmp_path, split, dict(dinov2=Bad()), times=0)
     assert row(got, 'FD-DINOv2')['invalid'] and row(got, 'FD-DINOv2')['value'] is None
     assert 'not finite for' in row(got, 'FD-DINOv2')['note'] and row(got, 'FD-fields')['value'] > 0
 
 def test_few_pictures_say_what_they_do(tmp_path, split):
     draw(tmp_path/'drawn', split, keep=lambda i: i < 6)
-    note = row(score(tmp_path, split, times=0), 'FD-fields')['note']
+    note = row(evaluate(tmp_path, split, times=0), 'FD-fields')['note']
     assert 'pictures for 144 features' in note and 'reads high' in note
 
 def test_one_album_one_frame(tmp_path):
     "No floors, no pairs, no intervals; and no crash."
     split = story_file(tmp_path, test=stories(1, each=2, n=1))['test']
     draw(tmp_path/'drawn', split)
-    got = score(tmp_path, split)
+    got = evaluate(tmp_path, split)
     assert all(r.get('low') is None for r in got['scores']) and any('1 album only' in line for line in got['trouble'])
 
 def test_bad_folders(tmp_path, split):
@@ -179,32 +179,32 @@ def test_bad_folders(tmp_path, split):
     painting(0).save(tmp_path/'run/drawn/unheard/1.png')
     painting(0, (64, 64)).save(tmp_path/'run/drawn'/split.ids[2]/'1.png')
     (tmp_path/'run/drawn/a file').write_text('')
-    lines = '\n'.join(score(tmp_path/'run', split, times=0)['trouble'])
+    lines = '\n'.join(evaluate(tmp_path/'run', split, times=0)['trouble'])
     for said in ('12 of 16 stories', '1 drawn story is unknown', 'unheard', '1 drawn frame is more', '1 frame of a drawn',
                  'have 2 sizes'): assert said in lines
     for data in b'', (tmp_path/'run/drawn'/good/'1.png').read_bytes()[:90]:
         (tmp_path/'run/drawn'/good/'1.png').write_bytes(data)
         before = (tmp_path/'run/scores.json').read_bytes()
-        with pytest.raises(StoryError, match='1 of 11 drawings cannot be read') as e: score(tmp_path/'run', split, times=0)
+        with pytest.raises(StoryError, match='1 of 11 drawings cannot be read') as e: evaluate(tmp_path/'run', split, times=0)
         assert '\n' not in str(e.value) and (tmp_path/'run/scores.json').read_bytes() == before
 
 def test_an_empty_split(tmp_path):
     file = story_file(tmp_path, test=stories(1), val=[])
     draw(tmp_path/'drawn', file['test'])
-    with pytest.raises(StoryError, match='val holds no stories'): score(tmp_path, file['val'])
+    with pytest.raises(StoryError, match='val holds no stories'): evaluate(tmp_path, file['val'])
 
 def test_the_same_twice(tmp_path, split):
     draw(tmp_path/'drawn', split)
-    one, two = (score(tmp_path, split, store=Store(tmp_path/'rows.db')) for _ in range(2))
+    one, two = (evaluate(tmp_path, split, store=Store(tmp_path/'rows.db')) for _ in range(2))
     assert one == two == load_json(tmp_path/'scores.json')
-    assert all(r['verdict'].startswith('no difference') for r in compare(tmp_path, tmp_path))
+    assert all(r['verdict'].startswith('no difference') for r in compare_runs(tmp_path, tmp_path))
 
 def test_facts_and_characters(tmp_path):
     split = story_file(tmp_path, 'pororo', test=stories(6, each=1))['test']
     draw(tmp_path/'drawn', split, first=2)
     def facts(story, drawn): return {'carried place': [int(story.id[1]) < 3]*len(drawn), 'told size': [True]*len(drawn)}
     facts.chance = lambda: {'carried place': .25}
-    got = score(tmp_path, split, facts=facts, characters=lambda ps: [{'pororo'} for _ in ps])
+    got = evaluate(tmp_path, split, facts=facts, characters=lambda ps: [{'pororo'} for _ in ps])
     assert row(got, 'carried facts')['value'] == .5 and row(got, 'carried facts')['n'] == 12
     assert row(got, 'carried facts')['beside'] == [dict(what='chance', value=.25, n=12)]
     assert [f['k'] for f in got['frames'] if f['name'] == 'carried facts'] == [2, 3]

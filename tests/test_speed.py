@@ -15,8 +15,8 @@ from arldm import speed, steps
 from arldm.convert import convert
 from arldm.core import CORPORA, StoryError
 from arldm.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
-from arldm.measure import as_text, count_flops
-from arldm.photos import SIZES, WORDS, encoded, photo, write_corpus
+from arldm.measure import format_line, count_flops
+from arldm.photos import PHOTO_SIZES, PHOTO_WORDS, encoded, photo, write_corpus
 from arldm.settings import SETTINGS
 from arldm.speed import BENCHES, PlainStories, bench, on_device, reencode
 from arldm.story import StoryFile
@@ -27,13 +27,13 @@ MINI = Path(__file__).parents[2]/'shared/ssid-mini'
 def folder(tmp_path_factory):
     "A corpus of three albums, converted both ways."
     folder = tmp_path_factory.mktemp('speed')
-    raw = write_corpus(folder/'raw', 3, [(w//2, h//2) for w, h in SIZES])
+    raw = write_corpus(folder/'raw', 3, [(w//2, h//2) for w, h in PHOTO_SIZES])
     reencode(raw, folder/'plain.h5')
     convert('ssid', raw, folder/'ours.h5', quiet=True)
     return folder
 
 @pytest.fixture(scope='module')
-def vocab(folder): return Vocabulary(*word_tokenizers(WORDS, folder/'words'), CORPORA['ssid'].length)
+def vocab(folder): return Vocabulary(*word_tokenizers(PHOTO_WORDS, folder/'words'), CORPORA['ssid'].length)
 
 def decoded(path): return np.array(Image.open(path).convert('RGB'))
 
@@ -55,7 +55,7 @@ def bytes_per_pixel(pictures):
 def test_photos_compress_like_real_ones():
     rng = np.random.default_rng(0)
     real = bytes_per_pixel([Image.open(p).convert('RGB') for p in sorted((MINI/'SSID_Images').glob('*.jpg'))])
-    ours = bytes_per_pixel([photo(rng, size) for size in SIZES]).mean(0)
+    ours = bytes_per_pixel([photo(rng, size) for size in PHOTO_SIZES]).mean(0)
     assert (real.min(0) < ours).all() and (ours < real.max(0)).all()
     assert np.allclose(ours, real.mean(0), rtol=.15)
 
@@ -174,7 +174,7 @@ def test_tiny_training_bench(folder, steps_result):
     assert all(line['wanted'] == 1.8 and line['plain'] > 0 and line['ours'] > 0 for line in (speed, busy))
     assert arithmetic['ours'] < .8*arithmetic['plain']         # the only ratio that no machine changes
     assert 0 < share['ours'] < 100 and .1 < memory['ours'] < 2
-    assert max(len(as_text(line)) for line in steps_result['lines']) <= 120
+    assert max(len(format_line(line)) for line in steps_result['lines']) <= 120
     assert json.loads((folder/'steps.json').read_text())['what'] == 'train'
 
 
@@ -193,7 +193,7 @@ def test_tiny_bench_has_every_line(folder, result):
     assert {'date', 'cpu', 'cores', 'commit', 'versions', 'seconds'} <= result.keys()
 
 def test_lines_are_readable(result):
-    texts = [as_text(line) for line in result['lines']]
+    texts = [format_line(line) for line in result['lines']]
     assert [text.split('wanted: ')[1] for text in texts] == [
         'at least 20×', 'at least 10×', 'at least 1.5×', 'at least 3×', 'at most 300 MB']
     assert max(map(len, texts)) <= 110

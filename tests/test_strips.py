@@ -58,7 +58,7 @@ def test_right_to_left_as_raqm_has_it(monkeypatch):
     if not text.SHAPED: pytest.skip('Pillow was built without Raqm')
     turned = {'שלום עולם': 'םלוע םולש', 'הכוכב קופץ 12 פעמים': 'םימעפ 12 ץפוק בכוכה', 'abc שלום עולם def': 'abc םלוע םולש def',
               'שלום (abc)': '(abc) םולש'}                               # by hand, as Unicode's annex 9 orders them
-    assert {c: text.in_order(c) for c in turned} == turned
+    assert {c: text.visual_order(c) for c in turned} == turned
     one = [np.asarray(show.strips([blue()], [c], side=190).convert('L')) for c in turned]
     monkeypatch.setattr(text, 'SHAPED', False)
     two = [np.asarray(show.strips([blue()], [c], side=190).convert('L')) for c in turned]
@@ -80,7 +80,7 @@ def test_a_caption_has_one_direction(monkeypatch, caption, shaped):
     font = text._font(text.dejavu(), 11, True)
     monkeypatch.setattr(text, 'SHAPED', shaped)
     pen = text.Lettering([caption])
-    assert pen.wrap(caption, width) == lines and [text.in_order(line) for line in lines] == turned
+    assert pen.wrap(caption, width) == lines and [text.visual_order(line) for line in lines] == turned
     for line, said in zip(lines, turned):
         got, right = (Image.new('L', (width + 8, 24), 255) for _ in range(2))
         pen.draw(ImageDraw.Draw(got), (4, 16), line, 0, width)

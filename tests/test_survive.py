@@ -82,7 +82,7 @@ def test_two_processes_with_all_savings_equal_one(data, tmp_path):
     s, file = resolve(**HOW, batch=4, **how), StoryFile(data)
     net = make_model(s, file, tmp_path/'words').freeze(s.freeze)
     def stories(split, **how): return StoryDataset(file[split], net.vocab, s.side, net.memory_side, **how)
-    records = [*training.train(net, stories('train', train=True, crops=2), s, None, make_ema(net, s), stories('val'))]
+    records = [*training.train_steps(net, stories('train', train=True, crops=2), s, None, make_ema(net, s), stories('val'))]
     kept = read_log(tmp_path/'run/log.csv')
     for name in 'loss', 'lr', 'grad_norm', 'val_loss':
         assert [r[name] for r in kept] == pytest.approx([r[name] for r in records], rel=1e-5, nan_ok=True), name

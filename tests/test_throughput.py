@@ -11,10 +11,10 @@ from torch import nn
 
 from arldm import throughput
 from arldm.features import Store
-from arldm.measure import as_text
+from arldm.measure import format_line
 from arldm.pictures import decode
 from arldm.speed import bench
-from arldm.throughput import SIDE, Turns, bench_streaming, race, write_pictures
+from arldm.throughput import BENCH_SIDE, Turns, bench_streaming, stream_in_turns, write_pictures
 
 
 class Slow(nn.Module):
@@ -30,7 +30,7 @@ class File:
     "A picture of one colour that notes when it was read."
     def __init__(self, i, nap=0.):
         self.read, self.nap = [], nap
-        Image.new('RGB', (SIDE, SIDE), (i, 0, 0)).save(out := io.BytesIO(), 'PNG')
+        Image.new('RGB', (BENCH_SIDE, BENCH_SIDE), (i, 0, 0)).save(out := io.BytesIO(), 'PNG')
         self.data = out.getvalue()
     def read_bytes(self):
         self.read.append(time.perf_counter())
@@ -46,7 +46,7 @@ def test_pictures(tmp_path):
     "JPEG and PNG in turn, of one size; all bytes differ, the pixels repeat."
     files = write_pictures(tmp_path/'p', 12, 4)
     data = [f.read_bytes() for f in files]
-    assert len({*data}) == 12 and {decode(d).size for d in data} == {(SIDE, SIDE)}
+    assert len({*data}) == 12 and {decode(d).size for d in data} == {(BENCH_SIDE, BENCH_SIDE)}
     assert [Image.open(io.BytesIO(d)).format for d in data] == ['JPEG', 'PNG']*6
     assert [decode(d).tobytes() for d in data[:4]]*3 == [decode(d).tobytes() for d in data]
 
@@ -58,7 +58,7 @@ def raced():
     "A stream of 22 pictures in batches of 4, with a turn after every two."
     net, files = Slow(), [File(i) for i in range(22)]
     turns, start = Turns(net, ready(), 2), time.perf_counter()
-    rows = race(turns, files, Store())
+    rows = stream_in_turns(turns, files, Store())
     return turns, files, rows, time.perf_counter() - start
 
 def test_every_picture_and_second_is_counted(raced):
@@ -76,7 +76,7 @@ def test_making_keys_is_streaming(monkeypatch):
         return plain(*args, **how)
     monkeypatch.setattr(throughput, 'features_of', late)
     turns = Turns(Slow(0.), ready(), 1)
-    race(turns, files, Store())
+    stream_in_turns(turns, files, Store())
     assert turns.rounds[0]['streaming'][0] > .3 > turns.rounds[1]['streaming'][0]
 
 def test_a_network_that_fails_ends_the_stream():
@@ -85,7 +85,7 @@ def test_a_network_that_fails_ends_the_stream():
         def forward(self, x):
             if len(self.calls) == 3: raise RuntimeError('no more')
             return super().forward(x)
-    with pytest.raises(RuntimeError, match='no more'): race(Turns(Fails(0.), ready(), 2), [File(i) for i in range(80)], Store())
+    with pytest.raises(RuntimeError, match='no more'): stream_in_turns(Turns(Fails(0.), ready(), 2), [File(i) for i in range(80)], Store())
 
 
 # lines
@@ -93,7 +93,7 @@ def test_a_network_that_fails_ends_the_stream():
 def test_line(tmp_path, monkeypatch):
     "Sums for the rates; the middle round beside them, which a disturbance does not move."
     rounds = [dict(streamed=8, alone=4, streaming=[s, 0], looking=[l, 0]) for s, l in ((10, 4), (10, 4), (60, 4))]
-    monkeypatch.setattr(throughput, 'race', lambda turns, files, store: turns.rounds.extend(rounds))
+    monkeypatch.setattr(throughput, 'stream_in_turns', lambda turns, files, store: turns.rounds.extend(rounds))
     monkeypatch.setattr(throughput, 'network', lambda side: throughput.Inception())
     line, middle = bench_streaming(tmp_path, 4, 75, 2, 1)
     assert (line['plain'], line['ours']) == (1, .3) and line['gain'] == pytest.approx(.3)
@@ -102,5 +102,5 @@ def test_line(tmp_path, monkeypatch):
 def test_tiny_bench(tmp_path):
     result = bench('score', out=tmp_path/'score.json')
     assert [line['what'].split(',')[0] for line in result['lines']] == ['features of 48 pictures', 'the same', 'Fréchet distance']
-    assert all(line['ours'] > 0 for line in result['lines']) and max(len(as_text(x)) for x in result['lines']) <= 110
+    assert all(line['ours'] > 0 for line in result['lines']) and max(len(format_line(x)) for x in result['lines']) <= 110
     assert json.loads((tmp_path/'score.json').read_text())['what'] == 'score'

@@ -12,7 +12,7 @@ from arldm import begin as begins, toy, train as training
 from arldm.convert import convert
 from arldm.core import StoryError
 from arldm.dataset import StoryDataset, collate, to_memory, to_target
-from arldm.model import WEIGHTS
+from arldm.model import LOSS_WEIGHTS
 from arldm.config import SIZES, noise_schedule
 from arldm.model import ARLDM
 from arldm.optimise import averaged, decay_groups, make_ema, make_optimizer
@@ -42,7 +42,7 @@ def begin(data, tmp_path_factory):
 
 def run_through(net, stories, val, s, run=None, n=None, **how): # the records of `n` steps, and the EMA
     ema = make_ema(net, s)
-    records = training.train(net, stories, s, run, ema, val, **how)
+    records = training.train_steps(net, stories, s, run, ema, val, **how)
     out = [*islice(records, n)]
     records.close()
     return out, ema
@@ -60,7 +60,7 @@ def weighting_by_hand(name, snr, v):
     weight = snr.clamp(max=5) if name == 'min-snr' else snr/(.1 + snr)
     return weight/(snr + 1) if v else torch.where(snr > 0, weight/snr, 1.)
 
-@pytest.mark.parametrize('weighting', WEIGHTS)
+@pytest.mark.parametrize('weighting', LOSS_WEIGHTS)
 @pytest.mark.parametrize('prediction,zero', [('epsilon', False), ('v', False), ('v', True)])
 def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting):
     "Noisy latents, aim and weight, at all times from the first to the last."

@@ -8,7 +8,7 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm.core import StoryError, asset
 from arldm.dataset import Vocabulary, collate, word_tokenizers
-from arldm.plot import WORDS
+from arldm.plot import TOY_WORDS
 from arldm.toy import toy_story
 
 HERE = Path(__file__).parent/'parity/tokenizers'
@@ -33,7 +33,7 @@ def notes(vocab, captions):
 def test_the_toys_own_captions_give_no_note():
     vocab = toy()
     assert notes(vocab, [c for i in range(200) for t in range(2) for c in toy_story(i, telling=t).captions]) == []
-    assert notes(vocab, [c for i in range(50) for c in toy_story(i, hard=True).captions]) == [] and notes(vocab, WORDS) == []
+    assert notes(vocab, [c for i in range(50) for c in toy_story(i, hard=True).captions]) == [] and notes(vocab, TOY_WORDS) == []
 
 def test_unknown_words_are_named_once():
     vocab, told = toy(), ['Ada sees a huge dragon.', 'The dragon and a castle!', 'She jumps.']

@@ -10,8 +10,8 @@ from PIL import Image
 from arldm import toy
 from arldm.convert import convert
 from arldm.facts import action_in, chance, check_facts, compare_scenes, facts_told, guess, read
-from arldm.plot import NAMES, WORDS, describe, invent, tell
-from arldm.scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TIMES, Figure, Look, Scene, draw,
+from arldm.plot import PRONOUNS, TOY_WORDS, describe, invent, tell
+from arldm.scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, RADII, TIMES_OF_DAY, Figure, Look, Scene, draw_scene,
                          has_hard, is_hard, random_scene)
 from arldm.story import StoryFile
 
@@ -28,45 +28,45 @@ def stories(): return [invent(random.Random(i)) for i in range(400)]
 
 def test_every_figure_is_read_everywhere():
     "Each of the 576 figures, over the three columns and all 18 landscapes in turn."
-    lands, columns = list(product(PLACES, TIMES)), list(POSITIONS)
-    looks = [Look(*x) for x in product(COLOURS, SHAPES, SIZES, ACCESSORIES)]
+    lands, columns = list(product(PLACES, TIMES_OF_DAY)), list(POSITIONS)
+    looks = [Look(*x) for x in product(COLOURS, SHAPES, RADII, ACCESSORIES)]
     scenes = [Scene(*lands[i % 18], (Figure(look, columns[i//18 % 3], a),))
               for i, (look, a) in enumerate(product(looks, ACTIONS))]
-    assert read([draw(s) for s in scenes]) == scenes
+    assert read([draw_scene(s) for s in scenes]) == scenes
 
 def test_pairs_of_neighbours_are_read():
     rng = random.Random(2)
     scenes = [s for s in (random_scene(rng) for _ in range(600)) if len(s.figures) == 2]
-    assert len(scenes) > 200 and read([draw(s) for s in scenes]) == scenes
+    assert len(scenes) > 200 and read([draw_scene(s) for s in scenes]) == scenes
 
 def test_three_figures_and_nobody_are_read():
     "No story has them, a model may draw them."
     crowd = tuple(Figure(Look(c, sh, 'small', 'bow'), p) for c, sh, p in zip(COLOURS, SHAPES, POSITIONS))
-    for s in scene(), scene(*crowd): assert read([draw(s)]) == [s]
+    for s in scene(), scene(*crowd): assert read([draw_scene(s)]) == [s]
 
 def test_larger_greyer_and_noisy_pictures():
     rng = random.Random(4)
     scenes = [random_scene(rng) for _ in range(40)]
-    assert read([draw(s, 128) for s in scenes]) == scenes
-    assert read([np.asarray(draw(s, 256)) for s in scenes[:2]]) == scenes[:2]
-    rgba = [draw(s).convert('RGBA') for s in scenes]
+    assert read([draw_scene(s, 128) for s in scenes]) == scenes
+    assert read([np.asarray(draw_scene(s, 256)) for s in scenes[:2]]) == scenes[:2]
+    rgba = [draw_scene(s).convert('RGBA') for s in scenes]
     assert read(rgba) == scenes
     noise = np.random.default_rng(0).normal(0, 40, (40, 64, 64, 3))
-    assert read((np.stack([draw(s) for s in scenes]) + noise).clip(0, 255).astype(np.uint8)) == scenes
+    assert read((np.stack([draw_scene(s) for s in scenes]) + noise).clip(0, 255).astype(np.uint8)) == scenes
 
 def test_a_picture_alone_reads_as_among_others():
     rng = random.Random(5)
-    frames = [draw(random_scene(rng)) for _ in range(12)]
+    frames = [draw_scene(random_scene(rng)) for _ in range(12)]
     assert [read([f])[0] for f in frames] == read(frames)
 
 def test_all_pictures_differ():
     "No two scenes look alike: one fact changed changes pixels."
     s = scene(Figure(STAR, 'middle'))
-    others = [replace(s, place=p) for p in PLACES] + [replace(s, time=t) for t in TIMES]
+    others = [replace(s, place=p) for p in PLACES] + [replace(s, time=t) for t in TIMES_OF_DAY]
     others += [scene(Figure(replace(STAR, **{k: v}), 'middle')) for k, of in
-               dict(colour=COLOURS, shape=SHAPES, size=SIZES, accessory=ACCESSORIES).items() for v in of]
+               dict(colour=COLOURS, shape=SHAPES, size=RADII, accessory=ACCESSORIES).items() for v in of]
     others += [scene(Figure(STAR, p, a)) for p in POSITIONS for a in ACTIONS]
-    seen = {draw(x).tobytes() for x in others}
+    seen = {draw_scene(x).tobytes() for x in others}
     assert len(seen) == len({*others})
 
 
@@ -127,7 +127,7 @@ def test_the_same_story_in_many_words():
 def test_every_word_is_known(stories):
     said = [c for i, beats in enumerate(stories) for c in tell(beats, random.Random(i))]
     said += [describe(b.scene, random.Random(i)) for i, beats in enumerate(stories) for b in beats[:1]]
-    assert {*re.findall('[a-z]+', ' '.join(said).lower())} <= {*WORDS}
+    assert {*re.findall('[a-z]+', ' '.join(said).lower())} <= {*TOY_WORDS}
 
 
 # told and carried
