@@ -466,6 +466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.history': { 'arldm.history.HistoryEmbeddings': ('history.html#historyembeddings', 'arldm/history.py'),
                                'arldm.history.HistoryEmbeddings.__init__': ('history.html#historyembeddings.__init__', 'arldm/history.py'),
                                'arldm.history.HistoryEmbeddings.forward': ('history.html#historyembeddings.forward', 'arldm/history.py'),
+                               'arldm.history.HistoryEmbeddings.resize': ('history.html#historyembeddings.resize', 'arldm/history.py'),
                                'arldm.history.context_visible': ('history.html#context_visible', 'arldm/history.py'),
                                'arldm.history.drop_frames': ('history.html#drop_frames', 'arldm/history.py'),
                                'arldm.history.history_visible': ('history.html#history_visible', 'arldm/history.py'),

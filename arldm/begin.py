@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .core import CORPORA, StoryError, asset, counted, rank_and_world_size
+from .core import CORPORA, StoryError, asset, counted, rank_and_world_size, say
 from .files import load_json
 from .dataset import Vocabulary, word_tokenizers
 from .digest import data_digest, holds_stories
@@ -42,6 +42,11 @@ def make_model(
     """
     torch.manual_seed(s.seed)
     model = _model(s, file, folder)
+    n = model.history.config.n_slots
+    if s.n_slots and s.n_slots != n:
+        model.history.resize(s.n_slots)
+        if rank_and_world_size()[0] == 0:
+            say(f'{s.model} remembers {n} frames; {s.n_slots - n} time embeddings are new, and random to begin with')
     coarse = vae_factor(model.vae)*2**(len(model.unet.config.block_out_channels) - 1)   # pixels to the coarsest latent
     if s.side % coarse: raise StoryError(f'side must be a multiple of {coarse} for {s.model}, got {s.side}')
     model.unet.register_to_config(sample_size=s.side//vae_factor(model.vae))  # what drawing takes as the frame size
@@ -51,11 +56,12 @@ def make_model(
 
 # %% ../nbs/10b_begin.ipynb #55b722ce
 def _model(s, file, folder):
+    slots = dict(n_slots=s.n_slots) if s.n_slots else {}
     if s.model in SHIPPED: return ARLDM.load(asset(SHIPPED[s.model]))
     if s.model in SIZES:
         c, split = CORPORA[s.corpus], file['train']
         words = word_tokenizers([caption for i in range(len(split)) for caption in split.captions(i)], folder)
-        return ARLDM.create(s.model, Vocabulary(*words, c.length, c.names, s.original), s.side)
+        return ARLDM.create(s.model, Vocabulary(*words, c.length, c.names, s.original), s.side, **slots)
     if any((Path(s.model)/of/'memory_encoder').is_dir() for of in ('', 'pipeline')): return ARLDM.load(s.model)
     if Path(s.model).is_file():
         raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? port it first: '
@@ -63,7 +69,7 @@ def _model(s, file, folder):
     if not s.blip:
         raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a '
                          'pipeline or run; a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
-    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original)
+    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original, **slots)
 
 # %% ../nbs/10b_begin.ipynb #9554ee8e
 def check_place(path:Path):
@@ -99,7 +105,7 @@ def check_lengths(
             raise StoryError(f'{has}, of which {s.task} is given {TASKS[s.task]}; leave it out of the story file')
         if length > n_slots + 1:
             raise StoryError(f'{has}, more than the {n_slots + 1} of which the model remembers all but the last; leave '
-                             'it out of the story file')
+                             f'it out of the story file, or begin a new run with --n-slots {length}')
         if length != usual and s.batch > 1 and not alone:
             raise StoryError(f'{has}, others have {usual}; stories of several lengths train one by one: begin a new '
                              'run with --batch 1, or leave this one out of the story file')

@@ -9,6 +9,7 @@ __all__ = ['history_visible', 'context_visible', 'drop_frames', 'pack_visible', 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import StoryError
@@ -129,3 +130,28 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         slots = slots + self.type_embedding.weight[1] + self.time_embedding.weight[:N, None]  # (B, V, N, S, D)
         slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
         return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)
+
+# %% ../nbs/06_history.ipynb #f11b266d
+@patch
+def resize(self:HistoryEmbeddings,
+    n_slots:int,       # Slots that a story shall have, not fewer than now
+)->HistoryEmbeddings:  # The same object
+    """Make room for longer stories.
+
+    Args:
+        n_slots (int): Slots that a story shall have, not fewer than now
+
+    Returns:
+        HistoryEmbeddings: The same object
+    """
+    old = self.time_embedding.weight.detach()
+    if n_slots < len(old):
+        raise StoryError(f'the model has {len(old)} slots of history, got n_slots={n_slots}; slots can be added, not '
+                         'taken away')
+    new = nn.Embedding(n_slots, old.shape[1], device=old.device, dtype=old.dtype)
+    with torch.no_grad():
+        new.weight.mul_(old.std())
+        new.weight[:len(old)] = old
+    self.time_embedding = new
+    self.register_to_config(n_slots=n_slots)
+    return self

@@ -56,6 +56,7 @@ class Subject:
         bert (str, default ''): Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
         side (int, default 64): Frame height and width in pixels
         crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
+        n_slots (int, default 0): Frames of the longest story; 0 = as many as the model has slots for, 5 if new
         freeze (tuple, default ()): What is held fixed: none, seed, attention, history, or parts (clip,blip,words)
         original (bool, default False): Follow the original also where this book deliberately differs (chapter 9)
         guidance (float, default 2.0): Guidance scale of drawings; 1 = none
@@ -69,6 +70,7 @@ class Subject:
     bert: str = ''                  # Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
     side: int = 64                  # Frame height and width in pixels
     crops: int = 1                  # Squares per picture, their frozen features computed once; 0 = always new ones
+    n_slots: int = 0                # Frames of the longest story; 0 = as many as the model has slots for, 5 if new
     freeze: tuple = ()              # What is held fixed: none, seed, attention, history, or parts (clip,blip,words)
     original: bool = False          # Follow the original also where this book deliberately differs (chapter 9)
     guidance: float = 2.0           # Guidance scale of drawings; 1 = none
@@ -150,12 +152,12 @@ PRESETS = {
     'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
 
 # %% ../nbs/00a_settings.ipynb #315bed7a
-MOST = dict(side=8192, crops=1000)  # more would fill any memory before the first step
+MOST = dict(side=8192, crops=1000, n_slots=1000)  # more would fill any memory before the first step
 
 def _check_numbers(s):
     "A `StoryError` that names the first number that no run can have."
     at_least_one(steps=s.steps, batch=s.batch, side=s.side, save_every=s.save_every, accumulate=s.accumulate)
-    for k in ('crops', 'validate', 'warmup', 'lr', 'clip', 'weight_decay', 'offset_noise'):
+    for k in ('crops', 'n_slots', 'validate', 'warmup', 'lr', 'clip', 'weight_decay', 'offset_noise'):
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
     if not 0 <= s.ema < 1: raise StoryError(f'ema must be at least 0 and below 1, got {s.ema}')
     if not 0 <= s.drop <= 1: raise StoryError(f'drop is a chance between 0 and 1, got {s.drop}')
