@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .dataset import Vocabulary, pixels
 from .draw import StoryPipeline
-from .frames import Memory, squash
+from .frames import Memory, preprocess_frame
 from .model import ARLDM
 from .show import as_picture
 
@@ -69,13 +69,13 @@ def attention(
     model, to = pipe.model, dict(device=pipe.model.device, dtype=pipe.unet.dtype)
     story = [{k: v.to(to['device']) for k, v in model.vocab.encode([c]).items()} for c in captions[:k]]
     memory = Memory(model, opening=1)
-    for frame, tokens in zip(frames[:k-1], story): memory.add(squash([frame], model.memory_side).to(**to), tokens)
+    for frame, tokens in zip(frames[:k-1], story): memory.add(preprocess_frame([frame], model.memory_side).to(**to), tokens)
     context, visible = memory.see(story[-1])
     z = model.sample_latents(model.moments(pixels([frames[k-1]])))                       # (1, 4, h, w)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(**to)
     with listening(model) as ears:
         for t in torch.tensor(times, device=to['device']):
-            model.predict(model.noise.add_noise(z, noise, t[None]), t, context, visible)
+            model.predict(model.noise_scheduler.add_noise(z, noise, t[None]), t, context, visible)
     maps = [_as_map(x[0], z.shape[-1]) for ear in ears for x in ear.heard]                         # each (tokens, h, w)
     return torch.stack(maps).float().mean(0).cpu().unflatten(0, (-1, len(story[-1]['caption_ids'][0])))
 

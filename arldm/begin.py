@@ -50,7 +50,7 @@ def make_model(
     coarse = vae_factor(model.vae)*2**(len(model.unet.config.block_out_channels) - 1)   # pixels to the coarsest latent
     if s.side % coarse: raise StoryError(f'side must be a multiple of {coarse} for {s.model}, got {s.side}')
     model.unet.register_to_config(sample_size=s.side//vae_factor(model.vae))  # what drawing takes as the frame size
-    if model.noise.config.prediction_type == 'v_prediction' and s.prediction != 'v':
+    if model.noise_scheduler.config.prediction_type == 'v_prediction' and s.prediction != 'v':
         raise StoryError(f"{s.model} was trained to guess v; go on with prediction='v'")
     return model
 

@@ -20,15 +20,15 @@ from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 from .core import StoryError, at_home, first_line, one_of
-from .dataset import Vocabulary, pixels, square, to_memory
+from .dataset import Vocabulary, pixels, center_crop, to_memory
 from .denoise import make_scheduler
 from .encoders import MemoryEncoder
-from .frames import Memory, draw_frames, noises, squash
+from .frames import Memory, draw_frames, initial_noise, preprocess_frame
 from .history import HistoryEmbeddings
 from .manifest import recover_folder
 from .config import PARTS, check_kind, check_whole, noise_like, vae_factor
 from .model import ARLDM
-from .plan import as_given, chances, check_latents, check_sampling, enough_memory, make_plan, make_plans
+from .plan import as_given, story_generators, check_latents, check_sampling, enough_memory, make_plan, make_plans
 from .show import as_picture, sheet, strips
 
 # %% ../nbs/12_draw.ipynb #c9755c17
@@ -78,7 +78,7 @@ class StoryPipeline(DiffusionPipeline):
         """
         return cls(**{n: getattr(model, n) for n in PARTS}, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer,
-                   scheduler=make_scheduler(scheduler, model.noise.config))
+                   scheduler=make_scheduler(scheduler, model.noise_scheduler.config))
 
 # %% ../nbs/12_draw.ipynb #18988c4f
 @patch(cls_method=True)
@@ -111,7 +111,7 @@ def model(self:StoryPipeline) -> ARLDM:
     if self._made[0] is None or any(a is not b for a, b in zip(self._made[0], parts)):
         vocab = Vocabulary(*parts[-2:], self.text_encoder.config.max_position_embeddings)
         self._made = parts, ARLDM(*parts[:-2], vocab=vocab).eval()
-    self._made[1].noise = noise_like(self.scheduler.config)
+    self._made[1].noise_scheduler = noise_like(self.scheduler.config)
     return self._made[1]
 
 @patch(as_prop=True)
@@ -143,7 +143,7 @@ def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_ste
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
     def seen(k, pictures):
-        return to_memory(pixels([square(p, side) for p in pictures])) if k in photos else squash(pictures, side)
+        return to_memory(pixels([center_crop(p, side) for p in pictures])) if k in photos else preprocess_frame(pictures, side)
     def tokens(captions):
         self.model.vocab.note_unknown(captions)
         return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(captions)).items()}
@@ -202,7 +202,7 @@ def __call__(self:StoryPipeline,
     way = check_sampling(self.scheduler, num_inference_steps, guidance_scale, **way)
     plans, bad = make_plans(captions, given, redraw)
     self.model.vocab.note_unknown([c for p in plans.values() for c in p.captions])
-    chance = chances(len(plans) + len(bad), seed, generator)
+    chance = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
     drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end, heard)
     out = _output(plans, bad, drawn, convert)
@@ -224,7 +224,7 @@ def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, 
             told = zip(*[p.captions[:max(p.todo) + 1] for p in some])
             known = {k: [p.known[k] for p in some] for k in some[0].known}
             if latents is not None: noise = torch.stack([latents[i] for i in rows], 1)
-            else: noise = _of_frames(noises(mine, shape), some[0].todo)
+            else: noise = _of_frames(initial_noise(mine, shape), some[0].todo)
             with enough_memory(len(rows)):
                 photos, opening = ((), 1) if some[0].redraw else (known, None)
                 for z, f in self._draw(told, known, photos, noise, way, mine, on_step, opening):
@@ -243,7 +243,7 @@ def _output(plans, bad, drawn, convert):
             for of_all in frames, stories, captions: of_all.append([])
             continue
         p, (z, f) = plans[i], zip(*drawn[i])
-        whole = {k: x if p.redraw else square(x, min(x.size)) for k, x in p.given.items()}
+        whole = {k: x if p.redraw else center_crop(x, min(x.size)) for k, x in p.given.items()}
         whole |= zip(p.todo, map(as_picture, f))
         frames.append(convert(z, f)), captions.append(p.captions), stories.append([whole[k] for k in sorted(whole)])
     return StoryOutput(frames, stories, captions, bad)
@@ -271,7 +271,7 @@ def stream(self:StoryPipeline,
         drawn (list, default ()): Frames after the given ones that were drawn before, to go on from
         **way: `num_inference_steps`, `guidance_scale`, …
     """
-    shape, chance = self._latent_shape(height, width), chances(1, seed)
+    shape, chance = self._latent_shape(height, width), story_generators(1, seed)
     way = check_sampling(self.scheduler, **way)
     given, n = [as_given(p) for p in (given if isinstance(given, (list, tuple)) else [given])], 0
     past, opening = len(given) + len(drawn), max(1, len(given))
@@ -282,7 +282,7 @@ def stream(self:StoryPipeline,
     known = {i: [given[k] if k < len(given) else as_given(drawn[k - len(given)])] for i, k in enumerate(held)}
     photos = [i for i, k in enumerate(held) if k < len(given)]
     told = chain([before[k] for k in held], told)
-    noise = islice(noises(chance, shape), past, None)
+    noise = islice(initial_noise(chance, shape), past, None)
     with enough_memory(1):
         frames = self._draw(told, known, photos, noise, way, chance, opening=opening)
         for n, (_, frame) in enumerate(frames, 1): yield as_picture(frame[0])

@@ -24,7 +24,7 @@ from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .core import StoryError, first_line, one_of, pick_device
-from .dataset import pixels, square
+from .dataset import pixels, center_crop
 from .inception import Inception, load_inception
 from .pictures import decode, to_png, upright
 from .store import Store
@@ -147,7 +147,7 @@ def same_cut(
     Returns:
         Image.Image: (wanted, wanted) RGB
     """
-    return square(upright(picture), side).resize((wanted, wanted), Image.BICUBIC)
+    return center_crop(upright(picture), side).resize((wanted, wanted), Image.BICUBIC)
 
 # %% ../nbs/12e_features.ipynb #3bc75414
 def fingerprint(net:nn.Module) -> str:

@@ -19,10 +19,10 @@ from .files import whole_folder
 from .bootstrap import Estimate, as_span, format_value, estimate, mean_of, resample
 from .draw import StoryPipeline
 from .drawings import Drawings, match_drawings
-from .frames import noises
+from .frames import initial_noise
 from .gallery import is_drawn
 from .kept import claim_folder, drawing_provenance
-from .plan import chances
+from .plan import story_generators
 from .raw import plain_name
 from .score import read_facts
 from .story import StorySplit
@@ -73,7 +73,7 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
 
 def _draw(pipe, stories, asked, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in asked], {i: [] for i in asked}
-    noise = noises(chances(len(asked), seeds), pipe._latent_shape(how.get('height'), how.get('width')))
+    noise = initial_noise(story_generators(len(asked), seeds), pipe._latent_shape(how.get('height'), how.get('width')))
     for k, z in zip(range(len(stories.rows(next(iter(asked))))), noise):
         past = [] if none else remembered(k, pipe.history.config.n_slots)
         captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in asked.items()]

@@ -40,9 +40,9 @@ class ARLDM(nn.Module):
         super().__init__()
         self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
         self.memory_encoder, self.history, self.vocab = memory_encoder, history, vocab
-        self.noise = noise_schedule()
+        self.noise_scheduler = noise_schedule()
         self.vae.requires_grad_(False)
-        self.still = [self.vae]  # parts that never enter training mode; chapter 8b says more
+        self.frozen_modules = [self.vae]  # parts that never enter training mode; chapter 8b says more
 
     @property
     def device(self): # the CPU where parts wait to be fetched (`enable_sequential_cpu_offload`)
@@ -164,7 +164,7 @@ def predict(self:ARLDM,
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens); True = may attend
 )->Tensor:           # (n, 4, h, w)
-    """The UNet's guess of the noise, or of v where `noise` says so.
+    """The UNet's guess of the noise, or of v where `noise_scheduler` says so.
 
     Args:
         noisy (Tensor): (n, 4, h, w)
@@ -206,7 +206,7 @@ def load(cls:ARLDM,
     check_whole(folder, parts)
     vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)
     model = cls(**parts, vocab=vocab).eval()
-    if (how := folder/'scheduler'/'scheduler_config.json').is_file(): model.noise = noise_like(load_json(how))
+    if (how := folder/'scheduler'/'scheduler_config.json').is_file(): model.noise_scheduler = noise_like(load_json(how))
     return model
 
 # %% ../nbs/08a_loss.ipynb #78a2507b
@@ -273,13 +273,13 @@ def frame_losses(self:ARLDM,
         Tensor: (n,) one loss per frame
     """
     if pack: context, visible = pack_visible(context, visible)
-    noisy = self.noise.add_noise(z, noise, t)
+    noisy = self.noise_scheduler.add_noise(z, noise, t)
     if noisy.device.type == 'cpu' and torch.is_grad_enabled(): noisy.requires_grad_()  # against a trap: chapter 8b
-    v = self.noise.config.prediction_type == 'v_prediction'
-    aim = self.noise.get_velocity(z, noise, t) if v else noise
+    v = self.noise_scheduler.config.prediction_type == 'v_prediction'
+    aim = self.noise_scheduler.get_velocity(z, noise, t) if v else noise
     guess = self.predict(noisy, t, context, visible)
     loss = F.mse_loss(guess.float(), aim.float(), reduction='none').mean((1, 2, 3))
-    a = self.noise.alphas_cumprod.to(t.device)[t]
+    a = self.noise_scheduler.alphas_cumprod.to(t.device)[t]
     weight = LOSS_WEIGHTS[weighting](a/(1 - a))
     return loss*(weight*a if v and weighting != 'none' else weight)
 
@@ -310,7 +310,7 @@ def chances(self:ARLDM,
     Returns:
         tuple: Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
     """
-    T = self.noise.config.num_train_timesteps
+    T = self.noise_scheduler.config.num_train_timesteps
     def randn(*shape): return torch.randn(V, channels//2, *shape, generator=generator)
     sample, noise = randn(h, w), randn(h, w)
     t = (T*torch.rand(V, generator=generator)**(1/noise_bias)).long().clamp(max=T-1)
@@ -382,7 +382,7 @@ def freeze(self:ARLDM,
         p.requires_grad_(keeps and not name.startswith('vae.'))
     named = [m for part, m in (('clip', self.text_encoder), ('blip', self.memory_encoder)) if part in parts]
     def trains(m): return any(p.requires_grad for p in m.parameters())
-    self.still = named + [m for m in self.modules() if next(m.parameters(), None) is not None and not trains(m)]
+    self.frozen_modules = named + [m for m in self.modules() if next(m.parameters(), None) is not None and not trains(m)]
     return self.train(self.training)
 
 # %% ../nbs/08b_freeze.ipynb #6370eba9
@@ -392,7 +392,7 @@ def train(self:ARLDM,
 )->ARLDM:
     "Training mode for what trains; frozen parts stay in evaluation mode."
     nn.Module.train(self, mode)
-    for part in self.still: part.eval()
+    for part in self.frozen_modules: part.eval()
     return self
 
 def count_trained(model:nn.Module) -> int: # Numbers that training may change

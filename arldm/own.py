@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .pictures import read_picture
 from .core import StoryError, counted, printable, rank_and_world_size
-from .dataset import square
+from .dataset import center_crop
 from .files import atomic_path, lock_folder, save_json
 from .folder import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story,
                         whole_frames)
@@ -75,7 +75,7 @@ def _draw_all(story, pipe, todo):
     files = {name: made['files'][name] for name in kept}
     for k in range(len(kept), len(story.given)):
         picture = story.given[k]
-        _keep(story, files, k, square(picture, min(picture.size)))
+        _keep(story, files, k, center_crop(picture, min(picture.size)))
     way = next(frame for frame in story.frames if 'given' not in frame)
     drawn = Frames(story.part, len(story.given) + 1, todo[0]) if todo else []
     frames = pipe.stream(story.captions, story.given, way['seed'], drawn=drawn, **asked(way)) if todo else []

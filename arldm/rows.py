@@ -25,7 +25,7 @@ from .kept import toy_file
 from .measure import matrix_rate
 from .pace import (BATCHES, BENCH_STEPS, drawing_cost, drawing_flops, drawing_rows, part_seconds, prepared, tidy)
 from .settings import resolve
-from .steps import Track, training_cost, training_rows
+from .steps import TrainingBench, training_cost, training_rows
 from .story import StoryFile
 from .train import train_steps
 
@@ -148,7 +148,7 @@ class Bench:
         self.folder, self.size, self.ready = Path(folder), size, (None, None)
 
     @cached_property
-    def track(self): return Track(self.folder, self.size)
+    def track(self): return TrainingBench(self.folder, self.size)
 
     def easel(self, kind, how): # the pipeline of a kind; only one at a time is on the device
         if self.ready[0] != (kind, how):

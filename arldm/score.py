@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from .coherence import (by_frame, centred, character_scores, characters_seen, likeness, names_in, nearest,
+from .coherence import (by_frame, centred, character_scores, characters_seen, similarity, names_in, nearest,
     own_told, pairs, together, unusual)
 from .core import CORPORA, StoryError, machine
 from .files import save_json
@@ -42,7 +42,7 @@ def together_rows(t:Table, drawn:list, told:np.ndarray, on:str): # centred rows 
     for how, name in (('adjacent', 'neighbouring frames alike'), ('all', 'frames of a story alike')):
         p = pairs(d.story, d.k, how)
         if t.few('story', name + on, len(p), 'pairs of frames of a story'): continue
-        real, _ = t.measure([mean_of(likeness(told, p), d.album[p[:, 0]])])
+        real, _ = t.measure([mean_of(similarity(told, p), d.album[p[:, 0]])])
         low = real.interval[0]
         if real.value < ALIKE if math.isnan(low) else low <= 0:
             t.empty('story', [name + on], f'not measured: told frames of a story are alike by {format_value(real.value)} '
@@ -79,8 +79,8 @@ def story_rows(t:Table, s:Seen) -> list: # likeness of each frame to its told on
     repeated = 'frames repeated' + on
     if len(adjacent) < UNUSUAL: t.empty('story', [repeated], _too_usual(len(adjacent), 'pairs of neighbouring frames'))
     else:
-        real, of = likeness(told, adjacent), d.album[adjacent[:, 0]]
-        often = [mean_of(unusual(likeness(x, adjacent), real), of) for x in drawn]
+        real, of = similarity(told, adjacent), d.album[adjacent[:, 0]]
+        often = [mean_of(unusual(similarity(x, adjacent), real), of) for x in drawn]
         t.add('story', repeated, often, None, unit='%', n=len(adjacent),
               beside=[('told frames', float(unusual(real, real).mean()), len(adjacent))],
               note='neighbours more alike than 99 of 100 told neighbours', within=SHARE)

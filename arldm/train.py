@@ -198,7 +198,7 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 def _prepared(acc, model, s): # the model as the loop calls it, and its optimiser
-    model.noise = noise_schedule(s.prediction, s.zero_snr)
+    model.noise_scheduler = noise_schedule(s.prediction, s.zero_snr)
     checkpoint_blocks(model, s.checkpointing)
     return acc.prepare(model, make_optimizer(model, s))
 

@@ -91,7 +91,7 @@ def training(name): # a recorded batch, and ours from encoders to gradients
     (r, memory, given, tokens), net = stories(f'train_{name}'), model()
     z, noise, t, dropped = r['latents'], r['noise'], r['timesteps'], r['classifier_free_idx'].view(2, -1)
     context, visible = net.condition(tokens, memory, given, dropped)
-    loss, noisy = net.frame_losses(z, noise, t, context, visible).mean(), net.noise.add_noise(z, noise, t)
+    loss, noisy = net.frame_losses(z, noise, t, context, visible).mean(), net.noise_scheduler.add_noise(z, noise, t)
     trained = [old for old in names() if not old.startswith('vae.')]
     found = torch.autograd.grad(loss, [net.get_parameter(names()[old]) for old in trained], materialize_grads=True)
     found = dict(zip(trained, found))

@@ -1,7 +1,7 @@
 "Is it a story? Each figure against a plain count, a trusted library, or a case whose answer is known."
 import numpy as np, pytest, torch
 
-from arldm.coherence import (by_frame, centred, character_scores, characters_seen, likeness, names_in, nearest, own_rank,
+from arldm.coherence import (by_frame, centred, character_scores, characters_seen, similarity, names_in, nearest, own_rank,
     own_told, pairs, rank_chance, text_score, together, unusual)
 from arldm.core import StoryError
 

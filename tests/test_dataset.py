@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm.core import StoryError
-from arldm.dataset import StoryDataset, Vocabulary, collate, square, to_memory, to_target, word_tokenizers
+from arldm.dataset import StoryDataset, Vocabulary, collate, center_crop, to_memory, to_target, word_tokenizers
 from arldm.story import Story, StoryFile, to_png, write_stories
 
 HERE = Path(__file__).parent/'parity'
@@ -150,7 +150,7 @@ def test_pictures_are_scaled_cut_and_squashed(file, parity):
         want = picture.resize((w, h), Image.BILINEAR).crop((x, y, x + 32, y + 32))
         assert (item['frames'][k].permute(1, 2, 0).numpy() == np.array(want)).all()
         assert (item['memory'][k].permute(1, 2, 0).numpy() == np.array(want.resize((48, 48), Image.BILINEAR))).all()
-    for at in (0, 0), (1, 1): assert square(picture, 32, at).size == (32, 32)
+    for at in (0, 0), (1, 1): assert center_crop(picture, 32, at).size == (32, 32)
 
 @pytest.mark.parametrize('workers', [0, 1, 2])
 def test_chance_does_not_depend_on_workers_or_order(file, parity, workers):

@@ -597,7 +597,7 @@ class OnPaper:
     ids=str)
 def test_graphs_on_paper(tiny, how, monkeypatch):
     want = latents(tiny, A[:1], num_inference_steps=4, **how)
-    monkeypatch.setattr(denoise, 'Recorded', OnPaper)
+    monkeypatch.setattr(denoise, 'GraphCallable', OnPaper)
     monkeypatch.setattr(tiny, '_graphs', True)
     assert relative(latents(tiny, A[:1], num_inference_steps=4, **how), want) < 1e-4
 

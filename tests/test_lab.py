@@ -69,7 +69,7 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, batch=2))
     for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
-    assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise.config.prediction_type == 'v_prediction'
+    assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
     for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}

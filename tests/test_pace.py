@@ -18,15 +18,15 @@ def track(tmp_path_factory): return pace.Track(tmp_path_factory.mktemp('pace'), 
 def easel(track, monkeypatch):
     "With stories of two frames."
     short(monkeypatch)
-    return pace.Easel(track)
+    return pace.DrawingBench(track)
 
 def short(monkeypatch):
     "Every easel has two stories of two frames from now on."
-    begin = pace.Easel.__init__
+    begin = pace.DrawingBench.__init__
     def init(self, *args):
         begin(self, *args)
         self.captions, self.opening = [captions[:2] for captions in self.captions[:2]], self.opening[:1]
-    monkeypatch.setattr(pace.Easel, '__init__', init)
+    monkeypatch.setattr(pace.DrawingBench, '__init__', init)
 
 def in_words(line): return format_line(line).split('   wanted: ')
 
@@ -36,7 +36,7 @@ def in_words(line): return format_line(line).split('   wanted: ')
 @pytest.mark.parametrize('batch', [1, 9])
 def test_easel_draws(track, batch):
     "So many stories, of the side of the size; more stories than there are begin again."
-    easel = pace.Easel(track)
+    easel = pace.DrawingBench(track)
     drawn = easel.draw('dpm++', 1, batch)
     assert [len(frames) for frames in drawn.frames] == [5]*batch and drawn.frames[0][0].size == (32, 32)
     assert len(easel.captions) == 8 and drawn.captions[-1] == easel.captions[(batch - 1) % 8]
@@ -85,7 +85,7 @@ def test_bfloat16_where_there_are_units(track, easel, monkeypatch):
     "Ours in bfloat16 against the plain way's CPU time in float32."
     monkeypatch.setattr(pace, 'bfloat16_units', lambda: True)
     monkeypatch.setattr(pace, 'take_turns', lambda rounds, **jobs: {name: [job()] for name, job in jobs.items()})
-    easel = pace.Easel(track, track.new_model())
+    easel = pace.DrawingBench(track, track.new_model())
     a, b = pace.in_bfloat16(easel, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9, unit='s') for n in ('a', 'b')])
     assert (a['what'], b['what']) == ('a, bfloat16', 'b, bfloat16') and easel.pipe.unet.dtype == torch.bfloat16
     assert a['part'] == a['ours']/1e9 > 0 and in_words(a)[1] == 'at most 0.45×'
@@ -117,7 +117,7 @@ def test_no_memory_is_a_note(easel, monkeypatch):
     "What does not fit says so, whoever notices; any other error is one."
     def failing(error):
         def draw(*args, **how): raise error
-        monkeypatch.setattr(pace.Easel, 'draw', draw)
+        monkeypatch.setattr(pace.DrawingBench, 'draw', draw)
     failing(torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB'))
     assert pace.drawing_cost(easel, 1, 'pndm', 2) == dict(note='out of memory')
     failing(StoryError('out of memory with 2 stories at once; try 1'))
@@ -134,7 +134,7 @@ def test_flops_of_the_rows(track, monkeypatch):
     "The arithmetic that a share is taken of is that of the settings that were timed."
     short(monkeypatch)
     flops = pace.drawing_flops(track)
-    easel = pace.Easel(track)
+    easel = pace.DrawingBench(track)
     easel.draw('pndm', 1)                                                        # knows its null condition from now on
     assert flops['ours']['pndm 5'] == count_flops(lambda: easel.draw('pndm', 5))
     assert flops['plain']['dpm++ 2'] == count_flops(lambda: easel.draw('dpm++', 2, plain=True))

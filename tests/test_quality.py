@@ -4,7 +4,7 @@ import pytest
 from arldm import quality
 from arldm.core import StoryError, asset
 from arldm.draw import StoryPipeline
-from arldm.quality import QualityEstimate, Exam, Way, estimates, measure, fresh_stories
+from arldm.quality import QualityEstimate, QualityBench, Way, estimates, measure, fresh_stories
 from arldm.features import LatentFeatures
 
 WAYS = [Way(steps=2), Way('ddim', 3, 1.), Way(steps=2, interval=(0, .5))]
@@ -17,7 +17,7 @@ def pipe():
 
 @pytest.fixture(scope='module')
 def exam(pipe, tmp_path_factory):
-    return Exam(fresh_stories(tmp_path_factory.mktemp('stories'), 2)[:2], LatentFeatures(pipe.vae))
+    return QualityBench(fresh_stories(tmp_path_factory.mktemp('stories'), 2)[:2], LatentFeatures(pipe.vae))
 
 def told(rows): return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
@@ -53,7 +53,7 @@ def test_of_others(pipe, exam, tmp_path):
     list(measure(pipe, exam, WAYS[:1], tmp_path))
     with pytest.raises(StoryError, match='other stories, weights or noise'):
         list(measure(pipe, exam, WAYS[:1], tmp_path, seed=1))
-    less = Exam(exam.stories[:1], exam.net)
+    less = QualityBench(exam.stories[:1], exam.net)
     with pytest.raises(StoryError, match='other stories, weights or noise'):
         list(measure(pipe, less, WAYS[:1], tmp_path))
 
@@ -62,7 +62,7 @@ def test_scheduler_stays(pipe, exam, rows): assert type(pipe.scheduler).__name__
 def test_lengths(exam):
     class Short:
         def __len__(self): return 3
-    with pytest.raises(StoryError, match='one length'): Exam([exam.stories[0], Short()], exam.net)
+    with pytest.raises(StoryError, match='one length'): QualityBench([exam.stories[0], Short()], exam.net)
 
 def test_paired(exam, rows):
     "A way does not differ from itself, whatever the doubt of each."

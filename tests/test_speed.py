@@ -105,7 +105,7 @@ def test_plain_loader_gives_the_same_pixels(folder, vocab, side, memory_side):
 # training steps
 
 @pytest.fixture(scope='module')
-def track(tmp_path_factory): return steps.Track(tmp_path_factory.mktemp('steps'), 'tiny')
+def track(tmp_path_factory): return steps.TrainingBench(tmp_path_factory.mktemp('steps'), 'tiny')
 
 def test_rivals_train_on_the_same_stories(track):
     "Plain and ours differ in what is computed, not in which stories come and what is asked of them."

@@ -67,7 +67,7 @@ def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting):
     net, g, t = begin()[0], torch.Generator().manual_seed(0), torch.tensor([0, 1, 250, 500, 750, 998, 999])
     z, noise, guess = (torch.randn(7, 4, 2, 2, generator=g) for _ in range(3))
     trusted = DDPMScheduler(1000, .00085, .012, 'scaled_linear', rescale_betas_zero_snr=zero)
-    net.noise, seen = noise_schedule(prediction, zero), []
+    net.noise_scheduler, seen = noise_schedule(prediction, zero), []
     net.predict = lambda noisy, *_: seen.append(noisy) or guess
     context, visible = torch.zeros(7, 3, 32), torch.ones(7, 3, dtype=torch.bool)
     found = net.frame_losses(z, noise, t, context, visible, weighting)
