@@ -69,7 +69,8 @@ def attention(
     model, to = pipe.model, dict(device=pipe.model.device, dtype=pipe.unet.dtype)
     story = [{k: v.to(to['device']) for k, v in model.vocab.encode([c]).items()} for c in captions[:k]]
     memory = Memory(model, opening=1)
-    for frame, tokens in zip(frames[:k-1], story): memory.add(preprocess_frame([frame], model.memory_side).to(**to), tokens)
+    for frame, tokens in zip(frames[:k-1], story):
+        memory.add(preprocess_frame([frame], model.memory_side).to(**to), tokens)
     context, visible = memory.see(story[-1])
     z = model.sample_latents(model.moments(pixels([frames[k-1]])))                       # (1, 4, h, w)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(**to)

@@ -113,7 +113,8 @@ def check_lengths(
 # %% ../nbs/10b_begin.ipynb #6bb1f8ea
 _LATER = 'preset', 'steps', 'save_every', 'accumulate', 'checkpointing', 'pack', 'guidance'  # a resumed run may change
 _PATHS = 'model', 'blip', 'bert'                                                 # settings that may be paths
-_RUN = {**SETTINGS_SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': str, 'stories?': str, 'processes?': int,
+_RUN = {**SETTINGS_SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': str, 'stories?': str,
+        'processes?': int,
         **{f'{k}_path{how}?': str for k in _PATHS for how in ('', '_relative')}}
 _WRITTEN = 'log.csv', 'checkpoints', 'pipeline', 'strips', 'tensorboard'         # into a run folder
 

@@ -176,7 +176,8 @@ def _asking(model, told, untold, reuse, plain, graphs): # -> yields `ask(x, t, g
             turned = guided != now.guided
             if turned:
                 announce(contexts[guided][0])
-                now.guided, now.predict = guided, GraphCallable(model.predict) if graphs and reuse == 1 else model.predict
+                now.guided = guided
+                now.predict = GraphCallable(model.predict) if graphs and reuse == 1 else model.predict
             renew(turned or now.calls % reuse == 0)
             now.calls += 1
             x = x.to(contexts[guided][0].dtype)

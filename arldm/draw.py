@@ -143,7 +143,8 @@ def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_ste
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
     def seen(k, pictures):
-        return to_memory(pixels([center_crop(p, side) for p in pictures])) if k in photos else preprocess_frame(pictures, side)
+        if k in photos: return to_memory(pixels([center_crop(p, side) for p in pictures]))
+        return preprocess_frame(pictures, side)
     def tokens(captions):
         self.model.vocab.note_unknown(captions)
         return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(captions)).items()}

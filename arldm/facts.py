@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from .plot import invent, tell
-from .scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, TOY_SIDE, RADII, TIMES_OF_DAY, Figure, Look,
+from .scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, TOY_SIDE, RADII, TIMES_OF_DAY,
+                         Figure, Look,
                          Scene, cutout, figures_in_order, landscape, two_looks)
 
 # %% ../nbs/04b_facts.ipynb #a97b4992

@@ -94,7 +94,7 @@ class Clip(nn.Module):
         return F.normalize(self.model.text_projection(read).float(), dim=-1)
 
 # %% ../nbs/12e_features.ipynb #c78be5c0
-WEIGHT_VARIABLES = dict(inception='ARLDM_INCEPTION', dinov2='ARLDM_DINOV2', clip='ARLDM_CLIP') # variables that may name them
+WEIGHT_VARIABLES = dict(inception='ARLDM_INCEPTION', dinov2='ARLDM_DINOV2', clip='ARLDM_CLIP') # may name them
 _SUCH = dict(dinov2='facebook/dinov2-large', clip='openai/clip-vit-large-patch14-336')
 
 def open_network(
@@ -111,7 +111,8 @@ def open_network(
     where = where or os.environ.get(WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)])
     if name == 'inception': return load_inception(where)
     if not where:
-        raise StoryError(f'no weights named; name a folder or a hub name such as {_SUCH[name]} by {WEIGHT_VARIABLES[name]}')
+        raise StoryError(f'no weights named; name a folder or a hub name such as {_SUCH[name]} by '
+                         f'{WEIGHT_VARIABLES[name]}')
     kind = dict(dinov2=Dinov2Model, clip=CLIPModel)[name]
     try:
         model, about = kind.from_pretrained(str(where), output_loading_info=True)

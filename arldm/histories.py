@@ -90,8 +90,7 @@ def draw_histories(
     out:str|Path,      # Folder; a folder of drawings for each kind is made in it
     kinds:tuple=HISTORY_KINDS, # Which histories, of `ALL_KINDS`
     below:str='',      # Folder for the stories below that of each kind
-    limit:int=None,    # Only the first so many stories
-    batch:int=16,      # Stories drawn together
+    limit:int=None, batch:int=16, # Only the first so many stories; so many drawn together
     seed:int=0,        # Story `i` of the split has `seed + i`, in every kind
     num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
     guidance_interval:tuple=(0, 1), reuse:int=1, height:int=None, width:int=None,
@@ -105,8 +104,8 @@ def draw_histories(
         out (str | Path): Folder; a folder of drawings for each kind is made in it
         kinds (tuple, default HISTORY_KINDS): Which histories, of `ALL_KINDS`
         below (str, default ''): Folder for the stories below that of each kind
-        limit (int, optional): Only the first so many stories
-        batch (int, default 16): Stories drawn together
+        limit (int, optional): Only the first so many stories; so many drawn together
+        batch (int, default 16): Only the first so many stories; so many drawn together
         seed (int, default 0): Story `i` of the split has `seed + i`, in every kind
         num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
         guidance_scale (float, default 7.5): As for `StoryPipeline`, and so are these:
@@ -115,7 +114,8 @@ def draw_histories(
     at_least_one(batch=batch, limit=1 if limit is None else limit)
     how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
-    other, facts = others(stories) if 'shuffled' in kinds else {}, drawing_provenance(pipe, stories, {**how, 'seed': seed})
+    other = others(stories) if 'shuffled' in kinds else {}
+    facts = drawing_provenance(pipe, stories, {**how, 'seed': seed})
     for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
     for rows, kind in product(_batches(stories, limit, batch), kinds):
         asked, own = {}, {i: [] for i in rows}

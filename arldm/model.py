@@ -24,7 +24,8 @@ from .encoders import MemoryEncoder, encode_captions
 from .files import load_json
 from .history import HistoryEmbeddings, context_visible, drop_frames, history_visible, pack_visible
 from .manifest import recover_folder
-from .port import (LATENT_SCALE, ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE, Misfit, corpora_of, rows_of, translate)
+from .port import (LATENT_SCALE, ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE, Misfit, corpora_of, rows_of,
+                        translate)
 
 # %% ../nbs/08_model.ipynb #7d21acec
 class ARLDM(nn.Module):
@@ -382,7 +383,8 @@ def freeze(self:ARLDM,
         p.requires_grad_(keeps and not name.startswith('vae.'))
     named = [m for part, m in (('clip', self.text_encoder), ('blip', self.memory_encoder)) if part in parts]
     def trains(m): return any(p.requires_grad for p in m.parameters())
-    self.frozen_modules = named + [m for m in self.modules() if next(m.parameters(), None) is not None and not trains(m)]
+    whole = [m for m in self.modules() if next(m.parameters(), None) is not None and not trains(m)]
+    self.frozen_modules = named + whole
     return self.train(self.training)
 
 # %% ../nbs/08b_freeze.ipynb #6370eba9

@@ -165,11 +165,19 @@ def bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
     """
     return any(has is True and 'bf16' in name for name, has in torch.cpu.get_capabilities().items())
 
-def in_bfloat16(easel:DrawingBench, size:str, rounds:int, lines:list)->list: # `lines` of `compare_drawing` -> their rivals in bfloat16
+def in_bfloat16(
+    easel:DrawingBench,
+    size:str,
+    rounds:int,
+    lines:list,    # Of `compare_drawing`
+)->list:           # Their rivals in bfloat16
     """CPU time of our way in bfloat16, against that of the plain way in float32.
 
+    Args:
+        lines (list): Of `compare_drawing`
+
     Returns:
-        list: `lines` of `compare_drawing` -> their rivals in bfloat16
+        list: Their rivals in bfloat16
     """
     few, many, fewer = BENCH_STEPS[size]
     jobs = ('pndm', few, rounds, .45, {}), ('dpm++', fewer, 1, .2, dict(given=[easel.opening]))
@@ -186,9 +194,10 @@ def in_bfloat16(easel:DrawingBench, size:str, rounds:int, lines:list)->list: # `
             for name, job, p in zip(names, jobs, plain)]
 
 # %% ../nbs/17c_pace.ipynb #f87d8cc8
-PIPELINE_KINDS = {'float32': ('float32', None), 'bfloat16': ('bfloat16', None), # name -> precision, whether to record graphs
-         'compiled': ('bfloat16', False), 'graphs': ('bfloat16', True)} # (None = no fast kernels)
-BATCHES = dict(tiny=(2, 3), full=(16, 64))                             # stories drawn together
+PIPELINE_KINDS = { # name -> precision, whether to record graphs (None = no fast kernels)
+    'float32': ('float32', None), 'bfloat16': ('bfloat16', None), 'compiled': ('bfloat16', False),
+    'graphs': ('bfloat16', True)}
+BATCHES = dict(tiny=(2, 3), full=(16, 64)) # stories drawn together
 
 def drawing_rows(size:str) -> dict: # name -> kind, and how `DrawingBench` and `DrawingBench.draw` are called
     """What each row of the table for a GPU is drawn with.
@@ -217,12 +226,8 @@ def tidy():
     gc.collect()
     torch.cuda.empty_cache()
 
-def drawing_cost(easel:DrawingBench, rounds:int, scheduler:str, steps:int, **how)->dict: # `how`: more for `DrawingBench.draw`
-    """What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known.
-
-    Returns:
-        dict: `how`: more for `DrawingBench.draw`
-    """
+def drawing_cost(easel:DrawingBench, rounds:int, scheduler:str, steps:int, **how)->dict:
+    "What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known."
     seconds = []
     def drawings(): seconds.extend(take_turns(rounds, draw=partial(easel.draw, scheduler, steps, **how))['draw'])
     try:
@@ -235,17 +240,25 @@ def drawing_cost(easel:DrawingBench, rounds:int, scheduler:str, steps:int, **how
     return dict(note=note)
 
 # %% ../nbs/17c_pace.ipynb #4984052a
-def prepared(track:TrainingBench, kind:str, side:int=None, guidance:float=7.5) -> DrawingBench: # `kind`: key of `PIPELINE_KINDS`
+def prepared(
+    track:TrainingBench,
+    kind:str,             # Key of `PIPELINE_KINDS`
+    side:int=None,        # As in `DrawingBench`
+    guidance:float=7.5,   # As in `DrawingBench`
+)->DrawingBench:
     """A pipeline of its own, ready for a recipe.
 
-    Returns:
-        DrawingBench: `kind`: key of `PIPELINE_KINDS`
+    Args:
+        kind (str): Key of `PIPELINE_KINDS`
+        side (int, optional): As in `DrawingBench`
+        guidance (float, default 7.5): As in `DrawingBench`
     """
     precision, graphs = PIPELINE_KINDS[kind]
     easel = DrawingBench(track, track.new_model().to(getattr(torch, precision)), side, guidance)
     if graphs is not None: easel.pipe.enable_fast_kernels(graphs=graphs)
     return easel
 
+# %% ../nbs/17c_pace.ipynb #a3fb7fca
 def part_seconds(easel:DrawingBench, **how) -> dict: # part -> seconds in it of one drawing; `all`: of the whole
     """Where the time of a drawing goes; the clock waits for every part, so the whole takes a little longer.
 

@@ -10,7 +10,8 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, RADII, TIMES_OF_DAY, Figure, Look, Scene, has_hard,
+from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, RADII, TIMES_OF_DAY, Figure,
+                         Look, Scene, has_hard,
                          figures_in_order, two_looks)
 
 # %% ../nbs/04a_plot.ipynb #4434fb0b

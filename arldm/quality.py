@@ -262,7 +262,8 @@ _few = 2, 3, 5, 10, 15, 20
 STEP_COUNTS = {'dpm++': _few, 'unipc': _few, 'ddim': (2, 3, 5, 10, 20, 50, 250), 'pndm': (3, 5, 10, 20, 50)}
 GUIDED_PARTS = (0, 1), (0, .5), (.2, .8), (.5, 1)
 STUDY = dict(steps=[Way(name, n) for name, counts in STEP_COUNTS.items() for n in counts],
-             steps_seed=[Way(name, n, 7.5) for name, counts in STEP_COUNTS.items() for n in counts if n in (5, 10, 20, 50)],
+             steps_seed=[Way(name, n, 7.5) for name, counts in STEP_COUNTS.items() for n in counts
+                         if n in (5, 10, 20, 50)],
              guidance=[Way(guidance=g) for g in (1., 1.5, 2., 3., 4., 5., 7.5, 10.)],
              interval=[Way(guidance=7.5, interval=part) for part in GUIDED_PARTS],
              reuse=[Way(steps=n, reuse=r) for n in (20, 10) for r in (1, 2, 3)])

@@ -45,7 +45,8 @@ def together_rows(t:Table, drawn:list, told:np.ndarray, on:str): # centred rows 
         real, _ = t.measure([mean_of(similarity(told, p), d.album[p[:, 0]])])
         low = real.interval[0]
         if real.value < ALIKE if math.isnan(low) else low <= 0:
-            t.empty('story', [name + on], f'not measured: told frames of a story are alike by {format_value(real.value)} '
+            t.empty('story', [name + on], 'not measured: told frames of a story are alike by '
+                    f'{format_value(real.value)} '
                     'only, which may be chance, so nothing can be said in parts of it')
             continue
         t.add('story', name + on, [together(x, told, p, d.album) for x in drawn], None, unit='%', n=len(p),

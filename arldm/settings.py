@@ -132,7 +132,8 @@ class Settings(Subject):
 
 # %% ../nbs/00a_settings.ipynb #f191e541
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
-SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in dataclasses.fields(Settings)}  # for `check_shape`
+_fields = dataclasses.fields(Settings)
+SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in _fields}  # for `check_shape`
 
 # %% ../nbs/00a_settings.ipynb #cc8debc3
 _sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'

@@ -202,4 +202,5 @@ def bench_train(size:str)->list: # The lines of the table; 'tiny' takes seconds,
     Returns:
         list: The lines of the table; 'tiny' takes seconds, 'full' half an hour
     """
-    with tempfile.TemporaryDirectory() as folder: return compare_training(Path(folder), size, 5 if size == 'full' else 3)
+    with tempfile.TemporaryDirectory() as folder:
+        return compare_training(Path(folder), size, 5 if size == 'full' else 3)
