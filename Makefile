@@ -6,19 +6,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MADE := $(VENV)/made-in
+MINE := $(VENV)/made-by-make
 
-# The stamp names the folder the environment was made in: half-made, moved or without its Python, it is made anew.
+# The stamp names the folder the environment was made in: half-made, moved or without its Python, it is made anew. One
+# that make did not make, or that lies elsewhere behind a link, is refused: making anew begins with emptying it.
 FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python -c '' 2>/dev/null || echo fresh)
 # $(call unchanged,FILES,COMMAND,WHAT): run COMMAND and fail when it changes FILES.
 unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
 	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
 
-# What `make gpu` runs with: .venv if it is there, else a Python that has the libraries already, else .venv made first.
-ABLE := import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "diffusers", "transformers", "ftfy", "fastcore", "h5py"))))
-MINUTES ?= 9
-DEVICE ?= cuda
-OUT ?= runs/gpu
-SIZE ?= $(if $(filter cuda,$(DEVICE)),full,tiny)
+# What `make gpu` runs with: .venv if it is whole, else a Python that has the libraries already, else .venv made first.
+NEEDS := torch diffusers transformers accelerate torchmetrics safetensors tokenizers h5py matplotlib PIL fastcore ftfy tqdm
+ABLE := import importlib.util as u, sys; lost = [n for n in "$(NEEDS)".split() if not u.find_spec(n)]; \
+  print(sys.executable, "lacks", *lost) if lost else None; sys.exit(bool(lost))
+MINUTES := 9
+DEVICE := cuda
+OUT = runs/gpu$(if $(filter cpu,$(DEVICE)),-cpu)
+SIZE = $(if $(filter cuda,$(DEVICE)),full,tiny)
+COMMIT :=
+REMAKE = $(MAKE) -s $(MADE)  # by another name: `make -n gpu` would run a line that says MAKE
 
 .PHONY: help demo test docs soak full gpu lab export clean-notebooks readme prepare lock clean fresh
 
@@ -52,8 +58,8 @@ full: $(MADE) ## the full-size model with random weights: built, saved, loaded, 
 	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py
 
 gpu: ## all that needs a GPU, in MINUTES=9; results in OUT=runs/gpu (DEVICE=cpu shows that every row runs)
-	@[ -n "$(FRESH)" ] && $(PYTHON) -c '$(ABLE)' 2>/dev/null || $(MAKE) -s $(MADE)
-	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); \
+	@python=$(BIN)/python; if [ -n "$(FRESH)" ]; then \
+	  if $(PYTHON) -c '$(ABLE)'; then python=$(PYTHON); else $(REMAKE) || exit 1; fi; fi; \
 	  $$python -c 'from arldm.speed import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
 	  --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
@@ -81,7 +87,10 @@ $(MADE): constraints.txt settings.ini setup.py pyproject.toml $(FRESH)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo "Python 3.10 or newer is needed; $(PYTHON) says: $$($(PYTHON) --version 2>&1)"; \
 	  echo "name another one: make PYTHON=python3.12"; exit 1; }
-	@[ -z "$(FRESH)" ] || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@[ -z "$(FRESH)" ] || [ ! -e $(VENV) -a ! -L $(VENV) ] || [ ! -L $(VENV) -a -e $(MINE) ] || [ ! -L $(VENV) -a -e $(MADE) ] || { \
+	  echo "$(VENV) is there already, and make did not make it: move it away, or name another: make VENV=.venv2 …"; exit 1; }
+	@[ -z "$(FRESH)" ] || { echo "making $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv --clear $(VENV) && touch $(MINE); }
 	@rm -f $@
 	@echo "installing (some minutes; everything pip says goes to $(VENV)/pip.log)"
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pip.log --progress-bar off \

@@ -7,7 +7,7 @@ __all__ = ['GPU_FILE_SHAPE', 'GPU_FORMAT', 'PATIENCE', 'Row', 'is_gpu_file', 'Me
            'worker_words', 'run_rows']
 
 # %% ../nbs/17g_budget.ipynb #841d8906
-import faulthandler, itertools, json, math, os, subprocess, sys, threading, time, traceback
+import faulthandler, itertools, json, math, os, signal, subprocess, sys, threading, time, traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +61,18 @@ class Measurements:
         other = []
         for key in new: other.extend(_differences(old[key], new[key], key))
         if other:
-            raise StoryError(f'{self.path} was measured elsewhere: {"; ".join(other)}; name another folder, --out')
+            raise StoryError(f'{self.path} was measured elsewhere: {"; ".join(other)}; name another folder, --out '
+                             '(with make, OUT=…)')
 
     def read(self) -> dict: return load_json(self.path, GPU_FILE_SHAPE)
 
     def rows(self) -> dict: return self.read()['rows']
 
 # %% ../nbs/17g_budget.ipynb #d11cc8a9
-def _differences(was, now, name): # yields 'machine.versions.torch is 2.13, not 2.11'
+def _differences(was, now, name): # yields 'machine.versions.torch was 2.11, is 2.13 now'
     if isinstance(was, dict) and isinstance(now, dict):
         for key in {**was, **now}: yield from _differences(was.get(key), now.get(key), f'{name}.{key}')
-    elif was != now: yield f'{name} is {now}, not {was}'
+    elif was != now: yield f'{name} was {was}, is {now} now'
 
 @patch
 def record(self:Measurements, name:str, state:str, **values): # `state`: done, failed, skipped, cut or running
@@ -81,13 +82,16 @@ def record(self:Measurements, name:str, state:str, **values): # `state`: done, f
     """
     result = self.read()
     known = {k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
-    result['rows'][name] = dict(state=state, date=time.strftime('%Y-%m-%d'), **known)
+    row = result['rows'][name] = dict(state=state, date=time.strftime('%Y-%m-%d'), at=time.time(), **known)
+    if state != 'running': self.tell({**result['rows'], name: row}, name)          # before the disk can be full
     save_json(self.path, result)
 
 @patch
-def tell(self:Measurements, name:str):
-    "Say what a row has come to."
-    rows = self.rows()
+def tell(self:Measurements, rows:dict, name:str): # `rows`: name -> what is known
+    """Say what a row has come to.
+
+    `rows`: name -> what is known
+    """
     state = rows[name]['state']
     say(f'{name:<44} {"" if state == "done" else state + ": "}{self.words(rows, name) or rows[name].get("note", "")}')
     sys.stdout.flush()
@@ -96,10 +100,9 @@ def tell(self:Measurements, name:str):
 def skip(self:Measurements, row:Row, left:float):
     "Leave out a row that does not fit into the seconds that are left."
     self.record(row.name, 'skipped', note=f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left')
-    self.tell(row.name)
 
 # %% ../nbs/17g_budget.ipynb #224c37a9
-PATIENCE = 120.  # seconds; a row that takes longer, and eight times what is expected, hangs
+PATIENCE = 60.  # seconds; a row that takes longer, and three times what is expected, hangs
 
 def work(
     kept:Measurements,
@@ -121,17 +124,19 @@ def work(
         if row.seconds > left:
             kept.skip(row, left)
             continue
-        limit, start = min(left, max(PATIENCE, 8*row.seconds)), time.time()
+        limit, start = min(left, max(PATIENCE, 3*row.seconds)), time.time()
         kept.record(row.name, 'running', until=start + limit)
         faulthandler.dump_traceback_later(limit, exit=True)
+        broken = False
         try: found = measure(row.name)
-        except Exception as e:                                         # whatever it is, the next row is worth trying
+        except StoryError as e: found = dict(wrong=True, note=str(e))
+        except Exception as e:                                         # a GPU may answer nothing any more after it
             traceback.print_exc()
-            found = dict(wrong=True, note=f'{type(e).__name__}: {first_line(e)}')
+            found, broken = dict(wrong=True, note=f'{type(e).__name__}: {first_line(e)}'), True
         faulthandler.cancel_dump_traceback_later()
         state = 'failed' if found.pop('wrong', False) else 'done'
         kept.record(row.name, state, took=round(time.time() - start, 1), commit=commit, **found)
-        kept.tell(row.name)
+        if broken: return
 
 # %% ../nbs/17g_budget.ipynb #6a91a847
 def start_worker(code:str, words:list, env:dict|None=None) -> subprocess.Popen: # `code` calls `worker_words`
@@ -148,6 +153,7 @@ def start_worker(code:str, words:list, env:dict|None=None) -> subprocess.Popen: 
 def worker_words() -> list:
     "What `start_worker` was given; from now on this process ends with the one that started it."
     words = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # Ctrl-C is for the process that started it
     def end_with_parent():
         sys.stdin.read()                                               # returns when the other end of the pipe is gone
         os._exit(1)
@@ -167,6 +173,7 @@ def run_rows(
         rows (list): Of `Row`
         start (Callable): start(rows) -> a process that measures them and writes to the file
     """
+    begun = time.time()
     for _, group in itertools.groupby(rows, lambda row: row.name.split(':')[0]):
         todo = list(group)
         while todo:
@@ -175,8 +182,8 @@ def run_rows(
                 for row in todo: kept.skip(row, left)
                 break
             before, code = len(todo), _finish(start(todo), left + 10)
-            _note_end(kept, code, deadline)
-            known = kept.rows()
+            _note_end(kept, code, deadline, begun)
+            known = [name for name, row in kept.rows().items() if row.get('at', 0) >= begun]
             todo = [row for row in todo if row.name not in known]
             if len(todo) == before:                                    # it did not even begin
                 for row in todo: kept.record(row.name, 'failed', note=f'its process ended at once, with code {code}')
@@ -191,25 +198,22 @@ def _finish(process, seconds): # -> its exit code
         process.wait()
         if process.stdin: process.stdin.close()
 
-def _note_end(kept, code, deadline): # of a process that ended while it measured
+def _note_end(kept, code, deadline, begun): # of a process that ended while it measured
     for name, row in kept.rows().items():
-        if row['state'] != 'running': continue
+        if row['state'] != 'running' or row['at'] < begun: continue
         if time.time() >= deadline - 1: kept.record(name, 'cut', note='the minutes were over')
-        elif time.time() >= row['until'] - 1: kept.record(name, 'failed', note='it hung')
+        elif time.time() >= row['until'] - 1:
+            kept.record(name, 'failed', note=f'it was ended after {time.time() - row["at"]:.0f} s')
         else: kept.record(name, 'failed', note=f'its process ended with code {code}')
-        kept.tell(name)
 
 # %% ../nbs/17g_budget.ipynb #4d54c313
 @patch
-def still_missing(self:Measurements, rows:list) -> list: # Of `Row`; what the file says of them is taken out of it
-    """What was never tried, and then what failed.
+def still_missing(self:Measurements, rows:list) -> list: # Of `Row`
+    """What was not yet measured, and at the end what failed.
 
     Returns:
-        list: Of `Row`; what the file says of them is taken out of it
+        list: Of `Row`
     """
-    result = self.read()
-    states = {name: row['state'] for name, row in result['rows'].items()}
+    states = {name: row['state'] for name, row in self.rows().items()}
     missing = [row for row in rows if states.get(row.name) != 'done']
-    for row in missing: result['rows'].pop(row.name, None)
-    save_json(self.path, result)
-    return sorted(missing, key=lambda row: states.get(row.name, 'skipped') != 'skipped')
+    return sorted(missing, key=lambda row: states.get(row.name) == 'failed')

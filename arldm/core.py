@@ -195,7 +195,8 @@ def pick_device()->'torch.device':
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #1607d2da
-_NO_ROOM = 'out of memory', 'allocate memory', 'bad_alloc', 'could not create a primitive', 'could not create a memory'
+_NO_ROOM = ('out of memory', 'allocate memory', 'bad_alloc', 'could not create a primitive',
+            'could not create a memory', 'CUBLAS_STATUS_ALLOC_FAILED')
 
 def out_of_memory(e:Exception) -> bool:
     "Whether the machine or its GPU had no room left; Python, numpy, torch and oneDNN each say it in their own way."

@@ -215,7 +215,7 @@ def drawing_rows(size:str) -> dict: # name -> kind, and how `DrawingBench` and `
         for scheduler, steps in ('pndm', many), ('dpm++', fewer):
             rows[f'{scheduler} {steps}, {name}'] = kind, {}, dict(scheduler=scheduler, steps=steps, **more)
     side, batch = SIDES[size][1], 8 if size == 'full' else few_stories
-    rows[f'dpm++ {fewer}, {side} px, {batch} stories'] = (
+    rows[f'dpm++ {fewer}, graphs, {side} px, guidance 6, {batch} stories'] = (
         'graphs', dict(side=side, guidance=6.), dict(scheduler='dpm++', steps=fewer, batch=batch))
     return rows
 
@@ -234,10 +234,9 @@ def drawing_cost(easel:DrawingBench, rounds:int, scheduler:str, steps:int, **how
         easel.draw(scheduler, 2, **how)
         return dict(memory=gpu_peak(drawings)/1e3, seconds=median(seconds)/how.get('batch', 1))
     except (StoryError, RuntimeError) as e:
-        if not (isinstance(e, StoryError) or out_of_memory(e)): raise
-        note = str(e) if isinstance(e, StoryError) else 'out of memory'
+        if not out_of_memory(e): raise
     tidy()
-    return dict(note=note)
+    return dict(note='out of memory')
 
 # %% ../nbs/17c_pace.ipynb #4984052a
 def prepared(

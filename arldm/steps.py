@@ -11,7 +11,6 @@ import contextlib, gc, tempfile, time
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 
 import torch
 from .cache import CachedStories, build_cache
@@ -125,8 +124,8 @@ def arithmetic(
 # %% ../nbs/17b_steps.ipynb #dd94bfd8
 _STEP = """
 import sys
-from arldm.steps import RIVALS, Track, steps
-next(steps(Track(*sys.argv[1:3]), **RIVALS[sys.argv[3]]))
+from arldm.steps import RIVALS, TrainingBench, steps
+next(steps(TrainingBench(*sys.argv[1:3]), **RIVALS[sys.argv[3]]))
 """
 
 def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmetic and memory
@@ -177,23 +176,23 @@ def training_rows(size:str) -> dict: # name -> fields of `Settings`
 
 # %% ../nbs/17b_steps.ipynb #a93aaae7
 def training_cost(track:TrainingBench, rounds:int, **changes)->dict:
-    "What a recipe costs on a GPU: stories_per_s, memory (GB) and flops (of a story), or a note why that is not known."
+    "What a recipe costs on a GPU: stories_per_s, memory (GB) and flops (of a story), or a note that it does not fit."
+    seconds = []
     try:
         with contextlib.closing(steps(track, **changes)) as records:
             next(records)
-            memory = gpu_peak(partial(next, records))/1e3
-            seconds = take_turns(rounds, step=partial(next, records))['step']
+            def timed(): seconds.extend(take_turns(rounds, step=partial(next, records))['step'])
+            memory = gpu_peak(timed)/1e3
         batch = changes.get('batch', 1)
-        found = dict(stories_per_s=batch/median(seconds), memory=memory)
-        if not changes.get('checkpointing'): found['flops'] = arithmetic(track, rounds + 1, **changes)/batch
+        found = dict(stories_per_s=batch*rounds/sum(seconds), memory=memory)
+        if not changes.get('checkpointing'): found['flops'] = arithmetic(track, rounds, **changes)/batch
         return found
     except (StoryError, RuntimeError) as e:
-        if not (isinstance(e, StoryError) or out_of_memory(e)): raise
-        note = str(e) if isinstance(e, StoryError) else 'out of memory'
+        if not out_of_memory(e): raise
     track.model.zero_grad()
     gc.collect()
     torch.cuda.empty_cache()
-    return dict(note=note)
+    return dict(note='out of memory')
 
 # %% ../nbs/17b_steps.ipynb #27713783
 def bench_train(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' half an hour

@@ -22,8 +22,12 @@ def _as_table(rows): # of cells, the first row being the head
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '---|'*len(rows[0]), *lines[1:]])
 
-def _where(result): # one sentence
-    rows = [row for row in result['rows'].values() if row['state'] == 'done']
+def _shown(result, name): # a cell: what was measured, and what is wanted
+    rows = {n: row for n, row in result['rows'].items() if row['state'] == 'done'}
+    return with_goal(rows, name)
+
+def _where(result, names): # one sentence about the rows of a table
+    rows = [row for n, row in result['rows'].items() if n in names and row['state'] == 'done']
     if not rows: return 'Not measured yet, for want of a GPU.'
     about = result['machine']
     dates, commits = sorted({row['date'] for row in rows}), sorted({row['commit'] for row in rows})
@@ -34,45 +38,51 @@ def _where(result): # one sentence
 def drawing_table(result:dict) -> str:
     "What a story costs to draw, as Markdown."
     _, many, fewer = BENCH_STEPS[result['size']]
-    head = 's/story, share of the bfloat16 rate, memory', f'PNDM, {many} steps', f'DPM-Solver++, {fewer} steps'
+    head = 's/story, % of the bfloat16 rate, peak GB', f'PNDM, {many} steps', f'DPM-Solver++, {fewer} steps'
     rows, names = [head], {}
     for name in drawing_rows(result['size']): names.setdefault(name.split(', ', 1)[1], []).append(f'draw: {name}')
+    of_table = {name for both in names.values() for name in both}
     for what, both in names.items():
-        cells = {name.split()[1]: with_goal(result['rows'], name) for name in both}
+        cells = {name.split()[1]: _shown(result, name) for name in both}
         rows.append([what, cells.get('pndm', ''), cells.get('dpm++', '')])
-    return f'{_where(result)}\n\n{_as_table(rows)}'
+    return f'{_where(result, of_table)}\n\n{_as_table(rows)}'
 
 # %% ../nbs/17j_tables.ipynb #42b7377e
 def training_table(result:dict) -> str:
     "What a training step costs, as Markdown."
-    rows, recipes = [['stories/s, share, memory', *RECIPES]], {}
+    rows, recipes = [['stories/s, % of the bfloat16 rate, peak GB', *RECIPES]], {}
     for name in training_rows(result['size']): recipes.setdefault(name.rpartition(', ')[0], []).append(f'train: {name}')
-    for what, names in recipes.items(): rows.append([what, *(with_goal(result['rows'], name) for name in names)])
-    return f'{_where(result)}\n\n{_as_table(rows)}'
+    for what, names in recipes.items(): rows.append([what, *(_shown(result, name) for name in names)])
+    of_table = {name for names in recipes.values() for name in names}
+    return f'{_where(result, of_table)}\n\n{_as_table(rows)}'
 
 # %% ../nbs/17j_tables.ipynb #7a9d3633
 def checks_table(result:dict) -> str:
     "Whether the card computes right, as Markdown."
     rows = [['check', 'result']]
-    for name, what in {'check: the same as the CPU': 'a toy story and ten toy steps, against the CPU',
-                       'check: pytest -m gpu': '`pytest -m gpu`', 'draw: arithmetic': 'the rate of matrix products',
-                       'draw: where the time goes': 'where the time of a drawing goes, bfloat16'}.items():
-        rows.append([what, row_in_words(result['rows'], name)])
-    return f'{_where(result)}\n\n{_as_table(rows)}'
+    names = {
+        'check: the same as the CPU': 'a toy story and ten toy steps, against the CPU',
+        'check: pytest -m gpu': '`pytest -m gpu`', 'draw: arithmetic': 'the rate of matrix products',
+        'draw: where the time goes': 'where the time of a drawing goes, bfloat16, many stories at once'}
+    for name, what in names.items(): rows.append([what, row_in_words(result['rows'], name)])
+    return f'{_where(result, names)}\n\n{_as_table(rows)}'
 
 def ssid_table(result:dict) -> str:
     "What SSID takes, as Markdown."
-    s, rows = resolve('ssid'), [['', 'measured', 'so all of it takes']]
+    s, rows, names = resolve('ssid'), [['', 'measured', 'so all of it takes']], []
     stories = s.steps*s.batch
     for name in '256 px, seed frozen, cached', '256 px, seed frozen, 8 stories', '256 px, all trained, 8 stories':
         rate = result['rows'].get(f'train: {name}', {}).get('stories_per_s')
         time_taken = f'{stories/rate/3600:.1f} hours for {stories:,} stories' if rate else ''
-        rows.append([f'training, {name}', row_in_words(result['rows'], f'train: {name}'), time_taken])
+        names.append(f'train: {name}')
+        rows.append([f'training, {name}', _shown(result, names[-1]), time_taken])
     for name in 'pndm 50, plain, 1 story', 'dpm++ 20, bfloat16, 16 stories', 'dpm++ 20, graphs, 64 stories':
         seconds = result['rows'].get(f'draw: {name}', {}).get('seconds')
         time_taken = f'{696*seconds/60:.1f} minutes for 696 stories' if seconds else ''
-        rows.append([f'drawing, {name}', row_in_words(result['rows'], f'draw: {name}'), time_taken])
-    return f'{_where(result)}\n\n{_as_table(rows)}'
+        names.append(f'draw: {name}')
+        rows.append([f'drawing, {name}', _shown(result, names[-1]), time_taken])
+    note = 'Steps and drawings alone: without the running average, validation, checkpoints and filling the cache.'
+    return f'{_where(result, names)} {note}\n\n{_as_table(rows)}'
 
 # %% ../nbs/17j_tables.ipynb #5c99a565
 TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table)
@@ -108,6 +118,14 @@ def write_tables(
     return changed
 
 # %% ../nbs/17j_tables.ipynb #14d3f2cd
+def _refuse_less(result): # what was measured before does not vanish from the tables
+    refuse_foreign(MEASURED, is_gpu_file, 'file of measurements')
+    if not MEASURED.exists(): return
+    def done(file): return [name for name, row in file['rows'].items() if row['state'] == 'done']
+    lost = [name for name in done(load_json(MEASURED, GPU_FILE_SHAPE)) if name not in done(result)]
+    if lost: raise StoryError(f'{MEASURED} has {counted(len(lost), "row")} that this file lacks, such as {lost[0]!r}; '
+                              'measure them, or move that file away')
+
 def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder of notebooks; what the file holds
     """Show the tables of a file of measurements; those of a GPU at full size go into the notebooks, too.
 
@@ -123,8 +141,11 @@ def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder o
         say('the chapters keep their tables: these are not measurements of a GPU at full size')
     elif not book.is_dir(): say('no notebooks to write into: this is no clone of the repository')
     else:
-        refuse_foreign(MEASURED, is_gpu_file, 'file of measurements')
+        _refuse_less(result)
         save_json(MEASURED, result)
         changed = write_tables(result, book)
-        say(f'{MEASURED.name} kept in {MEASURED.parent}; {counted(len(changed), "notebook")} changed')
+        say(f'{MEASURED.name} kept in {MEASURED.parent}; {counted(len(changed), "notebook")} changed: look at '
+            '`git diff` and commit them')
+    if result['rows'].get('check: the same as the CPU', {}).get('state') == 'failed':
+        say('the card does not compute what the CPU computes: do not trust these numbers')
     return result

@@ -1,5 +1,5 @@
 "`make gpu`: every row runs on a CPU, a cut loses nothing, and a row that fails costs itself alone."
-import json, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from arldm.gpu import measure_gpu, with_goal
 from arldm.tables import TABLES, tables_from, write_tables
 from arldm.rows import GOALS, gpu_rows
 from arldm.speed import bench
+from elsewhere import PYTHONPATH
 
 COMMAND = 'from arldm.speed import bench; bench()'
 
@@ -76,7 +77,8 @@ def test_a_kill_loses_nothing(measured):
     assert len(kept) >= 5
     for name in kept: assert after[name] == before[name]
     assert all(row['commit'] == 'abc1234' for name, row in after.items() if name not in kept)
-    assert f'{len(after) - len(kept)} rows to measure' in said
+    assert f'{len(after) - len(kept)} rows to measure on a CPU, expected' in said
+    assert f'{len(after)} rows are measured, 0 failed, 0 are left' in said
 
 def test_tables_of_a_run(measured, capsys):
     "Its tables hold every timing, and no chapter is touched by what no GPU measured."
@@ -94,9 +96,9 @@ def test_another_machine_is_refused(measured, tmp_path):
     result = json.loads((tmp_path/'gpu.json').read_text())
     result['machine']['versions']['torch'] = '1.0'
     (tmp_path/'gpu.json').write_text(json.dumps(result))
-    with pytest.raises(StoryError, match=r'measured elsewhere: machine.versions.torch is .*, not 1.0; name another'):
+    with pytest.raises(StoryError, match=r'measured elsewhere: machine.versions.torch was 1.0, is .* now; name another'):
         measure_gpu(tmp_path, 1, 'cpu')
-    with pytest.raises(StoryError, match='size is full, not tiny'): measure_gpu(measured[0], 1, 'cpu', 'full')
+    with pytest.raises(StoryError, match='size was tiny, is full now'): measure_gpu(measured[0], 1, 'cpu', 'full')
     assert json.loads((tmp_path/'gpu.json').read_text()) == result
 
 
@@ -111,6 +113,7 @@ def measure(name):
     if 'dies' in name: os.kill(os.getpid(), 9)
     if 'raises' in name: raise RuntimeError('CUDA error: an illegal memory access')
     if 'hangs' in name: time.sleep(100)
+    if 'process' in name: return dict(process=os.getpid())
     if 'wrong' in name: return dict(levels=9., wrong=True, note='the device computes something else')
     return dict(stories_per_s=1., memory=float('nan'))
 rows = [budget.Row(*row) for row in rows]
@@ -137,8 +140,9 @@ def test_a_row_that_fails_costs_itself(kept):
     assert [*rows] == names
     assert [row['state'] for row in rows.values()] == ['done', 'failed', 'failed', 'failed', 'failed', 'done']
     notes = [row.get('note') for row in rows.values()]
-    assert notes[1:5] == ['RuntimeError: CUDA error: an illegal memory access', 'the device computes something else',
-                          'its process ended with code -9', 'it hung']
+    assert notes[1:4] == ['RuntimeError: CUDA error: an illegal memory access', 'the device computes something else',
+                          'its process ended with code -9']
+    assert notes[4].startswith('it was ended after 2 s')
     assert 'memory' not in rows['a: works']                          # no number, no entry
 
 def test_the_end_of_the_minutes(kept):
@@ -157,9 +161,25 @@ def test_what_failed_comes_last(kept):
     "Rows that were never tried are measured before those that failed or were cut."
     rows = [Row(f'a: {i}', 1.) for i in range(9)]
     for i, state in enumerate(('failed', 'cut', 'skipped', 'running', 'done', 'done')): kept.record(rows[i].name, state)
-    missing = kept.still_missing(rows)
-    assert [int(row.name[-1]) for row in missing] == [2, 6, 7, 8, 0, 1, 3]
-    assert [*kept.rows()] == ['a: 4', 'a: 5']
+    before = kept.rows()
+    assert [int(row.name[-1]) for row in kept.still_missing(rows)] == [1, 2, 3, 6, 7, 8, 0]
+    assert kept.rows() == before
+
+def test_an_error_ends_its_process(kept):
+    "After an error that nobody foresaw the next row begins in a new process: a GPU may refuse everything in the old one."
+    rows = measured_rows(kept, ['a: process', 'a: process again', 'a: raises', 'a: process at last'])
+    first, second, _, last = (row.get('process') for row in rows.values())
+    assert first == second != last
+
+def test_a_gpu_that_is_gone(tmp_path):
+    "A worker for a GPU measures nothing on a CPU instead."
+    words = [str(tmp_path/'gpu.json'), str(tmp_path), 'full', 'cuda', [], 0, 'abc']
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=PYTHONPATH)
+    code = 'from arldm.gpu import gpu_worker; gpu_worker()'
+    with subprocess.Popen([sys.executable, '-c', code], env=env, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        worker.stdin.write(json.dumps(words) + '\n')
+        worker.stdin.flush()
+        assert worker.wait(120) == 1 and worker.stderr.read().endswith('the GPU is gone\n')
 
 
 # bad input
@@ -212,11 +232,18 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
     tables_from(tmp_path/'gpu.json', tmp_path/'nbs')
     assert 'gpu.json kept in' in capsys.readouterr().out
     speed, ssid = ((tmp_path/f'nbs/{name}.ipynb').read_text() for name in ('18_speed', '17_ssid'))
+    assert 'takes about 30 s' not in speed + ssid                                # what was skipped is an empty cell
     assert '0.111 s/story, 20.0 GB (wanted: at most 0.12 s)' in speed and 'out of memory (wanted: at most 24 GB)' in speed
     assert 'NVIDIA H200, driver 600.1, torch 2.11.0, 2026-11-28, commit abc1234.' in speed
     assert '11.1 hours for 160,000 stories' in ssid and '1.3 minutes for 696 stories' in ssid
     assert write_tables(result, tmp_path/'nbs') == []
     assert json.loads((tmp_path/'docs/gpu.json').read_text()) == result
+    del rows['draw: dpm++ 20, graphs, 64 stories']
+    (tmp_path/'gpu.json').write_text(json.dumps(result))
+    with pytest.raises(StoryError, match="has 1 row that this file lacks, such as 'draw: dpm"):
+        tables_from(tmp_path/'gpu.json', tmp_path/'nbs')
+    assert 'graphs, 64 stories' in (tmp_path/'docs/gpu.json').read_text()
+    assert '0.111 s/story' in (tmp_path/'nbs/18_speed.ipynb').read_text()
 
 def test_goals_are_rows():
     names = {row.name.split(': ', 1)[1] for row in gpu_rows('full')}

@@ -270,6 +270,21 @@ def test_contributing_names_what_there_is():
     for tool in re.findall(r'nbdev-[a-z-]+', text): assert (Path(sys.executable).parent/tool).exists(), tool
 
 
+@pytest.mark.parametrize('linked', [False, True])
+def test_make_empties_no_environment_of_others(tmp_path, linked):
+    "A .venv that make did not make, or a link to one, is refused and stays as it is."
+    for name in 'Makefile', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt': shutil.copy(ROOT/name, tmp_path)
+    mine = tmp_path/('elsewhere' if linked else '.venv')
+    mine.mkdir()
+    (mine/'mine').write_text('stays')
+    if linked:
+        (mine/'made-in').write_text('another folder')
+        (tmp_path/'.venv').symlink_to(mine)
+    said = subprocess.run(['make', '.venv/made-in', f'PYTHON={sys.executable}'], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode and 'make did not make it: move it away' in said.stdout
+    assert (mine/'mine').read_text() == 'stays'
+
+
 def test_faults_have_tests():
     "Every test that the appendix of the last chapter names is there."
     text = ''.join(cell.text for cell in cells(ROOT/'nbs/19_trouble.ipynb', 'markdown'))
