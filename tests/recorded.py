@@ -219,7 +219,7 @@ def freezing():
 @piece
 def schedulers():
     r = arrays('schedulers')
-    yield 'ᾱ, training', gap(model().noise.alphas_cumprod, r['alphas_cumprod']), 0
+    yield 'ᾱ, training', gap(model().noise_scheduler.alphas_cumprod, r['alphas_cumprod']), 0
     for name in 'ddim', 'pndm':
         scheduler, ours = make_scheduler(name), {}
         for n in STEPS: scheduler.set_timesteps(n), ours.update({f'{name}_{n}_timesteps': scheduler.timesteps})
