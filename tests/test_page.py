@@ -19,7 +19,7 @@ def pages(tmp_path_factory):
     runs = tmp_path_factory.mktemp('runs')
     a, b = write_run(runs/'before', wrong=.7, seed=1, steps=200), write_run(runs/'after <b>', wrong=.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chapter, 'compare', lambda a, b: VERDICTS)
+        patch.setattr(chapter, 'compare_runs', lambda a, b: VERDICTS)
         return dict(one=write_report(b), two=write_report(b, against=a))
 
 @pytest.fixture(scope='module')

@@ -434,7 +434,7 @@ def test_a_pipe_as_drawing_json_ends(run):
 
 def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     def some(folder, *args, **how): return dict(scores=[], frames=[], trouble=[f'{folder.name} lacks a frame'])
-    monkeypatch.setattr(proof, 'score', some)
+    monkeypatch.setattr(proof, 'evaluate', some)
     monkeypatch.setattr(proof, 'LatentFeatures', lambda vae: None)
     table = proof.score_rows(tmp_path, None, None)
     assert table['told frames']['trouble'] == ['told lacks a frame']
