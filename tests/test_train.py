@@ -310,7 +310,8 @@ def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob(
 
 PRESET = resolve('tiny')
 EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', side=16, crops=1, n_slots=6,
-             freeze='clip,blip', original=True, guidance=3.5, seed=11, steps=1, batch=3, accumulate=2, checkpointing=True, pack=False,
+             freeze='clip,blip', original=True, guidance=3.5, seed=11, steps=1, batch=3, accumulate=2,
+             checkpointing=True, pack=False,
              precision='bfloat16',
              optimizer='adamw', lr=2e-4, schedule='constant', warmup=3, weight_decay=.02, decay='all', clip=2., ema=.5,
              drop=.3, weighting='none', noise_bias=1.5, offset_noise=.05, prediction='v', zero_snr=True, save_every=7,
