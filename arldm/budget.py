@@ -102,7 +102,7 @@ def skip(self:Measurements, row:Row, left:float):
     self.record(row.name, 'skipped', note=f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left')
 
 # %% ../nbs/17g_budget.ipynb #224c37a9
-PATIENCE = 60.  # seconds; a row that takes longer, and three times what is expected, hangs
+PATIENCE = 120.  # seconds; a row that takes longer, and three times what is expected, hangs
 
 def work(
     kept:Measurements,
