@@ -20,8 +20,8 @@ from .rows import GOALS, Bench, device_environment, gpu_rows
 # %% ../nbs/17i_gpu.ipynb #ba7e9949
 def _share(rows, name, found): # of the measured bfloat16 rate, in percent; None if something for it is missing
     what = name.split(': ', 1)[1]
-    counted = rows.get('draw: arithmetic', {})
-    rate = counted.get('rates', {}).get('bfloat16')
+    arithmetic = rows.get('draw: arithmetic', {})
+    rate = arithmetic.get('rates', {}).get('bfloat16')
     if 'stories_per_s' in found:
         flops = found.get('flops')
         for recipe in 'checkpointed', '8-bit':                       # what is computed a second time does not count
@@ -29,7 +29,7 @@ def _share(rows, name, found): # of the measured bfloat16 rate, in percent; None
         per_second = found['stories_per_s']
     else:
         way = 'plain' if 'plain' in what else 'ours'
-        flops = None if ' px' in what else counted.get('flops', {}).get(way, {}).get(what.split(',')[0])
+        flops = None if ' px' in what else arithmetic.get('flops', {}).get(way, {}).get(what.split(',')[0])
         per_second = 1/found['seconds']
     return 100*flops*per_second/rate if flops and rate else None
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import CORPORA, StoryError, command, machine, one_of, say
+from .core import CORPORA, command, machine, one_of, say
 from .files import load_json, refuse_foreign, save_json
 from .convert import convert
 from .dataset import StoryDataset, Vocabulary, collate, to_memory, to_target, word_tokenizers

@@ -17,17 +17,17 @@ from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from arldm import toy, train as training
+from arldm import train as training
 from arldm.attention import attention
 from arldm.begin import make_model
 from arldm.cache import build_cache
-from arldm.convert import convert
 from arldm.core import StoryError, asset
 from arldm.dataset import StoryDataset
 from arldm.draw import StoryPipeline
 from arldm.facts import read
 from arldm.features import _see
 from arldm.inception import Inception
+from arldm.kept import toy_file
 from arldm.model import ARLDM
 from arldm.optimise import averaged, make_ema
 from arldm.settings import FREEZE, resolve
@@ -291,10 +291,7 @@ def test_offload(pipe, name, enable, rest, how):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    toy.write_toy(folder/'raw', (6, 1, 1), progress=False)
-    convert('toy', folder/'raw', folder/'stories.h5', quiet=True)
-    return folder/'stories.h5'
+    return toy_file(tmp_path_factory.mktemp('data')/'stories.h5', (6, 1, 1))
 
 @pytest.fixture(scope='module')
 def begin(data, tmp_path_factory):
