@@ -90,19 +90,19 @@ MEASURED = HOME/'docs/gpu.json'   # the measurements that the tables of this boo
 
 def write_tables(
     result:dict,               # What `gpu.json` holds
-    book:Path=HOME/'nbs',      # Folder of notebooks
+    book:Path|None=None,       # Folder of notebooks; default: this repository's
 )->list:                       # Paths of notebooks that changed
     """Write the tables into their cells.
 
     Args:
         result (dict): What `gpu.json` holds
-        book (Path, default HOME / 'nbs'): Folder of notebooks
+        book (Path | None, optional): Folder of notebooks; default: this repository's
 
     Returns:
         list: Paths of notebooks that changed
     """
     changed = []
-    for path in sorted(Path(book).glob('*.ipynb')):
+    for path in sorted(Path(book or HOME/'nbs').glob('*.ipynb')):
         text = path.read_text(encoding='utf-8')
         notebook = json.loads(text)
         for cell in notebook['cells']:
@@ -126,11 +126,18 @@ def _refuse_less(result): # what was measured before does not vanish from the ta
     if lost: raise StoryError(f'{MEASURED} has {counted(len(lost), "row")} that this file lacks, such as {lost[0]!r}; '
                               'measure them, or move that file away')
 
-def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder of notebooks; what the file holds
+def tables_from(
+    path:str|Path,        # `gpu.json`
+    book:Path|None=None,  # Folder of notebooks; default: this repository's
+)->dict:                  # What the file holds
     """Show the tables of a file of measurements; those of a GPU at full size go into the notebooks, too.
 
+    Args:
+        path (str | Path): `gpu.json`
+        book (Path | None, optional): Folder of notebooks; default: this repository's
+
     Returns:
-        dict: `book`: folder of notebooks; what the file holds
+        dict: What the file holds
     """
     if not is_gpu_file(path): raise StoryError(f'{path} is no file of measurements that make gpu wrote')
     result = load_json(path, GPU_FILE_SHAPE)
@@ -139,7 +146,7 @@ def tables_from(path:str|Path, book:Path=HOME/'nbs') -> dict: # `book`: folder o
         say(f'{table(result)}\n')
     if (result['device'], result['size']) != ('cuda', 'full'):
         say('the chapters keep their tables: these are not measurements of a GPU at full size')
-    elif not book.is_dir(): say('no notebooks to write into: this is no clone of the repository')
+    elif not (book or HOME/'nbs').is_dir(): say('no notebooks to write into: this is no clone of the repository')
     else:
         _refuse_less(result)
         save_json(MEASURED, result)
