@@ -147,6 +147,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'arldm.config.make_vae': ('config.html#make_vae', 'arldm/config.py'),
                               'arldm.config.noise_like': ('config.html#noise_like', 'arldm/config.py'),
                               'arldm.config.noise_schedule': ('config.html#noise_schedule', 'arldm/config.py'),
+                              'arldm.config.published': ('config.html#published', 'arldm/config.py'),
                               'arldm.config.vae_factor': ('config.html#vae_factor', 'arldm/config.py')},
             'arldm.convert': { 'arldm.convert._Skipped': ('convert.html#_skipped', 'arldm/convert.py'),
                                'arldm.convert._Skipped.__call__': ('convert.html#_skipped.__call__', 'arldm/convert.py'),

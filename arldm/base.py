@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 from transformers.utils import cached_file
 
-from .config import check_finite
+from .config import PUBLISHED, check_finite, published
 from .core import StoryError, first_line
 from .dataset import Vocabulary
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
@@ -72,7 +72,8 @@ def blip_sizes(
     return dict(vision=vision, text=text)
 
 # %% ../nbs/07c_base.ipynb #a326f20f
-_SERVES = 'BLIP\'s model_large.pth, or an image-text retrieval model such as Salesforce/blip-itm-large-coco'
+_SERVES = (f'BLIP\'s {PUBLISHED["blip-large"]}, or an image-text retrieval model such as '
+           'Salesforce/blip-itm-large-coco')
 
 
 def _find(where, *names, sub='', layout=''): # path of the first of these files, in a folder or on the hub
@@ -118,7 +119,7 @@ def load_blip(
     Returns:
         MemoryEncoder: In evaluation mode
     """
-    state = _blip_weights(where)
+    state = _blip_weights(published(where))
     grid = 'vision_model.embeddings.position_embedding'
     try:
         sizes = blip_sizes(state, side, original)
@@ -135,8 +136,8 @@ def load_blip(
     return encoder.eval()
 
 # %% ../nbs/07c_base.ipynb #00cba1f8
-_LAYOUT = ('Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub) has tokenizer/ (vocab.json, '
-           'merges.txt), text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
+_LAYOUT = (f'Stable Diffusion 1.5 ({PUBLISHED["sd-1.5"]} on the hub) has tokenizer/ (vocab.json, merges.txt), '
+           'text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
            'diffusion_pytorch_model.safetensors)')
 _BERT = 'vocab.txt', 'tokenizer.json'
 
@@ -154,18 +155,19 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     return model.float()
 
 def tokenizers(
-    sd:str|Path,                       # Stable Diffusion 1.5: folder or hub name
-    bert:str|Path='bert-base-uncased', # BLIP's vocabulary: folder or hub name
+    sd:str|Path,               # Stable Diffusion: key of `PUBLISHED`, folder or hub name
+    bert:str|Path='bert-base', # BLIP's vocabulary: likewise
 )->tuple:                              # `CLIPTokenizer`, `BertTokenizer`, without names
     """The two published vocabularies.
 
     Args:
-        sd (str | Path): Stable Diffusion 1.5: folder or hub name
-        bert (str | Path, default 'bert-base-uncased'): BLIP's vocabulary: folder or hub name
+        sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
+        bert (str | Path, default 'bert-base'): BLIP's vocabulary: likewise
 
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`, without names
     """
+    sd, bert = published(sd), published(bert)
     _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', layout=_LAYOUT.split(', text_encoder')[0])
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
     try: return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
@@ -174,22 +176,23 @@ def tokenizers(
 
 # %% ../nbs/07c_base.ipynb #96593ff9
 def start_parts(
-    sd:str|Path,          # Stable Diffusion 1.5: folder or hub name
-    blip:str|Path,        # BLIP weights: `.pth`, folder or hub name
+    sd:str|Path,          # Stable Diffusion: key of `PUBLISHED`, folder or hub name
+    blip:str|Path,        # BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
     vocab:Vocabulary,     # Decides the sizes of both word tables and the caption length
     original:bool=False,  # New rows are fifty times as wide as trained ones, as the original's
 )->dict:                  # unet, vae, text_encoder, memory_encoder
     """The published parts of a story model, with tables of the vocabulary's size.
 
     Args:
-        sd (str | Path): Stable Diffusion 1.5: folder or hub name
-        blip (str | Path): BLIP weights: `.pth`, folder or hub name
+        sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
+        blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
         original (bool, default False): New rows are fifty times as wide as trained ones, as the original's
 
     Returns:
         dict: unet, vae, text_encoder, memory_encoder
     """
+    sd = published(sd)
     memory, std = load_blip(blip, vocab.enc, original=original), 1. if original else None
     unet, vae, clip = (_part(cls, sd, sub) for cls, sub in
                        ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae'), (CLIPTextModel, 'text_encoder')))
@@ -207,19 +210,19 @@ def start_parts(
 
 # %% ../nbs/07c_base.ipynb #8dd58541
 def published_tokenizers(
-    sd:str|Path,           # Stable Diffusion 1.5: folder or hub name
+    sd:str|Path,           # Stable Diffusion: key of `PUBLISHED`, folder or hub name
     blip:str|Path,         # BLIP weights; a folder may hold its vocabulary
-    bert:str|None=None,    # BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+    bert:str|None=None,    # BLIP's vocabulary; default: that of a BLIP folder, else bert-base
 )->tuple:                  # `CLIPTokenizer`, `BertTokenizer`, without names
     """The vocabularies that belong to published weights.
 
     Args:
-        sd (str | Path): Stable Diffusion 1.5: folder or hub name
+        sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
         blip (str | Path): BLIP weights; a folder may hold its vocabulary
-        bert (str | None, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+        bert (str | None, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base
 
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`, without names
     """
-    own = any((Path(blip)/f).is_file() for f in _BERT)
-    return tokenizers(sd, bert or (blip if own else 'bert-base-uncased'))
+    own = any((Path(published(blip))/f).is_file() for f in _BERT)
+    return tokenizers(sd, bert or (blip if own else 'bert-base'))

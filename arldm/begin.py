@@ -18,7 +18,7 @@ from .files import load_json
 from .dataset import Vocabulary, word_tokenizers
 from .digest import data_digest, holds_stories
 from .manifest import hinted_path, path_hints
-from .config import SIZES, vae_factor
+from .config import PUBLISHED, SIZES, published, vae_factor
 from .model import ARLDM
 from .port import kind_of, read_weights
 from .settings import PRESETS, SETTINGS, SETTINGS_SHAPE, TASKS, Settings, resolve
@@ -68,7 +68,8 @@ def _model(s, file, folder):
                          f'arldm-port {s.model} models/ported')
     if not s.blip:
         raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a '
-                         'pipeline or run; a Stable Diffusion model needs BLIP weights with it: --blip model_large.pth')
+                         'pipeline or run; a Stable Diffusion model needs BLIP weights with it: '
+                         f'--blip {PUBLISHED["blip-large"]}')
     return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original, **slots)
 
 # %% ../nbs/10b_begin.ipynb #9554ee8e
@@ -203,7 +204,7 @@ def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`
     """
     hints, names = {}, {*SHIPPED, *SIZES, ''}
     for k in _PATHS:
-        path = getattr(s, k)
+        path = published(getattr(s, k))
         if path not in names and Path(path).exists(): hints |= path_hints(run, path, f'{k}_path')
     return hints
 

@@ -64,8 +64,8 @@ def convert_checkpoint(
 def port(
     source:str,                    # A checkpoint of the original; or, to go back, a pipeline folder or run
     out:str,                       # The pipeline folder to write, or the checkpoint; must not exist
-    sd:str='stable-diffusion-v1-5/stable-diffusion-v1-5', # Folder or hub name; only its tokenizer/ is read
-    bert:str='bert-base-uncased',  # BLIP's vocabulary: folder or hub name
+    sd:str='sd-1.5',               # Stable Diffusion: folder or hub name; only its tokenizer/ is read
+    bert:str='bert-base',          # BLIP's vocabulary: folder or hub name
     corpus:str=None,               # ssid, vist-sis, vist-dii, pororo, flintstones; default: told from the tables
     task:str='visualization',      # What it was trained for; or continuation, which is given the first frame
     size:str='full',               # Size of the model: full, toy or tiny
@@ -77,9 +77,8 @@ def port(
     Args:
         source (str): A checkpoint of the original; or, to go back, a pipeline folder or run
         out (str): The pipeline folder to write, or the checkpoint; must not exist
-        sd (str, default 'stable-diffusion-v1-5/stable-diffusion-v1-5'): Folder or hub name; only its tokenizer/
-            is read
-        bert (str, default 'bert-base-uncased'): BLIP's vocabulary: folder or hub name
+        sd (str, default 'sd-1.5'): Stable Diffusion: folder or hub name; only its tokenizer/ is read
+        bert (str, default 'bert-base'): BLIP's vocabulary: folder or hub name
         corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: told from the tables
         task (str, default 'visualization'): What it was trained for; or continuation, which is given the first
             frame

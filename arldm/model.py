@@ -452,7 +452,7 @@ def load_original(self:ARLDM, state:dict, loose:bool=False)->ARLDM:
 def from_original(cls:ARLDM,
     state:dict,               # The original's `state_dict`
     words:CLIPTokenizer,      # That of Stable Diffusion
-    more:BertTokenizer,       # BLIP's: bert-base-uncased
+    more:BertTokenizer,       # BLIP's
     size:str|dict='full',     # Key of `SIZES`, or what such an entry holds: heads cannot be read off tensors
     corpus:str=None,          # Key of `CORPORA`; default: told from the word tables
     loose:bool=False,         # Leave out what is unknown, keep what is missing random
@@ -462,7 +462,7 @@ def from_original(cls:ARLDM,
     Args:
         state (dict): The original's `state_dict`
         words (CLIPTokenizer): That of Stable Diffusion
-        more (BertTokenizer): BLIP's: bert-base-uncased
+        more (BertTokenizer): BLIP's
         size (str | dict, default 'full'): Key of `SIZES`, or what such an entry holds: heads cannot be read off
             tensors
         corpus (str, optional): Key of `CORPORA`; default: told from the word tables
@@ -482,20 +482,20 @@ def from_original(cls:ARLDM,
 # %% ../nbs/09a_pretrained.ipynb #08ac58ce
 @patch(cls_method=True)
 def from_pretrained(cls:ARLDM,
-    sd:str|Path,           # Stable Diffusion 1.5: folder or hub name
-    blip:str|Path,         # BLIP weights: `.pth`, folder or hub name
+    sd:str|Path,           # Stable Diffusion: key of `PUBLISHED`, folder or hub name
+    blip:str|Path,         # BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
     corpus:str='ssid',     # Key of `CORPORA`
-    bert:str=None,         # BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+    bert:str=None,         # BLIP's vocabulary; default: that of a BLIP folder, else bert-base
     n_slots:int=5,         # Slots that a story can have
     original:bool=False,   # Follow the original where this book deliberately differs
 )->ARLDM:                  # In evaluation mode; new rows and history embeddings are random
     """A model that starts from Stable Diffusion and BLIP.
 
     Args:
-        sd (str | Path): Stable Diffusion 1.5: folder or hub name
-        blip (str | Path): BLIP weights: `.pth`, folder or hub name
+        sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
+        blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         corpus (str, default 'ssid'): Key of `CORPORA`
-        bert (str, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base-uncased
+        bert (str, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base
         n_slots (int, default 5): Slots that a story can have
         original (bool, default False): Follow the original where this book deliberately differs
 

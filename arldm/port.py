@@ -162,7 +162,7 @@ def rows_of(state:dict)->dict: # Key of `SIZE_TABLES` -> rows
 def corpora_of(
     rows:dict,                # From `rows_of`
     words:CLIPTokenizer,      # That of Stable Diffusion
-    more:BertTokenizer,       # BLIP's: bert-base-uncased
+    more:BertTokenizer,       # BLIP's
     name:str=None,            # The corpus, if the reader knows it
 )->list:                      # Of `Corpus`, the likeliest first
     """The corpora whose vocabulary a checkpoint has, and of these, where there are any, those with its caption length.
@@ -170,7 +170,7 @@ def corpora_of(
     Args:
         rows (dict): From `rows_of`
         words (CLIPTokenizer): That of Stable Diffusion
-        more (BertTokenizer): BLIP's: bert-base-uncased
+        more (BertTokenizer): BLIP's
         name (str, optional): The corpus, if the reader knows it
 
     Returns:

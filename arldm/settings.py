@@ -53,7 +53,7 @@ class Subject:
         model (str, default 'toy-base'): toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable
             Diffusion's
         blip (str, default ''): BLIP weights that go with a Stable Diffusion `model`
-        bert (str, default ''): Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
+        bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
         side (int, default 64): Frame height and width in pixels
         crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
         n_slots (int, default 0): Frames of the longest story; 0 = as many as the model has slots for, 5 if new
@@ -67,7 +67,7 @@ class Subject:
     task: str = 'visualization'     # 'visualization' draws every frame; 'continuation' is given the first
     model: str = 'toy-base'         # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
     blip: str = ''                  # BLIP weights that go with a Stable Diffusion `model`
-    bert: str = ''                  # Folder or hub name of BLIP's vocabulary; default: `blip`'s, or bert-base-uncased
+    bert: str = ''                  # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
     side: int = 64                  # Frame height and width in pixels
     crops: int = 1                  # Squares per picture, their frozen features computed once; 0 = always new ones
     n_slots: int = 0                # Frames of the longest story; 0 = as many as the model has slots for, 5 if new
@@ -136,19 +136,18 @@ _fields = dataclasses.fields(Settings)
 SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in _fields}  # for `check_shape`
 
 # %% ../nbs/00a_settings.ipynb #cc8debc3
-_sd = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
-_original = dict(model=_sd, blip='model_large.pth', lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0.,
-                 weighting='none', noise_bias=1., batch=1, crops=0, decay='all', save_every=1000, guidance=7.5,
-                 original=True)
+_start = dict(model='sd-1.5', blip='blip-large')  # published weights, by their names in chapter 7a
+_original = dict(_start, lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0., weighting='none',
+                 noise_bias=1., batch=1, crops=0, decay='all', save_every=1000, guidance=7.5, original=True)
 _toy = dict(prediction='v', weighting='none', ema=.999)
 PRESETS = {
     'toy': dict(_toy, ema=.99),                               # the demo: see chapter 16
     'toy-base': dict(_toy, steps=6000, batch=16, lr=1.5e-3, warmup=200, save_every=250),   # the ladder's second rung
     'toy-arldm': dict(_toy, steps=4000, warmup=100, noise_bias=3., save_every=250),         # and its third
     'tiny': dict(model='tiny', crops=0, steps=3, batch=2, warmup=1),   # random weights: does my data run at all?
-    'ssid': dict(model=_sd, blip='model_large.pth', corpus='ssid', side=256, crops=4, steps=20_000, batch=8, lr=3e-5,
-                 warmup=500, ema=.9995, weighting='min-snr', noise_bias=1., freeze=FREEZE['attention'],
-                 precision='bfloat16', save_every=1000, guidance=7.5),
+    'ssid': dict(_start, corpus='ssid', side=256, crops=4, steps=20_000, batch=8, lr=3e-5, warmup=500, ema=.9995,
+                 weighting='min-snr', noise_bias=1., freeze=FREEZE['attention'], precision='bfloat16',
+                 save_every=1000, guidance=7.5),
     'seed-ssid': dict(_original, corpus='ssid', side=256, steps=50_000, warmup=500, freeze=FREEZE['seed']),
     'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
 
