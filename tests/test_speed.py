@@ -1,4 +1,4 @@
-"The benchmark's rivals do the same work as ours, and the benchmark runs; how fast either is depends on the machine."
+"The benchmark's candidates do the same work as ours, and the benchmark runs; how fast either is depends on the machine."
 import os
 import contextlib
 import io
@@ -70,7 +70,7 @@ def test_corpus(folder, tmp_path):
     assert len({decoded(p).tobytes() for p in few.rglob('*.jpg')}) == 3
 
 
-# the rivals do the same
+# the candidates do the same
 
 def test_plain_converter_keeps_stories(folder):
     "Captions, order and colours of the plain file are those of the raw corpus, in every split."
@@ -105,40 +105,40 @@ def test_plain_loader_gives_the_same_pixels(folder, vocab, side, memory_side):
 # training steps
 
 @pytest.fixture(scope='module')
-def track(tmp_path_factory): return steps.TrainingBench(tmp_path_factory.mktemp('steps'), 'tiny')
+def training(tmp_path_factory): return steps.TrainingBench(tmp_path_factory.mktemp('steps'), 'tiny')
 
-def test_rivals_train_on_the_same_stories(track):
+def test_candidates_train_on_the_same_stories(training):
     "Plain and ours differ in what is computed, not in which stories come and what is asked of them."
-    plain, ours = (steps.recipe('tiny', **changes) for changes in steps.RIVALS.values())
+    plain, ours = (steps.recipe('tiny', **changes) for changes in steps.CANDIDATES.values())
     differ = {k for k in SETTINGS if getattr(plain, k) != getattr(ours, k)}
     assert differ == {'freeze', 'crops', 'pack'} and set(ours.freeze) - set(plain.freeze) == {'words'}
-    pictures, features = (steps.stories_of(track, s) for s in (plain, ours))
+    pictures, features = (steps.stories_of(training, s) for s in (plain, ours))
     assert len(pictures) == len(features) == 8
     for key in 'index', 'caption_ids', 'memory_real':
         assert torch.equal(torch.as_tensor(pictures[3, 2][key]), torch.as_tensor(features[3, 2][key]))
     assert 'frames' in pictures[0] and not {'frames', 'memory'} & features[0].keys()
 
-def test_rivals_share_weights_and_keep_to_their_own(track):
-    "In turns, the plain rival moves word tables and attentions, ours only the attentions."
-    table, attention = (next(p for n, p in track.model.named_parameters() if name in n)
+def test_candidates_share_weights_and_keep_to_their_own(training):
+    "In turns, the plain candidate moves word tables and attentions, ours only the attentions."
+    table, attention = (next(p for n, p in training.model.named_parameters() if name in n)
                         for name in ('token_embedding', 'attn2.to_k'))
-    def moved(rival):
+    def moved(candidate):
         before = table.clone(), attention.clone()
-        next(rival)
+        next(candidate)
         return [not torch.equal(a, b) for a, b in zip(before, (table, attention))]
-    plain, ours = (steps.steps(track, **changes) for changes in steps.RIVALS.values())
-    for rival in plain, ours: next(rival)                      # the original's first step has a rate of 0
+    plain, ours = (steps.steps(training, **changes) for changes in steps.CANDIDATES.values())
+    for candidate in plain, ours: next(candidate)                      # the original's first step has a rate of 0
     assert [moved(plain), moved(ours), moved(plain), moved(ours)] == [[True, True], [False, True]]*2
     ours.close(), plain.close()
 
-def test_a_step_counts_what_is_saved(track):
+def test_a_step_counts_what_is_saved(training):
     "The features spare at least the forward pass of the autoencoder."
     def flops(**changes):
-        with contextlib.closing(steps.steps(track, drop=0., **changes)) as records: return count_flops(lambda: next(records))
-    steps.stories_of(track, steps.recipe(track.size, drop=0., **steps.RIVALS['ours']))       # its features are not counted
-    plain, ours = (flops(**changes) for changes in steps.RIVALS.values())
+        with contextlib.closing(steps.steps(training, drop=0., **changes)) as records: return count_flops(lambda: next(records))
+    steps.stories_of(training, steps.recipe(training.size, drop=0., **steps.CANDIDATES['ours']))       # its features are not counted
+    plain, ours = (flops(**changes) for changes in steps.CANDIDATES.values())
     frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
-    assert plain - ours > count_flops(lambda: track.model.moments(frames)) > 0
+    assert plain - ours > count_flops(lambda: training.model.moments(frames)) > 0
 
 def test_rows():
     "Each recipe at both sizes, frozen as the baseline and all trained, in bfloat16."
@@ -149,21 +149,21 @@ def test_rows():
     assert rows['512 px, all trained, checkpointed'] == dict(side=512, freeze='none', precision='bfloat16', crops=1,
                                                               checkpointing=True)
 
-def test_cost_of_a_step(track, monkeypatch):
+def test_cost_of_a_step(training, monkeypatch):
     "Stories per second and arithmetic are those of a story; what checkpointing repeats is not counted."
     row = dict(steps.training_rows('tiny')['32 px, all trained, cached'], drop=0.)
     monkeypatch.setattr(steps, 'take_turns', lambda rounds, step: step() and dict(step=[.5]*rounds))
-    found, checkpointed = (steps.training_cost(track, 1, **row, **more) for more in (dict(batch=2), dict(checkpointing=True)))
+    found, checkpointed = (steps.measure_training(training, 1, **row, **more) for more in (dict(batch=2), dict(checkpointing=True)))
     assert found['stories_per_s'] == 4 and checkpointed['stories_per_s'] == 2 and 'flops' not in checkpointed
-    assert found['flops'] == pytest.approx(steps.arithmetic(track, 1, **row), rel=.05)
+    assert found['flops'] == pytest.approx(steps.arithmetic(training, 1, **row), rel=.05)
 
 @pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory.'), StoryError('out of memory with 1 story'),
                                    RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')])
-def test_what_does_not_fit_is_a_note(track, monkeypatch, error):
+def test_what_does_not_fit_is_a_note(training, monkeypatch, error):
     def memory(job): raise error
     monkeypatch.setattr(steps, 'gpu_peak', memory)
-    assert steps.training_cost(track, 1, crops=0) == dict(note='out of memory')
-    assert all(p.grad is None for p in track.model.parameters())
+    assert steps.measure_training(training, 1, crops=0) == dict(note='out of memory')
+    assert all(p.grad is None for p in training.model.parameters())
 
 @pytest.fixture(scope='module')
 def steps_result(folder): return bench('train', out=folder/'steps.json')

@@ -54,15 +54,15 @@ def test_pictures(tmp_path):
 # turns
 
 @pytest.fixture
-def raced():
+def compared():
     "A stream of 22 pictures in batches of 4, with a turn after every two."
     net, files = Slow(), [File(i) for i in range(22)]
     turns, start = Turns(net, ready(), 2), time.perf_counter()
     rows = stream_in_turns(turns, files, Store())
     return turns, files, rows, time.perf_counter() - start
 
-def test_every_picture_and_second_is_counted(raced):
-    turns, files, rows, wall = raced
+def test_every_picture_and_second_is_counted(compared):
+    turns, files, rows, wall = compared
     assert [r['streamed'] for r in turns.rounds] == [8, 8, 6] and {r['alone'] for r in turns.rounds} == {4}
     counted = sum(r['streaming'][0] + r['looking'][0] for r in turns.rounds)
     assert .5*wall < counted <= wall                                     # the first look, which warms up, is not
