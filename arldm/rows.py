@@ -23,7 +23,8 @@ from .draw import StoryPipeline
 from .encoders import quiet_loading
 from .kept import toy_file
 from .measure import matrix_rate
-from .pace import (BATCHES, BENCH_STEPS, measure_drawing, drawing_flops, drawing_rows, part_seconds, prepared, tidy)
+from .pace import (
+    BATCHES, BENCH_STEPS, drawing_flops, drawing_rows, measure_drawing, part_seconds, prepared, tidy)
 from .settings import resolve
 from .steps import TrainingBench, measure_training, training_rows
 from .story import StoryFile
