@@ -538,6 +538,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arldm.model.ARLDM.condition': ('model.html#arldm.condition', 'arldm/model.py'),
                              'arldm.model.ARLDM.create': ('model.html#arldm.create', 'arldm/model.py'),
                              'arldm.model.ARLDM.device': ('model.html#arldm.device', 'arldm/model.py'),
+                             'arldm.model.ARLDM.encode_captions': ('model.html#arldm.encode_captions', 'arldm/model.py'),
+                             'arldm.model.ARLDM.encode_slots': ('model.html#arldm.encode_slots', 'arldm/model.py'),
                              'arldm.model.ARLDM.forward': ('model.html#arldm.forward', 'arldm/model.py'),
                              'arldm.model.ARLDM.frame_losses': ('loss.html#arldm.frame_losses', 'arldm/model.py'),
                              'arldm.model.ARLDM.freeze': ('freeze.html#arldm.freeze', 'arldm/model.py'),

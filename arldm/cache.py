@@ -21,7 +21,6 @@ from .core import StoryError, first_line
 from .files import atomic_path, create_json, load_json
 from .dataset import StoryDataset, pixels, to_memory
 from .digest import data_digest, part_digest, tensors_digest, vocabulary_digest, weights_digest
-from .encoders import encode_captions
 from .model import ARLDM
 from .pictures import decode
 
@@ -100,15 +99,14 @@ def answers(
     told, device = stories.vocab.encode([k[-1] for k in keys]) if kind != 'moments' else {}, model.device
     told = {k: v.to(device) for k, v in told.items()}
     if kind == 'captions':
-        h = encode_captions(model.text_encoder, told['caption_ids'], told['caption_real'])
+        h = model.encode_captions(told)
         return [x[real] for x, real in zip(h, told['caption_real'])]
     squares = list(dict.fromkeys(k[:2] for k in keys))                           # one picture may have several captions
     pictures = {row: _picture(stories.split, row) for row in {row for row, _ in squares}}
     seen = pixels([stories.cut(pictures[row], row, crop, kind == 'slots') for row, crop in squares])
     if kind == 'moments': return list(model.moments(seen)[:, None])
-    seen = model.memory_encoder.look(to_memory(seen.to(device)))                 # (squares, 1+patches, D')
     which = torch.tensor([squares.index(k[:2]) for k in keys], device=device)
-    h = model.memory_encoder.read(seen[which], told['memory_ids'], told['memory_real'])
+    h = model.encode_slots(to_memory(seen.to(device)), told, which)
     return [x[real] for x, real in zip(h, told['memory_real'])]
 
 def _picture(split, row):

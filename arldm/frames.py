@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from .core import StoryError
 from .dataset import pixels, to_memory
 from .denoise import decode_latents, denoise
-from .encoders import encode_captions
 from .history import context_visible
 from .model import ARLDM
 from .show import as_picture
@@ -43,7 +42,7 @@ class Memory:
         tokens:dict,      # The frame's own caption: ids and masks, each (B, S)
     ):
         if len(self) == self.room: del self.slots[self.kept], self.real[self.kept]
-        self.slots.append(self.model.memory_encoder(pictures, tokens['memory_ids'], tokens['memory_real']))
+        self.slots.append(self.model.encode_slots(pictures, tokens))
         self.real.append(tokens['memory_real'])
 
 def preprocess_frame(
@@ -79,7 +78,7 @@ def see(self:Memory,
     (B, S), N, model = tokens['caption_ids'].shape, len(self), self.model
     if nothing: caption, slots = nothing[0].expand(B, -1, -1), [nothing[1].expand(B, -1, -1)]*N
     else:
-        caption = encode_captions(model.text_encoder, tokens['caption_ids'], tokens['caption_real'])
+        caption = model.encode_captions(tokens)
         slots = self.slots
     past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, *caption.shape[1:])     # (B, N, S, D)
     real = torch.stack(self.real, 1) if N else tokens['memory_real'].new_zeros(B, 0, S)    # (B, N, S)

@@ -20,11 +20,11 @@ from .base import published_tokenizers, start_parts
 from .config import PARTS, SIZES, check_finite, check_whole, make_vae, noise_like, noise_schedule, vae_factor
 from .core import CORPORA, StoryError, first_line, one_of
 from .dataset import Vocabulary, to_memory, to_target
-from .encoders import MemoryEncoder, encode_captions
+from .encoders import MemoryEncoder, encode_captions as encode_text
 from .files import load_json
 from .history import HistoryEmbeddings, context_visible, drop_frames, history_visible, pack_visible
 from .manifest import recover_folder
-from .port import (LATENT_SCALE, ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE, Misfit, corpora_of, rows_of,
+from .port import (ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE, Misfit, corpora_of, rows_of,
                         translate)
 
 # %% ../nbs/08_model.ipynb #7d21acec
@@ -87,6 +87,42 @@ def create(cls:ARLDM,
     return cls(vae, unet, CLIPTextModel(clip),
                MemoryEncoder(s['vision'], text, vocab.enc), HistoryEmbeddings(width, n_slots), vocab)
 
+# %% ../nbs/08_model.ipynb #5e0d9882
+@patch
+def encode_captions(self:ARLDM,
+    tokens:dict, # `caption_ids` int64 and `caption_real` bool, each (..., S)
+)->Tensor:       # (..., S, D)
+    """Captions as the text encoder gives them.
+
+    Args:
+        tokens (dict): `caption_ids` int64 and `caption_real` bool, each (..., S)
+
+    Returns:
+        Tensor: (..., S, D)
+    """
+    return encode_text(self.text_encoder, tokens['caption_ids'], tokens['caption_real'])
+
+@patch
+def encode_slots(self:ARLDM,
+    pictures:Tensor,   # float (..., 3, P, P), CLIP-normalised
+    tokens:dict,       # `memory_ids` int64 and `memory_real` bool, each (..., S)
+    which:Tensor=None, # int64 (n,): which of the pictures (m, 3, P, P) belongs to a caption; default: one each
+)->Tensor:             # (..., S, D)
+    """Slots: pictures and their captions as the memory encoder gives them; each picture is encoded once.
+
+    Args:
+        pictures (Tensor): float (..., 3, P, P), CLIP-normalised
+        tokens (dict): `memory_ids` int64 and `memory_real` bool, each (..., S)
+        which (Tensor, optional): int64 (n,): which of the pictures (m, 3, P, P) belongs to a caption; default:
+            one each
+
+    Returns:
+        Tensor: (..., S, D)
+    """
+    ids, real = tokens['memory_ids'], tokens['memory_real']
+    if which is None: return self.memory_encoder(pictures, ids, real)
+    return self.memory_encoder.read(self.memory_encoder.look(pictures)[which], ids, real)
+
 # %% ../nbs/08_model.ipynb #5b06c2fb
 @patch
 def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
@@ -96,7 +132,7 @@ def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
         Tensor: (1, S, D)
     """
     t = self.vocab.null()
-    return encode_captions(self.text_encoder, t['caption_ids'].to(self.device), t['caption_real'].to(self.device))
+    return self.encode_captions({k: v.to(self.device) for k, v in t.items()})
 
 @patch
 def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
@@ -107,7 +143,7 @@ def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
     """
     t = {k: v.to(self.device) for k, v in self.vocab.null().items()}                  # each (1, S)
     black = to_memory(torch.zeros(1, 3, self.memory_side, self.memory_side, dtype=torch.uint8)).to(self.device)
-    return self.memory_encoder(black, t['memory_ids'], t['memory_real'])
+    return self.encode_slots(black, t)
 
 @patch
 def null(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
@@ -143,10 +179,9 @@ def condition(self:ARLDM,
     """
     N = known['slots'].shape[1] if memory is None else memory.shape[1]
     own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
-    captions = known['captions'][:, n_given:] if 'captions' in known else encode_captions(
-        self.text_encoder, own['caption_ids'], own['caption_real'])                              # (B, V, S, D)
+    captions = known['captions'][:, n_given:] if 'captions' in known else self.encode_captions(own)  # (B, V, S, D)
     if memory is None: slots = known['slots']
-    elif N: slots = self.memory_encoder(memory, past['memory_ids'], past['memory_real'])
+    elif N: slots = self.encode_slots(memory, past)
     else: slots = self.null_slot()[:, None][:, :0].expand(len(captions), -1, -1, -1)  # none: stories of one frame
     slots = slots[:, None]                                                                       # (B, 1, N, S, D)
     if dropped is not None and dropped.any():
@@ -404,8 +439,9 @@ def count_trained(model:nn.Module) -> int: # Numbers that training may change
 @patch
 def to_original(self:ARLDM)->dict:
     "The `state_dict` that the original would have written, under its own names."
-    if (scale := self.vae.config.scaling_factor) != LATENT_SCALE:
-        raise StoryError(f'expected latents scaled by {LATENT_SCALE}, found {scale}; the original knows no other')
+    scale, expected = self.vae.config.scaling_factor, SIZES['full']['vae']['scaling_factor']  # which its code has fixed
+    if scale != expected: raise StoryError(f'expected latents scaled by {expected}, found {scale}; the original knows '
+                                           'no other')
     ours, null, side = self.state_dict(), self.vocab.null(), self.memory_side
     theirs = translate(ours, {b: a for a, b in ORIGINAL_NAMES.items()})
     state = {theirs[k]: v.cpu() for k, v in ours.items()}
