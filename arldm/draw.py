@@ -115,8 +115,8 @@ def model(self:StoryPipeline) -> ARLDM:
     return self._made[1]
 
 @patch(as_prop=True)
-def nothing(self:StoryPipeline) -> tuple: # null caption and null slot, each (S, D)
-    """What guidance leads away from.
+def null_cond(self:StoryPipeline) -> tuple: # null caption and null slot, each (S, D)
+    """The null condition, which guidance moves away from.
 
     Returns:
         tuple: null caption and null slot, each (S, D)
@@ -126,7 +126,7 @@ def nothing(self:StoryPipeline) -> tuple: # null caption and null slot, each (S,
     if not any(p.is_meta for p in weights):                      # some changes in place show only in the values
         state.append(float(sum(p.detach().double().sum() for p in weights if p.ndim == 1)))
     if self._known[0] != state:
-        with torch.no_grad(): self._known = state, self.model.null()
+        with torch.no_grad(): self._known = state, self.model.null_cond()
     return self._known[1]
 
 # %% ../nbs/12_draw.ipynb #ccdac87e
@@ -139,20 +139,20 @@ def _latent_shape(self:StoryPipeline, height, width): # of a frame
 
 # %% ../nbs/12_draw.ipynb #5d62d939
 @patch
-def _draw(self:StoryPipeline, told, known, photos, noise, way, generator, on_step=None, opening=None):
+def _draw(self:StoryPipeline, captions, known, photos, noise, way, generator, on_step=None, opening=None):
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
     def seen(k, pictures):
         if k in photos: return to_memory(pixels([center_crop(p, side) for p in pictures]))
         return preprocess_frame(pictures, side)
-    def tokens(captions):
-        self.model.vocab.note_unknown(captions)
-        return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(captions)).items()}
+    def encoded(texts):
+        self.model.vocab.note_unknown(texts)
+        return {k: v.to(to['device']) for k, v in self.model.vocab.encode(list(texts)).items()}
     known = {k: seen(k, pictures).to(**to) for k, pictures in known.items()}
-    told = (tokens(c) for c in told)
+    tokens = (encoded(texts) for texts in captions)
     noise = (z.to(to['device']) for z in noise)
-    nothing = tuple(x.to(to['device']) for x in self.nothing)              # parts may wait on the CPU
-    return draw_frames(self.model, self.scheduler, told, noise, known, opening, nothing, **way, generator=generator,
+    null_cond = tuple(x.to(to['device']) for x in self.null_cond)          # parts may wait on the CPU
+    return draw_frames(self.model, self.scheduler, tokens, noise, known, opening, null_cond, **way, generator=generator,
                        on_step=on_step, graphs=self._graphs)
 
 # %% ../nbs/12_draw.ipynb #2df1cee9
@@ -172,10 +172,10 @@ def __call__(self:StoryPipeline,
     latents:list=None,                # Noise instead: of each story (frames to draw, 4, h/8, w/8)
     output_type:str='pil',            # 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
     callback_on_step_end=None,        # f(pipe, i, t, {'latents': z}) -> dict
-    *, redraw:list=None,              # Numbers of frames to draw anew, from 1; `given` then holds all frames
+    *, redraw:list=None,              # Numbers of frames to draw again, from 1; `given` then holds all frames
     generator=None,                   # Instead of `seed`: a `torch.Generator`, or one per story
     return_dict:bool=True,            # Else a tuple
-    callback_on_step_end_tensor_inputs:list=('latents',), # No others can be asked for
+    callback_on_step_end_tensor_inputs:list=('latents',), # No others are available
     **way,                            # `guidance_interval`, `reuse`, `plain`: see `denoise`
 )->StoryOutput:
     """Draw stories.
@@ -191,10 +191,10 @@ def __call__(self:StoryPipeline,
         latents (list, optional): Noise instead: of each story (frames to draw, 4, h/8, w/8)
         output_type (str, default 'pil'): 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
         callback_on_step_end (optional): f(pipe, i, t, {'latents': z}) -> dict
-        redraw (list, optional): Numbers of frames to draw anew, from 1; `given` then holds all frames
+        redraw (list, optional): Numbers of frames to draw again, from 1; `given` then holds all frames
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
         return_dict (bool, default True): Else a tuple
-        callback_on_step_end_tensor_inputs (list, default ('latents',)): No others can be asked for
+        callback_on_step_end_tensor_inputs (list, default ('latents',)): No others are available
         **way: `guidance_interval`, `reuse`, `plain`: see `denoise`
     """
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
@@ -203,15 +203,15 @@ def __call__(self:StoryPipeline,
     way = check_sampling(self.scheduler, num_inference_steps, guidance_scale, **way)
     plans, bad = make_plans(captions, given, redraw)
     self.model.vocab.note_unknown([c for p in plans.values() for c in p.captions])
-    chance = story_generators(len(plans) + len(bad), seed, generator)
+    generators = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
-    drawn = self._draw_all(plans, chance, latents, shape, way, callback_on_step_end, heard)
+    drawn = self._draw_all(plans, generators, latents, shape, way, callback_on_step_end, heard)
     out = _output(plans, bad, drawn, convert)
     return out if return_dict else out.to_tuple()
 
 # %% ../nbs/12_draw.ipynb #e9aa21e4
 @patch
-def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, heard):
+def _draw_all(self:StoryPipeline, plans, generators, latents, shape, way, callback, heard):
     "{i: [(latents, frame)]} of all plans; stories of a kind are drawn side by side."
     kinds, drawn = {}, {i: [] for i in plans}
     for i, p in plans.items(): kinds.setdefault((len(p.captions), *p.given), []).append(i)
@@ -221,14 +221,14 @@ def _draw_all(self:StoryPipeline, plans, chance, latents, shape, way, callback, 
             bar.update()
             return (callback(self, i, t, dict.fromkeys(heard, z)) or {}).get('latents', z) if callback else z
         for rows in kinds.values():
-            some, mine = [plans[i] for i in rows], [chance[i] for i in rows]
-            told = zip(*[p.captions[:max(p.todo) + 1] for p in some])
+            some, mine = [plans[i] for i in rows], [generators[i] for i in rows]
+            captions = zip(*[p.captions[:max(p.todo) + 1] for p in some])
             known = {k: [p.known[k] for p in some] for k in some[0].known}
             if latents is not None: noise = torch.stack([latents[i] for i in rows], 1)
             else: noise = _of_frames(initial_noise(mine, shape), some[0].todo)
             with enough_memory(len(rows)):
                 photos, opening = ((), 1) if some[0].redraw else (known, None)
-                for z, f in self._draw(told, known, photos, noise, way, mine, on_step, opening):
+                for z, f in self._draw(captions, known, photos, noise, way, mine, on_step, opening):
                     for b, i in enumerate(rows): drawn[i].append((z[b].cpu(), f[b].cpu()))
     self.maybe_free_model_hooks()
     return drawn
@@ -259,7 +259,7 @@ def stream(self:StoryPipeline,
     drawn:list=(),                    # Frames after the given ones that were drawn before, to go on from
     **way,                            # `num_inference_steps`, `guidance_scale`, …
 ):                                    # -> yields PIL pictures
-    """Draw one story; the next caption is asked for when the frame before it has been taken.
+    """Draw one story; the next caption is fetched when the frame before it has been taken.
 
     -> yields PIL pictures
 
@@ -272,20 +272,20 @@ def stream(self:StoryPipeline,
         drawn (list, default ()): Frames after the given ones that were drawn before, to go on from
         **way: `num_inference_steps`, `guidance_scale`, …
     """
-    shape, chance = self._latent_shape(height, width), story_generators(1, seed)
+    shape, generators = self._latent_shape(height, width), story_generators(1, seed)
     way = check_sampling(self.scheduler, **way)
     given, n = [as_given(p) for p in (given if isinstance(given, (list, tuple)) else [given])], 0
     past, opening = len(given) + len(drawn), max(1, len(given))
-    told = (make_plan([c]).captions for c in ([captions] if isinstance(captions, str) else captions))
-    memory, before = Memory(self.model, opening), list(islice(told, past))
+    texts = (make_plan([c]).captions for c in ([captions] if isinstance(captions, str) else captions))
+    memory, before = Memory(self.model, opening), list(islice(texts, past))
     newest = past - memory.room + memory.kept                     # a long story is remembered only in part
     held = [k for k in range(len(before)) if k < memory.kept or k >= newest]
     known = {i: [given[k] if k < len(given) else as_given(drawn[k - len(given)])] for i, k in enumerate(held)}
     photos = [i for i, k in enumerate(held) if k < len(given)]
-    told = chain([before[k] for k in held], told)
-    noise = islice(initial_noise(chance, shape), past, None)
+    texts = chain([before[k] for k in held], texts)
+    noise = islice(initial_noise(generators, shape), past, None)
     with enough_memory(1):
-        frames = self._draw(told, known, photos, noise, way, chance, opening=opening)
+        frames = self._draw(texts, known, photos, noise, way, generators, opening=opening)
         for n, (_, frame) in enumerate(frames, 1): yield as_picture(frame[0])
     if not n: raise StoryError('no captions are left for frames to draw')
 
@@ -302,6 +302,6 @@ def enable_fast_kernels(self:StoryPipeline,
     for part in self.unet, self.vae: part.to(memory_format=torch.channels_last)
     limits = torch._dynamo.config                                          # there are three widths and many batches
     limits.recompile_limit = max(64, limits.recompile_limit)
-    torch.fx.experimental._config.use_duck_shape = False                   # equal by chance is not the same size
+    torch.fx.experimental._config.use_duck_shape = False                   # equal sizes may differ in another call
     self.unet.compile_repeated_blocks(dynamic=True)
     self._graphs = graphs and torch.cuda.is_available()

@@ -64,30 +64,30 @@ def preprocess_frame(
 # %% ../nbs/11c_frames.ipynb #593919d8
 @patch
 def see(self:Memory,
-    tokens:dict,         # The caption of the frame to draw: ids and masks, each (B, S)
-    nothing:tuple=None,  # (null caption, null slot), each (S, D), of a frame that is told nothing
-):                       # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
-    """What the next frame of each story is told and remembers.
+    tokens:dict,           # The caption of the frame to draw: ids and masks, each (B, S)
+    null_cond:tuple=None,  # (null caption, null slot), each (S, D), for the null condition
+):                         # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
+    """The context of the next frame of each story: its caption and what it remembers.
 
     -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
 
     Args:
         tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
-        nothing (tuple, optional): (null caption, null slot), each (S, D), of a frame that is told nothing
+        null_cond (tuple, optional): (null caption, null slot), each (S, D), for the null condition
     """
     (B, S), N, model = tokens['caption_ids'].shape, len(self), self.model
-    if nothing: caption, slots = nothing[0].expand(B, -1, -1), [nothing[1].expand(B, -1, -1)]*N
+    if null_cond: caption, slots = null_cond[0].expand(B, -1, -1), [null_cond[1].expand(B, -1, -1)]*N
     else:
         caption = model.encode_captions(tokens)
         slots = self.slots
     past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, *caption.shape[1:])     # (B, N, S, D)
     real = torch.stack(self.real, 1) if N else tokens['memory_real'].new_zeros(B, 0, S)    # (B, N, S)
-    every, dropped = torch.ones(1, N, dtype=torch.bool), torch.full((B, 1), bool(nothing), device=caption.device)
+    every, dropped = torch.ones(1, N, dtype=torch.bool), torch.full((B, 1), bool(null_cond), device=caption.device)
     visible = context_visible(tokens['caption_real'][:, None], real, every, dropped)
     return model.history(caption[:, None], past[:, None]), visible
 
 def pad_context(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context (B, tokens, D), visible bool (B, tokens)
-    """Fill a context up with tokens that nobody sees.
+    """Pad a context with hidden tokens.
 
     Returns:
         tuple: context (B, tokens, D), visible bool (B, tokens)
@@ -104,7 +104,7 @@ def draw_frames(
     noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
     opening:int=None,      # How many of the first frames are never forgotten; default: those given, at least one
-    nothing:tuple=None,    # `model.null()`, if it is known already
+    null_cond:tuple=None,  # `model.null_cond()`, if it is known already
     guidance:float=7.5,    # 1 = none
     plain:bool=False,      # Without what makes drawing faster
     **how,                 # More for `denoise`: `steps`, `interval`, …
@@ -121,24 +121,24 @@ def draw_frames(
             0
         opening (int, optional): How many of the first frames are never forgotten; default: those given, at least
             one
-        nothing (tuple, optional): `model.null()`, if it is known already
+        null_cond (tuple, optional): `model.null_cond()`, if it is known already
         guidance (float, default 7.5): 1 = none
         plain (bool, default False): Without what makes drawing faster
         **how: More for `denoise`: `steps`, `interval`, …
     """
     first = next(k for k in range(len(given) + 1) if k not in given)
     memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
-    if guidance != 1 and nothing is None: nothing = model.null()
+    if guidance != 1 and null_cond is None: null_cond = model.null_cond()
     for k, caption in enumerate(captions):
         if before: memory.add(*before)
         if k in given: before = given[k], caption
         else:
-            told, untold = memory.see(caption), memory.see(caption, nothing) if guidance != 1 else None
-            if plain: told, untold = (x and pad_context(*x, _most(model, caption)) for x in (told, untold))
-            z = denoise(model, scheduler, next(noise), told, untold, guidance, plain=plain, **how)
+            cond, uncond = memory.see(caption), memory.see(caption, null_cond) if guidance != 1 else None
+            if plain: cond, uncond = (x and pad_context(*x, _most(model, caption)) for x in (cond, uncond))
+            z = denoise(model, scheduler, next(noise), cond, uncond, guidance, plain=plain, **how)
             frame = decode_latents(model, z)
             yield z, frame
-            before = preprocess_frame(frame, model.memory_side).to(told[0]), caption
+            before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
 
 def _most(model, tokens): return (1 + model.history.config.n_slots)*tokens['caption_ids'].shape[1]
 

@@ -126,7 +126,7 @@ def encode_slots(self:ARLDM,
 # %% ../nbs/08_model.ipynb #5b06c2fb
 @patch
 def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
-    """The caption of a frame that is told nothing.
+    """The null caption: an empty text, encoded.
 
     Returns:
         Tensor: (1, S, D)
@@ -136,7 +136,7 @@ def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
 
 @patch
 def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
-    """What a frame remembers of nothing: a black picture without a caption.
+    """The null slot: a black picture without a caption, encoded.
 
     Returns:
         Tensor: (1, S, D)
@@ -146,8 +146,8 @@ def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
     return self.encode_slots(black, t)
 
 @patch
-def null(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
-    """The condition of a frame that is told nothing.
+def null_cond(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
+    """The null condition of classifier-free guidance.
 
     Returns:
         tuple: Caption (S, D), slot (S, D)
@@ -162,17 +162,17 @@ def condition(self:ARLDM,
     tokens:dict,           # `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
     memory:Tensor|None,    # float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1 suffices
     n_given:int=0,         # Opening frames that are given, not drawn
-    dropped:Tensor=None,   # bool (B, V); True = told nothing
+    dropped:Tensor=None,   # bool (B, V); True = null condition
     **known,
 )->tuple:                  # Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
-    """What each frame is told and may remember. What is `known`, by the names of `KNOWN`, is not computed.
+    """The context of each frame: its caption and the slots it may see. `known` features (`KNOWN`) are not computed.
 
     Args:
         tokens (dict): `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
         memory (Tensor | None): float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1
             suffices
         n_given (int, default 0): Opening frames that are given, not drawn
-        dropped (Tensor, optional): bool (B, V); True = told nothing
+        dropped (Tensor, optional): bool (B, V); True = null condition
 
     Returns:
         tuple: Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
@@ -200,7 +200,7 @@ def predict(self:ARLDM,
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens); True = may attend
 )->Tensor:           # (n, 4, h, w)
-    """The UNet's guess of the noise, or of v where `noise_scheduler` says so.
+    """The UNet's prediction of the noise, or of v where `noise_scheduler` says so.
 
     Args:
         noisy (Tensor): (n, 4, h, w)
@@ -242,7 +242,8 @@ def load(cls:ARLDM,
     check_whole(folder, parts)
     vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)
     model = cls(**parts, vocab=vocab).eval()
-    if (how := folder/'scheduler'/'scheduler_config.json').is_file(): model.noise_scheduler = noise_like(load_json(how))
+    config = folder/'scheduler'/'scheduler_config.json'
+    if config.is_file(): model.noise_scheduler = noise_like(load_json(config))
     return model
 
 # %% ../nbs/08a_loss.ipynb #78a2507b
@@ -251,7 +252,7 @@ def load(cls:ARLDM,
 def moments(self:ARLDM,
     frames:Tensor, # uint8 (..., 3, H, W)
 )->Tensor:         # (..., 8, h, w): mean and log-variance of the latents
-    """What the autoencoder knows about frames before it samples.
+    """The autoencoder's distribution of latents, before sampling.
 
     Args:
         frames (Tensor): uint8 (..., 3, H, W)
@@ -294,7 +295,7 @@ def frame_losses(self:ARLDM,
     weighting:str='none',  # Key of `LOSS_WEIGHTS`
     pack:bool=False,       # Leave out tokens that no frame may see
 )->Tensor:                 # (n,) one loss per frame
-    """Squared error of the guess, per frame.
+    """Mean squared error of the prediction, per frame.
 
     Args:
         z (Tensor): (n, 4, h, w) latents, story-major
@@ -312,16 +313,16 @@ def frame_losses(self:ARLDM,
     noisy = self.noise_scheduler.add_noise(z, noise, t)
     if noisy.device.type == 'cpu' and torch.is_grad_enabled(): noisy.requires_grad_()  # against a trap: chapter 8b
     v = self.noise_scheduler.config.prediction_type == 'v_prediction'
-    aim = self.noise_scheduler.get_velocity(z, noise, t) if v else noise
-    guess = self.predict(noisy, t, context, visible)
-    loss = F.mse_loss(guess.float(), aim.float(), reduction='none').mean((1, 2, 3))
+    target = self.noise_scheduler.get_velocity(z, noise, t) if v else noise
+    model_output = self.predict(noisy, t, context, visible)
+    loss = F.mse_loss(model_output.float(), target.float(), reduction='none').mean((1, 2, 3))
     a = self.noise_scheduler.alphas_cumprod.to(t.device)[t]
     weight = LOSS_WEIGHTS[weighting](a/(1 - a))
     return loss*(weight*a if v and weighting != 'none' else weight)
 
 # %% ../nbs/08a_loss.ipynb #1dfbc27b
 @patch
-def chances(self:ARLDM,
+def random_inputs(self:ARLDM,
     V:int,                     # Frames of the story
     channels:int,              # Of their moments: 8
     h:int,                     # Height of the moments
@@ -330,8 +331,8 @@ def chances(self:ARLDM,
     noise_bias:float,          # As in `loss`
     offset_noise:float,        # As in `loss`
     generator:torch.Generator, # On the CPU
-)->tuple:                      # Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
-    """All that is left to chance in the loss of a story.
+)->tuple:                      # Two tensors of noise (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+    """The random numbers in the loss of a story.
 
     Args:
         V (int): Frames of the story
@@ -344,7 +345,7 @@ def chances(self:ARLDM,
         generator (torch.Generator): On the CPU
 
     Returns:
-        tuple: Two noises (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+        tuple: Two tensors of noise (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
     """
     T = self.noise_scheduler.config.num_train_timesteps
     def randn(*shape): return torch.randn(V, channels//2, *shape, generator=generator)
@@ -360,7 +361,7 @@ def loss(self:ARLDM,
     batch:dict,                 # From `arldm.dataset.collate`, of pictures or of what chapter 10 knows about them
     generator:torch.Generator|list, # On the CPU, for all random numbers; or one per story
     n_given:int=0,              # Opening frames that are given, not drawn
-    drop:float=0.1,             # Chance that a frame's condition is dropped
+    drop:float=0.1,             # Probability that a frame's condition is dropped
     weighting:str='none',       # Key of `LOSS_WEIGHTS`
     noise_bias:float=1.,        # Timesteps are drawn as u^(1/bias): 1 = evenly, more = noisier
     offset_noise:float=0.,      # Spread of a shift of the noise that all latents of a frame and channel share
@@ -372,7 +373,7 @@ def loss(self:ARLDM,
         batch (dict): From `arldm.dataset.collate`, of pictures or of what chapter 10 knows about them
         generator (torch.Generator | list): On the CPU, for all random numbers; or one per story
         n_given (int, default 0): Opening frames that are given, not drawn
-        drop (float, default 0.1): Chance that a frame's condition is dropped
+        drop (float, default 0.1): Probability that a frame's condition is dropped
         weighting (str, default 'none'): Key of `LOSS_WEIGHTS`
         noise_bias (float, default 1.0): Timesteps are drawn as u^(1/bias): 1 = evenly, more = noisier
         offset_noise (float, default 0.0): Spread of a shift of the noise that all latents of a frame and channel
@@ -384,14 +385,15 @@ def loss(self:ARLDM,
     """
     m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:]   # (B, V, 8, h, w)
     generators = generator if isinstance(generator, list) else [generator]*len(m)
-    chance = [self.chances(*m.shape[1:], drop, noise_bias, offset_noise, g) for g in generators]
-    sample, noise, t, dropped = (torch.stack(x).to(self.device) for x in zip(*chance))
+    random = [self.random_inputs(*m.shape[1:], drop, noise_bias, offset_noise, g) for g in generators]
+    sample, noise, t, dropped = (torch.stack(x).to(self.device) for x in zip(*random))
     z = self.sample_latents(m.to(self.device), sample)                                              # (B, V, 4, h, w)
     tokens = {k: batch[k].to(self.device) for k in TOKENS}
     known = {k: batch[k].to(self.device) for k in KNOWN if k in batch}
     memory = to_memory(batch['memory'][:, :-1].to(self.device)) if 'memory' in batch else None  # the last is never seen
-    told = self.condition(tokens, memory, n_given, dropped, **known)
-    return self.frame_losses(z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), *told, weighting, pack).mean()
+    context, visible = self.condition(tokens, memory, n_given, dropped, **known)
+    z, noise, t = z.flatten(0, 1), noise.flatten(0, 1), t.flatten()
+    return self.frame_losses(z, noise, t, context, visible, weighting, pack).mean()
 
 # %% ../nbs/08b_freeze.ipynb #abdca552
 _RULES = {'clip': ('text_encoder.', lambda n: 'token_embedding' in n),

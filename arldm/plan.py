@@ -26,11 +26,11 @@ class Plan:
     Args:
         captions (list): Of all frames
         given (dict): {k: RGB picture} of frames that exist, k from 0
-        redraw (list): Numbers of frames to draw anew, from 1; none = those that do not exist
+        redraw (list): Numbers of frames to draw again, from 1; none = those that do not exist
     """
     captions: list  # Of all frames
     given: dict     # {k: RGB picture} of frames that exist, k from 0
-    redraw: list    # Numbers of frames to draw anew, from 1; none = those that do not exist
+    redraw: list    # Numbers of frames to draw again, from 1; none = those that do not exist
 
     @property
     def todo(self) -> list: # of k, from 0
@@ -61,14 +61,14 @@ def _is_text(c): return isinstance(c, str) and not any('\ud800' <= x <= '\udfff'
 def make_plan(
     captions:list,     # One per frame
     given:list=(),     # Pictures of the first frames; one alone needs no list
-    redraw:list=None,  # Numbers of frames to draw anew, from 1; then all frames are given
+    redraw:list=None,  # Numbers of frames to draw again, from 1; then all frames are given
 )->Plan:
     """What has to be drawn of a story.
 
     Args:
         captions (list): One per frame
         given (list, default ()): Pictures of the first frames; one alone needs no list
-        redraw (list, optional): Numbers of frames to draw anew, from 1; then all frames are given
+        redraw (list, optional): Numbers of frames to draw again, from 1; then all frames are given
     """
     captions = [captions] if isinstance(captions, str) else _list(captions, 'captions')
     given = given if isinstance(given, (list, tuple)) else () if given is None else [given]
@@ -87,14 +87,14 @@ def make_plan(
 def make_plans(
     captions:list,    # One story (list of str) or several
     given:list=None,  # Its pictures; for several stories, those of each
-    redraw:list=None, # Numbers of frames to draw anew, from 1
+    redraw:list=None, # Numbers of frames to draw again, from 1
 )->tuple:             # {i: `Plan`}, {i: why story i has none}
     """Plans for one story or several.
 
     Args:
         captions (list): One story (list of str) or several
         given (list, optional): Its pictures; for several stories, those of each
-        redraw (list, optional): Numbers of frames to draw anew, from 1
+        redraw (list, optional): Numbers of frames to draw again, from 1
 
     Returns:
         tuple: {i: `Plan`}, {i: why story i has none}
@@ -165,7 +165,7 @@ def check_sampling(
     guidance_scale:float=7.5,        # 1 = no guidance
     guidance_interval:tuple=(0, 1),  # Part of the steps that is guided
     reuse:int=1,                     # Renew deep features only in every so many steps
-    plain:bool=False,                # Compute everything anew in every step
+    plain:bool=False,                # Compute everything again in every step
 )->dict:                             # The same in the words of `denoise`
     """A `StoryError` that names the first setting with which nothing can be drawn.
 
@@ -175,7 +175,7 @@ def check_sampling(
         guidance_scale (float, default 7.5): 1 = no guidance
         guidance_interval (tuple, default (0, 1)): Part of the steps that is guided
         reuse (int, default 1): Renew deep features only in every so many steps
-        plain (bool, default False): Compute everything anew in every step
+        plain (bool, default False): Compute everything again in every step
 
     Returns:
         dict: The same in the words of `denoise`

@@ -55,11 +55,11 @@ def without_type(model:ARLDM): still_zero(model.history.type_embedding)
 
 def drop_stories(model:ARLDM):
     "A story loses its condition as a whole or not at all."
-    plain = model.chances
-    def chances(*args):
+    plain = model.random_inputs
+    def random_inputs(*args):
         *others, dropped = plain(*args)
         return *others, dropped[:1].expand(len(dropped))
-    model.chances = chances
+    model.random_inputs = random_inputs
 
 def without_pictures(item:dict, rng:random.Random) -> dict:
     "Slots hold captions and black pictures: BLIP's cross-attention has nothing to see."

@@ -100,7 +100,7 @@ def training(name): # a recorded batch, and ours from encoders to gradients
         without_last = net.condition(tokens, memory[:, :-1], given, dropped)
         captions = encode_captions(net.text_encoder, r['in_captions'], r['in_attention_mask'].bool()).flatten(0, 1)
         slots = net.memory_encoder(memory, tokens['memory_ids'], tokens['memory_real']).flatten(0, 1)
-        (mean, logvar), (caption, slot) = net.moments(r['in_images']).flatten(0, 1).chunk(2, 1), net.null()
+        (mean, logvar), (caption, slot) = net.moments(r['in_images']).flatten(0, 1).chunk(2, 1), net.null_cond()
         return r, dict(
             clip_out=captions, blip_out=slots, clip_null=caption[None], blip_null=slot[None],
             encoder_hidden_states=context, encoder_attention_mask=~visible, vae_mean=mean, vae_logvar=logvar,

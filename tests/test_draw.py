@@ -115,8 +115,8 @@ def test_to_half_and_back(saved):
     "The null condition follows the weights' precision."
     pipe = quiet(StoryPipeline.from_pretrained(saved))
     assert pipe.to('cpu') is pipe and pipe.to(torch.bfloat16).dtype == torch.bfloat16
-    assert pipe.nothing[0].dtype == torch.bfloat16
-    assert pipe.to('cpu', torch.float32).nothing[0].dtype == torch.float32
+    assert pipe.null_cond[0].dtype == torch.bfloat16
+    assert pipe.to('cpu', torch.float32).null_cond[0].dtype == torch.float32
 
 def test_variant(tiny, tmp_path):
     tiny.save_pretrained(tmp_path, variant='fp16')
@@ -362,7 +362,7 @@ def test_reuse(tiny):
 
 def test_encoded_once(tiny):
     "A slot is encoded once, the last frame's never; the null context once in the life of the weights."
-    tiny.nothing
+    tiny.null_cond
     with Count(tiny.memory_encoder) as slots, Count(tiny.text_encoder, 'input_ids') as captions:
         for _ in range(2): latents(tiny, [A, B])
     assert slots == [2, 2]*2 and captions == [2, 2, 2]*2
@@ -401,10 +401,10 @@ def change_by_ema(pipe):
     change_by_ema)])
 def test_null_follows_the_weights(saved, change):
     pipe = quiet(StoryPipeline.from_pretrained(saved))
-    before = pipe.nothing
-    assert pipe.nothing is before
+    before = pipe.null_cond
+    assert pipe.null_cond is before
     change(pipe)
-    now, fresh = pipe.nothing, pipe.model.null()
+    now, fresh = pipe.null_cond, pipe.model.null_cond()
     assert all(torch.equal(x, y) for x, y in zip(now, fresh)) and not all(map(torch.equal, now, before))
 
 @pytest.mark.parametrize('given', [0, 1, 2])

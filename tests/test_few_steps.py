@@ -14,7 +14,7 @@ from arldm.config import noise_schedule
 MU = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # data are N(MU, S²)
 S = .3
 Z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-TOLD = torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
+COND = torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
 
 
 # the textbook, in double precision, from the schedule's definition
@@ -92,13 +92,13 @@ TRAILING = [[999], [999, 499], [999, 666, 332]]                                 
 class Gaussian:
     "The exact answer for data N(MU, S²), whatever is asked for."
     def __init__(self, scheduler, A):
-        self.A, self.asked, self.v = A, [], scheduler.config.prediction_type == 'v_prediction'
+        self.A, self.called, self.v = A, [], scheduler.config.prediction_type == 'v_prediction'
         self.unet = nn.Module()
         self.unet.down_blocks, self.unet.up_blocks = (nn.ModuleList([nn.Identity(), nn.Identity()]) for _ in range(2))
         self.unet.mid_block = nn.Identity()
     def predict(self, x, t, context, visible):
         a, n = float(self.A[int(t)]), len(x)//len(MU)
-        self.asked.append((int(t), n))
+        self.called.append((int(t), n))
         mu, x = MU.repeat(n, 1, 1, 1), x.double()
         e = (1 - a)**.5*(x - a**.5*mu)/(a*S**2 + 1 - a)
         x0 = (a**.5*S**2*x + (1 - a)*mu)/(a*S**2 + 1 - a)
@@ -107,7 +107,7 @@ class Gaussian:
 def drawn(name, steps, kind='epsilon', zero_snr=False, **how):
     scheduler = make_scheduler(name, noise_schedule(kind, zero_snr).config)
     model = Gaussian(scheduler, alphas(zero_snr))
-    return denoise(model, scheduler, Z.float(), TOLD, steps=steps, **how), model.asked
+    return denoise(model, scheduler, Z.float(), COND, steps=steps, **how), model.called
 
 def off(a, b): return float((a - b).abs().max())
 
@@ -115,11 +115,11 @@ def off(a, b): return float((a - b).abs().max())
 @pytest.mark.parametrize('steps', [1, 2, 3])
 @pytest.mark.parametrize('name', SCHEDULERS)
 def test_few_steps_are_the_textbooks(name, steps, kind):
-    z, asked = drawn(name, steps, kind)
+    z, called = drawn(name, steps, kind)
     times = TIMES[name][steps - 1]
     more = dict(v=kind == 'v') if name == 'pndm' else {}                                # it combines what the model says
     assert off(z, BOOK[name](times, alphas(), **more)) < 2e-4
-    assert [t for t, _ in asked] == (times[:2] + times[1:] if name == 'pndm' else times)
+    assert [t for t, _ in called] == (times[:2] + times[1:] if name == 'pndm' else times)
     assert float((z - MU).abs().mean()) < .4                                           # and near the data
 
 @pytest.mark.parametrize('name,steps', [('ddim', 1), ('ddim', 2), ('dpm++', 1), ('dpm++', 2), ('dpm++', 3), ('unipc', 1)])
@@ -127,7 +127,7 @@ def test_few_steps_from_pure_noise(name, steps):
     A = alphas(True)
     if name != 'ddim': A[-1] = 2**-24                                    # diffusers' stand-in for infinite noise
     scheduler = make_scheduler(name, noise_schedule('v', True).config)
-    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), TOLD, steps=steps)
+    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, steps=steps)
     assert off(z, BOOK[name](TRAILING[steps - 1], A)) < 2e-3
 
 @pytest.mark.parametrize('name', ['ddim', 'pndm'])
@@ -144,13 +144,13 @@ def test_many_steps_are_as_they_were(name, steps):
     assert torch.equal(z, x)
 
 def test_guidance_interval_and_reuse_with_few_steps():
-    untold = dict(untold=TOLD, guidance=2.)
-    assert drawn('ddim', 1, **untold)[1] == [(999, 2)] and drawn('pndm', 1, **untold)[1] == [(999, 2)]
-    assert drawn('ddim', 1, interval=(.2, .8), **untold)[1] == [(999, 1)]
-    assert drawn('ddim', 2, interval=(0, .5), **untold)[1] == [(999, 2), (499, 1)]
-    assert drawn('pndm', 3, interval=(.5, 1), **untold)[1] == [(998, 1), (665, 1), (665, 2), (332, 2)]
+    guided = dict(uncond=COND, guidance=2.)
+    assert drawn('ddim', 1, **guided)[1] == [(999, 2)] and drawn('pndm', 1, **guided)[1] == [(999, 2)]
+    assert drawn('ddim', 1, interval=(.2, .8), **guided)[1] == [(999, 1)]
+    assert drawn('ddim', 2, interval=(0, .5), **guided)[1] == [(999, 2), (499, 1)]
+    assert drawn('pndm', 3, interval=(.5, 1), **guided)[1] == [(998, 1), (665, 1), (665, 2), (332, 2)]
     for steps in 1, 2, 3:                                                # both halves say the same here, so guidance adds nothing
-        assert off(drawn('ddim', steps, **untold)[0], ddim(TIMES['ddim'][steps-1], alphas())) < 2e-4
+        assert off(drawn('ddim', steps, **guided)[0], ddim(TIMES['ddim'][steps-1], alphas())) < 2e-4
         assert torch.equal(drawn('ddim', steps, reuse=2)[0], drawn('ddim', steps)[0])
 
 def test_another_scheduler_of_diffusers_stays_as_it_is():
