@@ -80,7 +80,7 @@ def see(self:Memory,
     else:
         caption = model.encode_captions(tokens)
         slots = self.slots
-    past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, *caption.shape[1:])     # (B, N, S, D)
+    past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, S, model.slot_width)    # (B, N, S, D')
     real = torch.stack(self.real, 1) if N else tokens['memory_real'].new_zeros(B, 0, S)    # (B, N, S)
     every, dropped = torch.ones(1, N, dtype=torch.bool), torch.full((B, 1), bool(null_cond), device=caption.device)
     visible = context_visible(tokens['caption_real'][:, None], real, every, dropped)

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import StoryError
+from .core import Corpus, StoryError
 
 # %% ../nbs/06_history.ipynb #4d721269
 def history_visible(
@@ -98,27 +98,31 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
     """Put captions and slots together into the context of every frame.
 
     Args:
-        width (int): Width of caption and slot tokens, D
-        n_slots (int, default 5): Slots that a story can have
+        width (int): Width of caption tokens, D
+        n_slots (int, default Corpus.frames): Slots that a story can have
+        slot_width (int, default 0): Width of slot tokens, D'; 0 = that of captions
     """
     @register_to_config
     def __init__(self,
-        width:int,      # Width of caption and slot tokens, D
-        n_slots:int=5,  # Slots that a story can have
+        width:int,                  # Width of caption tokens, D
+        n_slots:int=Corpus.frames,  # Slots that a story can have
+        slot_width:int=0,           # Width of slot tokens, D'; 0 = that of captions
     ):
         super().__init__()
+        projected = slot_width not in (0, width)            # a memory encoder of another width than the UNet's
+        self.slot_projection = nn.Linear(slot_width, width) if projected else nn.Identity()
         self.type_embedding = nn.Embedding(2, width)        # 0 caption, 1 slot
         self.time_embedding = nn.Embedding(n_slots, width)  # story frame of the slot, counted from 0
 
     def forward(self,
         captions:Tensor,  # (B, V, S, D) encoded captions, null ones where dropped
-        slots:Tensor,     # (B, V, N, S, D) encoded slots as each frame sees them; V may be 1 to share them
+        slots:Tensor,     # (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to share them
     )->Tensor:            # (B·V, (1+N)·S, D)
         """The context of every frame: its caption's tokens, then those of its slots.
 
         Args:
             captions (Tensor): (B, V, S, D) encoded captions, null ones where dropped
-            slots (Tensor): (B, V, N, S, D) encoded slots as each frame sees them; V may be 1 to share them
+            slots (Tensor): (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to share them
 
         Returns:
             Tensor: (B·V, (1+N)·S, D)
@@ -127,7 +131,8 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         if N > self.config.n_slots:
             raise StoryError(f'{N} slots of history, but the model has time embeddings for {self.config.n_slots}')
         captions = captions + self.type_embedding.weight[0]
-        slots = slots + self.type_embedding.weight[1] + self.time_embedding.weight[:N, None]  # (B, V, N, S, D)
+        slots = self.slot_projection(slots) + self.type_embedding.weight[1]
+        slots = slots + self.time_embedding.weight[:N, None]                                  # (B, V, N, S, D)
         slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
         return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)
 

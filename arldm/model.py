@@ -16,9 +16,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .base import published_tokenizers, start_parts
+from .base import published_schedule, published_tokenizers, start_parts
 from .config import PARTS, SIZES, check_finite, check_whole, make_vae, noise_like, noise_schedule, vae_factor
-from .core import CORPORA, StoryError, first_line, one_of
+from .core import CORPORA, Corpus, StoryError, first_line, one_of
 from .dataset import Vocabulary, to_memory, to_target
 from .encoders import MemoryEncoder, encode_captions as encode_text
 from .files import load_json
@@ -55,6 +55,9 @@ class ARLDM(nn.Module):
     @property
     def memory_side(self): return self.memory_encoder.picture_side  # pixels of a memory picture
 
+    @property
+    def slot_width(self): return self.memory_encoder.config.text['hidden_size']  # D', of a slot's tokens
+
 # %% ../nbs/08_model.ipynb #5cb6f090
 TOKENS = 'caption_ids', 'caption_real', 'memory_ids', 'memory_real'  # what `Vocabulary.encode` makes of captions
 
@@ -63,7 +66,7 @@ def create(cls:ARLDM,
     size:str|dict,       # Key of `SIZES`, or what such an entry holds
     vocab:Vocabulary,    # Decides the sizes of both word tables and the caption length
     side:int=64,         # Height and width of a drawn frame in pixels, unless a caller says otherwise
-    n_slots:int=5,       # Slots that a story can have
+    n_slots:int=Corpus.frames, # Slots that a story can have
 )->ARLDM:                # With random weights
     """A model of a size from the table.
 
@@ -71,7 +74,7 @@ def create(cls:ARLDM,
         size (str | dict): Key of `SIZES`, or what such an entry holds
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
         side (int, default 64): Height and width of a drawn frame in pixels, unless a caller says otherwise
-        n_slots (int, default 5): Slots that a story can have
+        n_slots (int, default Corpus.frames): Slots that a story can have
 
     Returns:
         ARLDM: With random weights
@@ -81,11 +84,10 @@ def create(cls:ARLDM,
     clip = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=vocab.length, bos_token_id=words.bos_token_id,
                           eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **s['clip'])
     text = dict(s['bert'], vocab_size=len(more), bos_token_id=more.bos_token_id, pad_token_id=more.pad_token_id)
-    width = s['clip']['hidden_size']
+    history = HistoryEmbeddings(s['clip']['hidden_size'], n_slots, s['bert']['hidden_size'])
     vae = make_vae(**s['vae'])
     unet = UNet2DConditionModel(sample_size=side//vae_factor(vae), **s['unet'])
-    return cls(vae, unet, CLIPTextModel(clip),
-               MemoryEncoder(s['vision'], text, vocab.enc), HistoryEmbeddings(width, n_slots), vocab)
+    return cls(vae, unet, CLIPTextModel(clip), MemoryEncoder(s['vision'], text, vocab.enc), history, vocab)
 
 # %% ../nbs/08_model.ipynb #5e0d9882
 @patch
@@ -446,6 +448,7 @@ def to_original(self:ARLDM)->dict:
                                            'no other')
     ours, null, side = self.state_dict(), self.vocab.null(), self.memory_side
     theirs = translate(ours, {b: a for a, b in ORIGINAL_NAMES.items()})
+    if other := [k for k in ours if not theirs[k]]: raise StoryError(f'{other[0]}: the original has no such layer')
     state = {theirs[k]: v.cpu() for k, v in ours.items()}
     for text in 'text_encoder.text_model', 'mm_encoder.text_encoder':
         places = next(v for k, v in state.items() if k.startswith(f'{text}.embeddings.position_embedding'))
@@ -524,7 +527,7 @@ def from_pretrained(cls:ARLDM,
     blip:str|Path,         # BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
     corpus:str='ssid',     # Key of `CORPORA`
     bert:str=None,         # BLIP's vocabulary; default: that of a BLIP folder, else bert-base
-    n_slots:int=5,         # Slots that a story can have
+    n_slots:int=0,         # Slots that a story can have; 0 = as many as the corpus has frames
     original:bool=False,   # Follow the original where this book deliberately differs
 )->ARLDM:                  # In evaluation mode; new rows and history embeddings are random
     """A model that starts from Stable Diffusion and BLIP.
@@ -534,7 +537,7 @@ def from_pretrained(cls:ARLDM,
         blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         corpus (str, default 'ssid'): Key of `CORPORA`
         bert (str, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base
-        n_slots (int, default 5): Slots that a story can have
+        n_slots (int, default 0): Slots that a story can have; 0 = as many as the corpus has frames
         original (bool, default False): Follow the original where this book deliberately differs
 
     Returns:
@@ -543,5 +546,8 @@ def from_pretrained(cls:ARLDM,
     c = CORPORA[one_of('corpus', corpus, CORPORA)]
     vocab = Vocabulary(*published_tokenizers(sd, blip, bert), c.length, c.names, original)
     parts = start_parts(sd, blip, vocab, original)
-    history = HistoryEmbeddings(parts['text_encoder'].config.hidden_size, n_slots)
-    return cls(**parts, history=history, vocab=vocab).eval()
+    slot_width = parts['memory_encoder'].config.text['hidden_size']
+    history = HistoryEmbeddings(parts['text_encoder'].config.hidden_size, n_slots or c.frames, slot_width)
+    model = cls(**parts, history=history, vocab=vocab).eval()
+    model.noise_scheduler = published_schedule(sd)
+    return model

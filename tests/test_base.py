@@ -1,18 +1,20 @@
 "Base weights: Stable Diffusion and BLIP start a model in every form they are published in."
-import os
-import json, shutil
+import dataclasses, json, os, shutil
 from functools import partial
 
 import pytest, recorded, torch
 from bases import OLD_VAE, S, TOKENIZERS, WEIGHTS, change, equal, renamed, start, write_home
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from transformers import BlipForImageTextRetrieval
 
 from arldm.base import load_blip
 from arldm.begin import make_model
+from arldm.config import PUBLISHED, SIZES
 from arldm.core import CORPORA, StoryError
 from arldm.dataset import collate
 from arldm.draw import StoryPipeline
+from arldm.model import ARLDM
 from arldm.settings import resolve
 from arldm.train import train_steps
 
@@ -91,6 +93,39 @@ def test_it_trains_and_is_saved(home, tmp_path):
     back = StoryPipeline.from_pretrained(tmp_path/'home').model
     equal(back.state_dict(), net.state_dict())
     assert back.vocab.memory_tokenizer.get_vocab() == net.vocab.memory_tokenizer.get_vocab()
+
+def second_kind(home, folder):
+    "A small Stable Diffusion in the fashion of 2.1: wider captions than BLIP's, heads per level, it predicts v."
+    sd = shutil.copytree(home/'sd', folder, ignore=shutil.ignore_patterns('unet', 'text_encoder'))
+    unet = dict(SIZES['toy']['unet'], cross_attention_dim=96, attention_head_dim=(2, 3), use_linear_projection=True)
+    clip = dict(SIZES['toy']['clip'], hidden_size=96, hidden_act='gelu')
+    net = ARLDM.create(dict(SIZES['toy'], unet=unet, clip=clip), recorded.vocabulary(S))
+    for part in 'unet', 'text_encoder': getattr(net, part).save_pretrained(sd/part)
+    DDIMScheduler(prediction_type='v_prediction').save_pretrained(sd/'scheduler')
+    return sd
+
+def test_stable_diffusion_2(home, tmp_path, monkeypatch):
+    "One line in the table of published weights; widths and the kind of prediction are read from its configuration."
+    monkeypatch.setitem(PUBLISHED, 'sd-2.1', str(second_kind(home, tmp_path/'sd')))
+    s = resolve('tiny', model='sd-2.1', blip=str(home/'itm.pth'), bert=str(TOKENIZERS/'bert'), side=32,
+                steps=1, warmup=0)
+    with pytest.raises(StoryError, match="sd-2.1 was trained to guess v"): make_model(s, None, tmp_path)
+    s = dataclasses.replace(s, prediction='v')
+    net = make_model(s, None, tmp_path)
+    assert (net.unet.config.cross_attention_dim, net.slot_width, net.history.config.n_slots) == (96, 64, 5)
+    before = net.history.slot_projection.weight.clone()
+    record, = train_steps(net, stories(net), s)
+    assert record['loss'] < 10 and not torch.equal(net.history.slot_projection.weight, before)
+    StoryPipeline.from_model(net).save_pretrained(tmp_path/'home')
+    pipe = StoryPipeline.from_pretrained(tmp_path/'home')
+    pipe.set_progress_bar_config(disable=True)
+    equal(pipe.model.state_dict(), net.state_dict())
+    assert pipe.model.noise_scheduler.config.prediction_type == 'v_prediction'
+    def draw(**kw):
+        return torch.from_numpy(pipe(['a man walks', 'he sleeps', 'he wakes'], num_inference_steps=2, output_type='np',
+                                     generator=torch.Generator().manual_seed(0), **kw).frames[0])
+    assert draw().shape == (3, 32, 32, 3) and torch.allclose(draw(), draw(plain=True), atol=2e-2)
+    with pytest.raises(StoryError, match='history.slot_projection.*the original has no such layer'): net.to_original()
 
 
 # as the original
