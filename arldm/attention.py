@@ -49,18 +49,18 @@ def listening(model:ARLDM): # -> yields a list with a `Listener` for each cross-
 def attention(
     pipe:StoryPipeline,
     captions:list,                   # Of a story
-    frames:list,                     # Its frames as PIL pictures, drawn or told
+    frames:list,                     # Its frames as PIL pictures, drawn or reference
     k:int,                           # The frame that looks, from 1
-    times:tuple=(500, 650, 800),     # Timesteps of training
+    timesteps:tuple=(500, 650, 800),     # Timesteps of training
     seed:int=0,                      # Of the noise
 )->Tensor:                           # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
     """Where each pixel of a frame looks.
 
     Args:
         captions (list): Of a story
-        frames (list): Its frames as PIL pictures, drawn or told
+        frames (list): Its frames as PIL pictures, drawn or reference
         k (int): The frame that looks, from 1
-        times (tuple, default (500, 650, 800)): Timesteps of training
+        timesteps (tuple, default (500, 650, 800)): Timesteps of training
         seed (int, default 0): Of the noise
 
     Returns:
@@ -75,7 +75,7 @@ def attention(
     z = model.sample_latents(model.moments(pixels([frames[k-1]])))                       # (1, 4, h, w)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(**to)
     with listening(model) as ears:
-        for t in torch.tensor(times, device=to['device']):
+        for t in torch.tensor(timesteps, device=to['device']):
             model.predict(model.noise_scheduler.add_noise(z, noise, t[None]), t, context, visible)
     maps = [_as_map(x[0], z.shape[-1]) for ear in ears for x in ear.heard]                         # each (tokens, h, w)
     return torch.stack(maps).float().mean(0).cpu().unflatten(0, (-1, len(story[-1]['caption_ids'][0])))

@@ -19,7 +19,7 @@ def _rows(x, y, least=2): # two arrays of rows -> float64 (n, d) and (m, d)
         raise StoryError(f'{least} rows of features or more are needed on each side, got {len(x)} and {len(y)}')
     bad = [int((~np.isfinite(z).all(1)).sum()) for z in (x, y)]
     if any(bad): raise StoryError(f'{bad[0]} of {len(x)} and {bad[1]} of {len(y)} rows of features are not finite; '
-                                  'compute them anew, in float32')
+                                  'compute them again, in float32')
     return x, y
 
 # %% ../nbs/12f_distance.ipynb #e11e29ce
@@ -156,14 +156,14 @@ def _reach(x, k): # squared distance of each row to its k-th nearest other row
 
 # %% ../nbs/12f_distance.ipynb #fb4221f7
 def neighbours(
-    x,   # Told rows (n, d)
+    x,   # Reference rows (n, d)
     y,   # Drawn rows (m, d)
     k=5, # Whose distance is the radius of a ball: the k-th nearest neighbour's
 )->dict: # precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are the four figures
     """Precision, recall, density and coverage, row by row.
 
     Args:
-        x: Told rows (n, d)
+        x: Reference rows (n, d)
         y: Drawn rows (m, d)
         k (default 5): Whose distance is the radius of a ball: the k-th nearest neighbour's
 

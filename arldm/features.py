@@ -134,14 +134,14 @@ def networks(**where) -> dict: # name=where -> {name: network on the best device
 
 # %% ../nbs/12e_features.ipynb #bae2f0cf
 def same_cut(
-    picture:Image.Image, # Told or drawn, of any size
+    picture:Image.Image, # Reference or drawn, of any size
     side:int,            # Of the drawings, pixels
     wanted:int,          # By the network
 )->Image.Image:          # (wanted, wanted) RGB
     """The centre square, antialiased.
 
     Args:
-        picture (Image.Image): Told or drawn, of any size
+        picture (Image.Image): Reference or drawn, of any size
         side (int): Of the drawings, pixels
         wanted (int): By the network
 

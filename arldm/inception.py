@@ -96,7 +96,7 @@ def fid64_drawn(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RG
     return upright(picture).resize((FID64_SIDE, FID64_SIDE), Image.BILINEAR)
 
 def fid64_real(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
-    """A told frame as the original measured it: short side to 64 pixels, centre cut out.
+    """A reference frame as the original measured it: short side to 64 pixels, centre cut out.
 
     Returns:
         Image.Image: of any size -> 64 x 64 RGB

@@ -117,7 +117,7 @@ _LANDMARKS = dict(zip(PLACES, (_beach, _forest, _desert, _mountain, _city, _mead
 _LIGHT = dict(day=((1, 1, 1), (0, 0, 0)), evening=((.62, .5, .48), (95, 45, 30)),
               night=((.28, .32, .42), (8, 10, 34)))                                  # factor and shift of r, g, b
 
-def _heaven(pen, time):
+def _sky(pen, time):
     if time == 'day': pen.disc(32, 8, 5, (255, 235, 90))
     if time == 'evening': pen.disc(32, 26, 7, (255, 90, 40))
     if time == 'night':
@@ -137,7 +137,7 @@ def landscape(place:str, time:str, side:int=TOY_SIDE) -> Image.Image: # (side, s
     a, (factor, shift) = np.asarray(im), _LIGHT[time]
     sky, lamps = ((a == colour).all(-1, keepdims=True) for colour in (PLACES[place][0], _LAMP))
     lit = np.where(lamps, a, (a*np.array(factor) + shift).clip(0, 255).astype(np.uint8))
-    _heaven(Pen(above := Image.fromarray(lit), side), time)
+    _sky(Pen(above := Image.fromarray(lit), side), time)
     return Image.fromarray(np.where(sky, np.asarray(above), lit)).resize((side, side), Image.BOX)
 
 # %% ../nbs/04_scene.ipynb #1e2dca5a

@@ -46,18 +46,18 @@ def scores(run, wrong, n, rng):
             invalid=True),
         *(dict(name=name, group='pictures', value=None, n=0, better=None, beside=[], note=f'not measured: no weights of {of}')
             for name, of in (('CMMD', 'clip'), ('CLIP score', 'clip'), ('FID', 'inception'))),
-        score_row('neighbouring frames alike (fields)', 'story', .93, .03, 'higher', told_frames=1., chance=.31),
-        score_row('copies', 'story', .012, .011, 'lower', '%', told_frames=.01),
-        score_row('carried facts', 'facts', 1 - wrong, .05, 'higher', '%', chance=.28),
-        score_row('carried facts, past shuffled', 'histories', .31, .04, None, '%', own_past=1 - wrong)]
-    def drift(name, k, value, told): return dict(name=name, k=k, value=value, low=value - .05, high=value + .05, n=64, told=told)
+        score_row('neighbouring frames alike (fields)', 'story', .93, .03, 'higher', reference_frames=1., chance=.31),
+        score_row('copies', 'story', .012, .011, 'lower', '%', reference_frames=.01),
+        score_row('remembered facts', 'facts', 1 - wrong, .05, 'higher', '%', chance=.28),
+        score_row('remembered facts, past shuffled', 'histories', .31, .04, None, '%', own_past=1 - wrong)]
+    def drift(name, k, value, reference): return dict(name=name, k=k, value=value, low=value - .05, high=value + .05, n=64, reference=reference)
     return dict(format=2, split='test', data=str(run/'stories.h5'), n_stories=n - 1, n_albums=n//2, n_frames=5*(n - 1), seeds=1,
         resamples=100, date='2026-01-01', trouble=[f'1 of {n} stories of the split are not drawn, first s{n - 1}'],
         missing=[f's{n - 1}'], unknown=[], scores=rows,
-        facts=[dict(name='told colour', value=.98, n=64, chance=.17, low=.96, high=1.),
-            dict(name='carried colour', value=1 - wrong, n=48, chance=.17, low=.9 - wrong, high=1.), 
-            dict(name='carried place', value=.99, n=48, chance=None)],
-        frames=[drift('carried facts', k, 1 - wrong*k/5, None) for k in range(2, 6)]
-            + [drift('likeness to the told frame', k, .9 - .3*wrong*k/5, .97) for k in range(1, 6)],
+        facts=[dict(name='stated colour', value=.98, n=64, chance=.17, low=.96, high=1.),
+            dict(name='remembered colour', value=1 - wrong, n=48, chance=.17, low=.9 - wrong, high=1.), 
+            dict(name='remembered place', value=.99, n=48, chance=None)],
+        frames=[drift('remembered facts', k, 1 - wrong*k/5, None) for k in range(2, 6)]
+            + [drift('similarity to the reference frame', k, .9 - .3*wrong*k/5, .97) for k in range(1, 6)],
         stories=dict(name='right facts', better='higher', values={f's{i}': round(rng.random(), 3) for i in range(n - 1)}),
-        copies=[dict(story=f's{i}', k=2, likeness=.99 - i/50, picture=int(row)) for i, row in enumerate(rows_of(run)[:3])])
+        copies=[dict(story=f's{i}', k=2, similarity=.99 - i/50, picture=int(row)) for i, row in enumerate(rows_of(run)[:3])])

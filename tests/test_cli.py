@@ -204,7 +204,7 @@ def test_demo_in_small(tmp_path, monkeypatch):
     page = exam.demo(tmp_path/'demo', steps=2, limit=2)
     assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
     facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']
-    assert {f['name'] for f in facts} >= {'carried colour', 'carried place', 'told action'}
+    assert {f['name'] for f in facts} >= {'remembered colour', 'remembered place', 'stated action'}
 
 
 def test_a_killed_conversion_leaves_no_story_file(tmp_path):

@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 
 from arldm.coherence import (by_frame, centred, character_scores, characters_seen, similarity, names_in, nearest, own_rank,
-    own_told, pairs, rank_chance, text_score, together, unusual)
+    similarity_to_reference, pairs, rank_chance, text_score, together, unusual)
 from arldm.core import StoryError
 
 
@@ -57,18 +57,18 @@ def test_stories_of_one_frame_have_no_pairs():
 def test_together_is_a_ratio_of_means_and_follows_the_albums():
     story, k = np.repeat(range(4), 3), np.tile([1, 2, 3], 4)
     album, at = np.repeat([0, 0, 1, 1], 3), pairs(story, k)
-    drawn, told = centred(rows(12, seed=1) + 1, 0), centred(rows(12, seed=2) + 1, 0)
-    stat = together(drawn, told, at, album)
-    a, b = (np.array([x[i]@x[j] for i, j in at]) for x in (drawn, told))
+    drawn, reference = centred(rows(12, seed=1) + 1, 0), centred(rows(12, seed=2) + 1, 0)
+    stat = together(drawn, reference, at, album)
+    a, b = (np.array([x[i]@x[j] for i, j in at]) for x in (drawn, reference))
     assert stat(np.ones(2)) == pytest.approx(a.mean()/b.mean(), rel=1e-5)
     assert stat(np.array([2, 0])) == pytest.approx(a[:4].mean()/b[:4].mean(), rel=1e-5)    # the first album's pairs
-    assert together(told, told, at, album)(np.array([1, 3])) == pytest.approx(1)
+    assert together(reference, reference, at, album)(np.array([1, 3])) == pytest.approx(1)
 
 def test_likeness_to_the_own_told_frame_and_its_drift():
-    told = centred(rows(30), 0)
-    assert own_told(told, told) == pytest.approx(np.ones(30), abs=1e-6)
-    assert own_told(told, -told) == pytest.approx(-np.ones(30), abs=1e-6)
-    with pytest.raises(StoryError, match='one of each'): own_told(told, told[1:])
+    reference = centred(rows(30), 0)
+    assert similarity_to_reference(reference, reference) == pytest.approx(np.ones(30), abs=1e-6)
+    assert similarity_to_reference(reference, -reference) == pytest.approx(-np.ones(30), abs=1e-6)
+    with pytest.raises(StoryError, match='one of each'): similarity_to_reference(reference, reference[1:])
     k, album = np.tile([3, 1, 2], 10), np.repeat(range(5), 6)
     stats = by_frame(k*10. + album, k, album)
     assert list(stats) == [1, 2, 3] and [s(np.ones(5)) for s in stats.values()] == [12, 22, 32]
@@ -78,15 +78,15 @@ def test_likeness_to_the_own_told_frame_and_its_drift():
 # too much alike
 
 def test_unusual_is_the_highest_hundredth():
-    told = np.random.default_rng(0).permutation(np.arange(1000)/1000)
-    assert unusual(told, told).sum() == 10
-    assert unusual([.9899, .99, 1], told).tolist() == [False, True, True]
+    reference = np.random.default_rng(0).permutation(np.arange(1000)/1000)
+    assert unusual(reference, reference).sum() == 10
+    assert unusual([.9899, .99, 1], reference).tolist() == [False, True, True]
 
 def test_equal_told_pictures_do_not_hide_copies():
-    told = np.concatenate([np.arange(1000)/1000, np.ones(100)])       # every eleventh told pair is one picture twice
-    assert unusual([.9899, .995, 1], told).tolist() == [False, True, True]
+    reference = np.concatenate([np.arange(1000)/1000, np.ones(100)])       # every eleventh reference pair is one picture twice
+    assert unusual([.9899, .995, 1], reference).tolist() == [False, True, True]
     assert unusual([.999, 1], np.ones(5)).tolist() == [False, True]   # nothing else to set a limit by
-    with pytest.raises(StoryError, match='no told frames'): unusual([.5], [])
+    with pytest.raises(StoryError, match='no reference frames'): unusual([.5], [])
 
 @pytest.mark.parametrize('block', [1, 7, 64, 4096])
 def test_nearest_in_blocks_is_nearest_in_all(block):

@@ -13,14 +13,14 @@ def runs(tmp_path_factory):
     draw(d/'near/drawn', split)
     draw(d/'far/drawn', split, picture=lambda i, k: painting(7*i + k))
     draw(d/'part/drawn', split, keep=lambda i: i < 12)
-    for name in ('near', 'far', 'part'): evaluate(d/name, split, times=50)
+    for name in ('near', 'far', 'part'): evaluate(d/name, split, n_resamples=50)
     return d
 
 def test_verdicts(runs):
     rows = {r['name']: r for r in compare_runs(runs/'near', runs/'far')}
-    like = rows['likeness to the told frame (fields)']
+    like = rows['similarity to the reference frame (fields)']
     assert like['verdict'].startswith('B worse than A') and like['high'] < 0 and like['difference'] == like['b'] - like['a']
-    back = {r['name']: r for r in compare_runs(runs/'far', runs/'near')}['likeness to the told frame (fields)']
+    back = {r['name']: r for r in compare_runs(runs/'far', runs/'near')}['similarity to the reference frame (fields)']
     assert back['verdict'].startswith('B better than A') and back['low'] == pytest.approx(-like['high'])
 
 def test_same_run(runs):

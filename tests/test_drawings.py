@@ -1,4 +1,4 @@
-"Drawn beside told: what fits is matched, what does not is named and counted, and nothing is guessed."
+"Drawn beside reference: what fits is matched, what does not is named and counted, and nothing is guessed."
 import os, shutil
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_each_drawing_lies_beside_its_told_frame(run, split):
     assert (len(d), d.side, d.trouble, d.missing, d.unknown, d.albums) == (18, 32, [], [], [], ['a0', 'a1', 'a2'])
     for i in range(len(d)):
         story = split[d.story[i]]
-        assert split.file.picture(d.told[i]) == story.frames[d.k[i] - 1] and d.albums[d.album[i]] == story.album
+        assert split.file.picture(d.reference[i]) == story.frames[d.k[i] - 1] and d.albums[d.album[i]] == story.album
         assert d.read(i) == (run/'drawn'/story.id/f'{d.k[i]}.png').read_bytes() and d.id(i) == story.id
 
 def test_of_several_told_pictures_the_first_one_counts(tmp_path):
@@ -65,11 +65,11 @@ def test_of_several_told_pictures_the_first_one_counts(tmp_path):
     split = story_file(tmp_path, 'pororo', test=[Story('s', 'a', ('x', 'y'), (frame(1, 3), frame(2, 2)))])['test']
     draw(tmp_path/'drawn', split)
     d = match_drawings(tmp_path, split)
-    assert [split.file.picture(r) for r in d.told] == [frame(1, 1)[0], frame(2, 1)[0]]
+    assert [split.file.picture(r) for r in d.reference] == [frame(1, 1)[0], frame(2, 1)[0]]
 
 def test_stories_of_different_lengths_in_a_continuation(tmp_path):
-    told = [s for n in (1, 2, 5) for s in stories(1, 1, n, start=n)]
-    split = story_file(tmp_path, test=told)['test']
+    reference = [s for n in (1, 2, 5) for s in stories(1, 1, n, start=n)]
+    split = story_file(tmp_path, test=reference)['test']
     draw(tmp_path/'drawn', split, first=2)
     d = match_drawings(tmp_path, split)
     assert {s: [int(k) for k, j in zip(d.k, d.story) if split.ids[j] == s] for s in split.ids} == {
@@ -78,12 +78,12 @@ def test_stories_of_different_lengths_in_a_continuation(tmp_path):
 
 def test_odd_ids(tmp_path):
     ids = ['[x]', '*', 'ab', 'a b', 'é', 'e\u0301', '%2F', "it's", '-n', '123', '{}', '#1?', 'x'*200]
-    told = [Story(s, s, ('x',), (to_png(painting(i)),)) for i, s in enumerate(ids)]
-    split = story_file(tmp_path, test=told)['test']
+    reference = [Story(s, s, ('x',), (to_png(painting(i)),)) for i, s in enumerate(ids)]
+    split = story_file(tmp_path, test=reference)['test']
     draw(tmp_path/'drawn', split)
     d = match_drawings(tmp_path, split)
     assert sorted(d.id(i) for i in range(len(d))) == sorted(ids) and not d.trouble
-    assert all(split.file.picture(d.told[i]) == split[split.index(d.id(i))].frames[0] for i in range(len(d)))
+    assert all(split.file.picture(d.reference[i]) == split[split.index(d.id(i))].frames[0] for i in range(len(d)))
 
 def test_the_originals_story_file(tmp_path):
     path = HERE.parent.parent/'shared/parity/ssid.h5'
@@ -92,7 +92,7 @@ def test_the_originals_story_file(tmp_path):
     draw(tmp_path, split)
     d = match_drawings(tmp_path, split)
     assert len(d) == sum(len(split.rows(i)) for i in range(len(split))) and not d.trouble
-    assert split.file.picture(d.told[0]) == split[0].frames[0]
+    assert split.file.picture(d.reference[0]) == split[0].frames[0]
 
 
 # what does not fit
@@ -103,11 +103,11 @@ def test_what_does_not_fit_is_named_and_counted(run, split):
     (drawn/'s0_0/2.png').unlink()
     (drawn/'s1_1/3.png').unlink()
     for k in 0, 4, 12: shutil.copy(drawn/'s0_1/1.png', drawn/f's0_1/{k}.png')
-    shutil.copytree(drawn/'s0_1', drawn/'never told')
+    shutil.copytree(drawn/'s0_1', drawn/'unknown story')
     d = match_drawings(run, split)
-    assert len(d) == 13 and d.missing == ['s2_1'] and d.unknown == ['never told']
+    assert len(d) == 13 and d.missing == ['s2_1'] and d.unknown == ['unknown story']
     said = '\n'.join(d.trouble)
-    for words in ('1 of 6 stories of the split is not drawn, first s2_1', '1 drawn story is unknown', 'first never told',
+    for words in ('1 of 6 stories of the split is not drawn, first s2_1', '1 drawn story is unknown', 'first unknown story',
                   '3 drawn frames are more than their stories have', '2 frames of drawn stories are missing, first s0_0/2.png'):
         assert words in said
     assert len(d.trouble) == 4 and all('\n' not in line for line in d.trouble)

@@ -78,7 +78,7 @@ def test_drawings_of_unknown_origin_are_refused(pipe, file, tmp_path):
 
 def test_scores_of_the_first_stories_only(tmp_path, file):
     "Three stories are drawn, two are asked for: two are scored."
-    for kind in 'own', 'told':
+    for kind in 'own', 'reference':
         for i in file['test'].ids:
             (tmp_path/kind/i).mkdir(parents=True)
             for k in 1, 2: Image.new('RGB', (8, 8)).save(tmp_path/kind/i/f'{k}.png')

@@ -32,7 +32,7 @@ def split_of(stories, folder):
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    "A pipeline with random weights that heeds what it is told, for frames of 16 pixels."
+    "A pipeline with random weights that heeds what it is reference, for frames of 16 pixels."
     words = word_tokenizers(TOY_WORDS, tmp_path_factory.mktemp('words'))
     torch.manual_seed(0)
     pipe = StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16))
@@ -67,9 +67,9 @@ def test_own_history_is_the_ordinary_way(tiny, long):
 def test_what_was_drawn_told_again_is_the_own_history(tiny, long, tmp_path):
     split, drawn = long
     same = split_of([replace(s, frames=tuple(map(to_png, drawn['own'][s.id]))) for s in split], tmp_path)
-    again = draw(tiny, same, tmp_path/'out', kinds=('told',), seed=5)['told']
+    again = draw(tiny, same, tmp_path/'out', kinds=('reference',), seed=5)['reference']
     for s in split: assert levels(again[s.id], drawn['own'][s.id]) <= 1
-    assert min(levels(again[s.id][5:], drawn['told'][s.id][5:]) for s in split) > 5       # history does matter here
+    assert min(levels(again[s.id][5:], drawn['reference'][s.id][5:]) for s in split) > 5       # history does matter here
 
 def test_first_frames_are_alike_and_later_ones_are_not(long):
     split, drawn = long
@@ -109,7 +109,7 @@ def test_what_the_pipeline_is_asked(tmp_path):
         pipe = Recorder()
         draw(pipe, split, tmp_path/'out', kinds=(kind,), batch=3)
         for i, s in enumerate(split):
-            past = dict(own=s, told=s, shuffled=split[other[i]], none=None)[kind]
+            past = dict(own=s, reference=s, shuffled=split[other[i]], none=None)[kind]
             for k, (captions, given, z) in enumerate(pipe.asked[i]):
                 n = k if past else 0
                 assert captions == [*(past.captions[:n] if past else ()), s.captions[k]] and len(given) == n
@@ -130,7 +130,7 @@ def test_others_are_of_another_album_and_of_the_same_length(tmp_path):
 def test_one_album_has_nobody_to_exchange_with(tmp_path):
     split = split_of([tell(i, album=0) for i in range(3)], tmp_path)
     with pytest.raises(StoryError, match='one album .* leave out the kind shuffled'): draw(Recorder(), split, tmp_path/'out')
-    assert list(draw(Recorder(), split, tmp_path/'out', kinds=('told', 'none'))) == ['told', 'none']
+    assert list(draw(Recorder(), split, tmp_path/'out', kinds=('reference', 'none'))) == ['reference', 'none']
     with pytest.raises(StoryError, match='did you mean shuffled'): draw(Recorder(), split, tmp_path/'out', kinds=('shufled',))
 
 
@@ -159,7 +159,7 @@ def test_a_torn_picture_is_handed_over_and_hinders_nobody_else(tmp_path):
     found = draw(Recorder(), split, tmp_path/'out')
     bad = {(kind, name): str(e) for kind, of in found.items() for name, e in of.items() if isinstance(e, StoryError)}
     borrower = next(i for i, j in others(split).items() if j == 2)
-    assert set(bad) == {('told', 's2'), ('shuffled', f's{borrower}')} and all('s2' in e for e in bad.values())
+    assert set(bad) == {('reference', 's2'), ('shuffled', f's{borrower}')} and all('s2' in e for e in bad.values())
     assert len(list((tmp_path/'out').glob('*/*/3.png'))) == 4*4 - 2
 
 
@@ -169,18 +169,18 @@ ALBUM, DRAWS = np.repeat(range(12), 4), resample(12)
 def noisy(mean, seed, spread=.1): return mean + np.random.default_rng(seed).normal(0, spread, 48)
 
 def test_rows_tell_what_is_lost():
-    told = noisy(.8, 0)
-    rows = history_rows(dict(own=told - .1, told=told, shuffled=told - noisy(.3, 1), none=told + noisy(.2, 2)), ALBUM, DRAWS,
-                        'carried facts', '%')
+    reference = noisy(.8, 0)
+    rows = history_rows(dict(own=reference - .1, reference=reference, shuffled=reference - noisy(.3, 1), none=reference + noisy(.2, 2)), ALBUM, DRAWS,
+                        'remembered facts', '%')
     by_name = {r['name']: r for r in rows}
-    assert [r['name'] for r in rows[:4]] == [f'carried facts, history {kind}' for kind in HISTORY_KINDS]
-    lost, gained = by_name['carried facts, told − shuffled'], by_name['carried facts, told − none']
+    assert [r['name'] for r in rows[:4]] == [f'remembered facts, history {kind}' for kind in HISTORY_KINDS]
+    lost, gained = by_name['remembered facts, reference − shuffled'], by_name['remembered facts, reference − none']
     assert lost['value'] == pytest.approx(.3, abs=.05) and 0 < lost['low'] < lost['value'] < lost['high']
     assert lost['note'].startswith('history is used') and gained['note'].startswith('history misleads')
     assert {r['group'] for r in rows} == {'histories'} and all(r['n'] == 48 for r in rows)
     assert {r['unit'] for r in rows[:4]} == {'%'} and {r['unit'] for r in rows[4:]} == {'points'}
     said = f'+{100*lost["value"]:.1f} points'
-    assert f'carried facts {said} with it' in lost['note'] and '%' not in lost['note'].replace('95 %', '')
+    assert f'remembered facts {said} with it' in lost['note'] and '%' not in lost['note'].replace('95 %', '')
     line = next(x for x in as_lines(rows).splitlines() if x.startswith(lost['name']))
     assert said in line and line.endswith(f'+{100*lost["low"]:.1f} … +{100*lost["high"]:.1f} points')
     shown = re.sub('<svg.*</svg>', '', score_row(lost)).replace('95 %', '')
@@ -188,18 +188,18 @@ def test_rows_tell_what_is_lost():
 
 def test_the_comparison_is_paired():
     hard = np.repeat(np.random.default_rng(0).normal(0, 5, 12), 4)       # some albums are much harder than others
-    row = history_rows(dict(told=hard + .2, shuffled=hard + noisy(0, 1)), ALBUM, DRAWS, 'likeness')[-1]
+    row = history_rows(dict(reference=hard + .2, shuffled=hard + noisy(0, 1)), ALBUM, DRAWS, 'similarity')[-1]
     assert row['high'] - row['low'] < .2 and row['note'].startswith('history is used')
 
 def test_no_effect_is_called_no_effect():
-    row = history_rows(dict(told=noisy(.5, 0), none=noisy(.5, 1)), ALBUM, DRAWS, 'likeness')[-1]
+    row = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 1)), ALBUM, DRAWS, 'similarity')[-1]
     assert row['low'] < 0 < row['high'] and row['note'].startswith('no effect of history beyond chance')
-    same = history_rows(dict(told=noisy(.5, 0), none=noisy(.5, 0)), ALBUM, DRAWS, 'likeness')[-1]
+    same = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 0)), ALBUM, DRAWS, 'similarity')[-1]
     assert same['note'].startswith('no effect')
 
 def test_one_album_gives_no_verdict_and_no_number_that_is_none():
-    rows = history_rows(dict(told=[.5, .6], none=[.1, .2]), np.zeros(2, int), resample(1), 'likeness')
+    rows = history_rows(dict(reference=[.5, .6], none=[.1, .2]), np.zeros(2, int), resample(1), 'similarity')
     assert rows[-1]['low'] is None and rows[-1]['note'].startswith('no verdict')
     json.dumps(rows, allow_nan=False)
-    with pytest.raises(StoryError, match='3 albums for values of 3 frames .told., 2 frames .none.'):
-        history_rows(dict(told=[1, 2, 3], none=[1, 2]), np.arange(3), resample(3), 'likeness')
+    with pytest.raises(StoryError, match='3 albums for values of 3 frames .reference., 2 frames .none.'):
+        history_rows(dict(reference=[1, 2, 3], none=[1, 2]), np.arange(3), resample(3), 'similarity')

@@ -138,10 +138,10 @@ def test_guessed_rows_obey(stories):
 
 def test_the_proof_as_a_table():
     def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
-    rows = {'AR-LDM': {'told facts': cell(.99), 'carried facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
-            'chance': {'told facts': cell(1.), 'carried facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
+    rows = {'AR-LDM': {'stated facts': cell(.99), 'remembered facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
+            'chance': {'stated facts': cell(1.), 'remembered facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
     assert proof.memory_table(rows).splitlines() == [
-        '| | told facts, % | carried facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
+        '| | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
         '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
         '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
 
@@ -192,8 +192,8 @@ def test_trials_are_compared_story_by_story():
     def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
     results = {name: dict.fromkeys(trials.TRIAL_FACTS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
     control, better, same = trials.compare_trials(results, 50)
-    assert control['told − control'] is None and better['told'] == .6
-    assert np.allclose(better['told − control'], .1) and np.allclose(same['late − control'], 0)
+    assert control['reference − control'] is None and better['told'] == .6
+    assert np.allclose(better['reference − control'], .1) and np.allclose(same['late − control'], 0)
     assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
     assert trials.trials_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
         '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']

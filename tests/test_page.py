@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not chromium(), reason='no Chromium here; Debian
 
 VERDICTS = [dict(name='FID64', group='pictures', a=45.4, b=50.4, unit='', better='lower', difference=5., low=3.1, high=7.4,
         verdict='B worse than A: 95 % interval of the difference +3.1 … +7.4'),
-    dict(name='carried facts', group='facts', a=.3, b=.8, unit='%', better='higher', difference=.5, low=None, high=None,
+    dict(name='remembered facts', group='facts', a=.3, b=.8, unit='%', better='higher', difference=.5, low=None, high=None,
         verdict='no verdict: too few albums for an interval')]
 
 @pytest.fixture(scope='module')

@@ -19,7 +19,7 @@ def pipe():
 def exam(pipe, tmp_path_factory):
     return QualityBench(fresh_stories(tmp_path_factory.mktemp('stories'), 2)[:2], LatentFeatures(pipe.vae))
 
-def told(rows): return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
+def without_seconds(rows): return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
 @pytest.fixture(scope='module')
 def rows(pipe, exam, tmp_path_factory): return list(measure(pipe, exam, WAYS, tmp_path_factory.mktemp('rows')))
@@ -34,7 +34,7 @@ def test_goes_on(pipe, exam, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, 'draw_way', broken)
     with pytest.raises(KeyboardInterrupt): list(measure(pipe, exam, WAYS, tmp_path))
     assert [f.name for f in tmp_path.iterdir()] == [f'{WAYS[0]}.json']
-    assert told(measure(pipe, exam, WAYS, tmp_path)) == told(rows)
+    assert without_seconds(measure(pipe, exam, WAYS, tmp_path)) == without_seconds(rows)
     assert drawn == [WAYS[0], WAYS[1], *WAYS[1:]]
 
 def test_batch_changes_nothing(pipe, exam, rows, tmp_path):

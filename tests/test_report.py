@@ -46,7 +46,7 @@ def encoded(p):
 
 @pytest.fixture
 def run(tmp_path):
-    "A finished run of a continuation: three stories told, two drawn."
+    "A finished run of a continuation: three reference stories, two drawn."
     run = tmp_path/'a <run>'
     (run/'strips').mkdir(parents=True)
     stories = [Story(f's{i}', f'a{i}', (WILD, 'two', 'three'), tuple(encoded(picture(i + k)) for k in range(3))) for i in range(3)]
@@ -60,8 +60,8 @@ def run(tmp_path):
     (run/'log.csv').write_text('step,loss,lr,grad_norm,stories_per_s\n1,0.5,0,1,1\n2,nan,0,1,1\n3,0.4,0,1,1\n4,0.3')
     save_json(run/'scores.json', dict(split='test', n_stories=2, missing=['s2'],
         scores=[dict(name='FID64', value=None, n=4, note=WILD, better='lower'),
-                dict(name='carried facts', value=.5, unit='%', n=8, note='of many', better='higher')],
-        facts=[dict(name='carried colour', value=.5, n=8, chance=.25), dict(name='told size', value=1., n=2, chance=None)]))
+                dict(name='remembered facts', value=.5, unit='%', n=8, note='of many', better='higher')],
+        facts=[dict(name='remembered colour', value=.5, n=8, chance=.25), dict(name='stated size', value=1., n=2, chance=None)]))
     return run
 
 def test_page_of_a_finished_run(run):
@@ -69,11 +69,11 @@ def test_page_of_a_finished_run(run):
     page = Page(path)
     assert path == run/'report.html' and 'a <run>' in page.text
     assert page.text.count('Story s') == 2
-    assert len(page.all('div', **{'class': 'told'})) == 6 + 1 and len(page.all('div', **{'class': 'given'})) == 2  # one .told is a bar
+    assert len(page.all('div', **{'class': 'reference'})) == 6 and len(page.all('div', **{'class': 'given'})) == 2
     assert len(page.all('div', **{'class': 'drawn'})) == 4
     assert len(page.all('img')) == 6 + 2 + 4 + 3
     assert page.text.count('two') == 2 and page.text.count(WILD) == 2 + 1 + 1  # captions, note, setting
-    assert 'trained for 3 steps' in page.text and 'drew 4 frames of 2 stories' in page.text and 'carried facts 50.0%' in page.text
+    assert 'trained for 3 steps' in page.text and 'drew 4 frames of 2 stories' in page.text and 'remembered facts 50.0%' in page.text
     assert 'machine.versions.torch' in page.text and not page.all('p', **{'class': 'missing'})
 
 def test_page_is_self_contained(run):
@@ -87,7 +87,7 @@ def test_page_is_self_contained(run):
 
 def test_pictures_have_texts_and_sizes(run):
     images = Page(write_report(run)).all('img')
-    assert sum(img['alt'] == f'told: {WILD}' for img in images) == 2
+    assert sum(img['alt'] == f'reference: {WILD}' for img in images) == 2
     for img in images:
         assert img['alt'] and int(img['width']) <= 900 and int(img['height']) <= 900
 
@@ -120,20 +120,20 @@ def test_page_of_an_unfinished_run(run, keep, missing):
         else: p.unlink()
     page = Page(write_report(run))
     for what in missing: assert re.search(f'There is no [^.]*{what}', page.html), what
-    assert ('Told frames and captions are not shown' in page.text or 'No story file' in page.text) == ('drawn' in keep and 'stories.h5' not in keep)
+    assert ('Reference frames and captions are not shown' in page.text or 'No story file' in page.text) == ('drawn' in keep and 'stories.h5' not in keep)
     assert len(page.all('div', **{'class': 'drawn'})) == (4 if 'drawn' in keep else 0)
 
 def test_without_the_story_file_drawings_stand_alone(run):
     (run/'stories.h5').unlink()
     page = Page(write_report(run))
-    assert 'stories.h5: no such file' in page.text and not page.all('div', **{'data-name': 'told'})
+    assert 'stories.h5: no such file' in page.text and not page.all('div', **{'data-name': 'reference'})
     assert len(page.all('div', **{'class': 'drawn'})) == 4
 
 def test_split_may_be_given(run):
     (run/'settings.json').unlink()
-    assert page_of_told(run, StoryFile(run/'stories.h5')['test']) == 6
+    assert page_of_reference(run, StoryFile(run/'stories.h5')['test']) == 6
 
-def page_of_told(run, split): return len(Page(write_report(run, split)).all('div', **{'data-name': 'told'}))
+def page_of_reference(run, split): return len(Page(write_report(run, split)).all('div', **{'data-name': 'reference'}))
 
 def test_told_frames_come_from_what_was_drawn(run):
     "Trained on one file, drawn from another that has the same ids."
@@ -227,7 +227,7 @@ def test_range_bar_stays_in_its_frame(value, low, high, marks):
     assert html.count('class="hollow"') == len(marks) and ('interval' in html) == (low is not None)
 
 def test_facts():
-    html = facts_html([row('told x', 1, n=3, chance=None), row('carried x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)])
+    html = facts_html([row('stated x', 1, n=3, chance=None), row('remembered x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)])
     assert html.count('<tr>') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
     assert 'left:30.0%;width:40.0%' in html
 
@@ -251,7 +251,7 @@ def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a
 def test_everything_scored_is_on_the_page(finished):
     page = Page(write_report(finished))
     assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'trouble'})
-    for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'likeness 0.99',
+    for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'similarity 0.99',
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
     assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
     assert len(page.all('div', **{'class': 'training'})) == 3 and 'not at hand' not in page.text
@@ -259,7 +259,7 @@ def test_everything_scored_is_on_the_page(finished):
     assert (finished/'report.html').stat().st_size < 1_000_000
 
 def test_photographs_do_not_make_the_page_heavy(tmp_path):
-    "Nine stories of photographs, told and drawn, in three megabytes."
+    "Nine stories of photographs, reference and drawn, in three megabytes."
     noise = Image.effect_noise((256, 256), 60).filter(ImageFilter.GaussianBlur(1)).convert('RGB')
     photos = tuple([encoded(noise)]*5)
     html = story_html('x', dict(drawn={k: tmp_path/f'{k}.png' for k in range(1, 6)}), Story('x', 'x', ('a',)*5, photos))
@@ -269,7 +269,7 @@ def test_copies_without_pictures(finished, tmp_path):
     "The training picture is in a file that is gone, or in no row of it; the page is written all the same."
     run = shutil.copytree(finished, tmp_path/'run')
     scores = load_json(run/'scores.json')
-    scores['copies'] = [dict(story='gone', k=1, likeness=.5, picture=10**6)]
+    scores['copies'] = [dict(story='gone', k=1, similarity=.5, picture=10**6)]
     save_json(run/'scores.json', scores)
     assert {'not at hand', 'not drawn'} <= {*Page(write_report(run)).texts}
 
@@ -278,7 +278,7 @@ def test_drawings_alone_have_a_page(finished, tmp_path):
     shutil.copytree(finished/'drawn', tmp_path/'theirs')
     shutil.copy(finished/'scores.json', tmp_path/'theirs')
     page = Page(write_report(tmp_path/'theirs'))
-    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'told'})) == 45 + 5 + 1   # all stories, one at a glance, a copy
+    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'reference'})) == 45 + 5 + 1   # all stories, one at a glance, a copy
 
 def test_two_runs(finished, other):
     path = write_report(finished, against=other)
@@ -287,7 +287,7 @@ def test_two_runs(finished, other):
     assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
     for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
     shown = page.text.count('Story s')
-    assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('told', 'A', 'B'))
+    assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('reference', 'A', 'B'))
     assert page.html.count('class="two"') == 2 + 2  # two scores by frame, two losses
     assert not {'script', 'link'} & {t for t, _ in page.tags}
 

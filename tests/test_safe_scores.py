@@ -34,7 +34,7 @@ def run(tmp_path, split): # drawn, and it says so
         stories=data_digest(split), weights='0'*32, steps=4, seed=0))
     return tmp_path/'run'
 
-def scored(run, split, times=0): return evaluate(run, split, times=times, train=0)
+def scored(run, split, n_resamples=0): return evaluate(run, split, n_resamples=n_resamples, train=0)
 
 
 # how drawings are named
@@ -97,23 +97,23 @@ def test_one_story_is_not_held_against_itself(tmp_path):
     split = story_file(tmp_path/'data', test=stories(1, each=1, n=6))['test']
     draw(tmp_path/'drawn', split)
     got = scored(tmp_path, split)
-    assert row(got, 'likeness to the told frame (fields)')['beside'] == []
+    assert row(got, 'similarity to the reference frame (fields)')['beside'] == []
     assert row(got, 'frames repeated (fields)')['value'] is None
 
 def test_nothing_in_parts_of_almost_nothing(tmp_path):
-    "Told frames of a story that are alike by chance only."
+    "Reference frames of a story that are alike by chance only."
     split = story_file(tmp_path/'data', test=stories(1, each=1, n=8))['test']
     draw(tmp_path/'drawn', split, picture=lambda i, k: painting(0))
     found = [r for r in scored(tmp_path, split)['scores'] if 'alike' in r['name']]
     assert len(found) == 2 and not any(r['value'] for r in found)
-    assert all(r['note'].startswith('not measured: told frames of a story are alike by') for r in found)
+    assert all(r['note'].startswith('not measured: reference frames of a story are alike by') for r in found)
 
 
 # numbers that cannot be
 
 @pytest.mark.parametrize('times', [-1, 10**12, math.nan])
-def test_draws_have_bounds(times):
-    with pytest.raises(StoryError, match='resamples must be 0 or more, at most 100,000, got'): resample(5, times)
+def test_draws_have_bounds(n_resamples):
+    with pytest.raises(StoryError, match='resamples must be 0 or more, at most 100,000, got'): resample(5, n_resamples)
 
 def test_no_albums_and_no_training_pictures_less_than_none(split):
     with pytest.raises(StoryError, match='no albums'): resample(0)
@@ -237,7 +237,7 @@ def test_a_moved_run_finds_its_stories(tmp_path, run, split):
     for name in 'run', 'data': (tmp_path/name).rename(tmp_path/'elsewhere'/name)
     moved = tmp_path/'elsewhere/run'
     assert exam.what_to_score(moved)[1].file.path.resolve() == tmp_path/'elsewhere/data/stories.h5'
-    assert 'Told frames and captions are not shown' not in write_report(moved).read_text()
+    assert 'Reference frames and captions are not shown' not in write_report(moved).read_text()
 
 def test_drawings_of_other_stories(tmp_path, run, split, capsys):
     "The story file was converted again, from other stories of the same names."
@@ -281,7 +281,7 @@ def test_other_frames_are_not_paired(tmp_path, run, split):
 def test_other_weights_are_not_paired(tmp_path, run, split):
     runs = [run, tmp_path/'other', tmp_path/'same', tmp_path/'none']
     for folder in runs[1:]: shutil.copytree(run, folder)
-    for folder, gain in zip(runs, (1., 2., 1.)): evaluate(folder, split, {'dinov2': Small(gain=gain)}, times=5, train=0)
+    for folder, gain in zip(runs, (1., 2., 1.)): evaluate(folder, split, {'dinov2': Small(gain=gain)}, n_resamples=5, train=0)
     scored(runs[3], split, 5)
     def verdicts(other): return {r['name']: r['verdict'] for r in compare_runs(run, other)}
     other, same, none = map(verdicts, runs[1:])
@@ -298,7 +298,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
     save_json(run/'scores.json', scores)
     verdicts = {r['name']: r['verdict'] for r in compare_runs(run, run)}
     assert verdicts['FD-fields'].startswith('not paired: the resamples are of other scores')
-    assert verdicts['likeness to the told frame (fields)'].startswith('no difference')
+    assert verdicts['similarity to the reference frame (fields)'].startswith('no difference')
 
 
 # files of another shape
@@ -308,7 +308,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
     ('scores.json', '{"scores": [{"name": 5, "value": 1}]}', r'scores\[0\].name must be text, got 5'),
     ('scores.json', '{"scores": [{"name": "a", "value": "1"}]}', r'scores\[0\].value must be a number'),
     ('scores.json', '{"scores": [], "stories": {"name": "x", "values": [1]}}', 'stories.values must be an object'),
-    ('scores.json', '{"scores": [], "copies": [{"story": "../../x", "k": 1}]}', r'copies\[0\].likeness is missing'),
+    ('scores.json', '{"scores": [], "copies": [{"story": "../../x", "k": 1}]}', r'copies\[0\].similarity is missing'),
     ('drawing.json', '[1]', 'drawing.json: it must be an object'),
     ('drawing.json', '{"data": 5}', 'data must be text or null, got 5'),
     ('settings.json', '[1]', 'settings.json: it must be an object'),
@@ -351,8 +351,8 @@ def test_names_that_are_no_text(tmp_path, run, split):
     assert os.fsencode(write_report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
 
 def test_names_in_attributes_are_escaped():
-    html = facts_html([dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='told place', value=1., n=3)])
-    assert '<img' not in html and html.count('class="told"') == 1
+    html = facts_html([dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='stated place', value=1., n=3)])
+    assert '<img' not in html and html.count('class="stated"') == 1
     assert '<bad' not in story_html('t', {'"><bad>': {1: Path('none')}})
 
 def test_counted_in_words(tmp_path):
@@ -437,6 +437,6 @@ def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(proof, 'evaluate', some)
     monkeypatch.setattr(proof, 'LatentFeatures', lambda vae: None)
     table = proof.score_rows(tmp_path, None, None)
-    assert table['told frames']['trouble'] == ['told lacks a frame']
-    assert 'note: told frames: told lacks a frame' in capsys.readouterr().out
+    assert table['reference frames']['trouble'] == ['reference lacks a frame']
+    assert 'note: reference frames: reference lacks a frame' in capsys.readouterr().out
     assert proof.memory_table(table).count('\n') == 1 + len(proof.ROWS)

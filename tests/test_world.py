@@ -1,4 +1,4 @@
-"The small world: what is drawn is read, what is told is known, what is kept back is never shown, and a guess is a guess."
+"The small world: what is drawn is read, what is stated is known, what is kept back is never shown, and a guess is a guess."
 import json, random, re
 from dataclasses import replace
 from itertools import combinations, product
@@ -9,7 +9,7 @@ from PIL import Image
 
 from arldm import toy
 from arldm.convert import convert
-from arldm.facts import action_in, chance, check_facts, compare_scenes, facts_told, guess, read
+from arldm.facts import action_in, chance, check_facts, compare_scenes, stated_facts, guess, read
 from arldm.plot import PRONOUNS, TOY_WORDS, describe, invent, tell
 from arldm.scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, RADII, TIMES_OF_DAY, Figure, Look, Scene, draw_scene,
                          has_hard, is_hard, random_scene)
@@ -130,11 +130,11 @@ def test_every_word_is_known(stories):
     assert {*re.findall('[a-z]+', ' '.join(said).lower())} <= {*TOY_WORDS}
 
 
-# told and carried
+# stated and remembered
 
 ALL = {'colour', 'shape', 'size', 'accessory', 'position', 'action'}
 
-@pytest.mark.parametrize('caption, s, told', [
+@pytest.mark.parametrize('caption, s, stated', [
     ('Ada, a big red star with a hat, is in the forest on the left at night.', scene(Figure(STAR, 'left')),
      [{'place', 'time', 'cast'}, ALL]),
     ('Bo, a small blue circle, comes along on the right.', both(), [{'cast'}, set(), ALL]),
@@ -151,7 +151,7 @@ ALL = {'colour', 'shape', 'size', 'accessory', 'position', 'action'}
     ('Night falls.', both(), [{'time'}, set(), set()]),
     ('The sun goes down.', both(), [{'time'}, set(), set()]),
     ('Now they are in the forest.', both(), [{'place', 'cast'}, {'action'}, {'action'}])])
-def test_facts_told(caption, s, told): assert facts_told(caption, s) == told
+def test_facts_told(caption, s, stated): assert stated_facts(caption, s) == stated
 
 def test_actions():
     for words, act in {'Eve leaps for joy.': 'jump', 'They take a nap.': 'sleep', 'Leo falls asleep.': 'sleep',
@@ -160,35 +160,35 @@ def test_actions():
 def test_facts_are_asked_once_each():
     right = compare_scenes('The red one jumps.', both('jump'), both('jump'))
     assert sum(map(len, right.values())) == 3 + 12 and all(map(all, right.values()))
-    assert {k for k in right if k.startswith('told')} == {'told colour', 'told action'}
+    assert {k for k in right if k.startswith('stated')} == {'stated colour', 'stated action'}
 
 def test_a_missing_figure_is_wrong_in_everything():
     right = compare_scenes('The red one jumps.', both('jump'), scene(Figure(STAR, 'left', 'jump')))
-    assert right['told action'] == right['told colour'] == [True] and right['carried cast'] == [False]
-    assert right['carried shape'] == [True, False] and right['carried action'] == [False]
+    assert right['stated action'] == right['stated colour'] == [True] and right['remembered cast'] == [False]
+    assert right['remembered shape'] == [True, False] and right['remembered action'] == [False]
 
 def test_pairing_minds_what_is_told():
-    "The red star jumps; drawn are a red circle that jumps and a blue star: the circle is the one that was told."
+    "The red star jumps; drawn are a red circle that jumps and a blue star: the circle is the one that was stated."
     drawn = scene(Figure(replace(DISC, colour='red'), 'left', 'jump'), Figure(replace(STAR, colour='blue'), 'right'))
     right = compare_scenes('The red one jumps.', both('jump'), drawn)
-    assert right['told colour'] == right['told action'] == [True] and right['carried shape'] == [False, False]
+    assert right['stated colour'] == right['stated action'] == [True] and right['remembered shape'] == [False, False]
 
 def test_one_wrong_fact_is_one_wrong_answer():
     s = scene(Figure(STAR, 'left'))
     for change in dict(place='city'), dict(time='day'):
         right = compare_scenes('Ada waits.', s, replace(s, **change))
-        assert [k for k, x in right.items() if not all(x)] == [f'carried {[*change][0]}']
+        assert [k for k, x in right.items() if not all(x)] == [f'remembered {[*change][0]}']
     for k, v in dict(colour='white', shape='circle', size='small', accessory='bow').items():
         right = compare_scenes('Ada waits.', s, scene(Figure(replace(STAR, **{k: v}), 'left')))
-        assert [n for n, x in right.items() if not all(x)] == [f'carried {k}']
+        assert [n for n, x in right.items() if not all(x)] == [f'remembered {k}']
 
 def test_a_guess_obeys_and_no_more(stories):
-    "All that is told is right; what is carried is right about as often as `chance` says of other stories."
+    "All that is stated is right; what is remembered is right about as often as `chance` says of other stories."
     rng, right = random.Random(9), {}
     for i, beats in enumerate(stories):
         for b, c in list(zip(beats, tell(beats, random.Random(i))))[1:]:
             for k, x in compare_scenes(c, b.scene, guess(c, b.scene, rng)).items(): right.setdefault(k, []).extend(x)
-    assert all(all(x) for k, x in right.items() if k.startswith('told'))
+    assert all(all(x) for k, x in right.items() if k.startswith('stated'))
     for k, p in chance().items():
         n = len(right[k])
         assert abs(sum(right[k])/n - p) < 5*(p*(1 - p)/n)**.5 + .03, k
@@ -196,8 +196,8 @@ def test_a_guess_obeys_and_no_more(stories):
 def test_chances_are_what_arithmetic_says():
     "A place is one of six, whatever else; two figures leave little room for error in the others."
     p = chance()
-    assert abs(p['carried place'] - 1/6) < .03 and abs(p['carried time'] - 1/3) < .05
-    assert 1/6 - .02 < p['carried colour'] < .25 and 1/4 - .02 < p['carried shape'] < .35
+    assert abs(p['remembered place'] - 1/6) < .03 and abs(p['remembered time'] - 1/3) < .05
+    assert 1/6 - .02 < p['remembered colour'] < .25 and 1/4 - .02 < p['remembered shape'] < .35
 
 
 # the corpus
