@@ -64,7 +64,7 @@ def test_together_is_a_ratio_of_means_and_follows_the_albums():
     assert stat(np.array([2, 0])) == pytest.approx(a[:4].mean()/b[:4].mean(), rel=1e-5)    # the first album's pairs
     assert together(reference, reference, at, album)(np.array([1, 3])) == pytest.approx(1)
 
-def test_likeness_to_the_own_told_frame_and_its_drift():
+def test_similarity_to_the_reference_frame_and_its_drift():
     reference = centred(rows(30), 0)
     assert similarity_to_reference(reference, reference) == pytest.approx(np.ones(30), abs=1e-6)
     assert similarity_to_reference(reference, -reference) == pytest.approx(-np.ones(30), abs=1e-6)

@@ -70,6 +70,7 @@ def test_page_of_a_finished_run(run):
     assert path == run/'report.html' and 'a <run>' in page.text
     assert page.text.count('Story s') == 2
     assert len(page.all('div', **{'class': 'reference'})) == 6 and len(page.all('div', **{'class': 'given'})) == 2
+    assert len(page.all('div', **{'class': 'stated'})) == 1                                   # a bar
     assert len(page.all('div', **{'class': 'drawn'})) == 4
     assert len(page.all('img')) == 6 + 2 + 4 + 3
     assert page.text.count('two') == 2 and page.text.count(WILD) == 2 + 1 + 1  # captions, note, setting
@@ -278,7 +279,7 @@ def test_drawings_alone_have_a_page(finished, tmp_path):
     shutil.copytree(finished/'drawn', tmp_path/'theirs')
     shutil.copy(finished/'scores.json', tmp_path/'theirs')
     page = Page(write_report(tmp_path/'theirs'))
-    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'reference'})) == 45 + 5 + 1   # all stories, one at a glance, a copy
+    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'reference'})) == 45 + 5   # all stories, one at a glance
 
 def test_two_runs(finished, other):
     path = write_report(finished, against=other)

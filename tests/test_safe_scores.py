@@ -111,7 +111,7 @@ def test_nothing_in_parts_of_almost_nothing(tmp_path):
 
 # numbers that cannot be
 
-@pytest.mark.parametrize('times', [-1, 10**12, math.nan])
+@pytest.mark.parametrize('n_resamples', [-1, 10**12, math.nan])
 def test_draws_have_bounds(n_resamples):
     with pytest.raises(StoryError, match='resamples must be 0 or more, at most 100,000, got'): resample(5, n_resamples)
 

@@ -151,7 +151,7 @@ ALL = {'colour', 'shape', 'size', 'accessory', 'position', 'action'}
     ('Night falls.', both(), [{'time'}, set(), set()]),
     ('The sun goes down.', both(), [{'time'}, set(), set()]),
     ('Now they are in the forest.', both(), [{'place', 'cast'}, {'action'}, {'action'}])])
-def test_facts_told(caption, s, stated): assert stated_facts(caption, s) == stated
+def test_stated_facts(caption, s, stated): assert stated_facts(caption, s) == stated
 
 def test_actions():
     for words, act in {'Eve leaps for joy.': 'jump', 'They take a nap.': 'sleep', 'Leo falls asleep.': 'sleep',
