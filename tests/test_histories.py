@@ -81,7 +81,7 @@ def test_first_frames_are_alike_and_later_ones_are_not(long):
 @pytest.mark.parametrize('slots', range(1, 8))
 def test_what_is_remembered_is_what_memory_keeps(slots):
     model = SimpleNamespace(history=SimpleNamespace(config=SimpleNamespace(n_slots=slots)),
-                            memory_encoder=lambda picture, *_: picture)
+                            encode_slots=lambda picture, tokens: picture)
     memory = Memory(model)
     for k in range(12):
         assert remembered(k, slots) == memory.slots
