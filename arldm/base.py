@@ -46,14 +46,14 @@ def resize_grid(
 def blip_sizes(
     state:dict,          # Our names
     side:int=224,        # Memory pictures, pixels
-    original:bool=False, # With the dropout and stochastic depth of BLIP's own training
+    legacy:bool=False, # With the dropout and stochastic depth of BLIP's own training
 )->dict:                 # `vision` and `text` arguments of `MemoryEncoder`
     """The sizes of a BLIP encoder, read off its tensors.
 
     Args:
         state (dict): Our names
         side (int, default 224): Memory pictures, pixels
-        original (bool, default False): With the dropout and stochastic depth of BLIP's own training
+        legacy (bool, default False): With the dropout and stochastic depth of BLIP's own training
 
     Returns:
         dict: `vision` and `text` arguments of `MemoryEncoder`
@@ -69,7 +69,7 @@ def blip_sizes(
                 intermediate_size=len(state['text_encoder.encoder.layer.0.intermediate.dense.bias']),
                 max_position_embeddings=len(state['text_encoder.embeddings.position_embeddings.weight']),
                 bos_token_id=len(words) - 2)
-    if original: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
+    if legacy: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
     return dict(vision=vision, text=text)
 
 # %% ../nbs/07c_base.ipynb #a326f20f
@@ -107,7 +107,7 @@ def load_blip(
     where:str|Path,       # BLIP's own `.pth`; or transformers' folder or hub name
     enc_token_id:int,     # Id of `[ENC]`
     side:int=224,         # Memory pictures, pixels
-    original:bool=False,  # See `blip_sizes`
+    legacy:bool=False,  # See `blip_sizes`
 )->MemoryEncoder:         # In evaluation mode
     """The memory encoder from BLIP's published weights; heads and decoders in the file are left alone.
 
@@ -115,7 +115,7 @@ def load_blip(
         where (str | Path): BLIP's own `.pth`; or transformers' folder or hub name
         enc_token_id (int): Id of `[ENC]`
         side (int, default 224): Memory pictures, pixels
-        original (bool, default False): See `blip_sizes`
+        legacy (bool, default False): See `blip_sizes`
 
     Returns:
         MemoryEncoder: In evaluation mode
@@ -123,7 +123,7 @@ def load_blip(
     state = _blip_weights(published(where))
     grid = 'vision_model.embeddings.position_embedding'
     try:
-        sizes = blip_sizes(state, side, original)
+        sizes = blip_sizes(state, side, legacy)
         state[grid] = resize_grid(state[grid].float(), side//sizes['vision']['patch_size'])
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
     except Exception as e:                        # of many kinds: a table that is missing, flat, or of no square grid
@@ -180,7 +180,7 @@ def start_parts(
     sd:str|Path,          # Stable Diffusion: key of `PUBLISHED`, folder or hub name
     blip:str|Path,        # BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
     vocab:Vocabulary,     # Decides the sizes of both word tables and the caption length
-    original:bool=False,  # New rows are fifty times as wide as trained ones, as the original's
+    legacy:bool=False,  # New rows are fifty times as wide as trained ones, as the original's
 )->dict:                  # unet, vae, text_encoder, memory_encoder
     """The published parts of a story model, with tables of the vocabulary's size.
 
@@ -188,13 +188,13 @@ def start_parts(
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
         blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
-        original (bool, default False): New rows are fifty times as wide as trained ones, as the original's
+        legacy (bool, default False): New rows are fifty times as wide as trained ones, as the original's
 
     Returns:
         dict: unet, vae, text_encoder, memory_encoder
     """
     sd = published(sd)
-    memory, std = load_blip(blip, vocab.enc, original=original), 1. if original else None
+    memory, std = load_blip(blip, vocab.enc, legacy=legacy), 1. if legacy else None
     unet, vae, clip = (_part(cls, sd, sub) for cls, sub in
                        ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae'), (CLIPTextModel, 'text_encoder')))
     widths = unet.config.cross_attention_dim, clip.config.hidden_size

@@ -48,10 +48,11 @@ def make_model(
         if rank_and_world_size()[0] == 0:
             say(f'{s.model} remembers {n} frames; {s.n_slots - n} time embeddings are new, and random to begin with')
     coarse = vae_factor(model.vae)*2**(len(model.unet.config.block_out_channels) - 1)   # pixels to the coarsest latent
-    if s.side % coarse: raise StoryError(f'side must be a multiple of {coarse} for {s.model}, got {s.side}')
-    model.unet.register_to_config(sample_size=s.side//vae_factor(model.vae))  # what drawing takes as the frame size
-    if model.noise_scheduler.config.prediction_type == 'v_prediction' and s.prediction != 'v':
-        raise StoryError(f"{s.model} was trained to guess v; go on with prediction='v'")
+    if s.resolution % coarse:
+        raise StoryError(f'resolution must be a multiple of {coarse} for {s.model}, got {s.resolution}')
+    model.unet.register_to_config(sample_size=s.resolution//vae_factor(model.vae))  # the frame size of drawing
+    if model.noise_scheduler.config.prediction_type == 'v_prediction' != s.prediction_type:
+        raise StoryError(f"{s.model} was trained to predict v; go on with prediction_type='v_prediction'")
     return model
 
 # %% ../nbs/10b_begin.ipynb #55b722ce
@@ -61,7 +62,7 @@ def _model(s, file, folder):
     if s.model in SIZES:
         c, split = CORPORA[s.corpus], file['train']
         words = word_tokenizers([caption for i in range(len(split)) for caption in split.captions(i)], folder)
-        return ARLDM.create(s.model, Vocabulary(*words, c.length, c.names, s.original), s.side, **slots)
+        return ARLDM.create(s.model, Vocabulary(*words, c.length, c.names, s.legacy), s.resolution, **slots)
     if any((Path(s.model)/of/'memory_encoder').is_dir() for of in ('', 'pipeline')): return ARLDM.load(s.model)
     if Path(s.model).is_file():
         raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? port it first: '
@@ -70,7 +71,7 @@ def _model(s, file, folder):
         raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a '
                          'pipeline or run; a Stable Diffusion model needs BLIP weights with it: '
                          f'--blip {PUBLISHED["blip-large"]}')
-    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, original=s.original, **slots)
+    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, legacy=s.legacy, **slots)
 
 # %% ../nbs/10b_begin.ipynb #9554ee8e
 def check_place(path:Path):
@@ -85,7 +86,7 @@ def check_place(path:Path):
 
 def check_lengths(
     split:StorySplit,
-    s:Settings,        # Uses `task` and `batch`
+    s:Settings,        # Uses `task` and `stories_per_step`
     n_slots:int,       # Slots that the model can remember
     alone:bool=False,  # Stories that never share a batch with another length
     n:int=None,        # How many of the stories are used; default: all
@@ -93,7 +94,7 @@ def check_lengths(
     """A `StoryError` that names the first story with too few or too many frames, or other many than the rest.
 
     Args:
-        s (Settings): Uses `task` and `batch`
+        s (Settings): Uses `task` and `stories_per_step`
         n_slots (int): Slots that the model can remember
         alone (bool, default False): Stories that never share a batch with another length
         n (int, optional): How many of the stories are used; default: all
@@ -107,12 +108,14 @@ def check_lengths(
         if length > n_slots + 1:
             raise StoryError(f'{has}, more than the {n_slots + 1} of which the model remembers all but the last; leave '
                              f'it out of the story file, or begin a new run with --n-slots {length}')
-        if length != usual and s.batch > 1 and not alone:
+        if length != usual and s.stories_per_step > 1 and not alone:
             raise StoryError(f'{has}, others have {usual}; stories of several lengths train one by one: begin a new '
-                             'run with --batch 1, or leave this one out of the story file')
+                             'run with --train-batch-size 1, or leave this one out of the story file')
 
 # %% ../nbs/10b_begin.ipynb #6bb1f8ea
-_LATER = 'preset', 'steps', 'save_every', 'accumulate', 'checkpointing', 'pack', 'guidance'  # a resumed run may change
+_LATER = ('preset', 'max_train_steps', 'checkpointing_steps', 'gradient_checkpointing', 'pack_context',
+          'guidance_scale')                                                      # a resumed run may change these,
+_SPLIT = 'train_batch_size', 'gradient_accumulation_steps'                       # and these if their product stays
 _PATHS = 'model', 'blip', 'bert'                                                 # settings that may be paths
 _RUN = {**SETTINGS_SHAPE, 'preset': str, 'corpus': str, 'data': str, 'data_relative?': str, 'stories?': str,
         'processes?': int,
@@ -176,6 +179,7 @@ def _open_data(run, data, old):
         raise StoryError(f'{file.path} does not hold the stories that {run} was trained on; take another run folder')
     return file
 
+# %% ../nbs/10b_begin.ipynb #bdcfad0e
 def _same(run, saved, now, old, done):
     world = rank_and_world_size()[1]
     if old.get('processes', world) != world:
@@ -185,15 +189,16 @@ def _same(run, saved, now, old, done):
     check_steps(run, done, now)
     try: was = resolve(old['preset'], **{k: v for k, v in saved.items() if k not in _LATER})
     except StoryError as e: raise StoryError(f'{run}/settings.json: {e}') from None
-    other = [k for k in SETTINGS if k not in _LATER and getattr(was, k) != getattr(now, k)]
+    free = _LATER if was.stories_per_step != now.stories_per_step else (*_LATER, *_SPLIT)
+    other = [k for k in SETTINGS if k not in free and getattr(was, k) != getattr(now, k)]
     if other:
         shown = ', '.join(f'{k}={getattr(was, k)}, not {getattr(now, k)}' for k in other)
         raise StoryError(f'{run} was trained with {shown}; take another run folder')
 
 def check_steps(run:Path, done:int, s:Settings):
     "A `StoryError` if a run has more steps behind it than are asked for."
-    if done > s.steps:
-        raise StoryError(f'{run} has {counted(done, "step")} behind it, more than the {s.steps:,} asked for')
+    if done > s.max_train_steps:
+        raise StoryError(f'{run} has {counted(done, "step")} behind it, more than the {s.max_train_steps:,} asked for')
 
 # %% ../nbs/10b_begin.ipynb #17f6afb3
 def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`

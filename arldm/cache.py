@@ -51,7 +51,7 @@ def frozen_inputs(
     for i in range(len(stories)):
         told, rows = stories.split.captions(i), stories.split.rows(i)
         for k, (caption, pictures) in enumerate(zip(told, rows.reshape(len(rows), -1).tolist())):
-            pictures = [r for r in pictures if r >= 0][:None if stories.train or stories.original else 1]
+            pictures = [r for r in pictures if r >= 0][:None if stories.train or stories.legacy else 1]
             squares = [(r, c) for r in pictures for c in range(crops)]
             found['moments'].update(squares)
             found['captions'].add((caption,))
@@ -61,14 +61,14 @@ def frozen_inputs(
 def _uncut(): raise StoryError('squares that are always new cannot be computed beforehand; fix their number, crops=4')
 
 # %% ../nbs/10_cache.ipynb #3c247832
-def _label(stories, weights, precision):
+def _label(stories, weights, mixed_precision):
     "What the answers of a cache were computed from."
     s, v = stories, stories.vocab
-    return dict(weights=weights, words=vocabulary_digest(v), data=data_digest(s.split), length=v.length, side=s.side,
-                memory_side=s.memory_side, crops=s.crops if s.train else 'the middle one', original=s.original,
-                precision=precision)
+    return dict(weights=weights, words=vocabulary_digest(v), data=data_digest(s.split), length=v.length,
+                resolution=s.resolution, memory_side=s.memory_side, crops=s.crops if s.train else 'the middle one',
+                legacy=s.legacy, mixed_precision=mixed_precision)
 
-def _read_label(folder): return load_json(folder/'cache.json', {'weights': {'*': str}, 'precision': str})
+def _read_label(folder): return load_json(folder/'cache.json', {'weights': {'*': str}, 'mixed_precision': str})
 
 def _compare(folder, label, old):
     "Refuse answers that belong to something else."
@@ -150,19 +150,19 @@ def check_cache(
     model:ARLDM,              # Frozen as it will be in training
     stories:StoryDataset,
     folder:str|Path,
-    precision:str='float32',  # As in `build_cache`
+    mixed_precision:str='no', # As in `build_cache`
 )->dict:                      # What the answers belong to
     """A `StoryError` if a folder holds answers about something else, or somebody's files; writes nothing.
 
     Args:
         model (ARLDM): Frozen as it will be in training
-        precision (str, default 'float32'): As in `build_cache`
+        mixed_precision (str, default 'no'): As in `build_cache`
 
     Returns:
         dict: What the answers belong to
     """
     folder = Path(folder)
-    label = _label(stories, {kind: part_digest(p) for kind, p in frozen_parts(model).items()}, precision)
+    label = _label(stories, {kind: part_digest(p) for kind, p in frozen_parts(model).items()}, mixed_precision)
     if (folder/'cache.json').exists():
         _compare(folder, label, _read_label(folder))
         return label
@@ -176,7 +176,7 @@ def build_cache(
     model:ARLDM,               # Frozen as it will be in training
     stories:StoryDataset,
     folder:str|Path,
-    precision:str='float32',   # In which the encoders compute, as in `Settings`; float16 counts as bfloat16
+    mixed_precision:str='no',  # In which the encoders compute, as in `Settings`; fp16 counts as bf16
     rank:int=0,                # This process
     world:int=1,               # How many there are
     progress:bool=True,        # Show a bar
@@ -186,8 +186,7 @@ def build_cache(
 
     Args:
         model (ARLDM): Frozen as it will be in training
-        precision (str, default 'float32'): In which the encoders compute, as in `Settings`; float16 counts as
-            bfloat16
+        mixed_precision (str, default 'no'): In which the encoders compute, as in `Settings`; fp16 counts as bf16
         rank (int, default 0): This process
         world (int, default 1): How many there are
         progress (bool, default True): Show a bar
@@ -198,11 +197,11 @@ def build_cache(
     """
     folder, parts, model = Path(folder), frozen_parts(model), model.eval()
     keys = {kind: k for kind, k in frozen_inputs(stories).items() if kind in parts}
-    label = check_cache(model, stories, folder, precision)
+    label = check_cache(model, stories, folder, mixed_precision)
     if rank == 0 and not create_json(folder/'cache.json', label): _compare(folder, label, _read_label(folder))
     owner = hashlib.blake2b(json.dumps(label).encode(), digest_size=16).hexdigest()
     mine = [s for s in _shards(keys)[rank::world] if not _whole(_path(folder, *s[:2]), owner)]
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=precision != 'float32')
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision != 'no')
     bar = tqdm(total=sum(len(s[2]) for s in mine), desc='frozen features', unit=' answers',
                disable=not (progress and mine))
     with bar, half:
@@ -212,13 +211,13 @@ def build_cache(
             for at in range(0, len(part), batch):
                 found += answers(model, stories, kind, part[at:at + batch])
                 bar.update(min(batch, len(part) - at))
-            _write(_path(folder, kind, number), _joined(found, kind, precision), owner)
+            _write(_path(folder, kind, number), _joined(found, kind, mixed_precision), owner)
     return CachedStories(stories, folder, keys)
 
 # %% ../nbs/10_cache.ipynb #b89fb151
-def _joined(found, kind, precision):
+def _joined(found, kind, mixed_precision):
     "Tensors of different lengths as one, and where each of them ends."
-    dtype = torch.float32 if kind == 'moments' or precision == 'float32' else torch.bfloat16
+    dtype = torch.float32 if kind == 'moments' or mixed_precision == 'no' else torch.bfloat16
     return dict(x=torch.cat(found).to('cpu', dtype), ends=torch.tensor([len(x) for x in found]).cumsum(0))
 
 @torch.no_grad()
@@ -247,7 +246,7 @@ class CachedStories(Dataset):
         self.stories, self.folder, self._files = stories, Path(folder), {}
         if keys is None:
             label = _read_label(self.folder)
-            _compare(folder, _label(stories, label['weights'], label['precision']), label)
+            _compare(folder, _label(stories, label['weights'], label['mixed_precision']), label)
             keys = {kind: k for kind, k in frozen_inputs(stories).items() if kind in label['weights']}
         self.places = {kind: {k: n for n, k in enumerate(part)} for kind, part in keys.items()}
 

@@ -75,12 +75,17 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     run, s = Path(run), run_settings(Path(run))
-    way = dict(scheduler=scheduler, steps=steps, guidance=s['guidance'] if guidance is None else guidance, seed=seed,
+    strength = s['guidance_scale'] if guidance is None else guidance
+    way = dict(scheduler=scheduler, steps=steps, guidance=strength, seed=seed,
                interval=numbers('interval', interval, float), reuse=reuse, precision=precision or usual_precision())
-    at_least_one(batch=batch, sets=sets, limit=1 if limit is None else limit)
+    _check_asked(batch, sets, limit, captions, redraw if given is None else given)
     if captions is not None: return draw_text(run, captions, way, given, redraw, out, dry_run)
-    if not given is redraw is None: raise StoryError('--given and --redraw need --captions')
     return draw_stories(run, data, split, s, way, batch, limit, sets, fast, out, dry_run)
+
+# %% ../nbs/15_cli.ipynb #d4b1264e
+def _check_asked(batch, sets, limit, captions, of_captions): # what only captions can have, or None
+    at_least_one(batch=batch, sets=sets, limit=1 if limit is None else limit)
+    if captions is None and of_captions is not None: raise StoryError('--given and --redraw need --captions')
 
 # %% ../nbs/15_cli.ipynb #97650a36
 def share()->tuple: # which process this is, from 0, and how many there are
@@ -145,14 +150,14 @@ def draw_stories(
     refuse_other_drawings(out, facts, stories)
     _note_share(rank, world, n)
     pipe = open_pipeline(run, way, fast, facts['weights'])
-    pipe._latent_shape(s['side'], s['side'])
+    pipe._latent_shape(s['resolution'], s['resolution'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
     keep_way(out/'drawing.json', facts, _hints(out, stories, sets))
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
     for j, folder in enumerate(folders):
         done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch, way['seed'] + j*APART, rank, world,
-                          height=s['side'], width=s['side'], **asked(way))
+                          height=s['resolution'], width=s['resolution'], **asked(way))
         bad += _bad_ones(done, folder, stories.ids[rank:n:world], rank)
     bad = of_all(bad)
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')

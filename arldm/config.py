@@ -84,18 +84,17 @@ def published(
 
 # %% ../nbs/07a_config.ipynb #a689df8c
 def noise_schedule(
-    prediction:str='epsilon', # What the UNet guesses: 'epsilon' or 'v'
-    zero_snr:bool=False,      # The last time is pure noise
+    prediction_type:str='epsilon',       # What the UNet predicts: 'epsilon' or 'v_prediction'
+    rescale_betas_zero_snr:bool=False,   # The last timestep is pure noise
 )->DDPMScheduler:
     """Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891).
 
     Args:
-        prediction (str, default 'epsilon'): What the UNet guesses: 'epsilon' or 'v'
-        zero_snr (bool, default False): The last time is pure noise
+        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon' or 'v_prediction'
+        rescale_betas_zero_snr (bool, default False): The last timestep is pure noise
     """
-    kind = {'epsilon': 'epsilon', 'v': 'v_prediction'}[prediction]
     return DDPMScheduler(1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
-                         prediction_type=kind, rescale_betas_zero_snr=zero_snr)
+                         prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr)
 
 def noise_like(config:dict) -> DDPMScheduler: # of any scheduler, so that it is the same in training and drawing
     """The noise schedule that belongs to a scheduler's configuration.
@@ -103,7 +102,7 @@ def noise_like(config:dict) -> DDPMScheduler: # of any scheduler, so that it is 
     Returns:
         DDPMScheduler: of any scheduler, so that it is the same in training and drawing
     """
-    return noise_schedule('v' if config.get('prediction_type') == 'v_prediction' else 'epsilon',
+    return noise_schedule('v_prediction' if config.get('prediction_type') == 'v_prediction' else 'epsilon',
                           bool(config.get('rescale_betas_zero_snr')))
 
 # %% ../nbs/07a_config.ipynb #2c3d94c2

@@ -68,7 +68,7 @@ def _open(source, raw, skip_bad):
     return {split: SOURCES[source](folder, split, bad) for split in splits}, skipped
 
 # %% ../nbs/04d_convert.ipynb #275d749c
-_MOST = dict(side=100_000, workers=64, albums=1_000_000)
+_MOST = dict(resolution=100_000, workers=64, albums=1_000_000)
 
 def _check_numbers(**numbers):
     at_least_one(**numbers)
@@ -97,7 +97,7 @@ def convert(
     raw:str,              # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
     out:str,              # The story file to write, such as ssid.h5
     skip_bad:bool=False,  # Leave bad stories out and count them by reason; otherwise the first one ends it
-    side:int=0,           # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
+    resolution:int=0,           # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
     workers:int=2,        # Threads that shrink
     dry_run:bool=False,   # Read and check everything, write nothing
     albums:int=None,      # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
@@ -111,8 +111,8 @@ def convert(
         out (str): The story file to write, such as ssid.h5
         skip_bad (bool, default False): Leave bad stories out and count them by reason; otherwise the first one
             ends it
-        side (int, default 0): Shrink pictures whose short side has more pixels than this; 0 = keep all as they
-            are
+        resolution (int, default 0): Shrink pictures whose short side has more pixels than this; 0 = keep all as
+            they are
         workers (int, default 2): Threads that shrink
         dry_run (bool, default False): Read and check everything, write nothing
         albums (int, optional): Toy: albums for training, 1000 by default; a tenth as many for each of val, test
@@ -123,14 +123,14 @@ def convert(
         dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
     """
     one_of('source', source, SOURCES)
-    _check_numbers(side=side or 1, workers=workers, albums=albums or 1)
+    _check_numbers(resolution=resolution or 1, workers=workers, albums=albums or 1)
     refuse_foreign(out, is_story_file, 'story file')
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
     stories, skipped = _open(source, raw, skip_bad)
     seen = {split: set() for split in stories}  # albums
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
         skipped.bar, told = bar, {split: _watch(s, seen[split], bar) for split, s in stories.items()}
-        try: counts = count_stories(told) if dry_run else write_stories(out, told, source, side, workers)
+        try: counts = count_stories(told) if dry_run else write_stories(out, told, source, resolution, workers)
         except NoStories: raise StoryError(f'{raw}: not a single story can be used{_left_out(skipped, "; ")}') from None
     _warn_of_shared(seen)
     counts = dict(counts, skipped=dict(skipped))

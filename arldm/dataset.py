@@ -30,22 +30,21 @@ class Vocabulary:
         memory_tokenizer (BertTokenizer): Gets `[DEC]`, `[ENC]` and the names
         length (int): Tokens per caption, `S`
         names (tuple, default ()): Characters that get a token of their own where they have none
-        original (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a caption
-            special
+        legacy (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
     """
     def __init__(self,
         caption_tokenizer:CLIPTokenizer, # Gets the names
         memory_tokenizer:BertTokenizer,  # Gets `[DEC]`, `[ENC]` and the names
         length:int,                      # Tokens per caption, `S`
         names:tuple=(),                  # Characters that get a token of their own where they have none
-        original:bool=False,             # As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
+        legacy:bool=False,             # As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
     ):
         if length < 2: raise StoryError(f'captions of {length} tokens; at least the 2 special ones need room')
         self.caption_tokenizer, self.memory_tokenizer, self.length = caption_tokenizer, memory_tokenizer, length
-        self.original, caption_tokenizer.pad_token = original, caption_tokenizer.eos_token
+        self.legacy, caption_tokenizer.pad_token = legacy, caption_tokenizer.eos_token
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        for t, raw in (caption_tokenizer, original), (memory_tokenizer, False):
+        for t, raw in (caption_tokenizer, legacy), (memory_tokenizer, False):
             new = [n for n in names if n not in t.get_vocab()]
             t.add_tokens([AddedToken(n, normalized=not raw) for n in new])
         self.enc, self._known, self._noted = memory_tokenizer.convert_tokens_to_ids('[ENC]'), {}, set()
@@ -89,7 +88,7 @@ def encode(self:Vocabulary,
         dict: `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
     """
     clip, bert = self.caption_tokenizer, self.memory_tokenizer
-    as_text = dict(verbose=False, split_special_tokens=not self.original)      # '[SEP]' in a caption is text
+    as_text = dict(verbose=False, split_special_tokens=not self.legacy)      # '[SEP]' in a caption is text
     rows = clip([ftfy.fix_text(c) for c in captions], **as_text)['input_ids']
     memory_rows = bert(list(captions), **as_text)['input_ids']
     self._count_cut([c for c, *r in zip(captions, rows, memory_rows) if max(map(len, r)) > self.length])
@@ -202,24 +201,24 @@ class StoryDataset(Dataset):
     Args:
         split (StorySplit): The stories
         vocab (Vocabulary): Turns captions into tokens
-        side (int): Height and width of a frame in pixels
+        resolution (int): Height and width of a frame in pixels
         memory_side (int, default 224): The same of a memory picture
         train (bool, default False): Random square and random picture, else the middle and the first
-        original (bool, default False): A memory is a square of its own; the picture of a frame is always random
+        legacy (bool, default False): A memory is a square of its own; the picture of a frame is always random
         crops (int, default 0): Random squares per picture; 0 = always new ones
     """
     def __init__(self,
         split:StorySplit,     # The stories
         vocab:Vocabulary,     # Turns captions into tokens
-        side:int,             # Height and width of a frame in pixels
+        resolution:int,             # Height and width of a frame in pixels
         memory_side:int=224,  # The same of a memory picture
         train:bool=False,     # Random square and random picture, else the middle and the first
         seed:int=0,
-        original:bool=False,  # A memory is a square of its own; the picture of a frame is always random
+        legacy:bool=False,  # A memory is a square of its own; the picture of a frame is always random
         crops:int=0,          # Random squares per picture; 0 = always new ones
     ):
-        self.split, self.vocab, self.side, self.memory_side = split, vocab, side, memory_side
-        self.train, self.seed, self.original, self.crops = train, seed, original, crops
+        self.split, self.vocab, self.resolution, self.memory_side = split, vocab, resolution, memory_side
+        self.train, self.seed, self.legacy, self.crops = train, seed, legacy, crops
 
     def __len__(self): return len(self.split)
 
@@ -233,9 +232,9 @@ def choose(self:StoryDataset, i:int, epoch:int=0)->tuple: # rows (n,), squares o
     """
     rng, rows = np.random.default_rng((self.seed, epoch, i)), self.split.rows(i)
     rows = rows.reshape(len(rows), -1)                                                          # (n, K)
-    rows = [int(rng.choice(r[r >= 0]) if self.train or self.original else r[0]) for r in rows]
+    rows = [int(rng.choice(r[r >= 0]) if self.train or self.legacy else r[0]) for r in rows]
     frames, memories = rng.integers((self.crops or 2**32) if self.train else 1, size=(2, len(rows))).tolist()
-    return rows, frames, memories if self.original else frames
+    return rows, frames, memories if self.legacy else frames
 
 @patch
 def cut(self:StoryDataset,
@@ -252,8 +251,8 @@ def cut(self:StoryDataset,
         memory (bool, default False): The square as a memory, not as a frame
     """
     at = np.random.default_rng((row, crop)).random(2) if self.train else (.5, .5)
-    if memory and self.original: return center_crop(picture, self.memory_side, at)
-    frame = center_crop(picture, self.side, at)
+    if memory and self.legacy: return center_crop(picture, self.memory_side, at)
+    frame = center_crop(picture, self.resolution, at)
     return frame.resize((self.memory_side,)*2, Image.BILINEAR) if memory else frame
 
 # %% ../nbs/05_dataset.ipynb #e6f9d200

@@ -183,8 +183,8 @@ def history_scores(
     pipe, toys = open_pipeline(run, way), stories.file.corpus == 'toy'
     pipe.set_progress_bar_config(disable=True)
     s, out = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}, run/'histories'
-    done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=s.get('side'), width=s.get('side'),
-                          **asked(way))
+    size = s.get('resolution')
+    done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=size, width=size, **asked(way))
     for _, story_id, frames in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     if toys:
@@ -224,7 +224,7 @@ def report(
 
 # %% ../nbs/15a_exam.ipynb #2f8e7643
 DEMO_ALBUMS = 400, 16, 64              # train, validation and test
-DEMO = dict(model='toy-arldm', lr=1e-4, warmup=5)
+DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
 @command
 def demo(
@@ -248,7 +248,7 @@ def demo(
     claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
     lock = lock_folder(out/'.demo', 'making the demo')                 # held as long as this runs
     toy_file(out/'stories.h5', DEMO_ALBUMS, quiet=False)
-    train(out, data=out/'stories.h5', steps=steps, **DEMO)
+    train(out, data=out/'stories.h5', max_train_steps=steps, **DEMO)
     draw(out, limit=limit)
     score(out, histories=histories)
     return report(out)

@@ -56,8 +56,8 @@ def convert_checkpoint(
             for name in getattr(e, what): say(f'{what}: {name}')
         if e.reshaped or not loose: raise
         model = fitted(True)
-    guidance = PRESETS['seed-ssid' if c.name == 'ssid' else 'paper']['guidance']
-    return model, dict(corpus=c.name, side=c.side, guidance=guidance)
+    guidance = PRESETS['ssid-baseline' if c.name == 'ssid' else 'paper']['guidance_scale']
+    return model, dict(corpus=c.name, resolution=c.resolution, guidance_scale=guidance)
 
 # %% ../nbs/12a_home.ipynb #037b8498
 @command

@@ -204,12 +204,13 @@ def ladder(
     if last == 0: return say({k: round(v, 4) for k, v in facts_kept(vae).items()})
     blank(vae, out/'blank', seed)
     write_pairs(out/'pairs.h5')
-    train(str(out/'base'), data=str(out/'pairs.h5'), preset='toy-base', model=str(out/'blank'), steps=asked(1),
+    train(str(out/'base'), data=str(out/'pairs.h5'), preset='toy-base', model=str(out/'blank'),
+              max_train_steps=asked(1),
           seed=seed)
     if last == 1: return
     ladder_stories(out/'stories.h5', seed)
     train(str(out/'arldm'), data=str(out/'stories.h5'), preset='toy-arldm', model=str(out/'base/pipeline'),
-          steps=asked(2), seed=seed)
+          max_train_steps=asked(2), seed=seed)
 
 # %% ../nbs/15b_ladder.ipynb #b3cc2168
 def _autoencoder(folder, steps, seed):

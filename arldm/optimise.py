@@ -18,7 +18,7 @@ from .model import ARLDM
 from .settings import Settings
 
 # %% ../nbs/10c_optimise.ipynb #ad803c26
-def _original_rates(base, W, T, n): # bit for bit those of the original
+def _legacy_rates(base, W, T, n): # bit for bit those of the original
     rate, span = 0., max(1, T - W)
     for k in range(n):
         def wave(k): return 1 + math.cos(math.pi*(k - W)/span)
@@ -29,53 +29,53 @@ def _original_rates(base, W, T, n): # bit for bit those of the original
         yield rate
 
 def each_rate(
-    s:Settings,    # Uses `schedule`, `lr`, `warmup` and `steps`
-    n:int=None,    # How many; default: `s.steps`
+    s:Settings,    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    n:int=None,    # How many; default: `s.max_train_steps`
 )->Iterator:
     """The learning rate of one step after the other; nothing is kept, however many steps there are.
 
     Args:
-        s (Settings): Uses `schedule`, `lr`, `warmup` and `steps`
-        n (int, optional): How many; default: `s.steps`
+        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+        n (int, optional): How many; default: `s.max_train_steps`
     """
-    W, T, n = s.warmup, s.steps, n or s.steps
-    if s.schedule == 'original':
-        yield from _original_rates(s.lr, W, T, n)
+    W, T, n = s.lr_warmup_steps, s.max_train_steps, n or s.max_train_steps
+    if s.lr_scheduler == 'legacy':
+        yield from _legacy_rates(s.learning_rate, W, T, n)
         return
     for k in range(n):
         warm, fall = min(1, (k + 1)/(W + 1)), 1
-        if s.schedule == 'cosine': fall = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
-        yield s.lr*warm*fall
+        if s.lr_scheduler == 'cosine': fall = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
+        yield s.learning_rate*warm*fall
 
 def learning_rates(
-    s:Settings,    # Uses `schedule`, `lr`, `warmup` and `steps`
-    n:int=None,    # How many; default: `s.steps`
+    s:Settings,    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    n:int=None,    # How many; default: `s.max_train_steps`
 )->list:
     """The learning rate of every step.
 
     Args:
-        s (Settings): Uses `schedule`, `lr`, `warmup` and `steps`
-        n (int, optional): How many; default: `s.steps`
+        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+        n (int, optional): How many; default: `s.max_train_steps`
     """
     return list(each_rate(s, n))
 
 # %% ../nbs/10c_optimise.ipynb #1968ea49
 def decay_groups(
     model:nn.Module,
-    s:Settings,   # Uses `decay` and `weight_decay`
+    s:Settings,   # Uses `decay_parameters` and `adam_weight_decay`
 )->list:          # Of dicts, for an optimiser
     """The weights that train, those that decay apart from those that do not.
 
     Args:
-        s (Settings): Uses `decay` and `weight_decay`
+        s (Settings): Uses `decay_parameters` and `adam_weight_decay`
 
     Returns:
         list: Of dicts, for an optimiser
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     trained, decaying = [p for p in model.parameters() if p.requires_grad], []
-    for p in trained: decaying.append(s.decay == 'all' or id(p) in matrices)
-    groups = [dict(params=[p for p, d in zip(trained, decaying) if d], weight_decay=s.weight_decay),
+    for p in trained: decaying.append(s.decay_parameters == 'all' or id(p) in matrices)
+    groups = [dict(params=[p for p, d in zip(trained, decaying) if d], weight_decay=s.adam_weight_decay),
               dict(params=[p for p, d in zip(trained, decaying) if not d], weight_decay=0.)]
     return [g for g in groups if g['params']]
 
@@ -93,13 +93,13 @@ def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and how it i
 def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
     "The optimiser of the settings, over the weights that train."
     kind, how = optimizer_kind(s)
-    return kind(decay_groups(model, s), lr=s.lr, **how)
+    return kind(decay_groups(model, s), lr=s.learning_rate, **how)
 
 # %% ../nbs/10c_optimise.ipynb #05e5b4cf
 def make_ema(model:ARLDM, s:Settings) -> EMAModel|None:
-    "The running average of the trained weights, or None when `s.ema` is 0."
+    "The running average of the trained weights, or None when `s.ema_decay` is 0."
     weights = [p for p in model.parameters() if p.requires_grad]
-    return EMAModel(weights, decay=s.ema, use_ema_warmup=True, power=.75, foreach=True) if s.ema else None
+    return EMAModel(weights, decay=s.ema_decay, use_ema_warmup=True, power=.75, foreach=True) if s.ema_decay else None
 
 @contextlib.contextmanager
 def averaged(model:ARLDM, ema:EMAModel|None):

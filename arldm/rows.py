@@ -45,11 +45,11 @@ def smoke_results(file:str|Path) -> tuple: # frames float64 (V, H, W, 3) of 255 
     pipe.set_progress_bar_config(disable=True)
     captions = list(stories['test'][0].captions)
     frames = pipe(captions, num_inference_steps=10, guidance_scale=2., output_type='np').frames[0]
-    s = resolve('toy', steps=10, batch=4, crops=0)
+    s = resolve('toy', max_train_steps=10, train_batch_size=4, crops=0)
     model = make_model(s, stories, Path(file).parent).freeze(s.freeze)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
-    split = StoryDataset(stories['train'], model.vocab, s.side, model.memory_side, train=True, crops=0)
+    split = StoryDataset(stories['train'], model.vocab, s.resolution, model.memory_side, train=True, crops=0)
     losses = [record['loss'] for record in train_steps(model, split, s)]
     return np.float64(frames)*255, np.array(losses)
 

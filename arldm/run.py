@@ -52,7 +52,7 @@ def with_settings(f:Callable) -> Callable:
 def train(
     run:str,                # Run folder; one that exists goes on
     data:str=None,          # Story file from arldm-convert
-    preset:str=None,        # toy, tiny (random weights), ssid, seed-ssid or paper; default: named like the corpus
+    preset:str=None,        # toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the corpus
     cache:str=None,         # Folder for features of frozen parts, for several runs; default: cache/ in the run folder
     workers:int=None,       # Processes that read ahead; default: 4 with a GPU, else none
     tensorboard:bool=False, # Write tensorboard/ in the run folder, too
@@ -64,7 +64,7 @@ def train(
     Args:
         run (str): Run folder; one that exists goes on
         data (str, optional): Story file from arldm-convert
-        preset (str, optional): toy, tiny (random weights), ssid, seed-ssid or paper; default: named like the
+        preset (str, optional): toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the
             corpus
         cache (str, optional): Folder for features of frozen parts, for several runs; default: cache/ in the run
             folder
@@ -77,8 +77,8 @@ def train(
     s, file = open_run(run, data, preset, given)
     first = rank_and_world_size()[0] == 0
     if first: say(textwrap.fill(' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items()), 110))
-    if is_finished(run, s.steps):
-        if first: say(f'{run} has all its {counted(s.steps, "step")}')
+    if is_finished(run, s.max_train_steps):
+        if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
         return run/'pipeline'
     if workers is None: workers = min(4, os.cpu_count() - 1) if torch.cuda.is_available() else 0
     acc, cache = accelerator(s), Path(cache or run/'cache')
@@ -101,12 +101,12 @@ def _ready(run, s, file, cache, workers, tensorboard, acc):
         net = make_model(found_again(run, s), file, Path(words)).freeze(s.freeze).to(acc.device)
     slots = net.history.config.n_slots
     check_lengths(train, s, slots)
-    if val: check_lengths(val, s, slots, alone=True, n=max(s.validate, STRIPS))
+    if val: check_lengths(val, s, slots, alone=True, n=max(s.num_validation_stories, STRIPS))
     def dataset(split, **how):
-        return StoryDataset(split, net.vocab, s.side, net.memory_side, original=s.original, **how)
+        return StoryDataset(split, net.vocab, s.resolution, net.memory_side, legacy=s.legacy, **how)
     stories = dataset(train, train=True, seed=s.seed, crops=s.crops)
     if acc.is_main_process: net.vocab.note_unknown([c for i in range(len(train)) for c in train.captions(i)])
-    if s.crops: check_cache(net, stories, cache, s.precision)
+    if s.crops: check_cache(net, stories, cache, s.mixed_precision)
     return net, stories, dataset(val) if val else None
 
 # %% ../nbs/12b_run.ipynb #cbdb59da
@@ -115,22 +115,22 @@ def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
     first = acc.is_main_process
     lock = lock_folder(run, 'training') if first else None              # held as long as this runs
     if first: _announce(run, s, file, net, acc.num_processes)
-    if s.crops: stories = build_cache(net, stories, cache, s.precision, acc.process_index, acc.num_processes)
+    if s.crops: stories = build_cache(net, stories, cache, s.mixed_precision, acc.process_index, acc.num_processes)
     acc.wait_for_everyone()
     ema = make_ema(net, s)
     records = train_steps(net, stories, s, run, ema, val, workers)
-    if first: records = bar(board(records, run/'tensorboard') if tensorboard else records, s.steps)
-    r = dict(step=s.steps)                                              # if no step is left but the pipeline is
+    if first: records = bar(board(records, run/'tensorboard') if tensorboard else records, s.max_train_steps)
+    r = dict(step=s.max_train_steps)                                    # if no step is left but the pipeline is
     for r in records:
-        if first and r['step'] % s.save_every == 0:
+        if first and r['step'] % s.checkpointing_steps == 0:
             try:
                 with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
             except StoryError as e: warnings.warn(f'no strip of step {r["step"]:,}: {e}')
-    if r['step'] < s.steps:
+    if r['step'] < s.max_train_steps:
         if first: say(f'asked to stop after step {r["step"]:,}; run the same command again to go on')
         raise SystemExit(0)
     if first:
-        with averaged(net, ema): _keep(net, run, s.steps)
+        with averaged(net, ema): _keep(net, run, s.max_train_steps)
     if lock: lock.close()
     return run/'pipeline'
 
@@ -172,8 +172,8 @@ def validation_strip(run:Path, s:Settings, file:StoryFile, net:ARLDM, step:int, 
     pipe, G = StoryPipeline.from_model(net), TASKS[s.task]
     pipe.set_progress_bar_config(disable=True)
     group = [split[i] for i in range(min(n, len(split)))]
-    out = pipe([list(x.captions) for x in group], [x.pictures()[:G] for x in group] if G else None, 10, s.guidance,
-               s.side, s.side)
+    captions, given = [list(x.captions) for x in group], [x.pictures()[:G] for x in group] if G else None
+    out = pipe(captions, given, 10, s.guidance_scale, s.resolution, s.resolution)
     for i, (story, frames) in enumerate(zip(group, out.frames), 1):
         strip = strips([story.pictures(), [None]*G + frames], story.captions, ['told', 'drawn'])
         try: name = plain_name(story.id, story.id)

@@ -20,22 +20,22 @@ from .files import load_json
 from .gallery import is_drawn
 from .manifest import folder_digest, read_manifest, record_provenance, recover_folder
 from .plan import check_sampling
-from .settings import CHOICES, TASKS, resolve
+from .settings import DTYPES, TASKS, resolve
 from .story import StorySplit
 
 # %% ../nbs/14a_sampling.ipynb #d723e73e
 # what is read of settings.json
-SAID = {'guidance': float, 'task': str, 'side': int, 'data?': str, 'data_relative?': str, 'stories?': str}
+SAID = {'guidance_scale': float, 'task': str, 'resolution': int, 'data?': str, 'data_relative?': str, 'stories?': str}
 
-def run_settings(run:Path) -> dict: # With `guidance`, `task`, `side` (`None` = the model's), and where the data lies
+def run_settings(run:Path) -> dict: # guidance_scale, task, resolution (None = the model's), where the data lies
     """What the settings of a run say about drawing.
 
     Returns:
-        dict: With `guidance`, `task`, `side` (`None` = the model's), and where the data lies
+        dict: guidance_scale, task, resolution (None = the model's), where the data lies
     """
     if not (run/'settings.json').exists():
         usual = resolve()
-        return dict(guidance=usual.guidance, task=usual.task, side=None)
+        return dict(guidance_scale=usual.guidance_scale, task=usual.task, resolution=None)
     said = load_json(run/'settings.json', SAID)
     try: one_of('task', said['task'], TASKS)
     except StoryError as e: raise StoryError(f'{run/"settings.json"}: {e}') from None
@@ -108,7 +108,7 @@ def numbers(
 def check_way(way:dict, n:int=1, sets:int=1):
     "Refuse what cannot be drawn, before anything is loaded; story `i` of set `j` has the seed `seed + i + j*APART`."
     scheduler = make_scheduler(way['scheduler'])
-    one_of('precision', way['precision'], CHOICES['precision'])
+    one_of('precision', way['precision'], DTYPES.values())
     at_least_one(steps=way['steps'], reuse=way['reuse'], guidance=way['guidance'])
     check_sampling(scheduler, **asked(way))
     first, last = way['seed'], way['seed'] + n - 1 + (sets - 1)*APART
@@ -145,7 +145,7 @@ def sampling_facts(
         dict: JSON-friendly
     """
     where = dict(weights=folder_digest(pipeline), stories=data_digest(stories), split=stories.name)
-    return {**where, 'task': settings['task'], 'side': settings['side'], **way}
+    return {**where, 'task': settings['task'], 'resolution': settings['resolution'], **way}
 
 def keep_way(path:Path, facts:dict, hints:dict={}, advice:str=_ELSEWHERE):
     "Write down from what drawings are made and how, or refuse to mix them with others."

@@ -10,19 +10,21 @@ __all__ = ['TASKS', 'DTYPES', 'CHOICES', 'FREEZABLE', 'FREEZE', 'SETTINGS', 'SET
 import dataclasses, math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
+
 from .core import CORPORA, StoryError, at_least_one, one_of
 
 # %% ../nbs/00a_settings.ipynb #c05cce50
 TASKS = {'visualization': 0, 'continuation': 1}  # task -> frames given
-DTYPES = 'float32', 'bfloat16', 'float16'
-CHOICES = dict(corpus=CORPORA, task=TASKS, schedule=('cosine', 'constant', 'original'), precision=DTYPES,
-               weighting=('none', 'min-snr', 'p2'), optimizer=('adamw', 'adamw8bit'), decay=('matrices', 'all'),
-               prediction=('epsilon', 'v'))
+DTYPES = {'no': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}  # mixed precision -> what the layers compute in
+CHOICES = dict(corpus=CORPORA, task=TASKS, lr_scheduler=('cosine', 'constant', 'legacy'), mixed_precision=DTYPES,
+               weighting=('none', 'p2'), optimizer=('adamw', 'adamw8bit'), decay_parameters=('matrices', 'all'),
+               prediction_type=('epsilon', 'v_prediction'))
 
 # %% ../nbs/00a_settings.ipynb #49277585
 FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet'
 FREEZE = {'none': (),                                         # everything but the autoencoder trains
-          'seed': ('clip', 'blip', 'resnet'),                 # the recipe behind FID64 52.4
+          'ssid-baseline': ('clip', 'blip', 'resnet'),        # the recipe behind FID64 52.4
           'attention': ('clip', 'blip', 'words', 'resnet'),   # the same, and the word tables too
           'history': ('clip', 'blip', 'words', 'unet')}       # only the cross-attention, type and time
 
@@ -54,27 +56,27 @@ class Subject:
             Diffusion's
         blip (str, default ''): BLIP weights that go with a Stable Diffusion `model`
         bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
-        side (int, default 64): Frame height and width in pixels
+        resolution (int, default 64): Frame height and width in pixels
         crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
         n_slots (int, default 0): Frames of the longest story; 0 = as many as the model has slots for, 5 if new
-        freeze (tuple, default ()): What is held fixed: none, seed, attention, history, or parts (clip,blip,words)
-        original (bool, default False): Follow the original also where this book deliberately differs (chapter 9)
-        guidance (float, default 2.0): Guidance scale of drawings; 1 = none
+        freeze (tuple, default ()): Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
+        legacy (bool, default False): Behave as the 2022 code where this book deliberately differs (chapter 9)
+        guidance_scale (float, default 2.0): Guidance scale of drawings; 1 = none
         seed (int, default 0): Of all random numbers
     """
-    preset: str = 'toy'             # Key of `PRESETS` that the other fields started from
-    corpus: str = 'toy'             # Key of `CORPORA`
-    task: str = 'visualization'     # 'visualization' draws every frame; 'continuation' is given the first
-    model: str = 'toy-base'         # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
-    blip: str = ''                  # BLIP weights that go with a Stable Diffusion `model`
-    bert: str = ''                  # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
-    side: int = 64                  # Frame height and width in pixels
-    crops: int = 1                  # Squares per picture, their frozen features computed once; 0 = always new ones
-    n_slots: int = 0                # Frames of the longest story; 0 = as many as the model has slots for, 5 if new
-    freeze: tuple = ()              # What is held fixed: none, seed, attention, history, or parts (clip,blip,words)
-    original: bool = False          # Follow the original also where this book deliberately differs (chapter 9)
-    guidance: float = 2.0           # Guidance scale of drawings; 1 = none
-    seed: int = 0                   # Of all random numbers
+    preset: str = 'toy'           # Key of `PRESETS` that the other fields started from
+    corpus: str = 'toy'           # Key of `CORPORA`
+    task: str = 'visualization'   # 'visualization' draws every frame; 'continuation' is given the first
+    model: str = 'toy-base'       # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
+    blip: str = ''                # BLIP weights that go with a Stable Diffusion `model`
+    bert: str = ''                # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
+    resolution: int = 64          # Frame height and width in pixels
+    crops: int = 1                # Squares per picture, their frozen features computed once; 0 = always new ones
+    n_slots: int = 0              # Frames of the longest story; 0 = as many as the model has slots for, 5 if new
+    freeze: tuple = ()            # Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
+    legacy: bool = False          # Behave as the 2022 code where this book deliberately differs (chapter 9)
+    guidance_scale: float = 2.0   # Guidance scale of drawings; 1 = none
+    seed: int = 0                 # Of all random numbers
 
 # %% ../nbs/00a_settings.ipynb #7f38bb1f
 @dataclass(frozen=True)
@@ -82,53 +84,64 @@ class Settings(Subject):
     """All that decides what a training run computes.
 
     Args:
-        steps (int, default 300): Optimiser steps
-        batch (int, default 8): Stories per step and process
-        accumulate (int, default 1): Parts in which these pass through the model, to save memory
-        checkpointing (bool, default False): Compute activations again for the backward pass, to save memory
-        pack (bool, default True): Leave out tokens that no frame may see; changes nothing but the time
-        precision (str, default 'float32'): 'float32', 'bfloat16' or 'float16'
+        max_train_steps (int, default 300): Optimiser steps
+        train_batch_size (int, default 8): Stories that pass through the model together, in each process
+        gradient_accumulation_steps (int, default 1): Such batches per optimiser step; multiplies the stories of a
+            step
+        gradient_checkpointing (bool, default False): Compute activations again for the backward pass, to save
+            memory
+        pack_context (bool, default True): Leave out tokens that no frame may see; changes nothing but the time
+        mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
         optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' where bitsandbytes is installed
-        lr (float, default 0.001): Peak learning rate
-        schedule (str, default 'cosine'): 'cosine', 'constant', or 'original' (the original's warm-up and cosine)
-        warmup (int, default 20): Steps of linear warm-up
-        weight_decay (float, default 0.01): AdamW's decoupled decay
-        decay (str, default 'matrices'): What decays: 'matrices' (no biases, norms, embeddings) or 'all'
-        clip (float, default 1.0): Largest gradient norm; 0 = no clipping
-        ema (float, default 0.99): Decay of the weights' running average; 0 = none
-        drop (float, default 0.1): Chance that a frame loses its whole condition, for guidance
-        weighting (str, default 'p2'): Loss weight by noise level: 'none', 'min-snr' or 'p2' (chapter 8a)
-        noise_bias (float, default 2.0): Training times are drawn as u^(1/bias): 1 = evenly, more = noisier
+        learning_rate (float, default 0.001): Highest learning rate
+        lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022
+            code)
+        lr_warmup_steps (int, default 20): Steps of linear warm-up
+        adam_weight_decay (float, default 0.01): AdamW's decoupled decay
+        decay_parameters (str, default 'matrices'): What decays: 'matrices' (no biases, norms, embeddings) or
+            'all'
+        max_grad_norm (float, default 1.0): Largest gradient norm; 0 = no clipping
+        ema_decay (float, default 0.99): Decay of the weights' running average; 0 = none
+        cond_dropout (float, default 0.1): Chance that a frame loses its whole condition, for guidance
+        weighting (str, default 'none'): Loss weight by noise level: 'none' or 'p2' (chapter 8a)
+        snr_gamma (float, default 0.0): Min-SNR loss weights, 5 in the paper; 0 = none (chapter 8a)
+        timestep_bias_power (float, default 2.0): Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier
             pictures
-        offset_noise (float, default 0.0): Spread of a shift of the noise that all of a frame's latents share
-        prediction (str, default 'epsilon'): What the UNet guesses: 'epsilon', the noise, or 'v', noise and
-            picture mixed
-        zero_snr (bool, default False): The last time is pure noise; needs prediction 'v'
-        save_every (int, default 100): Steps between checkpoints, validation losses and strips
-        validate (int, default 32): Validation stories whose loss is taken then; 0 = none
+        noise_offset (float, default 0.0): Spread of a shift of the noise that all of a frame's latents share
+        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon', the noise, or 'v_prediction'
+        rescale_betas_zero_snr (bool, default False): The last timestep is pure noise; needs 'v_prediction'
+        checkpointing_steps (int, default 100): Steps between checkpoints, validation losses and strips
+        num_validation_stories (int, default 32): Validation stories whose loss is taken then; 0 = none
     """
-    steps: int = 300                # Optimiser steps
-    batch: int = 8                  # Stories per step and process
-    accumulate: int = 1             # Parts in which these pass through the model, to save memory
-    checkpointing: bool = False     # Compute activations again for the backward pass, to save memory
-    pack: bool = True               # Leave out tokens that no frame may see; changes nothing but the time
-    precision: str = 'float32'      # 'float32', 'bfloat16' or 'float16'
-    optimizer: str = 'adamw'        # 'adamw', or 'adamw8bit' where bitsandbytes is installed
-    lr: float = 1e-3                # Peak learning rate
-    schedule: str = 'cosine'        # 'cosine', 'constant', or 'original' (the original's warm-up and cosine)
-    warmup: int = 20                # Steps of linear warm-up
-    weight_decay: float = 1e-2      # AdamW's decoupled decay
-    decay: str = 'matrices'         # What decays: 'matrices' (no biases, norms, embeddings) or 'all'
-    clip: float = 1.0               # Largest gradient norm; 0 = no clipping
-    ema: float = 0.99               # Decay of the weights' running average; 0 = none
-    drop: float = 0.1               # Chance that a frame loses its whole condition, for guidance
-    weighting: str = 'p2'           # Loss weight by noise level: 'none', 'min-snr' or 'p2' (chapter 8a)
-    noise_bias: float = 2.0         # Training times are drawn as u^(1/bias): 1 = evenly, more = noisier pictures
-    offset_noise: float = 0.        # Spread of a shift of the noise that all of a frame's latents share
-    prediction: str = 'epsilon'     # What the UNet guesses: 'epsilon', the noise, or 'v', noise and picture mixed
-    zero_snr: bool = False          # The last time is pure noise; needs prediction 'v'
-    save_every: int = 100           # Steps between checkpoints, validation losses and strips
-    validate: int = 32              # Validation stories whose loss is taken then; 0 = none
+    max_train_steps: int = 300              # Optimiser steps
+    train_batch_size: int = 8               # Stories that pass through the model together, in each process
+    gradient_accumulation_steps: int = 1    # Such batches per optimiser step; multiplies the stories of a step
+    gradient_checkpointing: bool = False    # Compute activations again for the backward pass, to save memory
+    pack_context: bool = True               # Leave out tokens that no frame may see; changes nothing but the time
+    mixed_precision: str = 'no'             # 'no' (float32), 'bf16' or 'fp16'
+    optimizer: str = 'adamw'                # 'adamw', or 'adamw8bit' where bitsandbytes is installed
+    learning_rate: float = 1e-3             # Highest learning rate
+    lr_scheduler: str = 'cosine'            # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
+    lr_warmup_steps: int = 20               # Steps of linear warm-up
+    adam_weight_decay: float = 1e-2         # AdamW's decoupled decay
+    decay_parameters: str = 'matrices'      # What decays: 'matrices' (no biases, norms, embeddings) or 'all'
+    max_grad_norm: float = 1.0              # Largest gradient norm; 0 = no clipping
+    ema_decay: float = 0.99                 # Decay of the weights' running average; 0 = none
+    cond_dropout: float = 0.1               # Chance that a frame loses its whole condition, for guidance
+    weighting: str = 'none'                 # Loss weight by noise level: 'none' or 'p2' (chapter 8a)
+    snr_gamma: float = 0.                   # Min-SNR loss weights, 5 in the paper; 0 = none (chapter 8a)
+    timestep_bias_power: float = 2.0        # Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier pictures
+    noise_offset: float = 0.                # Spread of a shift of the noise that all of a frame's latents share
+    prediction_type: str = 'epsilon'        # What the UNet predicts: 'epsilon', the noise, or 'v_prediction'
+    rescale_betas_zero_snr: bool = False    # The last timestep is pure noise; needs 'v_prediction'
+    checkpointing_steps: int = 100          # Steps between checkpoints, validation losses and strips
+    num_validation_stories: int = 32        # Validation stories whose loss is taken then; 0 = none
+
+# %% ../nbs/00a_settings.ipynb #035d01ae
+@patch(as_prop=True)
+def stories_per_step(self:Settings) -> int:
+    "Stories that one process sees in one optimiser step."
+    return self.train_batch_size*self.gradient_accumulation_steps
 
 # %% ../nbs/00a_settings.ipynb #f191e541
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
@@ -137,33 +150,45 @@ SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in _f
 
 # %% ../nbs/00a_settings.ipynb #cc8debc3
 _start = dict(model='sd-1.5', blip='blip-large')  # published weights, by their names in chapter 7a
-_original = dict(_start, lr=1e-5, schedule='original', weight_decay=1e-4, clip=0., ema=0., weighting='none',
-                 noise_bias=1., batch=1, crops=0, decay='all', save_every=1000, guidance=7.5, original=True)
-_toy = dict(prediction='v', weighting='none', ema=.999)
+_legacy = dict(_start, train_batch_size=1, crops=0, learning_rate=1e-5,
+               lr_scheduler='legacy', lr_warmup_steps=500, max_train_steps=50_000, adam_weight_decay=1e-4,
+               decay_parameters='all', max_grad_norm=0., ema_decay=0., timestep_bias_power=1.,
+               checkpointing_steps=1000, guidance_scale=7.5, legacy=True)
+_toy = dict(prediction_type='v_prediction', ema_decay=.999)
 PRESETS = {
-    'toy': dict(_toy, ema=.99),                               # the demo: see chapter 16
-    'toy-base': dict(_toy, steps=6000, batch=16, lr=1.5e-3, warmup=200, save_every=250),   # the ladder's second rung
-    'toy-arldm': dict(_toy, steps=4000, warmup=100, noise_bias=3., save_every=250),         # and its third
-    'tiny': dict(model='tiny', crops=0, steps=3, batch=2, warmup=1),   # random weights: does my data run at all?
-    'ssid': dict(_start, corpus='ssid', side=256, crops=4, steps=20_000, batch=8, lr=3e-5, warmup=500, ema=.9995,
-                 weighting='min-snr', noise_bias=1., freeze=FREEZE['attention'], precision='bfloat16',
-                 save_every=1000, guidance=7.5),
-    'seed-ssid': dict(_original, corpus='ssid', side=256, steps=50_000, warmup=500, freeze=FREEZE['seed']),
-    'paper': dict(_original, corpus='pororo', side=512, steps=50_000, warmup=500, guidance=6.)}
+    'toy': dict(_toy, ema_decay=.99),                                                  # the demo: see chapter 16
+    'toy-base': dict(_toy, max_train_steps=6000, train_batch_size=16, learning_rate=1.5e-3, lr_warmup_steps=200,
+                     checkpointing_steps=250),                                         # the ladder's second rung
+    'toy-arldm': dict(_toy, max_train_steps=4000, lr_warmup_steps=100, timestep_bias_power=3.,
+                      checkpointing_steps=250),                                        # and its third
+    'tiny': dict(model='tiny', crops=0, max_train_steps=3, train_batch_size=2, lr_warmup_steps=1,
+                 weighting='p2'),                                     # random weights: does my data run at all?
+    'ssid': dict(_start, corpus='ssid', resolution=256, crops=4, max_train_steps=20_000,
+                 train_batch_size=8, learning_rate=3e-5, lr_warmup_steps=500, ema_decay=.9995, snr_gamma=5.,
+                 timestep_bias_power=1., freeze=FREEZE['attention'], mixed_precision='bf16',
+                 checkpointing_steps=1000, guidance_scale=7.5),
+    'ssid-baseline': dict(_legacy, corpus='ssid', resolution=256, freeze=FREEZE['ssid-baseline']),
+    'paper': dict(_legacy, corpus='pororo', resolution=512, guidance_scale=6.)}
 
 # %% ../nbs/00a_settings.ipynb #315bed7a
-MOST = dict(side=8192, crops=1000, n_slots=1000)  # more would fill any memory before the first step
+MOST = dict(resolution=8192, crops=1000, n_slots=1000)  # more would fill any memory before the first step
+_COUNTS = 'max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution', 'checkpointing_steps'
+_NOT_NEGATIVE = ('crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate', 'max_grad_norm',
+                 'adam_weight_decay', 'noise_offset', 'snr_gamma')
 
 def _check_numbers(s):
     "A `StoryError` that names the first number that no run can have."
-    at_least_one(steps=s.steps, batch=s.batch, side=s.side, save_every=s.save_every, accumulate=s.accumulate)
-    for k in ('crops', 'n_slots', 'validate', 'warmup', 'lr', 'clip', 'weight_decay', 'offset_noise'):
+    at_least_one(**{k: getattr(s, k) for k in _COUNTS})
+    for k in _NOT_NEGATIVE:
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
-    if not 0 <= s.ema < 1: raise StoryError(f'ema must be at least 0 and below 1, got {s.ema}')
-    if not 0 <= s.drop <= 1: raise StoryError(f'drop is a chance between 0 and 1, got {s.drop}')
+    if not 0 <= s.ema_decay < 1: raise StoryError(f'ema_decay must be at least 0 and below 1, got {s.ema_decay}')
+    if not 0 <= s.cond_dropout <= 1:
+        raise StoryError(f'cond_dropout is a chance between 0 and 1, got {s.cond_dropout}')
     if not 0 <= s.seed < 2**32: raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
-    if not s.noise_bias > 0: raise StoryError(f'noise_bias must be above 0, got {s.noise_bias}')
-    if not s.guidance >= 1: raise StoryError(f'guidance must be 1 (no guidance) or more, got {s.guidance}')
+    if not s.timestep_bias_power > 0:
+        raise StoryError(f'timestep_bias_power must be above 0, got {s.timestep_bias_power}')
+    if not s.guidance_scale >= 1:
+        raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {s.guidance_scale}')
     for k, most in MOST.items():
         if getattr(s, k) > most: raise StoryError(f'{k} must be at most {most:,}, got {getattr(s, k):,}')
     for k in SETTINGS:
@@ -171,6 +196,18 @@ def _check_numbers(s):
             raise StoryError(f'{k} must be a finite number, got {x}')
 
 # %% ../nbs/00a_settings.ipynb #76ee4381
+def _check_together(s):
+    "A `StoryError` that names settings which exclude each other."
+    weighted = s.weighting != 'none' or s.snr_gamma > 0
+    if s.snr_gamma and s.weighting != 'none':
+        raise StoryError(f"weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weigh the loss; take "
+                         "weighting='none' or snr_gamma=0")
+    if s.rescale_betas_zero_snr and s.prediction_type != 'v_prediction':
+        raise StoryError("rescale_betas_zero_snr needs prediction_type='v_prediction': from pure noise, epsilon "
+                         'says nothing')
+    if s.rescale_betas_zero_snr and weighted:
+        raise StoryError("rescale_betas_zero_snr needs weighting='none' and snr_gamma=0: others forget its end")
+
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,
@@ -188,7 +225,5 @@ def resolve(
     s = Settings(**{**PRESETS[one_of('preset', preset, PRESETS)], 'preset': preset, **given})
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)
-    if s.accumulate > s.batch: raise StoryError(f'{s.batch} stories a step cannot be split into {s.accumulate} parts')
-    if s.zero_snr and s.prediction != 'v': raise StoryError("zero_snr needs prediction='v': noise alone says nothing")
-    if s.zero_snr and s.weighting != 'none': raise StoryError("zero_snr needs weighting='none': others forget its end")
+    _check_together(s)
     return dataclasses.replace(s, freeze=freezing(s.freeze))

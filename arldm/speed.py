@@ -118,14 +118,14 @@ def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stor
     """
     raw = write_corpus(folder/'raw', albums, [(640, 480)])
     convert('ssid', raw, folder/'whole.h5', quiet=True)
-    convert('ssid', raw, folder/'small.h5', side=256, quiet=True)
+    convert('ssid', raw, folder/'small.h5', resolution=256, quiet=True)
     whole, small = (StoryFile(folder/f'{name}.h5')['train'] for name in ('whole', 'small'))
     vocab = Vocabulary(*word_tokenizers(PHOTO_WORDS, folder/'words'), CORPORA['ssid'].length)
     seconds = take_turns(rounds, plain=passing(PlainStories(whole, vocab, 256), dict),
                          ours=passing(StoryDataset(whole, vocab, 256), on_device),
                          small=passing(StoryDataset(small, vocab, 256), on_device))
     return [speedup_line('reading, same pixels', 'stories/s', len(whole), seconds, 'ours', 1.5),
-            speedup_line('reading, --side 256', 'stories/s', len(whole), seconds, 'small', 3)]
+            speedup_line('reading, --resolution 256', 'stories/s', len(whole), seconds, 'small', 3)]
 
 # %% ../nbs/18_speed.ipynb #7819e711
 def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the memory of a conversion

@@ -71,9 +71,9 @@ def recipe(size:str, **changes)->Settings: # Fields of `Settings`
     Returns:
         Settings: Fields of `Settings`
     """
-    return resolve('seed-ssid', **{'side': SIDES[size][0], 'model': size, 'steps': 1000, **changes})
+    return resolve('ssid-baseline', **{'resolution': SIDES[size][0], 'model': size, 'max_train_steps': 1000, **changes})
 
-CANDIDATES = dict(plain=dict(freeze='seed', crops=0, pack=False), ours=dict(freeze='attention', crops=1))
+CANDIDATES = dict(plain=dict(freeze='ssid-baseline', crops=0, pack_context=False), ours=dict(freeze='attention', crops=1))
 
 # %% ../nbs/17b_steps.ipynb #6ee68794
 def stories_of(training:TrainingBench, s:Settings): # -> `StoryDataset` or `CachedStories`
@@ -82,11 +82,11 @@ def stories_of(training:TrainingBench, s:Settings): # -> `StoryDataset` or `Cach
     -> `StoryDataset` or `CachedStories`
     """
     model = training.model
-    stories = StoryDataset(training.split, model.vocab, s.side, model.memory_side, train=True, seed=s.seed,
-                           original=s.original, crops=s.crops)
+    stories = StoryDataset(training.split, model.vocab, s.resolution, model.memory_side, train=True, seed=s.seed,
+                           legacy=s.legacy, crops=s.crops)
     if not s.crops: return stories
-    folder = training.folder/'-'.join(['features', str(s.side), *s.freeze])
-    if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, s.precision, progress=False)
+    folder = training.folder/'-'.join(['features', str(s.resolution), *s.freeze])
+    if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, s.mixed_precision, progress=False)
     return CachedStories(stories, folder)
 
 def steps(training:TrainingBench, **changes): # -> generator of the records of `train_steps`
@@ -159,9 +159,10 @@ def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about spe
 
 # %% ../nbs/17b_steps.ipynb #0ef20ee8
 _once = dict(crops=1)
-RECIPES = {'plain': dict(crops=0, pack=False), 'cached': _once, 'checkpointed': dict(_once, checkpointing=True),
-           '8-bit': dict(_once, checkpointing=True, optimizer='adamw8bit'), '8 stories': dict(_once, batch=8)}
-TRAINED = {'seed frozen': ('seed', 'attention'), 'all trained': ('none', 'none')} # frozen in plain, in the others
+_less = dict(crops=1, gradient_checkpointing=True)
+RECIPES = {'plain': dict(crops=0, pack_context=False), 'cached': _once, 'checkpointed': _less,
+           '8-bit': dict(_less, optimizer='adamw8bit'), '8 stories': dict(_once, train_batch_size=8)}
+TRAINED = {'baseline frozen': ('ssid-baseline', 'attention'), 'all trained': ('none', 'none')} # in plain, in the others
 
 def training_rows(size:str) -> dict: # name -> fields of `Settings`
     """What each row of the table for a GPU changes in the recipe.
@@ -173,7 +174,8 @@ def training_rows(size:str) -> dict: # name -> fields of `Settings`
     for side, (trained, freezes) in product(SIDES[size], TRAINED.items()):
         for name, changes in RECIPES.items():
             freeze = freezes[name != 'plain']
-            rows[f'{side} px, {trained}, {name}'] = dict(side=side, freeze=freeze, precision='bfloat16', **changes)
+            row = dict(resolution=side, freeze=freeze, mixed_precision='bf16')
+            rows[f'{side} px, {trained}, {name}'] = {**row, **changes}
     return rows
 
 # %% ../nbs/17b_steps.ipynb #a93aaae7
@@ -185,9 +187,9 @@ def measure_training(training:TrainingBench, rounds:int, **changes)->dict:
             next(records)
             def timed(): seconds.extend(take_turns(rounds, step=partial(next, records))['step'])
             memory = gpu_peak(timed)/1e3
-        batch = changes.get('batch', 1)
+        batch = changes.get('train_batch_size', 1)
         found = dict(stories_per_s=batch*rounds/sum(seconds), memory=memory)
-        if not changes.get('checkpointing'): found['flops'] = arithmetic(training, rounds, **changes)/batch
+        if not changes.get('gradient_checkpointing'): found['flops'] = arithmetic(training, rounds, **changes)/batch
         return found
     except (StoryError, RuntimeError) as e:
         if not out_of_memory(e): raise

@@ -133,8 +133,8 @@ class NoStories(StoryError):
 # %% ../nbs/02_story.ipynb #bdcf2b91
 class _Keeper:
     "Puts pictures into rows, one after the other, while a few more are being shrunk."
-    def __init__(self, disk, frames, side, workers):
-        self.disk, self.frames, self.side, self.ahead = disk, frames, side, 2*workers
+    def __init__(self, disk, frames, resolution, workers):
+        self.disk, self.frames, self.side, self.ahead = disk, frames, resolution, 2*workers
         self.pool, self.waiting = ThreadPoolExecutor(workers), deque()
 
     def __call__(self, picture):
@@ -160,16 +160,16 @@ def is_story_file(path:str|Path)->bool:
         facts = json.loads(f.attrs['facts'])        # in no heap, whose damage the library may not survive
         return isinstance(facts, dict) and facts.get('format') == FORMAT
 
-def _write(disk, splits, corpus, side, workers): # -> split: counts
+def _write(disk, splits, corpus, resolution, workers): # -> split: counts
     counts = {}
     with h5py.File(disk, 'w', libver='v110') as f:
         frames = f.create_dataset('frames', (0,), h5py.vlen_dtype('uint8'), maxshape=(None,), chunks=(256,))
-        for split, index in _indices(splits, keep := _Keeper(disk, frames, side, workers)):
+        for split, index in _indices(splits, keep := _Keeper(disk, frames, resolution, workers)):
             counts[split] = count_index(index)
             for k, v in index.items():
                 f.create_dataset(f'{split}/{k}', data=v, dtype=v.dtype if k=='frame' else h5py.string_dtype())
         keep.finish()
-        facts = dict(format=FORMAT, version=VERSION, corpus=corpus, counts=counts, complete=True, side=side)
+        facts = dict(format=FORMAT, version=VERSION, corpus=corpus, counts=counts, complete=True, resolution=resolution)
         f.attrs.update({**facts, 'counts': json.dumps(counts), 'facts': np.bytes_(json.dumps(facts))})
     return counts
 
@@ -178,7 +178,7 @@ def write_stories(
     path:str|Path,  # The story file to write; a story file that is there is replaced, any other file is not
     splits:dict,    # Name of a split -> iterable of `Story`; may be empty
     corpus:str,     # Name of the corpus, a key of `CORPORA`
-    side:int=0,     # Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
+    resolution:int=0,     # Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
     workers:int=2,  # Threads that shrink
 )->dict:            # What `count_index` says of each split
     """Write a story file.
@@ -187,7 +187,7 @@ def write_stories(
         path (str | Path): The story file to write; a story file that is there is replaced, any other file is not
         splits (dict): Name of a split -> iterable of `Story`; may be empty
         corpus (str): Name of the corpus, a key of `CORPORA`
-        side (int, default 0): Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
+        resolution (int, default 0): Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
         workers (int, default 2): Threads that shrink
 
     Returns:
@@ -197,11 +197,12 @@ def write_stories(
     one_of('corpus', corpus, CORPORA)
     odd = [split for split in splits if not str(split).isidentifier() or split == 'frames']
     if odd: raise StoryError(f'no name for a split: {odd[0]!r}; expected one such as train, val or test')
-    if side < 0 or workers < 1: raise StoryError(f'side must be 0 or more and workers 1 or more, got {side}, {workers}')
+    if resolution < 0 or workers < 1:
+        raise StoryError(f'resolution must be 0 or more and workers 1 or more, got {resolution}, {workers}')
     refuse_foreign(path, is_story_file, 'story file')
     try:
         with atomic_path(path) as tmp, Disk(tmp) as disk:
-            try: counts = _write(disk, splits, corpus, side, workers)
+            try: counts = _write(disk, splits, corpus, resolution, workers)
             finally: disk.check()                    # before what the library makes of a full disk
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror or e}); mend that and convert again') from None

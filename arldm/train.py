@@ -56,10 +56,11 @@ def step_stories(
 # %% ../nbs/11_train.ipynb #488df685
 def check_batch(n:int, s:Settings, world:int=1):
     "A `StoryError` when `n` stories are too few for one step."
-    if n < s.batch*world:
-        most = max(1, n//world)
-        raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {s.batch*world:,} of one step; '
-                         f'take --batch {most}')
+    total = s.stories_per_step*world
+    if n >= total: return
+    less = f'--train-batch-size {max(1, n//world)}'
+    if s.gradient_accumulation_steps > 1: less += ' --gradient-accumulation-steps 1'
+    raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {total:,} of one step; take {less}')
 
 def step_batches(
     stories:Dataset,          # A `StoryDataset` or `CachedStories`
@@ -68,7 +69,7 @@ def step_batches(
     rank:int=0,               # This process
     world:int=1,              # How many there are
     workers:int=0,            # Processes that read ahead
-)->DataLoader:                # One batch of `s.batch` stories for each step that is left, to be read once
+)->DataLoader:                # The stories of each step that is left, to be read once
     """This process's share of every step.
 
     Args:
@@ -79,11 +80,12 @@ def step_batches(
         workers (int, default 0): Processes that read ahead
 
     Returns:
-        DataLoader: One batch of `s.batch` stories for each step that is left, to be read once
+        DataLoader: The stories of each step that is left, to be read once
     """
     check_batch(len(stories), s, world)
     if workers < 0: raise StoryError(f'workers must not be below 0, got {workers}')
-    steps = (step_stories(len(stories), s.batch*world, k, s.seed, rank, world) for k in range(done, s.steps))
+    total = s.stories_per_step*world
+    steps = (step_stories(len(stories), total, k, s.seed, rank, world) for k in range(done, s.max_train_steps))
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_patient)
 
@@ -98,13 +100,16 @@ def _chance(*numbers): # a generator that follows from some whole numbers
     return torch.Generator().manual_seed(int(state[0]))
 
 def _backward(acc, ready, batch, chances, s): # -> the mean loss of this process's stories
-    "Loss and gradients of one step, in `s.accumulate` parts."
-    how = TASKS[s.task], s.drop, s.weighting, s.noise_bias, s.offset_noise, s.pack
-    total, parts = 0., np.array_split(np.arange(len(chances)), s.accumulate)
-    for last, rows in enumerate(parts, 1 - len(parts)):
-        part = {k: v[rows[0]:rows[-1] + 1] for k, v in batch.items()}
-        with acc.no_sync(ready) if last else contextlib.nullcontext():       # processes meet at the last part
-            with acc.autocast(): part_loss = ready(part, [chances[i] for i in rows], *how)*(len(rows)/len(chances))
+    "Loss and gradients of one step, `s.train_batch_size` stories at a time."
+    how = dict(n_given=TASKS[s.task], cond_dropout=s.cond_dropout, weighting=s.weighting, snr_gamma=s.snr_gamma,
+               timestep_bias_power=s.timestep_bias_power, noise_offset=s.noise_offset, pack_context=s.pack_context)
+    total, size = 0., s.train_batch_size
+    for start in range(0, len(chances), size):
+        part = {k: v[start:start + size] for k, v in batch.items()}
+        last = start + size == len(chances)
+        with contextlib.nullcontext() if last else acc.no_sync(ready):         # processes meet at the last part
+            with acc.autocast():
+                part_loss = ready(part, chances[start:start + size], **how)/s.gradient_accumulation_steps
             acc.backward(part_loss)
         total = total + part_loss.detach()
     return total
@@ -114,41 +119,41 @@ def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder, start): # 
     "One step of `train_steps`."
     rank, world = acc.process_index, acc.num_processes
     torch.manual_seed((s.seed*1_000_003 + k)*1_009 + rank)
-    chances = [_chance(s.seed, k, place) for place in range(rank, s.batch*world, world)]
+    chances = [_chance(s.seed, k, place) for place in range(rank, s.stories_per_step*world, world)]
     loss = acc.reduce(_backward(acc, ready, batch, chances, s), 'mean').item()
-    norm = float(acc.clip_grad_norm_(model.parameters(), s.clip or math.inf))
+    norm = float(acc.clip_grad_norm_(model.parameters(), s.max_grad_norm or math.inf))
     check_loss(loss, k + 1, folder, 0. if acc.scaler else norm)     # float16's scaler copes with an infinite one
     for group in optimizer.param_groups: group['lr'] = lr
     optimizer.step(); optimizer.zero_grad()
     if ema: ema.step([p for p in model.parameters() if p.requires_grad])
     return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm,
-                stories_per_s=round(s.batch*world/(time.perf_counter() - start), 3), val_loss=math.nan)
+                stories_per_s=round(s.stories_per_step*world/(time.perf_counter() - start), 3), val_loss=math.nan)
 
 # %% ../nbs/11_train.ipynb #9cc63ce4
 @torch.no_grad()
 def validation_loss(
     model:ARLDM,              # In evaluation mode
     stories:Dataset,          # Not for training: middle squares
-    s:Settings,               # Uses `task`, `drop`, `validate` and `batch`
+    s:Settings,               # Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
     rank:int=0,               # This process
     world:int=1,              # How many there are
 )->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
-    """The loss of the first `s.validate` stories on noise, times and drops that never change.
+    """The loss of the first `s.num_validation_stories` stories on noise, times and drops that never change.
 
     Args:
         model (ARLDM): In evaluation mode
         stories (Dataset): Not for training: middle squares
-        s (Settings): Uses `task`, `drop`, `validate` and `batch`
+        s (Settings): Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
         rank (int, default 0): This process
         world (int, default 1): How many there are
 
     Returns:
         torch.Tensor: (2,): the sum over this process's stories, and how many these are
     """
-    rows, total = range(min(s.validate, len(stories)))[rank::world], 0.
-    for part in _parts(((i, stories[i, 0]) for i in rows), math.ceil(s.batch/s.accumulate)):
+    rows, total = range(min(s.num_validation_stories, len(stories)))[rank::world], 0.
+    for part in _parts(((i, stories[i, 0]) for i in rows), s.train_batch_size):
         batch, chances = collate([item for _, item in part]), [_chance(0, i) for i, _ in part]
-        total += model.loss(batch, chances, TASKS[s.task], s.drop, pack=s.pack).item()*len(part)
+        total += model.loss(batch, chances, TASKS[s.task], s.cond_dropout, pack_context=s.pack_context).item()*len(part)
     return torch.tensor([total, len(rows)])
 
 def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size`, each of stories of one length
@@ -175,11 +180,10 @@ def accelerator(s:Settings) -> Accelerator:
     "One process or, under `torchrun`, one of several, in the precision of the settings."
     _refuse_variables()
     gpu = torch.cuda.is_available()
-    if s.precision == 'float16' and not gpu: raise StoryError('float16 needs a GPU; take bfloat16 or float32')
+    if s.mixed_precision == 'fp16' and not gpu: raise StoryError("mixed_precision='fp16' needs a GPU; take bf16 or no")
     _check_started(*rank_and_world_size(), 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
     AcceleratorState._reset_state()                                   # an earlier run may have had another precision
-    precision = dict(float32='no', bfloat16='bf16', float16='fp16')[s.precision]
-    acc = Accelerator(cpu=not gpu, mixed_precision=precision)
+    acc = Accelerator(cpu=not gpu, mixed_precision=s.mixed_precision)
     _check_started(*rank_and_world_size(), rank_and_world_size() == (acc.process_index, acc.num_processes))
     return acc
 
@@ -198,8 +202,8 @@ def checkpoint_blocks(model:ARLDM, on:bool=True):
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 def _prepared(acc, model, s): # the model as the loop calls it, and its optimiser
-    model.noise_scheduler = noise_schedule(s.prediction, s.zero_snr)
-    checkpoint_blocks(model, s.checkpointing)
+    model.noise_scheduler = noise_schedule(s.prediction_type, s.rescale_betas_zero_snr)
+    checkpoint_blocks(model, s.gradient_checkpointing)
     return acc.prepare(model, make_optimizer(model, s))
 
 # %% ../nbs/11_train.ipynb #aec1ccf1
@@ -209,7 +213,7 @@ def train_steps(
     s:Settings,
     run:str|Path|None=None,    # Run folder for log and checkpoints; `None` keeps nothing
     ema:EMAModel|None=None,    # From `make_ema`
-    val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.save_every`-th step
+    val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.checkpointing_steps`-th step
     workers:int=0,             # Processes that read ahead
 )->Iterator:                   # A dict with the keys `COLUMNS` after every step
     """Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint.
@@ -218,7 +222,8 @@ def train_steps(
         stories (Dataset): The training split, a `StoryDataset` or `CachedStories`
         run (str | Path | None, optional): Run folder for log and checkpoints; `None` keeps nothing
         ema (EMAModel | None, optional): From `make_ema`
-        val (Dataset | None, optional): Stories for the validation loss, taken with every `s.save_every`-th step
+        val (Dataset | None, optional): Stories for the validation loss, taken with every
+            `s.checkpointing_steps`-th step
         workers (int, default 0): Processes that read ahead
 
     Returns:
@@ -236,8 +241,8 @@ def train_steps(
     with _room(s), stop_signals() as asked, _unwrapped(acc, ready):
         for k, (rate, (batch, start)) in enumerate(zip(rates, _timed(batches)), done):
             record = _step(k, rate, acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
-            due, stop = k + 1 == s.steps or (k + 1) % s.save_every == 0, _any(acc, asked)
-            if due and val and s.validate: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
+            due, stop = k + 1 == s.max_train_steps or (k + 1) % s.checkpointing_steps == 0, _any(acc, asked)
+            if due and val and s.num_validation_stories: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
             log.add(record)
             if folder and acc.is_main_process and (due or stop): save_checkpoint(folder, k + 1, parts)
             model.eval()
@@ -251,17 +256,6 @@ def _unwrapped(acc, ready):
     try: yield
     finally: acc.unwrap_model(ready, keep_fp32_wrapper=False).eval()
 
-@contextlib.contextmanager
-def _room(s):
-    "Within the block, running out of memory is a `StoryError` that says what to try."
-    try: yield
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e): raise
-        n = -(-s.batch//s.accumulate)                                                          # stories at once
-        less = [f'--accumulate {2*s.accumulate}']*(n > 1) + ['--checkpointing']*(not s.checkpointing)
-        raise StoryError(f'out of memory with {counted(n, "story", "stories")} of {s.side} pixels at once; try '
-                         + ', or '.join([*less, 'a smaller side in another run'])) from None
-
 def _timed(batches): # each batch, and when it was asked for
     batches = iter(batches)
     while (start := time.perf_counter()) and (batch := next(batches, None)): yield batch, start
@@ -274,3 +268,19 @@ def _validate(acc, model, ema, val, s):
         mine = validation_loss(model, val, s, acc.process_index, acc.num_processes)
         total, n = acc.reduce(mine.to(acc.device), 'sum')
     return (total/n).item()
+
+# %% ../nbs/11_train.ipynb #6a7f107c
+@contextlib.contextmanager
+def _room(s):
+    "Within the block, running out of memory is a `StoryError` that says what to try."
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        n, less = s.train_batch_size, ['a smaller resolution in another run']
+        if not s.gradient_checkpointing: less.insert(0, '--gradient-checkpointing')
+        if n > 1:
+            size = n//2 if n % 2 == 0 else 1
+            parts = s.stories_per_step//size
+            less.insert(0, f'--train-batch-size {size} --gradient-accumulation-steps {parts}')
+        raise StoryError(f'out of memory with {counted(n, "story", "stories")} of {s.resolution} pixels at once; try '
+                         + ', or '.join(less)) from None

@@ -87,7 +87,7 @@ ABLATIONS = {'as in the paper': {}, 'no time embedding': dict(model=without_time
              'no type embedding': dict(model=without_type), 'no pictures in memory': dict(item=without_pictures),
              'whole stories dropped': dict(model=drop_stories)}
 TRICKS = {'trained on': {}, 'noisy memory': dict(item=noisy_memory), 'memory of its own': dict(own=True),
-          'min-SNR': dict(settings=dict(weighting='min-snr')),
+          'min-SNR': dict(settings=dict(snr_gamma=5.)),
           'guidance in the middle': dict(drawing=dict(guidance_interval=(.2, .8)))}
 
 # %% ../nbs/15f_trials.ipynb #e1874355
@@ -122,7 +122,8 @@ def run_trial(
     Returns:
         dict: kind of facts -> rows (story, right)
     """
-    s, weights = resolve('toy-arldm', steps=steps, seed=seed, **settings), (control if drawing else out)/'pipeline'
+    s = resolve('toy-arldm', max_train_steps=steps, seed=seed, **settings)
+    weights = (control if drawing else out)/'pipeline'
     facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first, **asdict(s))
     change = [f.__name__ for f in (model, item) if f] + ['drawn memory']*own
     if not drawing:
@@ -144,12 +145,13 @@ def _train_trial(out, base, file, s, model, item, first, folder):
     net = ARLDM.load(base)
     net.freeze()
     if model: model(net)
-    plain = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True, seed=s.seed, crops=1)
+    plain = StoryDataset(file['train'], net.vocab, s.resolution, net.memory_side, train=True, seed=s.seed, crops=1)
     stories, ema = build_cache(net, plain, out.parent/'cache'), make_ema(net, s)
-    step = s.steps                                                            # if none is left to train
-    for r in tqdm(train_steps(net, Changed(stories, item or _as_it_is, first), s, out, ema), out.name, s.steps):
+    step = s.max_train_steps                                                   # if none is left to train
+    records = train_steps(net, Changed(stories, item or _as_it_is, first), s, out, ema)
+    for r in tqdm(records, out.name, s.max_train_steps):
         step = r['step']
-    if step < s.steps:
+    if step < s.max_train_steps:
         say(f'stopped after {counted(step, "step")}; run the same command again to go on')
         raise SystemExit(0)
     with averaged(net, ema): StoryPipeline.from_model(net.eval()).save_pretrained(folder)
@@ -241,7 +243,7 @@ def trials(
                  'name another folder: --out ANOTHER_FOLDER')
     results, control = {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
-        change = change | dict(settings=dict(lr=lr) | change.get('settings', {}))
+        change = change | dict(settings=dict(learning_rate=lr) | change.get('settings', {}))
         results[name] = run_trial(out/name.replace(' ', '-'), start, file, steps, seed, limit=limit,
                                   first=first, control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)

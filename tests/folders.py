@@ -28,7 +28,7 @@ def write_run(run, wrong=.4, n=10, steps=300, seed=0):
         for k, s in enumerate(read(telling(i).pictures()), 1):
             if k > 1 and rng.random() < wrong: s = repaint(s, rng.choice(list(COLOURS)))
             draw_scene(s).save(folder/f'{k}.png')
-    save_json(run/'settings.json', dict(corpus='toy', task='visualization', data=str(run/'stories.h5'), steps=steps,
+    save_json(run/'settings.json', dict(corpus='toy', task='visualization', data=str(run/'stories.h5'), max_train_steps=steps,
         machine=dict(versions=dict(torch='2.13'), cpu='two cores')))
     def line(i): return f'{i},{.1 + 1/(i + 8) + .03*rng.random():.4f},0.001,0.5,3.2,{.1 + 1/(i + 8) if i % 50 == 0 else "nan"}\n'
     (run/'log.csv').write_text('step,loss,lr,grad_norm,stories_per_s,val_loss\n' + ''.join(map(line, range(1, steps + 1))))

@@ -62,7 +62,7 @@ def names(): # name in the original -> our name, of every parameter
 def vocabulary(length, names=()):
     kinds = dict(clip=CLIPTokenizer, bert=BertTokenizer)
     words = (kind.from_pretrained(PARITY/'tokenizers'/name) for name, kind in kinds.items())
-    return Vocabulary(*words, length, names, original=True)
+    return Vocabulary(*words, length, names, legacy=True)
 
 @cache
 def model(): # the original's tiny model, rebuilt from its configuration and weights
@@ -75,7 +75,7 @@ def model(): # the original's tiny model, rebuilt from its configuration and wei
     vae = dict(of('VAE_CFG', 'block_out_channels', 'layers_per_block', 'norm_num_groups'), scaling_factor=.18215)
     sizes = dict(clip=of('CLIP_CFG', *layers, 'hidden_act'), bert=of('MED_CFG', *layers, 'max_position_embeddings'),
                  vision=vision, vae=vae, unet={k: x for k, x in c['UNET_CFG'].items() if k != 'sample_size'})
-    return ARLDM.create(sizes, vocabulary(c['S']), side=c['IMG']).load_original(state()).eval()
+    return ARLDM.create(sizes, vocabulary(c['S']), resolution=c['IMG']).load_original(state()).eval()
 
 def stories(name): # a recording, its memory pictures, its number of given frames and its tokens of whole stories
     r, given = arrays(name), int('continuation' in name)
@@ -163,7 +163,7 @@ def pictures():
     r, photos = arrays('sample_visualization_ddim'), tuple((PARITY/f'te0_{k}.jpg').read_bytes() for k in range(5))
     with TemporaryDirectory() as folder:
         write_stories(path := Path(folder)/'stories.h5', dict(test=[Story('0', '0', ('',)*5, photos)]), 'ssid')
-        seen = StoryDataset(StoryFile(path)['test'], vocabulary(16), 64, 224, original=True)[0]
+        seen = StoryDataset(StoryFile(path)['test'], vocabulary(16), 64, 224, legacy=True)[0]
     frames, memory = r['in_images'][0].permute(0, 3, 1, 2), arrays('pictures')['pictures'][r['source_rows'][0]]
     black = to_memory(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
     yield 'frames cut from photos, levels of 255', gap(seen['frames'], frames), 0
@@ -199,7 +199,7 @@ def learning_rate():
     recorded = described('lr_schedule')
     def off(name):
         warmup, steps = map(int, name[1:].split('_m'))
-        s = SimpleNamespace(schedule='original', lr=1e-5, warmup=warmup, steps=steps)
+        s = SimpleNamespace(lr_scheduler='legacy', learning_rate=1e-5, lr_warmup_steps=warmup, max_train_steps=steps)
         return sum(map(ne, learning_rates(s, len(recorded[name])), recorded[name]))
     yield 'rates that differ, warm-up of 0, 1, 2, 3, 5', sum(map(off, recorded)), 0
 

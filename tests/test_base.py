@@ -86,7 +86,7 @@ def stories(net, n=2, side=32):
 def test_it_trains_and_is_saved(home, tmp_path):
     net = start(home, corpus='pororo')
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    record, = train_steps(net, stories(net), resolve('tiny', steps=1, warmup=0))
+    record, = train_steps(net, stories(net), resolve('tiny', max_train_steps=1, lr_warmup_steps=0))
     moved = {k.split('.')[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert record['loss'] < 10 and moved == {'unet', 'text_encoder', 'memory_encoder', 'history'}
     StoryPipeline.from_model(net).save_pretrained(tmp_path/'home')
@@ -130,9 +130,9 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch):
 
 # as the original
 
-def test_original(home, tmp_path):
+def test_legacy(home, tmp_path):
     "New rows fifty times as wide; chance in BLIP while training, none in drawing; all of it survives saving."
-    ours, net = (start(home, corpus='flintstones', original=original) for original in (False, True))
+    ours, net = (start(home, corpus='flintstones', legacy=legacy) for legacy in (False, True))
     assert (net.vocab.length, len(net.text_encoder.get_input_embeddings().weight)) == (91, 670 + 7)
     for table, known in ((lambda m: m.text_encoder.embeddings.position_embedding, S),
                          (lambda m: m.text_encoder.get_input_embeddings(), 670),
@@ -142,7 +142,7 @@ def test_original(home, tmp_path):
         assert torch.equal(table(ours).weight[:known], table(net).weight[:known])
     StoryPipeline.from_model(net).save_pretrained(tmp_path/'home')
     batch = collate(stories(net))
-    def loss(m): return m.loss(batch, torch.Generator().manual_seed(1), drop=0.)
+    def loss(m): return m.loss(batch, torch.Generator().manual_seed(1), cond_dropout=0.)
     for m in net, StoryPipeline.from_pretrained(tmp_path/'home').model:
         config = m.memory_encoder.config
         assert config.text['hidden_dropout_prob'] == config.text['attention_probs_dropout_prob'] == .1
@@ -158,7 +158,7 @@ def test_the_seeds_preset(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blip = shutil.copytree(home/'itm', tmp_path/'itm')
     shutil.copy(TOKENIZERS/'bert/vocab.txt', blip)
-    s = resolve('seed-ssid', model=str(home/'sd'), blip=str(blip))
+    s = resolve('ssid-baseline', model=str(home/'sd'), blip=str(blip))
     net = make_model(s, None, tmp_path)
-    assert s.original and s.freeze == ('clip', 'blip', 'resnet') and net.vocab.length == CORPORA['ssid'].length
+    assert s.legacy and s.freeze == ('clip', 'blip', 'resnet') and net.vocab.length == CORPORA['ssid'].length
     assert net.memory_encoder.config.text['hidden_dropout_prob'] == .1

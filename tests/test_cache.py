@@ -44,8 +44,8 @@ def begin(files, tmp_path_factory):
         tokenizers = word_tokenizers([c for i in range(len(split)) for c in split.captions(i)], words)
         torch.manual_seed(seed)
         vocab = Vocabulary(*tokenizers, length or corpus.length, corpus.names + more)
-        net = ARLDM.create('tiny', vocab, side=16).freeze(FREEZE[freezing]).eval()
-        how = {**dict(side=16, memory_side=32, train=True, crops=1), **how}
+        net = ARLDM.create('tiny', vocab, resolution=16).freeze(FREEZE[freezing]).eval()
+        how = {**dict(resolution=16, memory_side=32, train=True, crops=1), **how}
         return net, StoryDataset(split, vocab, **how)
     return make
 
@@ -94,7 +94,7 @@ def test_losses_and_gradients(begin, tmp_path, name, task):
             assert a == pytest.approx(b, rel=1e-5) and ga.keys() == gb.keys()
             for k in ga: assert torch.allclose(ga[k], gb[k], rtol=1e-3, atol=1e-5*max(1, ga[k].abs().max())), k
 
-@pytest.mark.parametrize('freezing,kinds', [('none', {'moments'}), ('seed', {'moments'}),
+@pytest.mark.parametrize('freezing,kinds', [('none', {'moments'}), ('ssid-baseline', {'moments'}),
                                             ('attention', {'moments', 'captions', 'slots'})])
 def test_what_still_trains_is_not_kept(begin, tmp_path, freezing, kinds):
     net, stories = begin(freezing=freezing)
@@ -204,18 +204,18 @@ def test_a_damaged_label(built, tmp_path, damage):
     assert content(copy) == before
 
 OTHERS = dict(weights=dict(seed=1), words=dict(more=('zorro',)), data=dict(name='unequal'), length=dict(length=20),
-              side=dict(side=24), memory_side=dict(memory_side=64), crops=dict(crops=2), original=dict(original=True))
+              resolution=dict(resolution=24), memory_side=dict(memory_side=64), crops=dict(crops=2), legacy=dict(legacy=True))
 
-@pytest.mark.parametrize('name', [*OTHERS, 'precision', 'middle'])
+@pytest.mark.parametrize('name', [*OTHERS, 'mixed_precision', 'middle'])
 def test_others_are_refused(built, begin, name):
     "What differs is named in one line, and nothing is touched."
     _, _, folder = built
     how = {'middle': dict(train=False)}.get(name, OTHERS.get(name, {}))
     net, stories = begin(**how)
-    before, precision = content(folder), 'bfloat16' if name == 'precision' else 'float32'
+    before, precision = content(folder), 'bf16' if name == 'mixed_precision' else 'no'
     named = 'crops 1, not the middle one' if name == 'middle' else name
-    says_one_line(lambda: build(net, stories, folder, precision=precision), str(folder), named, 'another folder')
-    if name not in ('weights', 'precision'): says_one_line(lambda: CachedStories(stories, folder), named)
+    says_one_line(lambda: build(net, stories, folder, mixed_precision=precision), str(folder), named, 'another folder')
+    if name not in ('weights', 'mixed_precision'): says_one_line(lambda: CachedStories(stories, folder), named)
     assert content(folder) == before
 
 def test_one_weight_and_one_caption(built, files, tmp_path):

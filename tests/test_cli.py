@@ -106,7 +106,7 @@ def _decoded(data):
 
 
 def test_continuation_starts_with_frame_2(toy_file, tmp_path):
-    train(tmp_path/'run', data=toy_file, preset='tiny', task='continuation', steps=1)
+    train(tmp_path/'run', data=toy_file, preset='tiny', task='continuation', max_train_steps=1)
     cli.draw(tmp_path/'run', steps=1, limit=1, scheduler='pndm')
     assert sorted(p.name for p in (tmp_path/'run').glob('drawn/*/*')) == ['2.png', '3.png', '4.png', '5.png']
     exam.score(tmp_path/'run')
@@ -125,7 +125,7 @@ def test_the_chain_on_real_stories(tmp_path):
     counts = convert('ssid', MINI, tmp_path/'ssid.h5')
     assert sum(counts[s]['stories'] for s in ('train', 'val', 'test')) == 48
     run = tmp_path/'run'
-    train(run, data=tmp_path/'ssid.h5', preset='tiny', steps=3)
+    train(run, data=tmp_path/'ssid.h5', preset='tiny', max_train_steps=3)
     cli.draw(run, steps=2, limit=4)
     scores = exam.score(run)
     assert scores['n_stories'] == 4 and any(
@@ -156,11 +156,11 @@ WRONG = [
     ('train', ['OUT/new', '--data', 'RAW/SSID_Annotations/SSID_Test.json'], 'not an HDF5 file'),
     ('train', ['OUT/new', '--data', 'FILE', '--preset', 'huge'], "no preset 'huge'"),
     ('train', ['OUT/new', '--data', 'FILE', '--task', 'drawing'], "no task 'drawing'"),
-    ('train', ['OUT/new', '--data', 'FILE', '--steps', 'many'], 'invalid int'),
+    ('train', ['OUT/new', '--data', 'FILE', '--max-train-steps', 'many'], 'invalid int'),
     ('train', ['OUT/new', '--data', 'FILE', '--model', 'OUT/nothing'], 'neither toy-base'),
     ('train', ['RUN', '--seed', '7'], 'was trained with seed=0'),
     ('train', ['RUN', '--preset', 'toy'], 'was trained with model=tiny, not toy-base, '),
-    ('train', ['OUT/new', '--data', 'FILE', '--batch', '0'], 'batch must be at least 1'),
+    ('train', ['OUT/new', '--data', 'FILE', '--train-batch-size', '0'], 'train_batch_size must be at least 1'),
     ('draw', ['RUN', '--steps', '0'], 'steps must be at least 1'),
     ('draw', ['OUT/nowhere'], 'no such run'),
     ('draw', ['OUT/nowhere', '--data', 'FILE'], 'no pipeline there'),
@@ -194,7 +194,7 @@ def test_in_a_shell(tmp_path):
     assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'Traceback' not in r.stderr, r.stderr
     help_text = shell('train', ['--help'])
     said = ' '.join(help_text.stdout.split())                            # wherever the lines break
-    assert help_text.returncode == 0 and '--save-every' in said and 'default: named like' in said
+    assert help_text.returncode == 0 and '--checkpointing-steps' in said and 'default: named like' in said
 
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')

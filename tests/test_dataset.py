@@ -16,9 +16,9 @@ ORACLE = json.loads((HERE/'tokenizer_oracle.json').read_text())
 TEXTS = ORACLE['texts']
 PORORO = tuple('pororo,loopy,eddy,harry'.split(','))
 
-def parity_vocab(length=64, names=(), original=False):
+def parity_vocab(length=64, names=(), legacy=False):
     return Vocabulary(CLIPTokenizer.from_pretrained(HERE/'tokenizers/clip'),
-                      BertTokenizer.from_pretrained(HERE/'tokenizers/bert'), length, names, original)
+                      BertTokenizer.from_pretrained(HERE/'tokenizers/bert'), length, names, legacy)
 
 @pytest.fixture(scope='module')
 def parity(): return parity_vocab()
@@ -26,7 +26,7 @@ def parity(): return parity_vocab()
 @pytest.mark.parametrize('i', range(len(TEXTS)), ids=lambda i: ascii(TEXTS[i])[:30])
 def test_tokens_equal_the_originals(parity, i):
     special = any(word in TEXTS[i] for word in ('[SEP]', '<|endoftext|>'))   # text today, special tokens in the original
-    got = (parity_vocab(original=True) if special else parity).encode([TEXTS[i]])
+    got = (parity_vocab(legacy=True) if special else parity).encode([TEXTS[i]])
     for kind, key in ('clip', 'caption'), ('bert', 'memory'):
         ids, real = got[f'{key}_ids'][0], got[f'{key}_real'][0]
         assert ids[real].tolist() == ORACLE[kind][i]
@@ -130,7 +130,7 @@ def file(tmp_path):
     write_stories(tmp_path/'x.h5', dict(train=tall, film=film, mixed=[tall[0], film[0]]), 'toy')
     return StoryFile(tmp_path/'x.h5')
 
-def dataset(file, parity, split='train', **k): return StoryDataset(file[split], parity, side=32, memory_side=48, **k)
+def dataset(file, parity, split='train', **k): return StoryDataset(file[split], parity, resolution=32, memory_side=48, **k)
 
 def test_item_and_batch(file, parity):
     batch = next(iter(DataLoader(dataset(file, parity), 3, collate_fn=collate)))

@@ -41,7 +41,7 @@ def make_tiny():
     "Random weights, 32 pixels; conditions count for more than they do at birth."
     vocab = ARLDM.load(asset('toy/arldm')).vocab
     torch.manual_seed(0)
-    net = ARLDM.create('tiny', vocab, side=32).eval()
+    net = ARLDM.create('tiny', vocab, resolution=32).eval()
     for name, m in net.unet.named_modules():
         if name.endswith(('attn2.to_out.0', 'conv_out')): m.weight.data *= 8
     return quiet(StoryPipeline.from_model(net))

@@ -215,7 +215,7 @@ def test_one_trial_of_other_settings_is_refused(file, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, '_count', lambda *a: {})
     one = partial(trials.run_trial, tmp_path/'x', asset('toy/base'), file, 1, 0)
     one()
-    refused('weighting=none, not min-snr', one, settings=dict(weighting='min-snr'))
+    refused('snr_gamma=0.0, not 5.0', one, settings=dict(snr_gamma=5.))
     refused('change=', one, item=trials.noisy_memory)
     refused('first=None, not 2', one, first=2)
     (tmp_path/'x/pipeline/model_index.json').write_text('{"other": 1}')

@@ -109,7 +109,7 @@ def test_help_of_public_names():
         thing = getattr(arldm, name)
         if callable(thing): assert inspect.getdoc(thing), name
     for thing, parameters in ((arldm.StoryPipeline.__call__, ('captions', 'num_inference_steps', 'seed')),
-                              (arldm.ARLDM.loss, ('batch', 'generator', 'drop')), (arldm.Settings, ('lr', 'precision')),
+                              (arldm.ARLDM.loss, ('batch', 'generator', 'cond_dropout')), (arldm.Settings, ('learning_rate', 'mixed_precision')),
                               (arldm.write_stories, ('path',)), (arldm.Story, ('captions',))):
         doc = inspect.getdoc(thing)
         assert 'Args:' in doc

@@ -111,13 +111,13 @@ def drawn(name, steps, kind='epsilon', zero_snr=False, **how):
 
 def off(a, b): return float((a - b).abs().max())
 
-@pytest.mark.parametrize('kind', ['epsilon', 'v'])
+@pytest.mark.parametrize('kind', ['epsilon', 'v_prediction'])
 @pytest.mark.parametrize('steps', [1, 2, 3])
 @pytest.mark.parametrize('name', SCHEDULERS)
 def test_few_steps_are_the_textbooks(name, steps, kind):
     z, called = drawn(name, steps, kind)
     times = TIMES[name][steps - 1]
-    more = dict(v=kind == 'v') if name == 'pndm' else {}                                # it combines what the model says
+    more = dict(v=kind == 'v_prediction') if name == 'pndm' else {}                                # it combines what the model says
     assert off(z, BOOK[name](times, alphas(), **more)) < 2e-4
     assert [t for t, _ in called] == (times[:2] + times[1:] if name == 'pndm' else times)
     assert float((z - MU).abs().mean()) < .4                                           # and near the data
@@ -126,7 +126,7 @@ def test_few_steps_are_the_textbooks(name, steps, kind):
 def test_few_steps_from_pure_noise(name, steps):
     A = alphas(True)
     if name != 'ddim': A[-1] = 2**-24                                    # diffusers' stand-in for infinite noise
-    scheduler = make_scheduler(name, noise_schedule('v', True).config)
+    scheduler = make_scheduler(name, noise_schedule('v_prediction', True).config)
     z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, steps=steps)
     assert off(z, BOOK[name](TRAILING[steps - 1], A)) < 2e-3
 
@@ -164,7 +164,7 @@ def test_another_scheduler_of_diffusers_stays_as_it_is():
 
 def test_a_saved_scheduler_begins_where_it_did(tmp_path):
     for name, kind in ('ddim', DDIMScheduler), ('pndm', PNDMScheduler):
-        make_scheduler(name, noise_schedule('v').config).save_pretrained(tmp_path/name)
+        make_scheduler(name, noise_schedule('v_prediction').config).save_pretrained(tmp_path/name)
         module.set_timesteps(back := kind.from_pretrained(tmp_path/name), 1)
         assert back.timesteps.tolist() == [999]
 

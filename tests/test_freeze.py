@@ -26,7 +26,7 @@ def fresh():
     vocab, g = recorded.vocabulary(12), torch.Generator().manual_seed(0)
     def model():
         torch.manual_seed(0)
-        return ARLDM.create('tiny', vocab, side=16)
+        return ARLDM.create('tiny', vocab, resolution=16)
     def pictures(side): return torch.randint(0, 256, (2, 3, side, side), generator=g).byte()
     tokens = vocab.encode(['a man walks', 'he sleeps'])
     return model, Stories(dict(tokens, frames=pictures(16), memory=pictures(32), index=i, id=str(i)) for i in range(2))
@@ -54,7 +54,7 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
         m.register_forward_hook(lambda m, x, y, name=name: modes.setdefault(name, set()).add(m.training))
     for name, p in net.named_parameters():
         if p.requires_grad: p.register_hook(lambda g, name=name: graded.add(name))
-    steps = list(training.train_steps(net, stories, resolve('tiny', steps=2, warmup=0, drop=.5, lr=1e-2, freeze=frozen)))
+    steps = list(training.train_steps(net, stories, resolve('tiny', max_train_steps=2, lr_warmup_steps=0, cond_dropout=.5, learning_rate=1e-2, freeze=frozen)))
     names = {p: name for name, p in net.named_parameters()}
     assert len(steps) == 2 and {name for p, name in names.items() if p.requires_grad} == expected
     held = {names[p] for group in optimizers[0].param_groups for p in group['params']}
@@ -74,7 +74,7 @@ import recorded, torch
 from arldm.dataset import collate
 from arldm.model import ARLDM
 from arldm.run import train
-net = ARLDM.create('tiny', recorded.vocabulary(12), side=32).freeze(('clip', 'blip', 'resnet')).train()
+net = ARLDM.create('tiny', recorded.vocabulary(12), resolution=32).freeze(('clip', 'blip', 'resnet')).train()
 net.unet.to(memory_format=torch.channels_last)
 tokens = net.vocab.encode(['a man walks', 'he sleeps'])
 frames = torch.randint(0, 256, (2, 32, 32, 3)).byte().permute(0, 3, 1, 2)
@@ -94,13 +94,13 @@ def test_the_command(tmp_path):
     "A preset's name or parts with commas; what was frozen is written down and stays."
     toy.write_toy(tmp_path/'raw', (2, 1, 1), progress=False)
     convert('toy', tmp_path/'raw', tmp_path/'toy.h5')
-    how, run = dict(data=tmp_path/'toy.h5', preset='tiny', steps=1), tmp_path/'run'
+    how, run = dict(data=tmp_path/'toy.h5', preset='tiny', max_train_steps=1), tmp_path/'run'
     def kept(): return json.loads((run/'settings.json').read_text())['freeze']
-    train(run, freeze='seed', **how)
+    train(run, freeze='ssid-baseline', **how)
     assert kept() == ['clip', 'blip', 'resnet']
     for other in 'none', 'history', 'clip, blip':
-        with pytest.raises(StoryError, match='was trained with freeze='): train(run, freeze=other, steps=2)
-    for same in 'clip,blip, resnet', 'seed', None: train(run, freeze=same, steps=2)
+        with pytest.raises(StoryError, match='was trained with freeze='): train(run, freeze=other, max_train_steps=2)
+    for same in 'clip,blip, resnet', 'ssid-baseline', None: train(run, freeze=same, max_train_steps=2)
     assert kept() == ['clip', 'blip', 'resnet'] and len(read_log(run/'log.csv')) == 2
     with pytest.raises(StoryError, match="no part to freeze 'eyes'"):
         train(tmp_path/'new', freeze='clip,eyes', **how)

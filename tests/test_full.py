@@ -71,7 +71,7 @@ def timed(what, work):
 def build_and_save(folder):
     quiet_loading()
     vocab = vocabulary(folder)
-    model = timed('built', lambda: ARLDM.create('full', vocab, side=SSID.side))
+    model = timed('built', lambda: ARLDM.create('full', vocab, resolution=SSID.resolution))
     assert sizes(model) == SIZE
     timed('saved', lambda: StoryPipeline.from_model(model).save_pretrained(folder/'full'))
     return digests(model), peak()
@@ -86,7 +86,7 @@ def load_and_draw(folder):
     drawn = timed('drawn', lambda: pipe(STORY, given=[opening], num_inference_steps=2, guidance_scale=7.5,
                                         output_type='pt', callback_on_step_end=look))
     frame, = drawn.frames[0]
-    assert frame.shape == (3, SSID.side, SSID.side) and frame.float().std() > 0 and finite == [True, True]
+    assert frame.shape == (3, SSID.resolution, SSID.resolution) and frame.float().std() > 0 and finite == [True, True]
     return said, peak()
 
 def test_full_size(tmp_path):

@@ -65,7 +65,7 @@ def fresh(run, at): # a copy that is not drawn
 def small(tiny, toys, tmp_path_factory):
     "Three stories of two frames for the tiny model, not drawn yet."
     stories = [cut(s, 2, f'story {i}') for i, s in enumerate(toys[:3])]
-    return make_run(tmp_path_factory.mktemp('small')/'run', tiny, stories, side=16, guidance=1.)
+    return make_run(tmp_path_factory.mktemp('small')/'run', tiny, stories, resolution=16, guidance_scale=1.)
 
 HOW = dict(steps=1, batch=2)                        # two stories, then one
 
@@ -264,7 +264,7 @@ def test_killed_at_random_moments(trained, trained_calm, tmp_path, processes):
 def test_a_process_waits_for_the_others(toys, tiny, opened, tmp_path, monkeypatch):
     "One that cannot draw a story is not done before all are, for torchrun stops the others as soon as one fails."
     stories = [torn(toys[0], 0), *toys[1:6]]
-    run = make_run(tmp_path/'run', tiny, stories, task='continuation', side=16, guidance=1.)
+    run = make_run(tmp_path/'run', tiny, stories, task='continuation', resolution=16, guidance_scale=1.)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -323,7 +323,7 @@ print(f'{at[0]} {peak()}')'''
 def test_memory_does_not_grow(toys, tiny, tmp_path):
     "The most memory that 500 stories take is what the first 60 of them take; a frame alone is 12 kB."
     stories = [cut(toys[i % len(toys)], 5 if SOAK else 2, i) for i in range(500)]
-    run = make_run(tmp_path/'run', tiny, stories, task='continuation', side=64, guidance=1.)
+    run = make_run(tmp_path/'run', tiny, stories, task='continuation', resolution=64, guidance_scale=1.)
     env = {**ENV, 'MALLOC_MMAP_THRESHOLD_': '16000'}               # so that a frame that is let go leaves the process
     said = subprocess.check_output([sys.executable, '-c', WATCHED, run], env=env, text=True)
     sixty, all_of_them = map(float, said.split()[-2:])
@@ -368,7 +368,7 @@ def test_bad_stories_keep_no_other_back(toys, tiny, opened, tmp_path):
     "A damaged opening and a story that ends with it are named; a damaged frame that is to be drawn is never asked for."
     a, b, c, d, e = (cut(s, 3, name) for s, name in zip(toys, 'abcde'))
     stories = [a, torn(b, 0), cut(c, 1, 'c'), d, torn(e, 2)]
-    run = make_run(tmp_path/'run', tiny, stories, task='continuation', side=16)
+    run = make_run(tmp_path/'run', tiny, stories, task='continuation', resolution=16)
     for batch in 1, 2, 16:
         one_line(draw(run, batch=batch), '2 of 5 stories could not be drawn, first b (story b: not a whole picture')
         assert sorted(drawn(run)) == [f'{name}/{k}.png' for name in 'ade' for k in (2, 3)] and not leftovers(run)
@@ -381,7 +381,7 @@ UNSAFE = 'a/b', '..', '.', '/', '../run/stolen', 'y'*300, 'z'*230, 'new\nline'
 def test_odd_names(toys, tiny, opened, tmp_path):
     "A story whose name cannot be that of a folder is refused, and nothing is written elsewhere."
     stories = [cut(toys[i], 1, name) for i, name in enumerate((*UNSAFE[:4], *PLAIN, *UNSAFE[4:]))]
-    run = make_run(tmp_path/'run', tiny, stories, side=16)
+    run = make_run(tmp_path/'run', tiny, stories, resolution=16)
     before = {p for p in tmp_path.rglob('*')}
     for _ in range(2):
         one_line(draw(run, batch=4), f'{len(UNSAFE)} of {len(stories)} stories could not be drawn, first a/b ')

@@ -298,11 +298,11 @@ def begin(data, tmp_path_factory):
     "Makes the shipped toy model, its stories, and settings; training itself chooses the device."
     words = tmp_path_factory.mktemp('words')
     def make(**how):
-        usual = dict(model='toy-base', batch=2, warmup=0, lr=1e-3, schedule='constant', ema=0.,
-                     validate=0)
+        usual = dict(model='toy-base', train_batch_size=2, lr_warmup_steps=0, learning_rate=1e-3, lr_scheduler='constant', ema_decay=0.,
+                     num_validation_stories=0)
         s, file = resolve('toy', **{**usual, **how}), StoryFile(data)
         net = make_model(s, file, words).freeze(s.freeze)
-        stories = StoryDataset(file['train'], net.vocab, s.side, net.memory_side, train=True,
+        stories = StoryDataset(file['train'], net.vocab, s.resolution, net.memory_side, train=True,
                                seed=s.seed, crops=s.crops)
         return net, stories, s
     return make
@@ -331,11 +331,11 @@ def run_through(net, stories, s, run=None, n=None, ema=None, workers=0):
 def near(losses, precision='float32'):
     return pytest.approx(losses, rel=LOSS[precision] if ON_GPU else 0, abs=0)
 
-@pytest.mark.parametrize('precision', ['float32', pytest.param('bfloat16', marks=cuda_only(
+@pytest.mark.parametrize('precision', ['no', pytest.param('bf16', marks=cuda_only(
     'tests/test_train.py resumes in bfloat16 on the CPU, with ARLDM_SOAK=1'))])
 def test_resumed(begin, tmp_path, precision):
     "Three steps, a stop, and three more are six steps: losses, weights and averaged weights."
-    how = dict(steps=6, save_every=3, ema=.9, precision=precision)
+    how = dict(max_train_steps=6, checkpointing_steps=3, ema_decay=.9, mixed_precision=precision)
     net, stories, s = begin(**how)
     first, whole_ema = weights(net), make_ema(net, s)
     whole = run_through(net, stories, s, tmp_path/'whole', ema=whole_ema)
@@ -356,7 +356,7 @@ def test_resumed(begin, tmp_path, precision):
 
 def test_ema(begin):
     "The weights of all steps averaged, on the same device; `averaged` gives the weights back."
-    net, stories, s = begin(steps=4, ema=.6)
+    net, stories, s = begin(max_train_steps=4, ema_decay=.6)
     ema, average = make_ema(net, s), {k: w.double() for k, w in weights(net).items()}
     for k, _ in enumerate(training.train_steps(net, stories, s, None, ema)):
         decay = min(.6, 1 - (1 + k)**-.75)                              # as its warm-up has it
@@ -371,7 +371,7 @@ def test_ema(begin):
 
 def test_pinned(begin):
     "Batches lie in memory that a GPU can fetch by itself, where there is one."
-    _, stories, s = begin(steps=2)
+    _, stories, s = begin(max_train_steps=2)
     for workers in 0, 2:
         batch = next(iter(training.step_batches(stories, s, workers=workers)))
         tensors = [x for x in batch.values() if torch.is_tensor(x)]
@@ -379,7 +379,7 @@ def test_pinned(begin):
 
 def test_readers_change_nothing(begin):
     "Two processes that read ahead give the losses of none."
-    alone, helped = (run_through(*begin(steps=3), workers=n) for n in (0, 2))
+    alone, helped = (run_through(*begin(max_train_steps=3), workers=n) for n in (0, 2))
     assert len(alone) == 3 and helped == near(alone)
 
 
@@ -401,7 +401,7 @@ def watch_scaler(monkeypatch, **how):
 @cuda_only('the CPU trains in no float16')
 def test_float16(begin, tmp_path, monkeypatch):
     "A step whose gradients overflow changes no weight and lowers the scale; checkpoints keep it."
-    net, stories, s = begin(steps=4, save_every=1, precision='float16')
+    net, stories, s = begin(max_train_steps=4, checkpointing_steps=1, mixed_precision='fp16')
     made = watch_scaler(monkeypatch, init_scale=2.**40, backoff_factor=2.**-30)
     before = weights(net)
     records = training.train_steps(net, stories, s, tmp_path)
@@ -418,7 +418,7 @@ def test_float16(begin, tmp_path, monkeypatch):
     kept = torch.load(newest, weights_only=True, map_location='cpu')
     assert kept['step'] == 3 and kept['scaler']['scale'] == 2.**10
     assert kept['scaler']['_growth_tracker'] == 2                       # good steps since it fell
-    again, stories, s = begin(steps=4, save_every=1, precision='float16')
+    again, stories, s = begin(max_train_steps=4, checkpointing_steps=1, mixed_precision='fp16')
     made = watch_scaler(monkeypatch)                                    # it would begin with 65536
     losses = run_through(again, stories, s, tmp_path)
     assert len(losses) == 1 and math.isfinite(losses[0])
@@ -427,7 +427,7 @@ def test_float16(begin, tmp_path, monkeypatch):
 @cuda_only('the CPU trains in no float16')
 def test_float16_as_float32(begin):
     "Losses in float16 are nearly those in float32; at so slow a rate a skipped step hardly counts."
-    found = [run_through(*begin(steps=3, lr=1e-5, precision=p)) for p in ('float32', 'float16')]
+    found = [run_through(*begin(max_train_steps=3, learning_rate=1e-5, mixed_precision=p)) for p in ('no', 'fp16')]
     assert found[0] == pytest.approx(found[1], rel=LOSS['bfloat16']) and found[0] != found[1]
 
 
@@ -468,14 +468,14 @@ def test_too_large_a_step(begin, pipe, little_room):
     "Training that finds no room ends in one line of advice; drawing and training go on afterwards."
     want = draw(pipe, STAR)
     little_room(MORE)
-    said = one_line(run_through, *begin(batch=6, side=512, steps=1))
-    assert said == ('out of memory with 6 stories of 512 pixels at once; try --accumulate 2, or '
-                    '--checkpointing, or a smaller side in another run')
+    said = one_line(run_through, *begin(train_batch_size=6, resolution=512, max_train_steps=1))
+    assert said == ('out of memory with 6 stories of 512 pixels at once; try --train-batch-size 3 '
+                    '--gradient-accumulation-steps 2, or --gradient-checkpointing, or a smaller resolution in another run')
     torch.cuda.set_per_process_memory_fraction(1.)
     gc.collect()
     torch.cuda.empty_cache()
     check_near(draw(pipe, STAR), want)
-    assert len(run_through(*begin(steps=1))) == 1
+    assert len(run_through(*begin(max_train_steps=1))) == 1
 
 
 # frozen features

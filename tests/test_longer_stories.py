@@ -29,18 +29,18 @@ def file(tmp_path_factory):
     write_stories(path, {'train': [story(i) for i in range(3)], 'val': [story(3)], 'test': [story(4)]}, 'toy')
     return path
 
-HOW = dict(preset='toy', batch=1, crops=0, save_every=2, validate=1)
+HOW = dict(preset='toy', train_batch_size=1, crops=0, checkpointing_steps=2, num_validation_stories=1)
 
 @pytest.fixture(scope='module')
 def run(file, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    train(folder, file, n_slots=LONG, steps=2, **HOW)
+    train(folder, file, n_slots=LONG, max_train_steps=2, **HOW)
     return folder
 
 def test_refused_without_room(file, tmp_path):
     "The line names the flag that makes room; nothing is written."
     with pytest.raises(StoryError, match='has 8 frames, more than the 6 .* or begin a new run with --n-slots 8'):
-        train(tmp_path/'run', file, steps=2, **HOW)
+        train(tmp_path/'run', file, max_train_steps=2, **HOW)
     assert not (tmp_path/'run').exists()
 
 def test_trained_and_drawn(run):
@@ -57,9 +57,9 @@ def test_trained_and_drawn(run):
 
 def test_goes_on(run, file):
     "A resumed run has the same slots; others are another run."
-    train(run, steps=3)
+    train(run, max_train_steps=3)
     assert ARLDM.load(run).history.config.n_slots == LONG
-    with pytest.raises(StoryError, match='was trained with n_slots=8, not 9'): train(run, n_slots=9, steps=4)
+    with pytest.raises(StoryError, match='was trained with n_slots=8, not 9'): train(run, n_slots=9, max_train_steps=4)
 
 def test_new_rows(file, tmp_path, capsys):
     "Old rows stay, new ones are random with the same spread, the same for the same seed, and it is said."
@@ -78,7 +78,7 @@ def test_random_models_have_them_at_once(file, tmp_path, capsys):
 
 def test_slots_are_not_taken_away(run, file, tmp_path):
     with pytest.raises(StoryError, match='has 8 slots of history, got n_slots=5; slots can be added'):
-        train(tmp_path/'run', file, model=str(run), n_slots=5, steps=2, **HOW)
+        train(tmp_path/'run', file, model=str(run), n_slots=5, max_train_steps=2, **HOW)
 
 @pytest.mark.parametrize('n, message', [(-1, 'n_slots must not be below 0'), (5000, 'n_slots must be at most 1,000')])
 def test_refused_numbers(n, message):

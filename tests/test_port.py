@@ -85,7 +85,7 @@ def test_home_and_back(form, how, tmp_path):
     pipe = StoryPipeline.from_pretrained(home)
     for theirs, ours in PAIRS.items(): assert torch.equal(pipe.model.get_parameter(ours), first[theirs]), theirs
     settings = json.loads((home/'settings.json').read_text())
-    assert settings == dict(corpus='ssid', task='visualization', side=256, guidance=7.5)
+    assert settings == dict(corpus='ssid', task='visualization', resolution=256, guidance_scale=7.5)
     port(home, tmp_path/'back.ckpt')
     same(torch.load(tmp_path/'back.ckpt', weights_only=True)['state_dict'], first)
     assert {p.name for p in tmp_path.iterdir()} == {'last.ckpt', 'home', 'back.ckpt'}
@@ -130,7 +130,7 @@ def test_corpus_is_read_off_the_tensors(corpus, how, tmp_path):
     home = port(saved(tmp_path/'x.ckpt', lightning(state)), tmp_path/'home', **how)
     vocab, told = StoryPipeline.from_pretrained(home).model.vocab, json.loads((home/'settings.json').read_text())
     found = {'vist-sis': 'ssid'}.get(corpus, corpus)         # nothing in the tensors tells these two apart
-    assert (told['corpus'], told['side']) == (found, CORPORA[found].side) and vocab.length == CORPORA[corpus].length
+    assert (told['corpus'], told['resolution']) == (found, CORPORA[found].resolution) and vocab.length == CORPORA[corpus].length
     assert vocab.caption_tokenizer.tokenize(' '.join(CORPORA[corpus].names)) == list(CORPORA[corpus].names)
     same(read_weights(port(home, tmp_path/'back.ckpt')), state)
 

@@ -70,7 +70,7 @@ def own_pipeline(run): # a copy instead of a link
 
 def settings(run, **other):
     where = dict(data=str(run/'stories.h5'), data_relative='stories.h5')
-    save_json(run/'settings.json', {**dataclasses.asdict(resolve(side=16)), **where, **other})
+    save_json(run/'settings.json', {**dataclasses.asdict(resolve(resolution=16)), **where, **other})
 
 def content(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 def way(run): return json.loads((run/'drawing.json').read_text())
@@ -109,7 +109,7 @@ def test_other_stories_under_the_same_path(run):
     one_line('split=test, not val', run=run, data=run.parent/'copy.h5', split='val')
 
 @pytest.mark.parametrize('what, said', [
-    (dict(task='continuation'), 'made with task=visualization, not continuation'), (dict(side=24), 'made with side=16, not 24')])
+    (dict(task='continuation'), 'made with task=visualization, not continuation'), (dict(resolution=24), 'made with resolution=16, not 24')])
 def test_other_settings_of_the_run(run, what, said):
     cli.draw(run, limit=1, **FEW)
     settings(run, **what)
@@ -141,7 +141,7 @@ def test_what_is_written_down(run):
     from arldm.story import StoryFile
     cli.draw(run, limit=1, seed=3, precision='float32', **FEW)
     assert way(run) == dict(weights=folder_digest(run/'pipeline'), stories=data_digest(StoryFile(run/'stories.h5')['test']),
-        split='test', task='visualization', side=16, scheduler='dpm++', steps=1, guidance=1., seed=3, interval=[0., 1.],
+        split='test', task='visualization', resolution=16, scheduler='dpm++', steps=1, guidance=1., seed=3, interval=[0., 1.],
         reuse=1, precision='float32', data=str(run/'stories.h5'), data_relative='stories.h5', sets=1)
 
 def test_sets(run):
@@ -213,7 +213,7 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
 def test_a_refused_draw_leaves_nothing(fixed, how, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **how})
 
 def test_a_model_that_cannot_draw_leaves_nothing(run):
-    settings(run, side=20)
+    settings(run, resolution=20)
     one_line('multiples of 8', run=run)
     settings(run)
     own_pipeline(run)
@@ -239,10 +239,10 @@ def test_dry_run_says_what_would_be_drawn(run, capsys):
     assert not (run/'drawn').exists() and not (run/'drawing.json').exists()
 
 @pytest.mark.parametrize('name, value, said', [
-    ('settings', [1], 'it must be an object, got [1]'), ('settings', dict(guidance='two'), 'guidance must be a number'),
-    ('settings', dict(side='64'), 'side must be a whole number'), ('settings', dict(task=3), 'task must be text'),
+    ('settings', [1], 'it must be an object, got [1]'), ('settings', dict(guidance_scale='two'), 'guidance_scale must be a number'),
+    ('settings', dict(resolution='64'), 'resolution must be a whole number'), ('settings', dict(task=3), 'task must be text'),
     ('settings', dict(task='drawing'), "no task 'drawing'"), ('settings', dict(data=[1]), 'data must be text'),
-    ('settings', dict(guidance=None), 'guidance must be a number'), ('drawing', [1], 'it must be an object'),
+    ('settings', dict(guidance_scale=None), 'guidance_scale must be a number'), ('drawing', [1], 'it must be an object'),
     ('drawing', dict(seed='0'), 'seed=0'), ('drawing', None, 'it must be an object, got null')])
 def test_files_of_odd_shapes(fixed, name, value, said):
     "They are named, with the key."

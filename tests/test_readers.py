@@ -405,7 +405,7 @@ def test_a_toy_corpus_of_another_size_is_not_taken_for_it(tmp_path):
     with pytest.raises(StoryError, match='raw has 3 albums for training, not 4; leave --albums out'):
         convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=4, quiet=True)
 
-@pytest.mark.parametrize('wrong', [dict(workers=-1), dict(workers=10**6), dict(albums=10**12), dict(side=-1), dict(side=10**9)])
+@pytest.mark.parametrize('wrong', [dict(workers=-1), dict(workers=10**6), dict(albums=10**12), dict(resolution=-1), dict(resolution=10**9)])
 def test_numbers_that_nobody_means(tmp_path, wrong):
     with pytest.raises(StoryError, match=f'{next(iter(wrong))} must be at'): convert('toy', tmp_path/'raw', tmp_path/'x.h5', quiet=True, **wrong)
     assert os.listdir(tmp_path) == []
@@ -484,7 +484,7 @@ def test_a_slice_is_a_list_of_stories(tmp_path):
     with pytest.raises(IndexError): split[3]
 
 @pytest.mark.parametrize('wrong', [dict(corpus='nonsense'), dict(splits='frames'), dict(splits='a/b'), dict(splits=''),
-    dict(side=-3), dict(workers=0)])
+    dict(resolution=-3), dict(workers=0)])
 def test_what_no_story_file_can_be(tmp_path, wrong):
     story = Story('1', 'a', ('A ball.',), (saved(Image.new('RGB', (8, 8)), 'PNG'),))
     more = {'corpus': 'toy', **{k: v for k, v in wrong.items() if k != 'splits'}}

@@ -16,7 +16,7 @@ from arldm.settings import FREEZE, resolve
 from arldm.story import Story, StoryFile, write_stories
 from arldm.survive import Log, Trained, load_checkpoint, read_log, save_checkpoint, stop_signals
 
-HOW = dict(preset='tiny', side=16, batch=2, steps=2, save_every=2, validate=1, lr=3e-3)
+HOW = dict(preset='tiny', resolution=16, train_batch_size=2, max_train_steps=2, checkpointing_steps=2, num_validation_stories=1, learning_rate=3e-3)
 UNET = 'unet/diffusion_pytorch_model.safetensors'
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def run(finished, tmp_path): return shutil.copytree(finished, tmp_path/'run')
 def model(tmp_path_factory):
     vocab = Vocabulary(*word_tokenizers(['ada jumps'], tmp_path_factory.mktemp('words')), length=6)
     torch.manual_seed(0)
-    return ARLDM.create('tiny', vocab, side=16)
+    return ARLDM.create('tiny', vocab, resolution=16)
 
 def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
 
@@ -65,9 +65,9 @@ def test_killed_between_checkpoint_and_pipeline(run, monkeypatch):
     def killed(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(runs, '_keep', killed)
-        with pytest.raises(KeyboardInterrupt): train(run, steps=3)
+        with pytest.raises(KeyboardInterrupt): train(run, max_train_steps=3)
     assert (run/'checkpoints/000003.pt').exists() and not is_of(run)
-    train(run, steps=3)
+    train(run, max_train_steps=3)
     assert is_of(run)
     before = files(run)
     train(run)
@@ -95,7 +95,7 @@ def test_somebodys_pipeline_is_not_replaced(run):
     (run/'pipeline/notes.txt').write_text('mine')
     assert train(run) == run/'pipeline'
     before = files(run)
-    for how in dict(steps=3), dict(steps=3, dry_run=True):
+    for how in dict(max_train_steps=3), dict(max_train_steps=3, dry_run=True):
         one_line(lambda: train(run, **how), 'pipeline/notes.txt', 'move')
     assert files(run) == before
     (run/'pipeline/notes.txt').unlink()
@@ -113,9 +113,9 @@ def test_a_failed_replacement_loses_nothing(run, monkeypatch):
         real(a, b)
     with monkeypatch.context() as m:
         m.setattr(os, 'rename', rename)
-        with pytest.raises(OSError): train(run, steps=3)
+        with pytest.raises(OSError): train(run, max_train_steps=3)
     assert files(run/'pipeline') == before
-    train(run, steps=3)
+    train(run, max_train_steps=3)
     assert is_of(run) and not [p for p in run.iterdir() if p.name.startswith('.pipeline')]
 
 def test_advice_destroys_nothing():
@@ -149,7 +149,7 @@ def test_own_names_in_checkpoints_are_left_alone(model, tmp_path):
 
 def test_somebodys_log_is_not_rewritten(run):
     (run/'log.csv').write_text('step,mood\n1,good\n')
-    one_line(lambda: train(run, steps=3), 'log.csv', "'mood'", 'move it away')
+    one_line(lambda: train(run, max_train_steps=3), 'log.csv', "'mood'", 'move it away')
     one_line(lambda: Log(run/'log.csv', 1), 'log.csv')
     assert (run/'log.csv').read_text() == 'step,mood\n1,good\n'
 
@@ -178,15 +178,15 @@ def test_moved_together_with_its_data(data, tmp_path):
     shutil.copy(data, tmp_path/'here/stories.h5')
     train(tmp_path/'here/run', data=tmp_path/'here/stories.h5', **HOW)
     shutil.copytree(tmp_path/'here', tmp_path/'copy')
-    train(tmp_path/'copy/run', steps=3)
+    train(tmp_path/'copy/run', max_train_steps=3)
     (tmp_path/'here').rename(tmp_path/'there')
-    train(tmp_path/'there/run', steps=3)
+    train(tmp_path/'there/run', max_train_steps=3)
     def losses(run): return [r['loss'] for r in read_log(run/'log.csv')]
     assert losses(tmp_path/'there/run') == losses(tmp_path/'copy/run') and len(losses(tmp_path/'there/run')) == 3
     assert averages(tmp_path/'there/run')[0].equal(averages(tmp_path/'copy/run')[0])
     shutil.rmtree(tmp_path/'copy')
     (tmp_path/'there/stories.h5').rename(tmp_path/'elsewhere.h5')
-    one_line(lambda: train(tmp_path/'there/run', steps=4), '--data', 'stories.h5')
+    one_line(lambda: train(tmp_path/'there/run', max_train_steps=4), '--data', 'stories.h5')
     assert train(tmp_path/'there/run', data=tmp_path/'elsewhere.h5')
 
 def test_paths_of_the_start_are_found_again(finished, data, tmp_path, monkeypatch):
@@ -196,14 +196,14 @@ def test_paths_of_the_start_are_found_again(finished, data, tmp_path, monkeypatc
     train('run', data=data, model='base', **HOW)
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a').rename(tmp_path/'b')
-    train('b/run', steps=3)
+    train('b/run', max_train_steps=3)
     assert len(read_log(tmp_path/'b/run/log.csv')) == 3
     assert json.loads((tmp_path/'b/run/settings.json').read_text())['model'] == 'base'
 
 @pytest.mark.parametrize('what', ['weight', 'heads', 'words'])
 def test_goes_on_only_with_the_model_it_began_with(model, tmp_path, what):
     "One number among thousands of frozen ones, a configuration, a vocabulary: each is noticed."
-    parts = {'model': Trained(model.freeze(FREEZE['seed']))}
+    parts = {'model': Trained(model.freeze(FREEZE['ssid-baseline']))}
     save_checkpoint(tmp_path, 1, parts)
     assert load_checkpoint(tmp_path, {'model': Trained(model)}) == 1
     frozen = next(p for k, p in model.named_parameters() if k.startswith('vae.') and p.numel() > 600)
@@ -261,15 +261,15 @@ def test_a_checkpoint_of_nan(tmp_path):
 
 def test_settings_of_the_wrong_shape(run):
     good = json.loads((run/'settings.json').read_text())
-    for key, value in dict(steps='4', freeze=[3], lr='x', data=5, pack=1, corpus=None, processes='2').items():
+    for key, value in dict(max_train_steps='4', freeze=[3], learning_rate='x', data=5, pack_context=1, corpus=None, processes='2').items():
         (run/'settings.json').write_text(json.dumps({**good, key: value}))
         one_line(lambda: train(run), 'settings.json', key)
     (run/'settings.json').write_text('[1]')
     one_line(lambda: train(run), 'settings.json', 'an object')
-    (run/'settings.json').write_text(json.dumps({**good, 'guidance': math.nan}))           # of an earlier version
-    one_line(lambda: train(run), 'guidance')
-    train(run, guidance=3.)
-    assert json.loads((run/'settings.json').read_text())['steps'] == 2
+    (run/'settings.json').write_text(json.dumps({**good, 'guidance_scale': math.nan}))           # of an earlier version
+    one_line(lambda: train(run), 'guidance_scale')
+    train(run, guidance_scale=3.)
+    assert json.loads((run/'settings.json').read_text())['max_train_steps'] == 2
 
 BAD = dict(list=[1], nothing={}, no_step=dict(model={}), text=dict(step='2', model={}), other=dict(step=7, model={}),
            no_model=dict(step=2), odd_model=dict(step=2, model=3))
@@ -303,20 +303,20 @@ def test_files_that_unpack_to_more_than_they_are(tmp_path):
 
 # settings
 
-@pytest.mark.parametrize('how', [dict(guidance=0.), dict(guidance=math.nan), dict(guidance=math.inf), dict(lr=math.inf),
-    dict(weight_decay=math.inf), dict(clip=math.inf), dict(noise_bias=math.inf), dict(offset_noise=math.nan),
-    dict(side=10**9), dict(crops=10**9)], ids=str)
+@pytest.mark.parametrize('how', [dict(guidance_scale=0.), dict(guidance_scale=math.nan), dict(guidance_scale=math.inf), dict(learning_rate=math.inf),
+    dict(adam_weight_decay=math.inf), dict(max_grad_norm=math.inf), dict(timestep_bias_power=math.inf), dict(noise_offset=math.nan),
+    dict(resolution=10**9), dict(crops=10**9)], ids=str)
 def test_numbers_that_no_run_can_have(how): one_line(lambda: resolve('tiny', **how), *how)
 
 def test_rates_are_made_as_they_are_needed():
-    for schedule in settings.CHOICES['schedule']:
-        few, many = (resolve('tiny', schedule=schedule, warmup=5, steps=n) for n in (40, 10**15))
+    for schedule in settings.CHOICES['lr_scheduler']:
+        few, many = (resolve('tiny', lr_scheduler=schedule, lr_warmup_steps=5, max_train_steps=n) for n in (40, 10**15))
         assert list(optimise.each_rate(few)) == optimise.learning_rates(few) and len(optimise.learning_rates(few)) == 40
         assert math.isfinite(next(optimise.each_rate(many)))
 
 def test_a_billion_steps(finished, data, tmp_path):
     from arldm.optimise import each_rate                                    # without it a list of a billion is made
-    s = resolve('tiny', side=16, batch=1, steps=10**9)
+    s = resolve('tiny', resolution=16, train_batch_size=1, max_train_steps=10**9)
     file, net = StoryFile(data), begin.make_model(s, StoryFile(data), tmp_path)
     records = training.train_steps(net, StoryDataset(file['train'], net.vocab, 16, 32, train=True), s)
     assert next(records)['lr'] == next(each_rate(s))
@@ -337,21 +337,21 @@ def test_stories_of_several_lengths(data, tmp_path):
     "The odd one is named before the first step; one by one they all train, and validate."
     path = stories_of(data, tmp_path/'odd.h5', (5, 5, 4, 5), val=3)
     said = [one_line(lambda: train(tmp_path/'run', data=path, **HOW, dry_run=dry), 'story s2', '4 frames', 'others have 5',
-            '--batch 1') for dry in (False, True)]
+            '--train-batch-size 1') for dry in (False, True)]
     assert said[0] == said[1] and not (tmp_path/'run').exists()
-    train(tmp_path/'run', data=path, **dict(HOW, batch=1, steps=4, save_every=4, validate=2))
+    train(tmp_path/'run', data=path, **dict(HOW, train_batch_size=1, max_train_steps=4, checkpointing_steps=4, num_validation_stories=2))
     log = read_log(tmp_path/'run/log.csv')
     assert len(log) == 4 and all(math.isfinite(r['loss']) for r in log) and math.isfinite(log[-1]['val_loss'])
     long = stories_of(data, tmp_path/'one.h5', (5, 1))
-    one_line(lambda: train(tmp_path/'two', data=long, **dict(HOW, batch=1, task='continuation')), 'story s1', '1 frame')
+    one_line(lambda: train(tmp_path/'two', data=long, **dict(HOW, train_batch_size=1, task='continuation')), 'story s1', '1 frame')
 
 def test_validation_of_several_lengths(data, model, tmp_path):
     "The loss is the mean of those of the stories alone."
     path = stories_of(data, tmp_path/'odd.h5', (5, 4, 4, 3))
     stories = StoryDataset(StoryFile(path)['train'], model.vocab, 16, 32)
-    s = resolve('tiny', side=16, batch=3, validate=4)
+    s = resolve('tiny', resolution=16, train_batch_size=3, num_validation_stories=4)
     total, n = training.validation_loss(model.eval(), stories, s)
-    one = training.validation_loss(model, stories, resolve('tiny', side=16, batch=1, validate=4))
+    one = training.validation_loss(model, stories, resolve('tiny', resolution=16, train_batch_size=1, num_validation_stories=4))
     assert n == 4 and total.item() == pytest.approx(one[0].item(), rel=1e-5)
 
 def test_stories_of_one_frame(data, model, tmp_path):
@@ -366,19 +366,19 @@ def test_stories_of_one_frame(data, model, tmp_path):
     S = model.vocab.length
     assert torch.equal(x, y[:1, :S]) and torch.equal(sees, seen[:1, :S]) and not seen[0, S:].any()
     known = cache.build_cache(model, short, tmp_path/'cache', progress=False)
-    losses = [model.loss(collate([source[i] for i in range(4)]), torch.Generator().manual_seed(1), drop=.5).item()
+    losses = [model.loss(collate([source[i] for i in range(4)]), torch.Generator().manual_seed(1), cond_dropout=.5).item()
               for source in (short, known)]
     assert math.isfinite(losses[0]) and losses[1] == pytest.approx(losses[0], rel=1e-5)
     model.freeze()
     train(tmp_path/'run', data=file.path, **dict(HOW, crops=1))
     assert all(math.isfinite(r['loss']) for r in read_log(tmp_path/'run/log.csv'))
 
-@pytest.mark.parametrize('how,said', [(dict(workers=-1), 'workers'), (dict(side=20), 'side must be'),
-    (dict(model='nowhere'), "'nowhere'"), (dict(batch=9), 'take --batch 6'), (dict(optimizer='adamw8bit'), 'bitsandbytes'),
-    (dict(precision='float16'), 'float16')], ids=str)
+@pytest.mark.parametrize('how,said', [(dict(workers=-1), 'workers'), (dict(resolution=20), 'resolution must be'),
+    (dict(model='nowhere'), "'nowhere'"), (dict(train_batch_size=9), 'take --train-batch-size 6'), (dict(optimizer='adamw8bit'), 'bitsandbytes'),
+    (dict(mixed_precision='fp16'), 'fp16')], ids=str)
 def test_a_dry_run_says_what_the_run_says(data, tmp_path, monkeypatch, how, said):
     for name in 'bitsandbytes', 'bitsandbytes.optim': monkeypatch.setitem(sys.modules, name, None)
-    if 'precision' in how and torch.cuda.is_available(): pytest.skip('there is a GPU')
+    if 'mixed_precision' in how and torch.cuda.is_available(): pytest.skip('there is a GPU')
     lines = {one_line(lambda: train(tmp_path/'run', data=data, **{**HOW, **how}, dry_run=dry), said) for dry in (True, False)}
     assert len(lines) == 1 and not [*tmp_path.iterdir()]
 
@@ -409,7 +409,7 @@ def test_a_file_system_without_locks(run, monkeypatch):
     fcntl = pytest.importorskip('fcntl')
     def lockf(*_): raise OSError(38, 'Function not implemented')
     monkeypatch.setattr(fcntl, 'lockf', lockf)
-    with pytest.warns(UserWarning, match='without locks'): train(run, steps=3)
+    with pytest.warns(UserWarning, match='without locks'): train(run, max_train_steps=3)
     assert is_of(run)
 
 @pytest.mark.parametrize('environment,said', [(dict(RANK='abc'), "RANK='abc'"), (dict(WORLD_SIZE='-2'), 'WORLD_SIZE'),

@@ -237,7 +237,7 @@ def mutated(good, source, suffix, seed, folder):
         data = spoil(suffix, file.read_bytes(), rng)
         os.unlink(file), file.write_bytes(data)
     (folder/'out').mkdir()
-    return conversion(source, raw, folder/'out'/'x.h5', skip_bad=rng.random() < .5, side=rng.choice([0, 0, 12]))
+    return conversion(source, raw, folder/'out'/'x.h5', skip_bad=rng.random() < .5, resolution=rng.choice([0, 0, 12]))
 
 @pytest.mark.parametrize('source,suffix', KINDS)
 def test_mutated_corpora(good, source, suffix):
@@ -585,7 +585,7 @@ NEARLY = {f'{side}-{kind}': (side, side, *how) for side in (7_050, 9_400)     # 
           for kind, how in dict(deep=(16, 0), grey=(8, 0), alpha=(8, 6), colours=(16, 2)).items()}
 
 @pytest.mark.parametrize('name', NEARLY)
-@pytest.mark.parametrize('how', [{}, dict(side=256)])
+@pytest.mark.parametrize('how', [{}, dict(resolution=256)])
 def test_largest_pictures_fit(corpus, tmp_path, name, how):
     if not SOAK: pytest.skip('make soak tries these')
     raw = corpus('ssid')
@@ -732,7 +732,7 @@ def started(out):
     while process.poll() is None and not any(p.name.startswith('.') for p in folder.iterdir()): time.sleep(.001)
     return process
 
-@pytest.mark.parametrize('how,n', [((), (4, 40)[SOAK]), (('--side', '20'), (2, 20)[SOAK])])
+@pytest.mark.parametrize('how,n', [((), (4, 40)[SOAK]), (('--resolution', '20'), (2, 20)[SOAK])])
 def test_killed_at_any_moment(tmp_path, how, n):
     raw, folder, rng, found = write_ssid(tmp_path/'raw', ENOUGH), tmp_path/'out', random.Random(len(how)), Counter()
     folder.mkdir()
@@ -772,7 +772,7 @@ def complaint(done, path):
 
 LIMITS = 0, 1, 800, 4096, .1, .5, .9, .99, -4096, -600, -1
 
-@pytest.mark.parametrize('how', [(), ('--side', '20')])
+@pytest.mark.parametrize('how', [(), ('--resolution', '20')])
 def test_file_size_limit(tmp_path, how):
     raw, out = write_ssid(tmp_path/'raw', dict(train=(0, 1, 2), val=(3,), test=(4,))), tmp_path/'out/x.h5'
     out.parent.mkdir()
@@ -801,7 +801,7 @@ def small_disk(folder, size):
     try: yield folder
     finally: subprocess.run(['umount', folder], check=True)
 
-@pytest.mark.parametrize('how', [(), ('--side', '20')])
+@pytest.mark.parametrize('how', [(), ('--resolution', '20')])
 def test_full_disk(tmp_path, how):
     raw = write_ssid(tmp_path/'raw', dict(train=tuple(range(12)), val=(13,), test=(14,)))
     subprocess.run([*COMMAND, 'ssid', raw, tmp_path/'x.h5', '--quiet', *how], check=True)

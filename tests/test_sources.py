@@ -223,7 +223,7 @@ def test_every_corpus(source, tmp_path):
 def test_the_command(source, tmp_path, capsys, monkeypatch):
     "arldm-convert says what it did, and in a dry run the same without a file."
     raw, said = WRITE[source](tmp_path/'raw'), []
-    for flags in ['--dry-run'], ['--skip-bad', '--side', '20', '--workers', '3']:
+    for flags in ['--dry-run'], ['--skip-bad', '--resolution', '20', '--workers', '3']:
         assert not (tmp_path/'x.h5').exists()
         monkeypatch.setattr('sys.argv', ['arldm-convert', source, str(raw), str(tmp_path/'x.h5'), *flags])
         convert()
@@ -340,11 +340,11 @@ def test_tables_that_do_not_fit(source, file, said, tmp_path):
     assert '\n' not in str(e.value)
 
 def test_side_makes_pictures_small_and_keeps_small_ones(raw, tmp_path):
-    counts = convert('ssid', raw, tmp_path/'x.h5', side=24, quiet=True)
-    alike = [convert('ssid', raw, tmp_path/f'{n}.h5', side=24, workers=n, quiet=True) for n in (1, 5)]
+    counts = convert('ssid', raw, tmp_path/'x.h5', resolution=24, quiet=True)
+    alike = [convert('ssid', raw, tmp_path/f'{n}.h5', resolution=24, workers=n, quiet=True) for n in (1, 5)]
     files = [StoryFile(tmp_path/name) for name in ('x.h5', '1.h5', '5.h5')]
     assert alike == [counts]*2 and [list(f['train']) for f in files[1:]] == [list(files[0]['train'])]*2
-    assert files[0].attrs['side'] == 24 and all(p.size == (32, 24) for s in files[0]['train'] for p in s.pictures())
-    convert('ssid', raw, tmp_path/'same.h5', side=48, quiet=True)
+    assert files[0].attrs['resolution'] == 24 and all(p.size == (32, 24) for s in files[0]['train'] for p in s.pictures())
+    convert('ssid', raw, tmp_path/'same.h5', resolution=48, quiet=True)
     convert('ssid', raw, tmp_path/'whole.h5', quiet=True)
     assert list(StoryFile(tmp_path/'same.h5')['test']) == list(StoryFile(tmp_path/'whole.h5')['test'])

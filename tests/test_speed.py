@@ -75,7 +75,7 @@ def test_corpus(folder, tmp_path):
 def test_plain_converter_keeps_stories(folder):
     "Captions, order and colours of the plain file are those of the raw corpus, in every split."
     plain, ours = StoryFile(folder/'plain.h5'), StoryFile(folder/'ours.h5')
-    assert plain.original and plain.splits == ours.splits
+    assert plain.legacy and plain.splits == ours.splits
     for split, file in speed.SSID_FILES.items():
         records = [r for r, in json.loads((folder/'raw/SSID_Annotations'/file).read_text())['annotations']]
         assert len(plain[split]) == len(records)//5
@@ -111,7 +111,7 @@ def test_candidates_train_on_the_same_stories(training):
     "Plain and ours differ in what is computed, not in which stories come and what is asked of them."
     plain, ours = (steps.recipe('tiny', **changes) for changes in steps.CANDIDATES.values())
     differ = {k for k in SETTINGS if getattr(plain, k) != getattr(ours, k)}
-    assert differ == {'freeze', 'crops', 'pack'} and set(ours.freeze) - set(plain.freeze) == {'words'}
+    assert differ == {'freeze', 'crops', 'pack_context'} and set(ours.freeze) - set(plain.freeze) == {'words'}
     pictures, features = (steps.stories_of(training, s) for s in (plain, ours))
     assert len(pictures) == len(features) == 8
     for key in 'index', 'caption_ids', 'memory_real':
@@ -134,8 +134,8 @@ def test_candidates_share_weights_and_keep_to_their_own(training):
 def test_a_step_counts_what_is_saved(training):
     "The features spare at least the forward pass of the autoencoder."
     def flops(**changes):
-        with contextlib.closing(steps.steps(training, drop=0., **changes)) as records: return count_flops(lambda: next(records))
-    steps.stories_of(training, steps.recipe(training.size, drop=0., **steps.CANDIDATES['ours']))       # its features are not counted
+        with contextlib.closing(steps.steps(training, cond_dropout=0., **changes)) as records: return count_flops(lambda: next(records))
+    steps.stories_of(training, steps.recipe(training.size, cond_dropout=0., **steps.CANDIDATES['ours']))       # its features are not counted
     plain, ours = (flops(**changes) for changes in steps.CANDIDATES.values())
     frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     assert plain - ours > count_flops(lambda: training.model.moments(frames)) > 0
@@ -143,17 +143,17 @@ def test_a_step_counts_what_is_saved(training):
 def test_rows():
     "Each recipe at both sizes, frozen as the baseline and all trained, in bfloat16."
     rows = steps.training_rows('full')
-    assert list(rows) == [f'{side} px, {trained}, {name}' for side in (256, 512) for trained in ('seed frozen', 'all trained')
+    assert list(rows) == [f'{side} px, {trained}, {name}' for side in (256, 512) for trained in ('baseline frozen', 'all trained')
                           for name in steps.RECIPES]
-    assert rows['256 px, seed frozen, plain'] == dict(side=256, freeze='seed', precision='bfloat16', crops=0, pack=False)
-    assert rows['512 px, all trained, checkpointed'] == dict(side=512, freeze='none', precision='bfloat16', crops=1,
-                                                              checkpointing=True)
+    assert rows['256 px, baseline frozen, plain'] == dict(resolution=256, freeze='ssid-baseline', mixed_precision='bf16', crops=0, pack_context=False)
+    assert rows['512 px, all trained, checkpointed'] == dict(resolution=512, freeze='none', mixed_precision='bf16', crops=1,
+                                                              gradient_checkpointing=True)
 
 def test_cost_of_a_step(training, monkeypatch):
     "Stories per second and arithmetic are those of a story; what checkpointing repeats is not counted."
-    row = dict(steps.training_rows('tiny')['32 px, all trained, cached'], drop=0.)
+    row = dict(steps.training_rows('tiny')['32 px, all trained, cached'], cond_dropout=0.)
     monkeypatch.setattr(steps, 'take_turns', lambda rounds, step: step() and dict(step=[.5]*rounds))
-    found, checkpointed = (steps.measure_training(training, 1, **row, **more) for more in (dict(batch=2), dict(checkpointing=True)))
+    found, checkpointed = (steps.measure_training(training, 1, **row, **more) for more in (dict(train_batch_size=2), dict(gradient_checkpointing=True)))
     assert found['stories_per_s'] == 4 and checkpointed['stories_per_s'] == 2 and 'flops' not in checkpointed
     assert found['flops'] == pytest.approx(steps.arithmetic(training, 1, **row), rel=.05)
 
@@ -184,7 +184,7 @@ def test_tiny_training_bench(folder, steps_result):
 def result(folder): return bench('data', out=folder/'speed.json')
 
 def test_tiny_bench_has_every_line(folder, result):
-    what = ['converting', 'size of the file', 'reading, same pixels', 'reading, --side 256',
+    what = ['converting', 'size of the file', 'reading, same pixels', 'reading, --resolution 256',
         'memory for converting 200 pictures']
     assert [line['what'] for line in result['lines']] == what
     assert all(line['ours'] > 0 for line in result['lines'])

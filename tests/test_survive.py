@@ -17,8 +17,8 @@ from arldm.survive import load_checkpoint, read_log, save_checkpoint
 from elsewhere import PYTHONPATH
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
-KILLS, LONG = (20, dict(steps=80, save_every=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
-HOW = dict(preset='tiny', steps=8, save_every=2, lr=3e-3)
+KILLS, LONG = (20, dict(max_train_steps=80, checkpointing_steps=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
+HOW = dict(preset='tiny', max_train_steps=8, checkpointing_steps=2, learning_rate=3e-3)
 CODE = 'from arldm.run import train; train()'
 
 
@@ -33,12 +33,13 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     "The undisturbed run, four stories a step."
     run = tmp_path_factory.mktemp('whole')/'run'
-    train(run, data=data, batch=4, **HOW)
+    train(run, data=data, train_batch_size=4, **HOW)
     return run
 
-def start(run, data, processes=1, batch=4, **how):
+def start(run, data, processes=1, parts=1, batch=4, **how):
     "The same as a command, in processes of its own."
-    words = [f'--{k.replace("_", "-")}={v}' for k, v in dict(HOW, data=data, batch=batch//processes, **how).items()]
+    how = dict(HOW, data=data, train_batch_size=batch//processes//parts, gradient_accumulation_steps=parts, **how)
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in how.items()]
     (run.parent/'train.py').write_text(CODE)
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
     env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
@@ -75,13 +76,13 @@ def test_two_processes_equal_one(whole, data, tmp_path):
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_two_processes_with_all_savings_equal_one(data, tmp_path):
     "Two processes, a cache that both build, two parts a step, computed twice: the losses of a plain one."
-    how = dict(crops=2, freeze='attention', side=32)     # at 16 the UNet's inmost maps are one pixel, and rounding grows
-    p = start(tmp_path/'run', data, processes=2, accumulate=2, checkpointing=True, **how)
+    how = dict(crops=2, freeze='attention', resolution=32)     # at 16 the UNet's inmost maps are one pixel, and rounding grows
+    p = start(tmp_path/'run', data, processes=2, parts=2, gradient_checkpointing=True, **how)
     said, _ = p.communicate(timeout=300)
     assert p.returncode == 0 and (tmp_path/'run/cache/slots-00000.safetensors').exists(), said
-    s, file = resolve(**HOW, batch=4, **how), StoryFile(data)
+    s, file = resolve(**HOW, train_batch_size=4, **how), StoryFile(data)
     net = make_model(s, file, tmp_path/'words').freeze(s.freeze)
-    def stories(split, **how): return StoryDataset(file[split], net.vocab, s.side, net.memory_side, **how)
+    def stories(split, **how): return StoryDataset(file[split], net.vocab, s.resolution, net.memory_side, **how)
     records = [*training.train_steps(net, stories('train', train=True, crops=2), s, None, make_ema(net, s), stories('val'))]
     kept = read_log(tmp_path/'run/log.csv')
     for name in 'loss', 'lr', 'grad_norm', 'val_loss':
@@ -93,27 +94,27 @@ def test_two_processes_with_all_savings_equal_one(data, tmp_path):
 def test_stops_with_its_readers(whole, data, tmp_path):
     "SIGTERM to the training process and to its readers at once, as schedulers send it; nobody is left behind."
     for attempt in range(3):
-        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, save_every=50, workers=2)
+        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, checkpointing_steps=50, workers=2)
         wait_for_step(process, run, 1)
         for pid in (all_of_it := family(process.pid)): os.kill(pid, signal.SIGTERM)
         said, _ = process.communicate(timeout=300)
         if (done := steps_of(run)) < 8: break
     assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
     assert len(all_of_it) >= 3 and not any(Path(f'/proc/{pid}').exists() for pid in all_of_it)
-    train(run, save_every=2, workers=1)
+    train(run, checkpointing_steps=2, workers=1)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'] if SOAK else ['SIGTERM'])
 def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
     for attempt in range(3):                                       # a machine that stalls may let a run finish first
-        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, save_every=50)
+        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, checkpointing_steps=50)
         wait_for_step(process, run, 1)
         process.send_signal(getattr(signal, name))
         said, _ = process.communicate(timeout=300)
         if (done := steps_of(run)) < 8: break
     assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
     assert [p.name for p in (run/'checkpoints').glob('*.pt')] == [f'{done:06d}.pt'] and done < 8
-    train(run, save_every=2)
+    train(run, checkpointing_steps=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
@@ -149,7 +150,7 @@ def test_killed_between_the_last_checkpoint_and_the_pipeline(whole, tmp_path):
 def test_a_loss_gone_mad(data, tmp_path):
     run = tmp_path/'run'
     with pytest.raises(StoryError, match='the loss of step . is .*good checkpoint is .*00000.*pt'):
-        train(run, data=data, batch=4, **dict(HOW, lr=1e6, save_every=1))
+        train(run, data=data, train_batch_size=4, **dict(HOW, learning_rate=1e6, checkpointing_steps=1))
     good = sorted((run/'checkpoints').glob('*.pt'))
     assert good and len(losses(run)) == int(good[-1].stem)
 
@@ -172,10 +173,10 @@ def test_a_full_disk_at_the_very_end(whole, data, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_size(whole, data, tmp_path):
     run = tmp_path/'run'
-    train(run, data=data, batch=4, **dict(HOW, steps=2))
+    train(run, data=data, train_batch_size=4, **dict(HOW, max_train_steps=2))
     path = run/'checkpoints/000002.pt'
     state = torch.load(path, weights_only=True)
     state['model'] = {k: v[:1] if v.dim() else v for k, v in state['model'].items()}
     torch.save(state, path)
-    with pytest.raises(StoryError, match='000002.pt is of another model') as e: train(run, steps=4)
+    with pytest.raises(StoryError, match='000002.pt is of another model') as e: train(run, max_train_steps=4)
     assert '\n' not in str(e.value)

@@ -34,9 +34,9 @@ def begin(data, tmp_path_factory):
     "Makes a tiny model, its stories to train on and to validate with, and settings."
     words = tmp_path_factory.mktemp('words')
     def make(**how):
-        s = resolve('tiny', **dict(dict(side=16, batch=4, steps=2, warmup=0, lr=3e-3), **how))
+        s = resolve('tiny', **dict(dict(resolution=16, train_batch_size=4, max_train_steps=2, lr_warmup_steps=0, learning_rate=3e-3), **how))
         file, net = StoryFile(data), begins.make_model(s, StoryFile(data), words).freeze(s.freeze)
-        def stories(split, **how): return StoryDataset(file[split], net.vocab, s.side, net.memory_side, **how)
+        def stories(split, **how): return StoryDataset(file[split], net.vocab, s.resolution, net.memory_side, **how)
         return net, stories('train', train=True, seed=s.seed, crops=s.crops), stories('val'), s
     return make
 
@@ -55,14 +55,14 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 # the loss
 
-def weighting_by_hand(name, snr, v):
-    if name == 'none': return torch.ones_like(snr)
-    weight = snr.clamp(max=5) if name == 'min-snr' else snr/(.1 + snr)
+def weighting_by_hand(name, gamma, snr, v):
+    if name == 'none' and not gamma: return torch.ones_like(snr)
+    weight = snr.clamp(max=gamma) if gamma else snr/(.1 + snr)
     return weight/(snr + 1) if v else torch.where(snr > 0, weight/snr, 1.)
 
-@pytest.mark.parametrize('weighting', LOSS_WEIGHTS)
-@pytest.mark.parametrize('prediction,zero', [('epsilon', False), ('v', False), ('v', True)])
-def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting):
+@pytest.mark.parametrize('weighting,gamma', [*((name, 0.) for name in LOSS_WEIGHTS), ('none', 5.), ('none', 3.)])
+@pytest.mark.parametrize('prediction,zero', [('epsilon', False), ('v_prediction', False), ('v_prediction', True)])
+def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting, gamma):
     "Noisy latents, aim and weight, at all times from the first to the last."
     net, g, t = begin()[0], torch.Generator().manual_seed(0), torch.tensor([0, 1, 250, 500, 750, 998, 999])
     z, noise, guess = (torch.randn(7, 4, 2, 2, generator=g) for _ in range(3))
@@ -70,16 +70,16 @@ def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting):
     net.noise_scheduler, seen = noise_schedule(prediction, zero), []
     net.predict = lambda noisy, *_: seen.append(noisy) or guess
     context, visible = torch.zeros(7, 3, 32), torch.ones(7, 3, dtype=torch.bool)
-    found = net.frame_losses(z, noise, t, context, visible, weighting)
-    aim = trusted.get_velocity(z, noise, t) if prediction == 'v' else noise
+    found = net.frame_losses(z, noise, t, context, visible, weighting, gamma)
+    aim = trusted.get_velocity(z, noise, t) if prediction == 'v_prediction' else noise
     snr = compute_snr(trusted, t)
     assert bool(snr[-1] == 0) == zero and torch.equal(seen[0], trusted.add_noise(z, noise, t))
-    expected = ((guess - aim)**2).mean((1, 2, 3))*weighting_by_hand(weighting, snr, prediction == 'v')
+    expected = ((guess - aim)**2).mean((1, 2, 3))*weighting_by_hand(weighting, gamma, snr, prediction == 'v_prediction')
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-8) and found.isfinite().all()
 
 def test_pure_noise_trains(begin, monkeypatch):
     "Where every frame is drawn at the last time, of zero signal: losses, gradients and weights stay finite."
-    net, stories, val, s = begin(prediction='v', zero_snr=True, noise_bias=1e9, weighting='none', save_every=1)
+    net, stories, val, s = begin(prediction_type='v_prediction', rescale_betas_zero_snr=True, timestep_bias_power=1e9, weighting='none', checkpointing_steps=1)
     times, real = [], ARLDM.frame_losses
     monkeypatch.setattr(ARLDM, 'frame_losses', lambda *x, **kw: times.append(x[3]) or real(*x, **kw))
     records, _ = run_through(net, stories, val, s)
@@ -119,7 +119,7 @@ def test_offset_noise(begin, monkeypatch):
     def note(self, z, noise, t, *more): return seen.append((z, noise, t, *more[:2])) or real(self, z, noise, t, *more)
     monkeypatch.setattr(ARLDM, 'frame_losses', note)
     for offset in 0., .5, 1.:
-        with torch.no_grad(): net.loss(batch, [torch.Generator().manual_seed(s) for s in (3, 4)], offset_noise=offset)
+        with torch.no_grad(): net.loss(batch, [torch.Generator().manual_seed(s) for s in (3, 4)], noise_offset=offset)
     none, half, full = seen
     assert all(torch.equal(a, b) for k, (a, b) in enumerate(zip(none, full)) if k != 1)
     shift = full[1] - none[1]                                                               # (10, 4, 2, 2)
@@ -129,9 +129,9 @@ def test_offset_noise(begin, monkeypatch):
 
 # one step, several ways
 
-@pytest.mark.parametrize('how', [{}, dict(weighting='min-snr', offset_noise=.1, prediction='v', crops=1)], ids=str)
+@pytest.mark.parametrize('how', [{}, dict(weighting='none', snr_gamma=5., noise_offset=.1, prediction_type='v_prediction', crops=1)], ids=str)
 def test_parts_of_a_step(begin, how, monkeypatch):
-    "In 1, 2, 3 (unequal) or 4 parts: the same loss and the same gradients."
+    "Six stories as 6, 3 × 2, 2 × 3 or 1 × 6: the same loss and the same gradients."
     found, real = [], training._backward
     def backward(acc, ready, *more):
         loss = real(acc, ready, *more)
@@ -139,8 +139,9 @@ def test_parts_of_a_step(begin, how, monkeypatch):
         found.append({'loss': loss.clone(), **gradients})
         return loss
     monkeypatch.setattr(training, '_backward', backward)
-    for n in 1, 2, 3, 4:
-        net, stories, _, s = begin(accumulate=n, steps=1, **how)
+    for n in 1, 2, 3, 6:
+        net, stories, _, s = begin(train_batch_size=6//n, gradient_accumulation_steps=n, max_train_steps=1, **how)
+        assert s.stories_per_step == 6
         assert len(run_through(net, stories, None, s)[0]) == 1
     for other in found[1:]:
         assert other['loss'].item() == pytest.approx(found[0]['loss'].item(), rel=1e-5)
@@ -150,12 +151,12 @@ SHAKY = {**SIZES['tiny'], 'vision': dict(SIZES['tiny']['vision'], num_hidden_lay
          'bert': dict(SIZES['tiny']['bert'], hidden_dropout_prob=.3, attention_probs_dropout_prob=.3)}
 
 @pytest.mark.parametrize('chance', [False, True], ids=['still', 'dropout'])
-@pytest.mark.parametrize('frozen,twice', [('none', 'unet clip text vision'), ('seed', 'unet clip text'),
+@pytest.mark.parametrize('frozen,twice', [('none', 'unet clip text vision'), ('ssid-baseline', 'unet clip text'),
                                           ('attention', 'unet')])
 def test_checkpointing(begin, monkeypatch, frozen, twice, chance):
     "Blocks are computed twice, with the same chance, to the same result; and once when it is switched off again."
     if chance: monkeypatch.setitem(begins.SIZES, 'tiny', SHAKY)
-    net, stories, val, s = begin(freeze=frozen, original=chance, batch=2)
+    net, stories, val, s = begin(freeze=frozen, legacy=chance, train_batch_size=2)
     text, before = net.memory_encoder.text_encoder, weights(net)
     modules = dict(unet=net.unet.down_blocks[0].resnets[0], clip=net.text_encoder.encoder.layers[0].mlp,
                    text=text.encoder.layer[0].attention, vision=net.memory_encoder.vision_model.encoder.layers[-1].mlp)
@@ -167,7 +168,7 @@ def test_checkpointing(begin, monkeypatch, frozen, twice, chance):
     for on in False, True, False:
         net.load_state_dict(before, strict=False)
         counts.update(dict.fromkeys(modules, 0))
-        records, _ = run_through(net, stories, None, dataclasses.replace(s, checkpointing=on, steps=1))
+        records, _ = run_through(net, stories, None, dataclasses.replace(s, gradient_checkpointing=on, max_train_steps=1))
         found.append((told(records), weights(net), dict(counts)))
     (a, wa, once), (b, wb, double), (c, wc, again) = found
     assert once == again and {k for k in modules if double[k] > once[k]} == {*twice.split()}, (once, double)
@@ -190,7 +191,7 @@ def decays(name, p):
 @pytest.mark.parametrize('frozen', ['none', 'attention'])
 def test_what_decays(begin, decay, frozen):
     "Without gradients a step takes exactly lr·decay from what decays, and nothing from the rest."
-    net, _, _, s = begin(decay=decay, weight_decay=.5, freeze=frozen)
+    net, _, _, s = begin(decay_parameters=decay, adam_weight_decay=.5, freeze=frozen)
     assert len(decay_groups(net, s)) == (1 if decay == 'all' else 2)
     optimizer, before = make_optimizer(net, s), weights(net)
     for p in net.parameters(): p.grad = torch.zeros_like(p) if p.requires_grad else None
@@ -203,7 +204,7 @@ def test_what_decays(begin, decay, frozen):
 def test_eight_bits(begin, tmp_path):
     "Where bitsandbytes is installed: trains, and goes on bit for bit."
     pytest.importorskip('bitsandbytes', reason='bitsandbytes is not installed')
-    how, found = dict(optimizer='adamw8bit', steps=4, save_every=2), []
+    how, found = dict(optimizer='adamw8bit', max_train_steps=4, checkpointing_steps=2), []
     for n in 4, 3:
         run = tmp_path/str(n)
         run_through(*begin(**how), run, n)
@@ -223,13 +224,13 @@ def test_no_eight_bits(begin, monkeypatch):
 
 def test_validation_loss_compares(begin):
     "It is the same for every way to train and to share it out, between other training, and follows the weights."
-    net, stories, val, s = begin(validate=4)
+    net, stories, val, s = begin(num_validation_stories=4)
     net.eval()
     def loss(rank=0, world=1, **how): return validation_loss(net, val, dataclasses.replace(s, **how), rank, world)
     first = loss()
-    assert first[1] == 4 and first.isfinite().all() and loss(validate=99)[1] == len(val)
-    for how in dict(batch=1), dict(batch=3), dict(accumulate=4), dict(seed=7), dict(weighting='p2', noise_bias=3.), \
-            dict(offset_noise=1., lr=9., crops=1):
+    assert first[1] == 4 and first.isfinite().all() and loss(num_validation_stories=99)[1] == len(val)
+    for how in dict(train_batch_size=1), dict(train_batch_size=3), dict(gradient_accumulation_steps=4), dict(seed=7), \
+            dict(weighting='p2', timestep_bias_power=3.), dict(snr_gamma=5.), dict(noise_offset=1., learning_rate=9., crops=1):
         torch.manual_seed(5)
         assert torch.allclose(loss(**how), first, rtol=1e-5), how
     for world in 2, 3, 8: assert torch.allclose(sum(loss(r, world) for r in range(world)), first, rtol=1e-5)
@@ -240,7 +241,7 @@ def test_validation_loss_compares(begin):
 @pytest.mark.parametrize('decay', [0., .9])
 def test_validation_loss_is_recorded(begin, tmp_path, decay):
     "At every save and at the end, of the averaged weights where there are such; the log of a resumed run is the same."
-    found, how = [], dict(steps=5, save_every=2, ema=decay, validate=3)
+    found, how = [], dict(max_train_steps=5, checkpointing_steps=2, ema_decay=decay, num_validation_stories=3)
     for n in 5, 3:                                                       # the second run stops between two checkpoints
         run = tmp_path/str(n)
         run_through(*begin(**how), run, n)
@@ -255,9 +256,9 @@ def test_validation_loss_is_recorded(begin, tmp_path, decay):
     with averaged(net, ema): assert loss() == pytest.approx(losses[-1], rel=1e-6)
     assert (loss() == pytest.approx(losses[-1], rel=1e-6)) == (not decay)
 
-@pytest.mark.parametrize('how', [dict(validate=0), dict(val=None)], ids=str)
+@pytest.mark.parametrize('how', [dict(num_validation_stories=0), dict(val=None)], ids=str)
 def test_no_validation(begin, how):
-    net, stories, val, s = begin(save_every=1, **{k: v for k, v in how.items() if k != 'val'})
+    net, stories, val, s = begin(checkpointing_steps=1, **{k: v for k, v in how.items() if k != 'val'})
     assert all(map(math.isnan, column(run_through(net, stories, how.get('val', val), s)[0], 'val_loss')))
 
 
@@ -268,7 +269,7 @@ def test_precision_is_each_runs_own(begin, tmp_path):
     "bfloat16 goes on bit for bit; what is trained afterwards, in the same process, is float32 to the last bit."
     plain, found = told(run_through(*begin())[0]), []
     for n in 4, 3:
-        run, how = tmp_path/str(n), dict(precision='bfloat16', steps=4, save_every=2, ema=.9)
+        run, how = tmp_path/str(n), dict(mixed_precision='bf16', max_train_steps=4, checkpointing_steps=2, ema_decay=.9)
         run_through(*begin(**how), run, n)
         net, *rest = begin(**how)
         run_through(net, *rest, run)
@@ -276,7 +277,7 @@ def test_precision_is_each_runs_own(begin, tmp_path):
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     assert {p.dtype for p in net.parameters()} == {torch.float32} and found[0][0][0]['loss'] != plain[0]['loss']
     with pytest.raises(StoryError, match='4 steps behind it'):
-        run_through(net, *rest[:2], resolve('tiny', steps=3), run)
+        run_through(net, *rest[:2], resolve('tiny', max_train_steps=3), run)
     other, stories, val, s = begin()
     net.load_state_dict(other.state_dict())
     assert told(run_through(net, stories, val, s)[0]) == plain
@@ -288,7 +289,7 @@ def test_precision_is_each_runs_own(begin, tmp_path):
 @pytest.mark.parametrize('where', [1, 2])
 def test_a_gradient_gone_mad(begin, tmp_path, monkeypatch, where):
     "A loss that is no number in any part of a step stops it, and no checkpoint is written of it."
-    net, stories, val, s = begin(steps=4, save_every=1, batch=4, accumulate=2)
+    net, stories, val, s = begin(max_train_steps=4, checkpointing_steps=1, train_batch_size=2, gradient_accumulation_steps=2)
     real, calls = ARLDM.loss, []
     def loss(*x, **kw): return calls.append(0) or real(*x, **kw)*(math.nan if len(calls) == 2 + where else 1)
     monkeypatch.setattr(ARLDM, 'loss', loss)
@@ -309,19 +310,21 @@ def says(capsys, monkeypatch, *words):
 def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
 PRESET = resolve('tiny')
-EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', side=16, crops=1, n_slots=6,
-             freeze='clip,blip', original=True, guidance=3.5, seed=11, steps=1, batch=3, accumulate=2,
-             checkpointing=True, pack=False,
-             precision='bfloat16',
-             optimizer='adamw', lr=2e-4, schedule='constant', warmup=3, weight_decay=.02, decay='all', clip=2., ema=.5,
-             drop=.3, weighting='none', noise_bias=1.5, offset_noise=.05, prediction='v', zero_snr=True, save_every=7,
-             validate=1)
+EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', resolution=16, crops=1, n_slots=6,
+             freeze='clip,blip', legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, train_batch_size=3,
+             gradient_accumulation_steps=2,
+             gradient_checkpointing=True, pack_context=False,
+             mixed_precision='bf16',
+             optimizer='adamw', learning_rate=2e-4, lr_scheduler='constant', lr_warmup_steps=3, adam_weight_decay=.02,
+             decay_parameters='all', max_grad_norm=2., ema_decay=.5,
+             cond_dropout=.3, weighting='none', snr_gamma=0., timestep_bias_power=1.5, noise_offset=.05,
+             prediction_type='v_prediction', rescale_betas_zero_snr=True, checkpointing_steps=7, num_validation_stories=1)
 
 def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     "Each reaches settings.json, where a resumed run finds it."
     words = [f'--{k.replace("_", "-")}={v}' for k, v in EVERY.items()]
     assert {*EVERY, 'preset', 'corpus'} == {*SETTINGS}
-    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == ['model', 'optimizer']
+    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == ['model', 'optimizer', 'snr_gamma']
     monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--preset=tiny', *words])
     train()
     kept = json.loads((tmp_path/'run/settings.json').read_text())
@@ -331,30 +334,38 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     assert files(tmp_path) == before
 
 @pytest.mark.parametrize('words,said', [
-    ('--original', 'original=True'), ('--original false', 'original=False'), ('--original=true', 'original=True'),
-    ('--checkpointing', 'checkpointing=True'), ('--checkpointing 0', 'checkpointing=False'),
-    ('--zero-snr --prediction v --weighting none', 'zero_snr=True'), ('--freeze none', 'freeze=()'),
-    ('--ema 0', 'ema=0.0')])
+    ('--legacy', 'legacy=True'), ('--legacy false', 'legacy=False'), ('--legacy=true', 'legacy=True'),
+    ('--gradient-checkpointing', 'gradient_checkpointing=True'),
+    ('--gradient-checkpointing 0', 'gradient_checkpointing=False'),
+    ('--rescale-betas-zero-snr --prediction-type v_prediction --weighting none', 'rescale_betas_zero_snr=True'),
+    ('--snr-gamma 5 --weighting none', 'snr_gamma=5.0'), ('--freeze none', 'freeze=()'), ('--ema-decay 0', 'ema_decay=0.0')])
 def test_flags(data, tmp_path, monkeypatch, words, said):
-    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', '--batch=2', *words.split()]
+    called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', '--train-batch-size=2', *words.split()]
     monkeypatch.setattr(sys, 'argv', called)
     with redirect_stdout(out := io.StringIO()): train()
     assert said in out.getvalue().split() and 'nothing was written' in out.getvalue() and not [*tmp_path.iterdir()]
 
-WRONG = {'--preset seed-sid': 'did you mean seed-ssid?', '--preset papr': 'did you mean paper?',
-         '--batch 7': 'fewer than the 7 of one step', '--precision float16': 'float16 needs a GPU',
-         '--zero-snr': "zero_snr needs prediction='v'", '--batch 2 --accumulate 3': 'cannot be split into 3 parts',
-         '--ema 1': 'ema must be', '--drop 1.5': 'drop is a chance', '--drop nan': 'drop is a chance',
-         '--lr nan': 'lr must not be below 0', '--crops=-1': 'crops must not be below 0', '--steps 0': 'steps must be',
-         '--seed=-1': 'seed', '--seed 99999999999999': 'seed', '--noise-bias 0': 'noise_bias', '--noise-bias=-1':
-         'noise_bias', '--weighting snr': 'did you mean min-snr?', '--schedule linear': "no schedule 'linear'",
-         '--prediction x0': "no prediction 'x0'", '--optimizer adam': 'did you mean adamw?', '--decay none': 'no decay',
-         '--freeze eyes': "no part to freeze 'eyes'", '--original maybe': 'original', '--stepps 3': 'unrecognized',
-         '--optimizer adamw8bit': 'pip install bitsandbytes', '--save-every 0': 'save_every must be at least 1'}
+WRONG = {'--preset ssid-baselin': 'did you mean ssid-baseline?', '--preset papr': 'did you mean paper?',
+         '--train-batch-size 7': 'fewer than the 7 of one step', '--mixed-precision fp16': "mixed_precision='fp16' needs a GPU",
+         '--train-batch-size 2 --gradient-accumulation-steps 4': 'fewer than the 8 of one step; take '
+         '--train-batch-size 6 --gradient-accumulation-steps 1', '--gradient-accumulation-steps 0': 'must be at least 1',
+         '--rescale-betas-zero-snr': "rescale_betas_zero_snr needs prediction_type='v_prediction'",
+         '--rescale-betas-zero-snr --prediction-type v_prediction': "needs weighting='none' and snr_gamma=0",
+         '--rescale-betas-zero-snr --prediction-type v_prediction --weighting none --snr-gamma 5': 'and snr_gamma=0',
+         '--snr-gamma 5': "weighting='p2' and snr_gamma=5.0 both weigh the loss", '--snr-gamma=-1': 'snr_gamma must not be',
+         '--ema-decay 1': 'ema_decay must be', '--cond-dropout 1.5': 'cond_dropout is a chance',
+         '--cond-dropout nan': 'cond_dropout is a chance', '--learning-rate nan': 'learning_rate must not be below 0',
+         '--crops=-1': 'crops must not be below 0', '--max-train-steps 0': 'max_train_steps must be',
+         '--seed=-1': 'seed', '--seed 99999999999999': 'seed', '--timestep-bias-power 0': 'timestep_bias_power',
+         '--timestep-bias-power=-1': 'timestep_bias_power', '--weighting pp2': 'did you mean p2?',
+         '--learning-rate-scheduler linear': "no lr_scheduler 'linear'", '--prediction-type x0': "no prediction_type 'x0'",
+         '--optimizer adam': 'did you mean adamw?', '--decay-parameters none': 'no decay_parameters',
+         '--freeze eyes': "no part to freeze 'eyes'", '--legacy maybe': 'legacy', '--stepps 3': 'unrecognized',
+         '--optimizer adamw8bit': 'pip install bitsandbytes', '--checkpointing-steps 0': 'checkpointing_steps must be at least 1'}
 
 @pytest.mark.parametrize('words', WRONG)
 def test_mistakes_write_nothing(data, tmp_path, capsys, monkeypatch, words):
-    if torch.cuda.is_available() and 'float16' in words: pytest.skip('there is a GPU')
+    if torch.cuda.is_available() and 'fp16' in words: pytest.skip('there is a GPU')
     for name in 'bitsandbytes', 'bitsandbytes.optim': monkeypatch.setitem(sys.modules, name, None)
     preset = [] if '--preset' in words else ['--preset', 'tiny']
     code, lines = says(capsys, monkeypatch, tmp_path/'run', '--data', data, *preset, *words.split())
@@ -365,7 +376,8 @@ def test_mistakes_write_nothing(data, tmp_path, capsys, monkeypatch, words):
 @pytest.fixture(scope='module')
 def finished(data, tmp_path_factory):
     run = tmp_path_factory.mktemp('finished')/'run'
-    train(run, data=data, preset='tiny', side=16, batch=2, crops=1, freeze='attention', steps=4, save_every=2)
+    train(run, data=data, preset='tiny', resolution=16, train_batch_size=2, crops=1, freeze='attention', max_train_steps=4,
+          checkpointing_steps=2)
     return run
 
 def other_data(data, tmp_path):
@@ -373,9 +385,9 @@ def other_data(data, tmp_path):
     convert('toy', tmp_path/'raw', tmp_path/'other.h5', quiet=True)
     return ['--data', tmp_path/'other.h5']
 
-RESUMED = {'differences': (['--crops=2', '--lr=1', '--freeze=none', '--batch=3', '--seed=1', '--prediction=v'],
-                           'lr=0.001, not 1.0'), 'freeze': (['--freeze=none'], "freeze=('clip', 'blip'"),
-           'fewer steps': (['--steps=3'], 'has 4 steps behind it, more than the 3 asked for'),
+RESUMED = {'differences': (['--crops=2', '--learning-rate=1', '--freeze=none', '--train-batch-size=3', '--seed=1',
+                            '--prediction-type=v_prediction'], 'learning_rate=0.001, not 1.0'), 'freeze': (['--freeze=none'], "freeze=('clip', 'blip'"),
+           'fewer steps': (['--max-train-steps=3'], 'has 4 steps behind it, more than the 3 asked for'),
            'stories': (other_data, 'does not hold the stories'), 'no file': (['--data=nowhere.h5'], 'no such file')}
 
 @pytest.mark.parametrize('name', RESUMED)
@@ -385,7 +397,7 @@ def test_a_finished_run_keeps_its_settings(finished, data, tmp_path, capsys, mon
     code, lines = says(capsys, monkeypatch, finished, *words)
     lines = [x for x in lines if 'training:' not in x and 'note: ' not in x]
     assert code == 1 and len(lines) == 1 and said in lines[0], lines
-    if name == 'differences': assert all(w[2:].split('=')[0] in lines[0] for w in words)
+    if name == 'differences': assert all(w[2:].split('=')[0].replace('-', '_') in lines[0] for w in words)
     assert files(finished) == before
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
@@ -393,16 +405,16 @@ def test_moved_and_without_its_cache(finished, data, tmp_path):
     "Run folder and story file elsewhere, the cache gone: more steps are those of one long run."
     run, stories = shutil.copytree(finished, tmp_path/'here'), shutil.copy(data, tmp_path/'there.h5')
     shutil.rmtree(run/'cache')
-    train(run, data=stories, steps=6)
+    train(run, data=stories, max_train_steps=6)
     whole = tmp_path/'whole'
-    how = dict(preset='tiny', side=16, batch=2, crops=1, freeze='attention', save_every=2)
-    train(whole, data=data, steps=4, **how), train(whole, steps=6)
+    how = dict(preset='tiny', resolution=16, train_batch_size=2, crops=1, freeze='attention', checkpointing_steps=2)
+    train(whole, data=data, max_train_steps=4, **how), train(whole, max_train_steps=6)
     assert told(read_log(run/'log.csv')) == told(read_log(whole/'log.csv'))
     assert json.loads((run/'settings.json').read_text())['data'] == str(stories)
 
 def test_another_number_of_processes(finished, data, capsys, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    code, lines = says(capsys, monkeypatch, finished, '--steps=6')
+    code, lines = says(capsys, monkeypatch, finished, '--max-train-steps=6')
     assert code == 1 and 'by 1 process, not 2' in lines[-1] and 'torchrun --nproc_per_node 1)' in lines[-1], lines
 
 @pytest.mark.parametrize('full', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9.00 GiB.'), MemoryError(),
@@ -412,8 +424,12 @@ def test_out_of_memory(begin, monkeypatch, full):
     "One line that names what makes a step smaller and is not yet in use; other errors stay what they are."
     def loss(*_, **__): raise full
     monkeypatch.setattr(ARLDM, 'loss', loss)
-    for how, said in ((dict(), '4 stories of 16 pixels at once; try --accumulate 2, or --checkpointing, or a smaller side'),
-                      (dict(accumulate=4, checkpointing=True), '1 story of 16 pixels at once; try a smaller side')):
+    for how, said in ((dict(), '4 stories of 16 pixels at once; try --train-batch-size 2 '
+                       '--gradient-accumulation-steps 2, or --gradient-checkpointing, or a smaller resolution'),
+                      (dict(train_batch_size=3, gradient_accumulation_steps=2, gradient_checkpointing=True), '3 stories of 16 '
+                       'pixels at once; try --train-batch-size 1 --gradient-accumulation-steps 6, or a smaller resolution'),
+                      (dict(train_batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True),
+                       '1 story of 16 pixels at once; try a smaller resolution')):
         with pytest.raises(StoryError, match=re.escape(said)): run_through(*begin(**how))
     full = RuntimeError('another one')
     with pytest.raises(RuntimeError, match='another one'): run_through(*begin())
