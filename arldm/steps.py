@@ -73,7 +73,8 @@ def recipe(size:str, **changes)->Settings: # Fields of `Settings`
     """
     return resolve('ssid-baseline', **{'resolution': SIDES[size][0], 'model': size, 'max_train_steps': 1000, **changes})
 
-CANDIDATES = dict(plain=dict(freeze='ssid-baseline', crops=0, pack_context=False), ours=dict(freeze='attention', crops=1))
+CANDIDATES = dict(plain=dict(freeze='ssid-baseline', crops=0, pack_context=False),
+                  ours=dict(freeze='attention', crops=1))
 
 # %% ../nbs/17b_steps.ipynb #6ee68794
 def stories_of(training:TrainingBench, s:Settings): # -> `StoryDataset` or `CachedStories`
