@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.functional.image import image_gradients
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -42,6 +41,7 @@ class Fields(nn.Module):
     "Colours and how steeply they change; no weights."
     name, side, num_features = 'fields', 64, 9*16
     def forward(self, x):                                              # uint8 (B, 3, 64, 64)
+        from torchmetrics.functional.image import image_gradients      # it loads matplotlib, too
         x = x.float()/255
         return fields(torch.cat([x, *(g.abs() for g in image_gradients(x))], 1))
 

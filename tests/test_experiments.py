@@ -1,12 +1,11 @@
 "What an experiment keeps is used again only for the same models, stories and settings; numbers that make no sense end in a line."
 import json, subprocess, sys
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np, pytest
 from PIL import Image
 
-from arldm import exam, ladder, proof, quality, speed, trials
+from arldm import exam, ladder, proof, speed, trials
 from arldm.core import StoryError, asset
 from arldm.draw import StoryPipeline
 from arldm.histories import draw_histories, score_histories
@@ -298,18 +297,6 @@ def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, ca
     for again in range(2): speed.bench('data', out=str(tmp_path/'new.json'))
     assert json.loads((tmp_path/'new.json').read_text())['lines'] and len(calls) == 2
     refused('is there already', speed.bench, 'data', out=str(tmp_path))
-
-def test_rows_of_another_way_or_number_of_stories_are_refused(tmp_path, monkeypatch):
-    assert len(quality.fresh_stories(tmp_path/'q', 1)) == 2
-    refused('albums=.*, not', quality.fresh_stories, tmp_path/'q', 2)
-    monkeypatch.setattr(quality, 'seal', lambda *a: 'mark')
-    monkeypatch.setattr(quality, 'draw_way', lambda *a: ([], 1, 1.))
-    monkeypatch.setattr(quality, 'judge', lambda *a: {})
-    near = quality.Way(guidance=2.0000001)                                           # has the same name
-    rows = partial(quality.measure, None, SimpleNamespace(stories=[]), folder=tmp_path)
-    list(rows(ways=[quality.Way()]))
-    assert len(list(rows(ways=[quality.Way()]))) == 1
-    refused('another way; name another folder', list, rows(ways=[near]))
 
 
 # the panel
