@@ -174,7 +174,7 @@ def test_stories_changed(tmp_path):
 def test_what_a_trial_changes_arrives(tmp_path, stories):
     "Settings change the loss of the first step; a change in drawing trains nothing and draws with the control's weights."
     one = partial(trials.run_trial, base=asset('toy/base'), file=stories, steps=1, seed=0, limit=1, **FEW)
-    for name, change in dict(control={}, snr=dict(snr_gamma=5.)).items(): one(tmp_path/name, settings=dict(batch=2) | change)
+    for name, change in dict(control={}, snr=dict(snr_gamma=5.)).items(): one(tmp_path/name, settings=dict(train_batch_size=2) | change)
     losses = [read_log(tmp_path/name/'log.csv')[0]['loss'] for name in ('control', 'snr')]
     assert losses[0] != losses[1]
     one(tmp_path/'middle', drawing=dict(guidance_interval=(.5, 1)), control=tmp_path/'control')
