@@ -109,7 +109,7 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch):
     monkeypatch.setitem(PUBLISHED, 'sd-2.1', str(second_kind(home, tmp_path/'sd')))
     s = resolve('tiny', model='sd-2.1', blip=str(home/'itm.pth'), bert=str(TOKENIZERS/'bert'), resolution=32,
                 max_train_steps=1, lr_warmup_steps=0)
-    with pytest.raises(StoryError, match="sd-2.1 was trained to guess v"): make_model(s, None, tmp_path)
+    with pytest.raises(StoryError, match="sd-2.1 was trained to predict v"): make_model(s, None, tmp_path)
     s = dataclasses.replace(s, prediction_type='v_prediction')
     net = make_model(s, None, tmp_path)
     assert (net.unet.config.cross_attention_dim, net.slot_width, net.history.config.n_slots) == (96, 64, 5)
