@@ -19,8 +19,9 @@ from .gallery import draw_split, is_drawn
 from .manifest import hinted_path, path_hints
 from .origin import read_drawing
 from .own import draw_text
-from .sampling import (APART, asked, check_way, sampling_facts, keep_way, named_folder, numbers, open_pipeline,
-                            pipeline_folder, refuse_other_drawings, refuse_place, run_settings, usual_precision)
+from .sampling import (APART, check_way, keep_way, named_folder, numbers, open_pipeline, pipeline_options,
+                            pipeline_folder, refuse_other_drawings, refuse_place, run_settings, sampling_facts,
+                            usual_precision)
 from .settings import TASKS
 from .story import StoryFile, StorySplit
 
@@ -142,13 +143,13 @@ def draw_stories(
         dry_run (bool, default False): Folder for `drawn/`, default: the run; whether only to check
     """
     check_way(way)
-    stories, out, (rank, world) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
+    stories, out, (rank, world_size) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
     pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))
     check_way(way, n, sets)
     refuse_place(out, pipeline)
     facts = sampling_facts(pipeline, stories, s, way)
     refuse_other_drawings(out, facts, stories)
-    _note_share(rank, world, n)
+    _note_share(rank, world_size, n)
     pipe = open_pipeline(run, way, fast, facts['weights'])
     pipe._latent_shape(s['resolution'], s['resolution'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
@@ -156,12 +157,12 @@ def draw_stories(
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
     for j, folder in enumerate(folders):
-        done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch, way['seed'] + j*APART, rank, world,
-                          height=s['resolution'], width=s['resolution'], **asked(way))
-        bad += _bad_ones(done, folder, stories.ids[rank:n:world], rank)
+        done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch, way['seed'] + j*APART, rank, world_size,
+                          height=s['resolution'], width=s['resolution'], **pipeline_options(way))
+        bad += _bad_ones(done, folder, stories.ids[rank:n:world_size], rank)
     bad = of_all(bad)
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
-    _say_drawn(folders, stories.ids[:n], rank, world)
+    _say_drawn(folders, stories.ids[:n], rank, world_size)
     return folders[0]
 
 # %% ../nbs/15_cli.ipynb #d4fa872f
@@ -173,15 +174,15 @@ def _bad_ones(done, folder, mine, rank): # the stories that could not be drawn, 
     done = tqdm(done, folder.name, len(mine), initial=there, unit=' stories', disable=rank > 0 or None)
     return [f'{story_id} ({frames})' for story_id, frames in done if isinstance(frames, StoryError)]
 
-def _note_share(rank, world, n):
-    if world == 1 or dist.is_torchelastic_launched(): return
-    mine = [str(k) for k in range(rank + 1, n + 1, world)]
+def _note_share(rank, world_size, n):
+    if world_size == 1 or dist.is_torchelastic_launched(): return
+    mine = [str(k) for k in range(rank + 1, n + 1, world_size)]
     shown = ', '.join(mine[:3]) + (', …' if len(mine) > 3 else '')
     warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown or "none"}: the environment says RANK={rank} '
-                  f'and WORLD_SIZE={world}, though torchrun did not start this process; unset both to draw all')
+                  f'and WORLD_SIZE={world_size}, though torchrun did not start this process; unset both to draw all')
 
-def _say_drawn(folders, ids, rank, world):
-    if world == 1 or rank and dist.is_torchelastic_launched(): return
+def _say_drawn(folders, ids, rank, world_size):
+    if world_size == 1 or rank and dist.is_torchelastic_launched(): return
     there = sum(is_drawn(folder, i) for folder in folders for i in ids)
     say(f'{there:,} of {counted(len(ids)*len(folders), "story", "stories")} are drawn in {folders[0].parent}')
 

@@ -76,7 +76,7 @@ def _check_numbers(**numbers):
         if n > _MOST[name]: raise StoryError(f'{name} must be at most {_MOST[name]:,}, got {n}')
 
 def _toy_folder(raw, albums, quiet, dry_run):
-    "Draw the toy corpus, or see that the one that is there has as many albums as were asked for."
+    "Draw the toy corpus, or see that the one that is there has the requested number of albums."
     if not Path(raw).exists():
         if dry_run: raise StoryError(f'{raw}: no such folder; a dry run does not draw the toy corpus')
         n = albums or 1000
@@ -129,8 +129,8 @@ def convert(
     stories, skipped = _open(source, raw, skip_bad)
     seen = {split: set() for split in stories}  # albums
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
-        skipped.bar, told = bar, {split: _watch(s, seen[split], bar) for split, s in stories.items()}
-        try: counts = count_stories(told) if dry_run else write_stories(out, told, source, resolution, workers)
+        skipped.bar, watched = bar, {split: _watch(s, seen[split], bar) for split, s in stories.items()}
+        try: counts = count_stories(watched) if dry_run else write_stories(out, watched, source, resolution, workers)
         except NoStories: raise StoryError(f'{raw}: not a single story can be used{_left_out(skipped, "; ")}') from None
     _warn_of_shared(seen)
     counts = dict(counts, skipped=dict(skipped))

@@ -123,7 +123,7 @@ def asset(
     """
     places = HOME/'data'/name, HOME/'arldm/data'/name
     if (path := next(filter(Path.exists, places), None)): return path
-    raise StoryError(f'{places[0]} is missing; clone the repository anew, or install the wheel anew')
+    raise StoryError(f'{places[0]} is missing; clone the repository again, or install the wheel again')
 
 # %% ../nbs/00_core.ipynb #eaeb6687
 def _ask(f):
@@ -134,8 +134,8 @@ def _ask(f):
 def _commit():
     "The book's own commit, `-dirty` when files differ from it; none when it stands in somebody else's repository."
     if not (HOME/'.git').exists(): return ''
-    ask = 'git', '--no-optional-locks', 'describe', '--always', '--dirty', '--exclude=*'
-    return subprocess.run(ask, cwd=HOME, capture_output=True, text=True).stdout.strip()
+    command = 'git', '--no-optional-locks', 'describe', '--always', '--dirty', '--exclude=*'
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True).stdout.strip()
 
 def _cpu():
     lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -177,7 +177,7 @@ def environment_number(name:str, default:int) -> int:
     raise StoryError(f'the environment says {name}={os.environ[name]!r}, expected a whole number; unset {name}')
 
 def rank_and_world_size() -> tuple: # (0, 1) for a process alone
-    """Which process this is, from 0, and how many there are, as torchrun and its kin say in RANK and WORLD_SIZE.
+    """Which process this is, from 0, and how many there are, as launchers such as torchrun say in RANK and WORLD_SIZE.
 
     Returns:
         tuple: (0, 1) for a process alone
@@ -212,7 +212,7 @@ def error_line(e:Exception) -> str: # Empty: this is a mistake of the book, not 
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f'{text}; make room and run the same command again'
     if isinstance(e, (StoryError, OSError)): return text
-    return f'out of memory ({first_line(e)}); end other programs, or ask for less at once' if out_of_memory(e) else ''
+    return f'out of memory ({first_line(e)}); end other programs, or process less at once' if out_of_memory(e) else ''
 
 # %% ../nbs/00_core.ipynb #18ce53eb
 def at_home(x:object) -> object:

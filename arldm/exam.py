@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
 from . import toy
-from .cli import asked, draw, of_all, open_pipeline, share
+from .cli import draw, of_all, open_pipeline, pipeline_options, share
 from .coherence import centred, similarity_to_reference
 from .compare import compare_runs
 from .bootstrap import refuse_draws
@@ -184,7 +184,8 @@ def history_scores(
     pipe.set_progress_bar_config(disable=True)
     s, out = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}, run/'histories'
     size = s.get('resolution')
-    done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=size, width=size, **asked(way))
+    done = draw_histories(pipe, stories, out, limit=n, seed=way['seed'], height=size, width=size,
+                          **pipeline_options(way))
     for _, story_id, frames in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     if toys:

@@ -178,7 +178,7 @@ def left_to_draw(
         return None
     other = difference(part, new) if part else ''
     if other and redraw != 'all':
-        raise StoryError(f'{story.part} holds the frames of an unfinished story with {other}; --redraw all begins anew '
+        raise StoryError(f'{story.part} holds the frames of an unfinished story with {other}; --redraw all restarts '
                          'there, --out FOLDER draws elsewhere')
     return list(range(given if other else max(given, len(whole_frames(story, part))), n))
 

@@ -142,5 +142,5 @@ class Disk:
         except OSError as e: self.error = self.error or e
 
     def check(self):
-        "Raise what the library was not told."
+        "Raise the error that the library did not get."
         if self.error: raise self.error

@@ -28,7 +28,7 @@ def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-def _files(folder): # relative names of all files, links and other things in a folder, but for its manifest
+def _files(folder): # relative names of all files, links and other things in a folder, except its manifest
     for path in sorted(folder.rglob('*')):
         if path.is_dir() and not path.is_symlink() or path == folder/MANIFEST: continue
         yield path.relative_to(folder).as_posix()

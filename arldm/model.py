@@ -503,7 +503,7 @@ def from_original(cls:ARLDM,
     words:CLIPTokenizer,      # That of Stable Diffusion
     more:BertTokenizer,       # BLIP's
     size:str|dict='full',     # Key of `SIZES`, or what such an entry holds: heads cannot be read off tensors
-    corpus:str=None,          # Key of `CORPORA`; default: told from the word tables
+    corpus:str=None,          # Key of `CORPORA`; default: read from the word tables
     loose:bool=False,         # Leave out what is unknown, keep what is missing random
 )->ARLDM:                     # In evaluation mode
     """A model with the weights, the vocabulary and the caption length of an original checkpoint.
@@ -514,7 +514,7 @@ def from_original(cls:ARLDM,
         more (BertTokenizer): BLIP's
         size (str | dict, default 'full'): Key of `SIZES`, or what such an entry holds: heads cannot be read off
             tensors
-        corpus (str, optional): Key of `CORPORA`; default: told from the word tables
+        corpus (str, optional): Key of `CORPORA`; default: read from the word tables
         loose (bool, default False): Leave out what is unknown, keep what is missing random
 
     Returns:

@@ -19,7 +19,7 @@ from .files import atomic_path, lock_folder, save_json
 from .folder import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story, left_to_draw, own_story,
                         whole_frames)
 from .manifest import MANIFEST, file_digest, recover_folder, replace_folder
-from .sampling import asked, numbers, open_pipeline
+from .sampling import pipeline_options, numbers, open_pipeline
 from .show import strips
 
 # %% ../nbs/14d_own.ipynb #b0bf0a61
@@ -78,7 +78,7 @@ def _draw_all(story, pipe, todo):
         _keep(story, files, k, center_crop(picture, min(picture.size)))
     way = next(frame for frame in story.frames if 'given' not in frame)
     drawn = Frames(story.part, len(story.given) + 1, todo[0]) if todo else []
-    frames = pipe.stream(story.captions, story.given, way['seed'], drawn=drawn, **asked(way)) if todo else []
+    frames = pipe.stream(story.captions, story.given, way['seed'], drawn=drawn, **pipeline_options(way)) if todo else []
     bar = tqdm(zip(todo, frames), story.folder.name, n, initial=n - len(todo), unit=' frames', disable=None)
     try:
         for k, picture in bar: _keep(story, files, k, picture)
@@ -110,7 +110,8 @@ def _draw_again(story, pipe, todo):
         given = story.given or [*Frames(folder, 1, opening)]
         for k in tqdm(todo, 'frames', unit=' frames', disable=None):
             way, drawn = story.frames[k], Frames(folder, opening + 1, k)
-            picture = next(pipe.stream(story.captions[:k + 1], given, way['seed'], drawn=drawn, **asked(way)))
+            frames = pipe.stream(story.captions[:k + 1], given, way['seed'], drawn=drawn, **pipeline_options(way))
+            picture = next(frames)
             picture.save(folder/names[k])
     _put(story, story.folder, names, change)
 

@@ -71,9 +71,9 @@ def _do(self:StoryPanel, work):
 def draw(self:StoryPanel):
     "Draw all frames, showing each when it is done."
     def work():
-        told, how = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
+        captions, options = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
         self.frames, self.tries = [], 0
-        yield from enumerate(self.pipe.stream(told, seed=self.seed.value, **how))
+        yield from enumerate(self.pipe.stream(captions, seed=self.seed.value, **options))
     self._do(work)
 
 @patch
@@ -83,10 +83,10 @@ def redraw(self:StoryPanel, k:int): # from 1
     from 1
     """
     def work():
-        told, how = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
+        captions, options = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
         self.tries += 1
         seed = self.seed.value + 1000*self.tries
-        yield k - 1, self.pipe(told, self.frames, redraw=[k], seed=seed, **how).frames[0][0]
+        yield k - 1, self.pipe(captions, self.frames, redraw=[k], seed=seed, **options).frames[0][0]
     self._do(work)
 
 def story_panel(

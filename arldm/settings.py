@@ -40,8 +40,8 @@ def freezing(
         tuple: Of `FREEZABLE`
     """
     if isinstance(parts, str): parts = FREEZE.get(parts, parts.split(','))
-    asked = [one_of('part to freeze', p.strip(), FREEZABLE) for p in parts]
-    return tuple(p for p in FREEZABLE if p in asked)
+    named = [one_of('part to freeze', p.strip(), FREEZABLE) for p in parts]
+    return tuple(p for p in FREEZABLE if p in named)
 
 # %% ../nbs/00a_settings.ipynb #b738d7a7
 @dataclass(frozen=True)

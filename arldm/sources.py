@@ -157,7 +157,7 @@ def ssid(
 
 # %% ../nbs/03_sources.ipynb #99ad1fb8
 def vist_sis(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
-    "The stories of VIST, told in sequence."
+    "VIST's stories in sequence (SIS)."
     return from_records(opened(raw), f'{split}.story-in-sequence.json', VIST, bad)
 
 # %% ../nbs/03_sources.ipynb #b002d348
@@ -224,10 +224,10 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
         except StoryError as e: raise BadStory('broken strip', f'story {story}: {name} is {e}') from None
 
     def caption(name, story):
-        told = texts.get(name.removesuffix('.png'))
-        if isinstance(told, (list, tuple, np.ndarray)) and len(told): told = told[0]
-        if told is None: raise BadStory('missing description', f'story {story}: nobody described {name}')
-        return caption_text(told, f'the text of {name} in descriptions.npy', story)
+        text = texts.get(name.removesuffix('.png'))
+        if isinstance(text, (list, tuple, np.ndarray)) and len(text): text = text[0]
+        if text is None: raise BadStory('missing description', f'story {story}: nobody described {name}')
+        return caption_text(text, f'the text of {name} in descriptions.npy', story)
 
     def build(i):
         if not 0 <= i < len(stories): raise BadStory('unknown story', f'story {i}: there are only {len(stories)}')
@@ -239,12 +239,13 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
 # %% ../nbs/03_sources.ipynb #ae3c67b9
 def _flintstones_tables(folder):
     "Clips by split, following clips, descriptions by clip."
-    splits, told = folder.json('train-val-test_split.json'), folder.json('flintstones_annotations_v1-0.json')
+    splits, annotations = folder.json('train-val-test_split.json'), folder.json('flintstones_annotations_v1-0.json')
     follow = load_pickle(folder.find('following_cache4.pkl'))
-    if not (isinstance(splits, dict) and isinstance(follow, dict) and isinstance(told, list)
+    if not (isinstance(splits, dict) and isinstance(follow, dict) and isinstance(annotations, list)
             and all(isinstance(splits.get(s), list) for s in ('train', 'val', 'test'))):
         raise ValueError('splits, following clips or descriptions')
-    texts = {str(r['globalID']): r.get('description') for r in told if isinstance(r, dict) and is_id(r.get('globalID'))}
+    texts = {str(r['globalID']): r.get('description') for r in annotations
+             if isinstance(r, dict) and is_id(r.get('globalID'))}
     return splits, {_names(k): v for k, v in follow.items()}, texts
 
 def _following(clips, story): # the four clips after the first one of a story

@@ -278,9 +278,9 @@ class StorySplit:
     def __init__(self, file:StoryFile, name:str, index:dict):
         self.file, self.name, self._index = file, name, index
         self.ids, self.albums = list(index['story_id']), list(index['album_id'])
-        frame, told = index['frame'], index['caption'].shape
-        if frame.dtype.kind != 'i' or frame.ndim not in (2, 3) or frame.shape[:2] != told or told[0] != len(self):
-            raise StoryError(f'{file.path}: split {name} has {told} captions for {frame.dtype} {frame.shape} frames')
+        frame, shape = index['frame'], index['caption'].shape
+        if frame.dtype.kind != 'i' or frame.ndim not in (2, 3) or frame.shape[:2] != shape or shape[0] != len(self):
+            raise StoryError(f'{file.path}: split {name} has {shape} captions for {frame.dtype} {frame.shape} frames')
         if not len(set(self.ids)) == len(self.ids) == len(self.albums) or _has_holes(frame):
             raise StoryError(f'{file.path}: damaged, the stories of split {name} do not add up; convert the corpus '
                              'again')

@@ -34,7 +34,7 @@ def step_stories(
     step:int,                 # Step, counted from 0
     seed:int=0,
     rank:int=0,               # This process
-    world:int=1,              # How many there are
+    world_size:int=1,         # How many there are
 )->list:                      # (story, epoch) for each of this process's stories
     """The stories of one step.
 
@@ -43,22 +43,22 @@ def step_stories(
         total (int): Stories per step, all processes together
         step (int): Step, counted from 0
         rank (int, default 0): This process
-        world (int, default 1): How many there are
+        world_size (int, default 1): How many there are
 
     Returns:
         list: (story, epoch) for each of this process's stories
     """
     def order(epoch): return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
-    places = range(step*total + rank, (step + 1)*total, world)
+    places = range(step*total + rank, (step + 1)*total, world_size)
     orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
     return [(int(orders[p//n][p % n]), p//n) for p in places]
 
 # %% ../nbs/11_train.ipynb #488df685
-def check_batch(n:int, s:Settings, world:int=1):
+def check_batch(n:int, s:Settings, world_size:int=1):
     "A `StoryError` when `n` stories are too few for one step."
-    total = s.stories_per_step*world
+    total = s.stories_per_step*world_size
     if n >= total: return
-    less = f'--train-batch-size {max(1, n//world)}'
+    less = f'--train-batch-size {max(1, n//world_size)}'
     if s.gradient_accumulation_steps > 1: less += ' --gradient-accumulation-steps 1'
     raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {total:,} of one step; take {less}')
 
@@ -67,7 +67,7 @@ def step_batches(
     s:Settings,
     done:int=0,               # Steps that a resumed run has behind it
     rank:int=0,               # This process
-    world:int=1,              # How many there are
+    world_size:int=1,         # How many there are
     workers:int=0,            # Processes that read ahead
 )->DataLoader:                # The stories of each step that is left, to be read once
     """This process's share of every step.
@@ -76,16 +76,16 @@ def step_batches(
         stories (Dataset): A `StoryDataset` or `CachedStories`
         done (int, default 0): Steps that a resumed run has behind it
         rank (int, default 0): This process
-        world (int, default 1): How many there are
+        world_size (int, default 1): How many there are
         workers (int, default 0): Processes that read ahead
 
     Returns:
         DataLoader: The stories of each step that is left, to be read once
     """
-    check_batch(len(stories), s, world)
+    check_batch(len(stories), s, world_size)
     if workers < 0: raise StoryError(f'workers must not be below 0, got {workers}')
-    total = s.stories_per_step*world
-    steps = (step_stories(len(stories), total, k, s.seed, rank, world) for k in range(done, s.max_train_steps))
+    total = s.stories_per_step*world_size
+    steps = (step_stories(len(stories), total, k, s.seed, rank, world_size) for k in range(done, s.max_train_steps))
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_patient)
 
@@ -95,39 +95,39 @@ def _patient(worker): # signals to all processes are meant for the one that trai
         if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 # %% ../nbs/11_train.ipynb #33726c91
-def _chance(*numbers): # a generator that follows from some whole numbers
+def _step_generator(*numbers): # a `torch.Generator` seeded by some whole numbers
     state = np.random.SeedSequence([n & 0xffffffff for n in numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
-def _backward(acc, ready, batch, chances, s): # -> the mean loss of this process's stories
+def _backward(acc, ready, batch, generators, s): # -> the mean loss of this process's stories
     "Loss and gradients of one step, `s.train_batch_size` stories at a time."
     how = dict(n_given=TASKS[s.task], cond_dropout=s.cond_dropout, weighting=s.weighting, snr_gamma=s.snr_gamma,
                timestep_bias_power=s.timestep_bias_power, noise_offset=s.noise_offset, pack_context=s.pack_context)
     total, size = 0., s.train_batch_size
-    for start in range(0, len(chances), size):
+    for start in range(0, len(generators), size):
         part = {k: v[start:start + size] for k, v in batch.items()}
-        last = start + size == len(chances)
+        last = start + size == len(generators)
         with contextlib.nullcontext() if last else acc.no_sync(ready):         # processes meet at the last part
             with acc.autocast():
-                part_loss = ready(part, chances[start:start + size], **how)/s.gradient_accumulation_steps
+                part_loss = ready(part, generators[start:start + size], **how)/s.gradient_accumulation_steps
             acc.backward(part_loss)
         total = total + part_loss.detach()
     return total
 
 # %% ../nbs/11_train.ipynb #4b7b6423
-def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder, start): # `start`: when its stories were asked for
+def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder, start): # `start`: when fetching began
     "One step of `train_steps`."
-    rank, world = acc.process_index, acc.num_processes
+    rank, world_size = acc.process_index, acc.num_processes
     torch.manual_seed((s.seed*1_000_003 + k)*1_009 + rank)
-    chances = [_chance(s.seed, k, place) for place in range(rank, s.stories_per_step*world, world)]
-    loss = acc.reduce(_backward(acc, ready, batch, chances, s), 'mean').item()
+    generators = [_step_generator(s.seed, k, place) for place in range(rank, s.stories_per_step*world_size, world_size)]
+    loss = acc.reduce(_backward(acc, ready, batch, generators, s), 'mean').item()
     norm = float(acc.clip_grad_norm_(model.parameters(), s.max_grad_norm or math.inf))
     check_loss(loss, k + 1, folder, 0. if acc.scaler else norm)     # float16's scaler copes with an infinite one
     for group in optimizer.param_groups: group['lr'] = lr
     optimizer.step(); optimizer.zero_grad()
     if ema: ema.step([p for p in model.parameters() if p.requires_grad])
     return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm,
-                stories_per_s=round(s.stories_per_step*world/(time.perf_counter() - start), 3), val_loss=math.nan)
+                stories_per_s=round(s.stories_per_step*world_size/(time.perf_counter() - start), 3), val_loss=math.nan)
 
 # %% ../nbs/11_train.ipynb #9cc63ce4
 @torch.no_grad()
@@ -136,7 +136,7 @@ def validation_loss(
     stories:Dataset,          # Not for training: middle squares
     s:Settings,               # Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
     rank:int=0,               # This process
-    world:int=1,              # How many there are
+    world_size:int=1,         # How many there are
 )->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
     """The loss of the first `s.num_validation_stories` stories on noise, times and drops that never change.
 
@@ -145,15 +145,16 @@ def validation_loss(
         stories (Dataset): Not for training: middle squares
         s (Settings): Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
         rank (int, default 0): This process
-        world (int, default 1): How many there are
+        world_size (int, default 1): How many there are
 
     Returns:
         torch.Tensor: (2,): the sum over this process's stories, and how many these are
     """
-    rows, total = range(min(s.num_validation_stories, len(stories)))[rank::world], 0.
+    rows, total = range(min(s.num_validation_stories, len(stories)))[rank::world_size], 0.
     for part in _parts(((i, stories[i, 0]) for i in rows), s.train_batch_size):
-        batch, chances = collate([item for _, item in part]), [_chance(0, i) for i, _ in part]
-        total += model.loss(batch, chances, TASKS[s.task], s.cond_dropout, pack_context=s.pack_context).item()*len(part)
+        batch, generators = collate([item for _, item in part]), [_step_generator(0, i) for i, _ in part]
+        loss = model.loss(batch, generators, TASKS[s.task], s.cond_dropout, pack_context=s.pack_context)
+        total += loss.item()*len(part)
     return torch.tensor([total, len(rows)])
 
 def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size`, each of stories of one length
@@ -187,10 +188,10 @@ def accelerator(s:Settings) -> Accelerator:
     _check_started(*rank_and_world_size(), rank_and_world_size() == (acc.process_index, acc.num_processes))
     return acc
 
-def _check_started(rank, world, together): # every part of a run must agree on which process writes
-    if world > 1 and not together:
-        raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world}, but torchrun did not start this '
-                         'process; unset both to train alone, or start it with torchrun')
+def _check_started(rank, world_size, together): # every part of a run must agree on which process writes
+    if world_size > 1 and not together:
+        raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, but torchrun did not start '
+                         'this process; unset both to train alone, or start it with torchrun')
 
 # %% ../nbs/11_train.ipynb #73a69d14
 def checkpoint_blocks(model:ARLDM, on:bool=True):
@@ -216,7 +217,7 @@ def train_steps(
     val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.checkpointing_steps`-th step
     workers:int=0,             # Processes that read ahead
 )->Iterator:                   # A dict with the keys `COLUMNS` after every step
-    """Train, resuming from the newest checkpoint of `run`; a signal that asks to stop is obeyed after a checkpoint.
+    """Train, resuming from the newest checkpoint of `run`; on a signal to stop it writes a checkpoint and ends.
 
     Args:
         stories (Dataset): The training split, a `StoryDataset` or `CachedStories`
@@ -238,10 +239,10 @@ def train_steps(
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
     rates = itertools.islice(each_rate(s), done, None)
     log = Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
-    with _room(s), stop_signals() as asked, _unwrapped(acc, ready):
+    with _room(s), stop_signals() as signals, _unwrapped(acc, ready):
         for k, (rate, (batch, start)) in enumerate(zip(rates, _timed(batches)), done):
             record = _step(k, rate, acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
-            due, stop = k + 1 == s.max_train_steps or (k + 1) % s.checkpointing_steps == 0, _any(acc, asked)
+            due, stop = k + 1 == s.max_train_steps or (k + 1) % s.checkpointing_steps == 0, _any(acc, signals)
             if due and val and s.num_validation_stories: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
             log.add(record)
             if folder and acc.is_main_process and (due or stop): save_checkpoint(folder, k + 1, parts)
@@ -256,12 +257,12 @@ def _unwrapped(acc, ready):
     try: yield
     finally: acc.unwrap_model(ready, keep_fp32_wrapper=False).eval()
 
-def _timed(batches): # each batch, and when it was asked for
+def _timed(batches): # each batch, and when fetching it began
     batches = iter(batches)
     while (start := time.perf_counter()) and (batch := next(batches, None)): yield batch, start
 
-def _any(acc, asked): # whether any process was asked to stop; then all stop together
-    return acc.reduce(torch.tensor(float(len(asked)), device=acc.device), 'sum').item() > 0
+def _any(acc, signals): # whether any process got a signal to stop; then all stop together
+    return acc.reduce(torch.tensor(float(len(signals)), device=acc.device), 'sum').item() > 0
 
 def _validate(acc, model, ema, val, s):
     with averaged(model, ema), acc.autocast():

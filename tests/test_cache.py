@@ -71,7 +71,7 @@ def says_one_line(work, *words):
 # the same answers
 
 def losses(net, batch, task):
-    "Loss and gradients on fixed random numbers, a third of the frames told nothing."
+    "Loss and gradients on fixed random numbers, a third of the frames unconditional."
     net.zero_grad()
     loss = net.loss(batch, torch.Generator().manual_seed(1), task, .3)
     loss.backward()
@@ -105,7 +105,7 @@ def test_what_still_trains_is_not_kept(begin, tmp_path, freezing, kinds):
     for k in ga: assert torch.allclose(ga[k], gb[k], rtol=1e-3, atol=1e-5*max(1, ga[k].abs().max())), k
 
 def test_training_asks_nothing_else(begin, tmp_path):
-    "Every square of 20 epochs and of three seeds is there, and each is asked for once."
+    "Every square of 20 epochs and of three seeds is there, and each is encoded once."
     net, stories = begin(crops=3)
     kept = build(net, stories, tmp_path)
     for seed in 0, 1, 2:
@@ -139,7 +139,7 @@ def test_any_number_of_processes(built, tmp_path, world):
     each = []
     for rank in reversed(range(world)):
         before = shards()
-        build(net, stories, tmp_path/'cache', rank=rank, world=world)
+        build(net, stories, tmp_path/'cache', rank=rank, world_size=world)
         each.append(shards() - before)
     assert max(each) - min(each) <= 1
     assert content(tmp_path/'cache') == content(folder)
@@ -150,7 +150,7 @@ def empty(path): path.write_bytes(b'')
 def zeros(path): path.write_bytes(bytes(path.stat().st_size))
 def page(path): path.write_text('<!DOCTYPE html>')
 
-@pytest.mark.parametrize('name', ['moments-00001', 'captions-00000', 'slots-00001', 'nothing'])
+@pytest.mark.parametrize('name', ['moments-00001', 'captions-00000', 'slots-00001', 'null'])
 @pytest.mark.parametrize('damage', [Path.unlink, cut, garbage, empty, zeros, page], ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings('ignore:.*is damaged')
 def test_damaged_shards(built, tmp_path, name, damage):
@@ -164,14 +164,14 @@ def test_damaged_shards(built, tmp_path, name, damage):
     assert times == {k: (copy/k).stat().st_mtime_ns for k in times}
 
 @pytest.mark.parametrize('damage', ['zeros', 'one bit'])
-@pytest.mark.parametrize('name', ['moments-00000', 'captions-00000', 'slots-00000', 'nothing'])
+@pytest.mark.parametrize('name', ['moments-00000', 'captions-00000', 'slots-00000', 'null'])
 def test_changed_numbers_are_not_trained_on(built, tmp_path, name, damage):
     "A failing disk has changed numbers of a file that is otherwise intact: a note, and the loss of a fresh cache."
     net, stories, folder = built
     copy = shutil.copytree(folder, tmp_path/'cache')
     path = copy/f'{name}.safetensors'
     data = bytearray(path.read_bytes())
-    x = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])['no_slot' if name == 'nothing' else 'x']
+    x = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])['no_slot' if name == 'null' else 'x']
     start, end = (8 + int.from_bytes(data[:8], 'little') + at for at in x['data_offsets'])
     if damage == 'zeros': data[start:end] = bytes(end - start)
     else: data[end - 2] ^= 64
@@ -278,7 +278,7 @@ def test_full_disk(built, tmp_path):
     "One line, no half file; and what was written stays."
     net, stories, whole = built
     sizes = {p.name: p.stat().st_size for p in whole.iterdir()}
-    most = (sizes['nothing.safetensors'] + sizes['slots-00000.safetensors'])//2
+    most = (sizes['null.safetensors'] + sizes['slots-00000.safetensors'])//2
     start(stories, net, folder := tmp_path/'cache', most).join()
     said, left = (tmp_path/'cache.txt').read_text(), {p.name for p in folder.iterdir()}
     assert '\n' not in said and '00000.safetensors: cannot be written' in said and 'make room' in said

@@ -292,7 +292,7 @@ def test_batches_and_processes_change_nothing(toys, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     def gallery(batch, rows=range(36), world=1):
         for rank in range(world):
-            for _ in draw_split(pipe, stories, tmp_path/f'{batch}-{world}'/'drawn', batch=batch, rank=rank, world=world,
+            for _ in draw_split(pipe, stories, tmp_path/f'{batch}-{world}'/'drawn', batch=batch, rank=rank, world_size=world,
                                 limit=rows[-1] + 1, num_inference_steps=2, guidance_scale=2.): pass
         return drawn(tmp_path/f'{batch}-{world}')
     def first(gallery, n): return {k: v for k, v in gallery.items() if int(k.split('/')[0]) < n}

@@ -156,9 +156,9 @@ def test_somebodys_log_is_not_rewritten(run):
 def test_a_cache_takes_nobodys_file(finished, data, model, tmp_path):
     stories = StoryDataset(StoryFile(data)['train'], model.vocab, 16, 32, train=True, crops=1)
     frozen = model.freeze(FREEZE['attention'])
-    (tmp_path/'nothing.safetensors').write_bytes(b'mine')
-    one_line(lambda: cache.build_cache(frozen, stories, tmp_path), 'nothing.safetensors', 'another folder')
-    assert files(tmp_path) == {'nothing.safetensors': b'mine'}
+    (tmp_path/'null.safetensors').write_bytes(b'mine')
+    one_line(lambda: cache.build_cache(frozen, stories, tmp_path), 'null.safetensors', 'another folder')
+    assert files(tmp_path) == {'null.safetensors': b'mine'}
     cache.build_cache(frozen, stories, tmp_path/'new', progress=False)
     heads = frozen.text_encoder.config.num_attention_heads
     frozen.text_encoder.config.num_attention_heads = 2

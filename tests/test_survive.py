@@ -99,7 +99,7 @@ def test_stops_with_its_readers(whole, data, tmp_path):
         for pid in (all_of_it := family(process.pid)): os.kill(pid, signal.SIGTERM)
         said, _ = process.communicate(timeout=300)
         if (done := steps_of(run)) < 8: break
-    assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
+    assert process.returncode == 0 and f'stopped by a signal after step {done}' in said, said
     assert len(all_of_it) >= 3 and not any(Path(f'/proc/{pid}').exists() for pid in all_of_it)
     train(run, checkpointing_steps=2, workers=1)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
@@ -112,7 +112,7 @@ def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
         process.send_signal(getattr(signal, name))
         said, _ = process.communicate(timeout=300)
         if (done := steps_of(run)) < 8: break
-    assert process.returncode == 0 and f'asked to stop after step {done}' in said, said
+    assert process.returncode == 0 and f'stopped by a signal after step {done}' in said, said
     assert [p.name for p in (run/'checkpoints').glob('*.pt')] == [f'{done:06d}.pt'] and done < 8
     train(run, checkpointing_steps=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))

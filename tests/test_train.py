@@ -387,7 +387,7 @@ def other_data(data, tmp_path):
 
 RESUMED = {'differences': (['--crops=2', '--learning-rate=1', '--freeze=none', '--train-batch-size=3', '--seed=1',
                             '--prediction-type=v_prediction'], 'learning_rate=0.001, not 1.0'), 'freeze': (['--freeze=none'], "freeze=('clip', 'blip'"),
-           'fewer steps': (['--max-train-steps=3'], 'has 4 steps behind it, more than the 3 asked for'),
+           'fewer steps': (['--max-train-steps=3'], 'has 4 steps behind it, more than the 3 of its settings'),
            'stories': (other_data, 'does not hold the stories'), 'no file': (['--data=nowhere.h5'], 'no such file')}
 
 @pytest.mark.parametrize('name', RESUMED)
