@@ -20,11 +20,18 @@ def wait():
     "Let a GPU, where there is one, finish what it was asked to do."
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
-def take_turns(rounds:int, **jobs)->dict: # name=function -> name: seconds of each turn
+def take_turns(
+    rounds:int,  # Turns of each
+    jobs:dict,   # Name -> function without arguments
+)->dict:         # Name -> seconds of each turn
     """Time some functions in turn, so that a disturbance is shared.
 
+    Args:
+        rounds (int): Turns of each
+        jobs (dict): Name -> function without arguments
+
     Returns:
-        dict: name=function -> name: seconds of each turn
+        dict: Name -> seconds of each turn
     """
     seconds = {name: [] for name in jobs}
     for _ in tqdm(range(rounds), ' / '.join(jobs), leave=False):
@@ -106,7 +113,7 @@ def matrix_rate(
     best = 0
     for n in sides or ((4096, 8192) if device == 'cuda' else (512, 1024, 2048)):
         a, b = torch.randn(2, n, n, device=device).to(dtype)
-        seconds = take_turns(6, product=lambda: a@b)['product']
+        seconds = take_turns(6, dict(product=lambda: a@b))['product']
         best = max(best, 2*n**3/min(seconds))
     return best
 

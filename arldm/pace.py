@@ -32,39 +32,44 @@ class DrawingBench:
         training (TrainingBench): Stories, and a model
         model (ARLDM, optional): Instead of that of `training`
         side (int, optional): Pixels of a frame; default: the smaller one of the size
-        guidance (float, default 7.5): Guidance scale; default: the seed's
+        guidance_scale (float, default 7.5): Default: the seed's
     """
     def __init__(self,
         training:TrainingBench, # Stories, and a model
         model:ARLDM=None,     # Instead of that of `training`
         side:int=None,        # Pixels of a frame; default: the smaller one of the size
-        guidance:float=7.5,   # Guidance scale; default: the seed's
+        guidance_scale:float=7.5, # Default: the seed's
     ):
-        self.side, self.guidance = side or SIDES[training.size][0], guidance
+        self.side, self.guidance_scale = side or SIDES[training.size][0], guidance_scale
         self.pipe = StoryPipeline.from_model(model or training.model)
         self.pipe.set_progress_bar_config(disable=True)
         self.captions = [list(story.captions) for story in training.split]
         self.opening = training.split[0].pictures()[:-1]                                      # all but the last frame
 
     def draw(self,
-        scheduler:str, # Key of `SCHEDULERS`
-        steps:int,
-        batch:int=1,   # Stories drawn together
-        **how,         # More of what a pipeline takes
-    ):                 # -> `StoryOutput`
+        scheduler:str,           # Key of `SCHEDULERS`
+        num_inference_steps:int, # Denoising steps per frame
+        batch:int=1,             # Stories drawn together
+        given:list=None,         # Opening pictures of each
+        plain:bool=False,        # Without what makes drawing faster
+        output_type:str='pil',   # As for `StoryPipeline`
+    ):                           # -> `StoryOutput`
         """Draw stories.
 
         -> `StoryOutput`
 
         Args:
             scheduler (str): Key of `SCHEDULERS`
+            num_inference_steps (int): Denoising steps per frame
             batch (int, default 1): Stories drawn together
-            **how: More of what a pipeline takes
+            given (list, optional): Opening pictures of each
+            plain (bool, default False): Without what makes drawing faster
+            output_type (str, default 'pil'): As for `StoryPipeline`
         """
         captions = list(islice(cycle(self.captions), batch))
         self.pipe.scheduler = make_scheduler(scheduler, self.pipe.scheduler.config)
-        return self.pipe(captions, num_inference_steps=steps, guidance_scale=self.guidance, height=self.side,
-                         width=self.side, **how)
+        return self.pipe(captions, given, num_inference_steps, self.guidance_scale, self.side, self.side, plain=plain,
+                         output_type=output_type)
 
 # %% ../nbs/17c_pace.ipynb #5e648642
 def unet_calls(
@@ -80,29 +85,33 @@ def unet_calls(
 
 def story_flops(
     drawing:DrawingBench,
-    **how,        # More of what `DrawingBench.draw` takes
-)->Callable:      # Number of UNet calls -> floating-point operations
+    given:list=None,  # Opening pictures
+    plain:bool=False, # Without what makes drawing faster
+)->Callable:          # Number of UNet calls -> floating-point operations
     """The floating-point operations of a story.
 
     Args:
-        **how: More of what `DrawingBench.draw` takes
+        given (list, optional): Opening pictures
+        plain (bool, default False): Without what makes drawing faster
 
     Returns:
         Callable: Number of UNet calls -> floating-point operations
     """
-    drawing.draw('dpm++', 1, **how)
-    once, twice = (count_flops(lambda: drawing.draw('dpm++', n, **how)) for n in (1, 2))
+    def draw(n): return drawing.draw('dpm++', n, given=given, plain=plain)
+    draw(1)
+    once, twice = (count_flops(lambda: draw(n)) for n in (1, 2))
     return lambda n: once + (n - 1)*(twice - once)
 
 # %% ../nbs/17c_pace.ipynb #cbd59d72
 def timed(
-    rounds:int,
-    **jobs,      # name=function
+    rounds:int,  # Turns of each
+    jobs:dict,   # Name -> function without arguments
 )->dict:         # {'CPU time': {name: seconds of each turn}, 'time passed': the same}
     """Let some functions take turns, and note the CPU time of each, too.
 
     Args:
-        **jobs: name=function
+        rounds (int): Turns of each
+        jobs (dict): Name -> function without arguments
 
     Returns:
         dict: {'CPU time': {name: seconds of each turn}, 'time passed': the same}
@@ -112,7 +121,7 @@ def timed(
         start = time.process_time()
         jobs[name]()
         busy[name].append(time.process_time() - start)
-    return {'time passed': take_turns(rounds, **{name: partial(job, name) for name in jobs}), 'CPU time': busy}
+    return {'time passed': take_turns(rounds, {name: partial(job, name) for name in jobs}), 'CPU time': busy}
 
 def against(
     what:str,
@@ -145,8 +154,8 @@ def compare_drawing(drawing:DrawingBench, size:str, rounds:int)->list: # Lines a
     second = f'{fewer} DPM++ for {many} PNDM', many, ('dpm++', fewer), 1, None, 's/frame', dict(given=[drawing.opening])
     rate, lines = matrix_rate(), []
     for what, steps, ours, turns, wanted, unit, part in (first, second):
-        seconds = timed(turns, plain=partial(drawing.draw, 'pndm', steps, plain=True, **part),
-                        ours=partial(drawing.draw, *ours, **part))
+        seconds = timed(turns, dict(plain=partial(drawing.draw, 'pndm', steps, plain=True, **part),
+                                    ours=partial(drawing.draw, *ours, **part)))
         work = dict(plain=story_flops(drawing, plain=True, **part)(unet_calls('pndm', steps)),
                     ours=story_flops(drawing, **part)(unet_calls(*ours)))
         share = {name: 100*work[name]/median(s)/rate for name, s in seconds['time passed'].items()}
@@ -189,7 +198,7 @@ def in_bfloat16(
     drawing.pipe.to(torch.bfloat16).unet.to(memory_format=torch.channels_last)
     drawing.draw('dpm++', 1)
     def once(scheduler, steps, rounds, _, part):
-        return median(timed(rounds, ours=partial(drawing.draw, scheduler, steps, **part))['CPU time']['ours'])
+        return median(timed(rounds, dict(ours=partial(drawing.draw, scheduler, steps, **part)))['CPU time']['ours'])
     return [against(name, dict(plain=[p['plain']], ours=[once(*job)]), job[3], p['unit'])
             for name, job, p in zip(names, jobs, plain)]
 
@@ -213,10 +222,11 @@ def drawing_rows(size:str) -> dict: # name -> kind, arguments of `DrawingBench` 
     rows = {}
     for name, (kind, more) in kinds.items():
         for scheduler, steps in ('pndm', many), ('dpm++', fewer):
-            rows[f'{scheduler} {steps}, {name}'] = kind, {}, dict(scheduler=scheduler, steps=steps, **more)
+            draw = dict(scheduler=scheduler, num_inference_steps=steps, **more)
+            rows[f'{scheduler} {steps}, {name}'] = kind, {}, draw
     side, batch = SIDES[size][1], 8 if size == 'full' else few_stories
     rows[f'dpm++ {fewer}, graphs, {side} px, guidance 6, {batch} stories'] = (
-        'graphs', dict(side=side, guidance=6.), dict(scheduler='dpm++', steps=fewer, batch=batch))
+        'graphs', dict(side=side, guidance_scale=6.), dict(scheduler='dpm++', num_inference_steps=fewer, batch=batch))
     return rows
 
 # %% ../nbs/17c_pace.ipynb #74fa2d46
@@ -226,13 +236,29 @@ def tidy():
     gc.collect()
     torch.cuda.empty_cache()
 
-def measure_drawing(drawing:DrawingBench, rounds:int, scheduler:str, steps:int, **how)->dict:
-    "What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known."
+def measure_drawing(
+    drawing:DrawingBench,
+    rounds:int,               # Drawings that are timed
+    scheduler:str,            # Key of `SCHEDULERS`
+    num_inference_steps:int,  # Denoising steps per frame
+    batch:int=1,              # Stories drawn together
+    plain:bool=False,         # Without what makes drawing faster
+)->dict:
+    """What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known.
+
+    Args:
+        rounds (int): Drawings that are timed
+        scheduler (str): Key of `SCHEDULERS`
+        num_inference_steps (int): Denoising steps per frame
+        batch (int, default 1): Stories drawn together
+        plain (bool, default False): Without what makes drawing faster
+    """
     seconds = []
-    def drawings(): seconds.extend(take_turns(rounds, draw=partial(drawing.draw, scheduler, steps, **how))['draw'])
+    def draw(): drawing.draw(scheduler, num_inference_steps, batch, plain=plain)
+    def drawings(): seconds.extend(take_turns(rounds, dict(draw=draw))['draw'])
     try:
-        drawing.draw(scheduler, 2, **how)
-        return dict(memory=gpu_peak(drawings)/1e3, seconds=median(seconds)/how.get('batch', 1))
+        drawing.draw(scheduler, 2, batch, plain=plain)
+        return dict(memory=gpu_peak(drawings)/1e3, seconds=median(seconds)/batch)
     except (StoryError, RuntimeError) as e:
         if not out_of_memory(e): raise
     tidy()
@@ -243,23 +269,33 @@ def prepared(
     training:TrainingBench,
     kind:str,             # Key of `PIPELINE_KINDS`
     side:int=None,        # As in `DrawingBench`
-    guidance:float=7.5,   # As in `DrawingBench`
+    guidance_scale:float=7.5, # As in `DrawingBench`
 )->DrawingBench:
     """A pipeline of its own, ready for a recipe.
 
     Args:
         kind (str): Key of `PIPELINE_KINDS`
         side (int, optional): As in `DrawingBench`
-        guidance (float, default 7.5): As in `DrawingBench`
+        guidance_scale (float, default 7.5): As in `DrawingBench`
     """
     precision, graphs = PIPELINE_KINDS[kind]
-    drawing = DrawingBench(training, training.new_model().to(getattr(torch, precision)), side, guidance)
+    drawing = DrawingBench(training, training.new_model().to(getattr(torch, precision)), side, guidance_scale)
     if graphs is not None: drawing.pipe.enable_fast_kernels(graphs=graphs)
     return drawing
 
 # %% ../nbs/17c_pace.ipynb #a3fb7fca
-def part_seconds(drawing:DrawingBench, **how) -> dict: # part -> seconds in it of one drawing; `all`: of the whole
+def part_seconds(
+    drawing:DrawingBench,
+    scheduler:str,            # Key of `SCHEDULERS`
+    num_inference_steps:int,  # Denoising steps per frame
+    batch:int=1,              # Stories drawn together
+)->dict:                      # part -> seconds in it of one drawing; `all`: of the whole
     """Where the time of a drawing goes; the clock waits for every part, so the whole takes a little longer.
+
+    Args:
+        scheduler (str): Key of `SCHEDULERS`
+        num_inference_steps (int): Denoising steps per frame
+        batch (int, default 1): Stories drawn together
 
     Returns:
         dict: part -> seconds in it of one drawing; `all`: of the whole
@@ -276,10 +312,10 @@ def part_seconds(drawing:DrawingBench, **how) -> dict: # part -> seconds in it o
             seconds[name] += time.perf_counter() - start
             return found
         return run
-    drawing.draw(**{**how, 'steps': 2})
+    drawing.draw(scheduler, 2, batch)
     try:
         for name, part in parts.items(): part.forward, seconds[name] = timed_part(name, part.forward), 0.
-        seconds['all'] = take_turns(1, draw=lambda: drawing.draw(**how))['draw'][0]
+        seconds['all'] = take_turns(1, dict(draw=lambda: drawing.draw(scheduler, num_inference_steps, batch)))['draw'][0]
     finally:
         for part in parts.values(): vars(part).pop('forward', None)
     return seconds

@@ -174,11 +174,11 @@ def measure(self:Bench, name:str) -> dict:
     group, what = name.split(': ', 1)
     if what == 'the same as the CPU': return smoke(self.folder, self.size)
     if what == 'pytest -m gpu': return run_tests()
-    if group == 'train': return measure_training(self.training, ROUNDS[self.size], **training_rows(self.size)[what])
+    if group == 'train': return measure_training(self.training, ROUNDS[self.size], training_rows(self.size)[what])
     if what == 'arithmetic': return self.arithmetic()
     if what == 'where the time goes':
-        draw = dict(scheduler='dpm++', steps=BENCH_STEPS[self.size][2], batch=BATCHES[self.size][1])
-        return dict(parts=part_seconds(self.drawing('bfloat16', {}), **draw))
+        steps, batch = BENCH_STEPS[self.size][2], BATCHES[self.size][1]
+        return dict(parts=part_seconds(self.drawing('bfloat16', {}), 'dpm++', steps, batch))
     kind, options, draw = drawing_rows(self.size)[what]
     return measure_drawing(self.drawing(kind, options), 1, **draw)
 

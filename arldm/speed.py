@@ -64,8 +64,8 @@ def bench_converting(folder:Path, albums:int, sizes:list, rounds:int)->list: # L
         list: Lines about speed and size
     """
     raw, plain, ours = write_corpus(folder/'raw', albums, sizes), folder/'plain.h5', folder/'ours.h5'
-    seconds = take_turns(rounds, plain=lambda: reencode(raw, plain),
-                         ours=lambda: convert('ssid', raw, ours, quiet=True))
+    seconds = take_turns(rounds, dict(plain=lambda: reencode(raw, plain),
+                                      ours=lambda: convert('ssid', raw, ours, quiet=True)))
     plain, ours = (file.stat().st_size/1e6 for file in (plain, ours))
     return [speedup_line('converting', 'pictures/s', 20*albums, seconds, 'ours', 20),
             dict(what='size of the file', unit='MB', plain=plain, ours=ours, gain=plain/ours, wanted=10)]
@@ -121,9 +121,9 @@ def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stor
     convert('ssid', raw, folder/'small.h5', resolution=256, quiet=True)
     whole, small = (StoryFile(folder/f'{name}.h5')['train'] for name in ('whole', 'small'))
     vocab = Vocabulary(*word_tokenizers(PHOTO_WORDS, folder/'words'), CORPORA['ssid'].length)
-    seconds = take_turns(rounds, plain=passing(PlainStories(whole, vocab, 256), dict),
-                         ours=passing(StoryDataset(whole, vocab, 256), on_device),
-                         small=passing(StoryDataset(small, vocab, 256), on_device))
+    seconds = take_turns(rounds, dict(plain=passing(PlainStories(whole, vocab, 256), dict),
+                                      ours=passing(StoryDataset(whole, vocab, 256), on_device),
+                                      small=passing(StoryDataset(small, vocab, 256), on_device)))
     return [speedup_line('reading, same pixels', 'stories/s', len(whole), seconds, 'ours', 1.5),
             speedup_line('reading, --resolution 256', 'stories/s', len(whole), seconds, 'small', 3)]
 

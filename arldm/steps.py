@@ -65,11 +65,15 @@ class TrainingBench:
     def model(self): return self.new_model()  # the one that trains
 
 # %% ../nbs/17b_steps.ipynb #ef7f5935
-def recipe(size:str, **changes)->Settings: # Fields of `Settings`
+def recipe(
+    size:str,         # 'tiny' or 'full'
+    changes:dict={},  # Fields of `Settings` that differ
+)->Settings:
     """The seed's recipe with changes, for one story a step unless it says otherwise.
 
-    Returns:
-        Settings: Fields of `Settings`
+    Args:
+        size (str): 'tiny' or 'full'
+        changes (dict, default {}): Fields of `Settings` that differ
     """
     return resolve('ssid-baseline', **{'resolution': SIDES[size][0], 'model': size, 'max_train_steps': 1000, **changes})
 
@@ -90,12 +94,18 @@ def stories_of(training:TrainingBench, s:Settings): # -> `StoryDataset` or `Cach
     if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, s.mixed_precision, progress=False)
     return CachedStories(stories, folder)
 
-def steps(training:TrainingBench, **changes): # -> generator of the records of `train_steps`
+def steps(
+    training:TrainingBench,
+    changes:dict={},  # Fields of `Settings` that differ from the recipe
+):                    # -> generator of the records of `train_steps`
     """Training steps of a recipe, as many as one wants.
 
     -> generator of the records of `train_steps`
+
+    Args:
+        changes (dict, default {}): Fields of `Settings` that differ from the recipe
     """
-    s = recipe(training.size, **changes)
+    s = recipe(training.size, changes)
     stories = stories_of(training, s)
     training.model.freeze(s.freeze).zero_grad()
     with contextlib.closing(train_steps(training.model, stories, s)) as records:
@@ -106,19 +116,19 @@ def steps(training:TrainingBench, **changes): # -> generator of the records of `
 # %% ../nbs/17b_steps.ipynb #6f1c0a7e
 def arithmetic(
     training:TrainingBench,
-    n:int,      # Steps to count, from the second on
-    **changes,  # Of the recipe
-)->float:       # Floating-point operations of a step
+    n:int,           # Steps to count, from the second on
+    changes:dict={}, # Fields of `Settings` that differ from the recipe
+)->float:            # Floating-point operations of a step
     """The mean arithmetic of some training steps.
 
     Args:
         n (int): Steps to count, from the second on
-        **changes: Of the recipe
+        changes (dict, default {}): Fields of `Settings` that differ from the recipe
 
     Returns:
         float: Floating-point operations of a step
     """
-    with contextlib.closing(steps(training, **changes)) as records:
+    with contextlib.closing(steps(training, changes)) as records:
         next(records)
         return count_flops(lambda: [next(records) for _ in range(n)])/n
 
@@ -126,7 +136,7 @@ def arithmetic(
 _STEP = """
 import sys
 from arldm.steps import CANDIDATES, TrainingBench, steps
-next(steps(TrainingBench(*sys.argv[1:3]), **CANDIDATES[sys.argv[3]]))
+next(steps(TrainingBench(*sys.argv[1:3]), CANDIDATES[sys.argv[3]]))
 """
 
 def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmetic and memory
@@ -135,7 +145,7 @@ def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about spe
     Returns:
         list: Lines about speed, arithmetic and memory
     """
-    stories_of(TrainingBench(folder, size), recipe(size, **CANDIDATES['ours']))
+    stories_of(TrainingBench(folder, size), recipe(size, CANDIDATES['ours']))
     memory = {name: peak(_STEP, folder, size, name)/1e3 for name in CANDIDATES}
     training = TrainingBench(folder, size)
     rate = matrix_rate(device=training.model.device.type)
@@ -143,14 +153,14 @@ def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about spe
     with contextlib.ExitStack() as stack:
         candidates = {}
         for name, changes in CANDIDATES.items():
-            candidates[name] = stack.enter_context(contextlib.closing(steps(training, **changes)))
+            candidates[name] = stack.enter_context(contextlib.closing(steps(training, changes)))
             next(candidates[name])
         def step(name):
             start = time.process_time()
             next(candidates[name])
             busy[name].append(time.process_time() - start)
-        seconds = take_turns(rounds, **{name: partial(step, name) for name in candidates})
-    flops = {name: arithmetic(training, rounds, **changes) for name, changes in CANDIDATES.items()}
+        seconds = take_turns(rounds, {name: partial(step, name) for name in candidates})
+    flops = {name: arithmetic(training, rounds, changes) for name, changes in CANDIDATES.items()}
     share = {name: 100*flops[name]*rounds/sum(seconds[name])/rate for name in CANDIDATES}
     return [speedup_line('training step, seed frozen', 'stories/s', 1, seconds, 'ours', 1.8),
             speedup_line('the same by CPU time', 'stories/s', 1, busy, 'ours', 1.8),
@@ -180,17 +190,26 @@ def training_rows(size:str) -> dict: # name -> fields of `Settings`
     return rows
 
 # %% ../nbs/17b_steps.ipynb #a93aaae7
-def measure_training(training:TrainingBench, rounds:int, **changes)->dict:
-    "What a recipe costs on a GPU: stories_per_s, memory (GB) and flops (of a story), or a note that it does not fit."
+def measure_training(
+    training:TrainingBench,
+    rounds:int,       # Steps that are timed
+    changes:dict={},  # Fields of `Settings` that differ from the recipe
+)->dict:
+    """What a recipe costs on a GPU: stories_per_s, memory (GB) and flops (of a story), or a note that it does not fit.
+
+    Args:
+        rounds (int): Steps that are timed
+        changes (dict, default {}): Fields of `Settings` that differ from the recipe
+    """
     seconds = []
     try:
-        with contextlib.closing(steps(training, **changes)) as records:
+        with contextlib.closing(steps(training, changes)) as records:
             next(records)
-            def timed(): seconds.extend(take_turns(rounds, step=partial(next, records))['step'])
+            def timed(): seconds.extend(take_turns(rounds, dict(step=partial(next, records)))['step'])
             memory = gpu_peak(timed)/1e3
         batch = changes.get('train_batch_size', 1)
         found = dict(stories_per_s=batch*rounds/sum(seconds), memory=memory)
-        if not changes.get('gradient_checkpointing'): found['flops'] = arithmetic(training, rounds, **changes)/batch
+        if not changes.get('gradient_checkpointing'): found['flops'] = arithmetic(training, rounds, changes)/batch
         return found
     except (StoryError, RuntimeError) as e:
         if not out_of_memory(e): raise

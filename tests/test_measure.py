@@ -16,7 +16,7 @@ BACKWARD = ['flash_attention_for_cpu', 'flash_attention', 'efficient_attention',
 
 def test_turns_are_taken():
     said = []
-    seconds = take_turns(2, plain=lambda: said.append('a'), ours=lambda: said.append('b'))
+    seconds = take_turns(2, dict(plain=lambda: said.append('a'), ours=lambda: said.append('b')))
     assert said == ['a', 'b', 'a', 'b'] and [len(s) for s in seconds.values()] == [2, 2]
 
 def test_gain_is_the_median_ratio():

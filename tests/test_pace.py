@@ -84,7 +84,7 @@ def test_bfloat16_units(monkeypatch, name):
 def test_bfloat16_where_there_are_units(training, drawing, monkeypatch):
     "Ours in bfloat16 against the plain way's CPU time in float32."
     monkeypatch.setattr(pace, 'bfloat16_units', lambda: True)
-    monkeypatch.setattr(pace, 'take_turns', lambda rounds, **jobs: {name: [job()] for name, job in jobs.items()})
+    monkeypatch.setattr(pace, 'take_turns', lambda rounds, jobs: {name: [job()] for name, job in jobs.items()})
     drawing = pace.DrawingBench(training, training.new_model())
     a, b = pace.in_bfloat16(drawing, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9, unit='s') for n in ('a', 'b')])
     assert (a['what'], b['what']) == ('a, bfloat16', 'b, bfloat16') and drawing.pipe.unet.dtype == torch.bfloat16
@@ -99,8 +99,9 @@ def test_rows():
     names = [f'{kind}, {n} stories' for kind in ('bfloat16', 'compiled', 'graphs') for n in (16, 64)]
     expected = [f'{scheduler}, {name}' for name in ('plain, 1 story', 'ours, 1 story', *names) for scheduler in ('pndm 50', 'dpm++ 20')]
     assert list(rows) == [*expected, 'dpm++ 20, graphs, 512 px, guidance 6, 8 stories']
-    assert rows['pndm 50, plain, 1 story'] == ('float32', {}, dict(scheduler='pndm', steps=50, plain=True))
-    assert rows['dpm++ 20, graphs, 512 px, guidance 6, 8 stories'][1:] == (dict(side=512, guidance=6.), dict(scheduler='dpm++', steps=20, batch=8))
+    assert rows['pndm 50, plain, 1 story'] == ('float32', {}, dict(scheduler='pndm', num_inference_steps=50, plain=True))
+    assert rows['dpm++ 20, graphs, 512 px, guidance 6, 8 stories'][1:] == (dict(side=512, guidance_scale=6.),
+                                                                         dict(scheduler='dpm++', num_inference_steps=20, batch=8))
 
 def test_each_kind_has_a_pipeline_of_its_own(training, monkeypatch):
     "In the precision of the row, with fast kernels where it asks for them, of the frame size and guidance that it names."
@@ -111,7 +112,7 @@ def test_each_kind_has_a_pipeline_of_its_own(training, monkeypatch):
     assert asked == [(drawings['compiled'].pipe, False), (drawings['graphs'].pipe, True)]
     assert len({id(drawing.pipe.unet) for drawing in drawings.values()}) == 4
     large = pace.prepared(training, 'float32', 64, 1.)
-    assert large.draw('dpm++', 1).frames[0][0].size == (64, 64) and large.guidance == 1.
+    assert large.draw('dpm++', 1).frames[0][0].size == (64, 64) and large.guidance_scale == 1.
 
 def test_no_memory_is_a_note(drawing, monkeypatch):
     "What does not fit says so, whoever notices; any other error is one."
@@ -128,7 +129,7 @@ def test_no_memory_is_a_note(drawing, monkeypatch):
 
 def test_cost_of_a_story(drawing, monkeypatch):
     "Seconds are those of a story, not of the batch."
-    monkeypatch.setattr(pace, 'take_turns', lambda rounds, draw: draw() and dict(draw=[3.]))
+    monkeypatch.setattr(pace, 'take_turns', lambda rounds, jobs: jobs['draw']() or dict(draw=[3.]))
     assert pace.measure_drawing(drawing, 1, 'dpm++', 1, batch=2)['seconds'] == 1.5
 
 def test_flops_of_the_rows(training, monkeypatch):
@@ -142,7 +143,7 @@ def test_flops_of_the_rows(training, monkeypatch):
 
 def test_where_the_time_goes(drawing):
     "No part is counted twice or left with a clock on it."
-    seconds = pace.part_seconds(drawing, scheduler='dpm++', steps=2)
+    seconds = pace.part_seconds(drawing, 'dpm++', 2)
     parts = [seconds[name] for name in ('unet', 'vae', 'memory_encoder', 'text_encoder')]
     assert all(x > 0 for x in parts) and sum(parts) < seconds['all'] and len(seconds) == 5
     for part in drawing.pipe.unet, drawing.pipe.vae.decoder, drawing.pipe.text_encoder: assert 'forward' not in vars(part)

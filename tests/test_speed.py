@@ -109,7 +109,7 @@ def training(tmp_path_factory): return steps.TrainingBench(tmp_path_factory.mkte
 
 def test_candidates_train_on_the_same_stories(training):
     "Plain and ours differ in what is computed, not in which stories come and what is asked of them."
-    plain, ours = (steps.recipe('tiny', **changes) for changes in steps.CANDIDATES.values())
+    plain, ours = (steps.recipe('tiny', changes) for changes in steps.CANDIDATES.values())
     differ = {k for k in SETTINGS if getattr(plain, k) != getattr(ours, k)}
     assert differ == {'freeze', 'crops', 'pack_context'} and set(ours.freeze) - set(plain.freeze) == {'words'}
     pictures, features = (steps.stories_of(training, s) for s in (plain, ours))
@@ -126,17 +126,17 @@ def test_candidates_share_weights_and_keep_to_their_own(training):
         before = table.clone(), attention.clone()
         next(candidate)
         return [not torch.equal(a, b) for a, b in zip(before, (table, attention))]
-    plain, ours = (steps.steps(training, **changes) for changes in steps.CANDIDATES.values())
+    plain, ours = (steps.steps(training, changes) for changes in steps.CANDIDATES.values())
     for candidate in plain, ours: next(candidate)                      # the original's first step has a rate of 0
     assert [moved(plain), moved(ours), moved(plain), moved(ours)] == [[True, True], [False, True]]*2
     ours.close(), plain.close()
 
 def test_a_step_counts_what_is_saved(training):
     "The features spare at least the forward pass of the autoencoder."
-    def flops(**changes):
-        with contextlib.closing(steps.steps(training, cond_dropout=0., **changes)) as records: return count_flops(lambda: next(records))
-    steps.stories_of(training, steps.recipe(training.size, cond_dropout=0., **steps.CANDIDATES['ours']))       # its features are not counted
-    plain, ours = (flops(**changes) for changes in steps.CANDIDATES.values())
+    def flops(changes):
+        with contextlib.closing(steps.steps(training, dict(changes, cond_dropout=0.))) as records: return count_flops(lambda: next(records))
+    steps.stories_of(training, steps.recipe(training.size, dict(steps.CANDIDATES['ours'], cond_dropout=0.)))       # its features are not counted
+    plain, ours = (flops(changes) for changes in steps.CANDIDATES.values())
     frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     assert plain - ours > count_flops(lambda: training.model.moments(frames)) > 0
 
@@ -152,17 +152,17 @@ def test_rows():
 def test_cost_of_a_step(training, monkeypatch):
     "Stories per second and arithmetic are those of a story; what checkpointing repeats is not counted."
     row = dict(steps.training_rows('tiny')['32 px, all trained, cached'], cond_dropout=0.)
-    monkeypatch.setattr(steps, 'take_turns', lambda rounds, step: step() and dict(step=[.5]*rounds))
-    found, checkpointed = (steps.measure_training(training, 1, **row, **more) for more in (dict(train_batch_size=2), dict(gradient_checkpointing=True)))
+    monkeypatch.setattr(steps, 'take_turns', lambda rounds, jobs: jobs['step']() and dict(step=[.5]*rounds))
+    found, checkpointed = (steps.measure_training(training, 1, row | more) for more in (dict(train_batch_size=2), dict(gradient_checkpointing=True)))
     assert found['stories_per_s'] == 4 and checkpointed['stories_per_s'] == 2 and 'flops' not in checkpointed
-    assert found['flops'] == pytest.approx(steps.arithmetic(training, 1, **row), rel=.05)
+    assert found['flops'] == pytest.approx(steps.arithmetic(training, 1, row), rel=.05)
 
 @pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory.'), StoryError('out of memory with 1 story'),
                                    RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')])
 def test_what_does_not_fit_is_a_note(training, monkeypatch, error):
     def memory(job): raise error
     monkeypatch.setattr(steps, 'gpu_peak', memory)
-    assert steps.measure_training(training, 1, crops=0) == dict(note='out of memory')
+    assert steps.measure_training(training, 1, dict(crops=0)) == dict(note='out of memory')
     assert all(p.grad is None for p in training.model.parameters())
 
 @pytest.fixture(scope='module')
