@@ -75,10 +75,16 @@ def _differences(was, now, name): # yields 'machine.versions.torch was 2.11, is 
     elif was != now: yield f'{name} was {was}, is {now} now'
 
 @patch
-def record(self:Measurements, name:str, state:str, **values): # `state`: done, failed, skipped, cut or running
+def record(self:Measurements,
+    name:str,
+    state:str,       # done, failed, skipped, cut or running
+    values:dict={},  # What was measured, and `note`
+):
     """Write what a row has come to; numbers that are not finite are left out.
 
-    `state`: done, failed, skipped, cut or running
+    Args:
+        state (str): done, failed, skipped, cut or running
+        values (dict, default {}): What was measured, and `note`
     """
     result = self.read()
     known = {k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
@@ -99,7 +105,7 @@ def tell(self:Measurements, rows:dict, name:str): # `rows`: name -> what is know
 @patch
 def skip(self:Measurements, row:Row, left:float):
     "Leave out a row that does not fit into the seconds that are left."
-    self.record(row.name, 'skipped', note=f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left')
+    self.record(row.name, 'skipped', dict(note=f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left'))
 
 # %% ../nbs/17g_budget.ipynb #224c37a9
 PATIENCE = 120.  # seconds; a row that takes longer, and three times what is expected, hangs
@@ -125,7 +131,7 @@ def work(
             kept.skip(row, left)
             continue
         limit, start = min(left, max(PATIENCE, 3*row.seconds)), time.time()
-        kept.record(row.name, 'running', until=start + limit)
+        kept.record(row.name, 'running', dict(until=start + limit))
         faulthandler.dump_traceback_later(limit, exit=True)
         broken = False
         try: found = measure(row.name)
@@ -135,7 +141,7 @@ def work(
             found, broken = dict(wrong=True, note=f'{type(e).__name__}: {first_line(e)}'), True
         faulthandler.cancel_dump_traceback_later()
         state = 'failed' if found.pop('wrong', False) else 'done'
-        kept.record(row.name, state, took=round(time.time() - start, 1), commit=commit, **found)
+        kept.record(row.name, state, dict(took=round(time.time() - start, 1), commit=commit, **found))
         if broken: return
 
 # %% ../nbs/17g_budget.ipynb #6a91a847
@@ -186,7 +192,8 @@ def run_rows(
             known = [name for name, row in kept.rows().items() if row.get('at', 0) >= begun]
             todo = [row for row in todo if row.name not in known]
             if len(todo) == before:                                    # it did not even begin
-                for row in todo: kept.record(row.name, 'failed', note=f'its process ended at once, with code {code}')
+                note = f'its process ended at once, with code {code}'
+                for row in todo: kept.record(row.name, 'failed', dict(note=note))
                 break
 
 # %% ../nbs/17g_budget.ipynb #d29ae375
@@ -201,10 +208,10 @@ def _finish(process, seconds): # -> its exit code
 def _note_end(kept, code, deadline, begun): # of a process that ended while it measured
     for name, row in kept.rows().items():
         if row['state'] != 'running' or row['at'] < begun: continue
-        if time.time() >= deadline - 1: kept.record(name, 'cut', note='the minutes were over')
+        if time.time() >= deadline - 1: kept.record(name, 'cut', dict(note='the minutes were over'))
         elif time.time() >= row['until'] - 1:
-            kept.record(name, 'failed', note=f'it was ended after {time.time() - row["at"]:.0f} s')
-        else: kept.record(name, 'failed', note=f'its process ended with code {code}')
+            kept.record(name, 'failed', dict(note=f'it was ended after {time.time() - row["at"]:.0f} s'))
+        else: kept.record(name, 'failed', dict(note=f'its process ended with code {code}'))
 
 # %% ../nbs/17g_budget.ipynb #4d54c313
 @patch

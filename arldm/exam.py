@@ -117,7 +117,7 @@ def score(
     refuse_outputs(run)
     refuse_foreign_store(store)
     if dry_run: return say_what_is_scored(run, stories, way)
-    nets = networks(inception=inception, dinov2=dinov2, clip=clip)
+    nets = networks(dict(inception=inception, dinov2=dinov2, clip=clip))
     return score_run(run, stories, way, nets, histories, store, train=train, n_resamples=resamples, batch=batch)
 
 # %% ../nbs/15a_exam.ipynb #95344df3
@@ -129,7 +129,8 @@ def score_run(
     histories:int,      # Stories to draw with other histories
     store:Path,         # Where features are kept
     n_resamples:int,          # Bootstrap samples
-    **how,              # As in `score`
+    train:int=None,     # Training pictures to compare with; default: as many as frames were drawn
+    batch:int=32,       # Pictures that a network sees at once
 )->dict|None:           # None in processes that only help
     """Score a run and print its table; toy stories are asked for their facts, too.
 
@@ -141,7 +142,8 @@ def score_run(
         histories (int): Stories to draw with other histories
         store (Path): Where features are kept
         n_resamples (int): Bootstrap samples
-        **how: As in `score`
+        train (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        batch (int, default 32): Pictures that a network sees at once
 
     Returns:
         dict | None: None in processes that only help
@@ -150,8 +152,8 @@ def score_run(
     if stories.file.corpus == 'toy':
         nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
         facts = toy.check_facts
-    out = evaluate(run, stories, nets, facts, n_resamples=n_resamples, store=Store(store), lead=rank == 0,
-                   share=(rank, world_size), wait=lambda: of_all([]), **how)
+    out = evaluate(run, stories, nets, facts, train=train, n_resamples=n_resamples, store=Store(store),
+                   lead=rank == 0, batch=batch, share=(rank, world_size), wait=lambda: of_all([]))
     if rank: return
     if histories:
         out['scores'] += history_scores(run, stories, histories, way, nets, n_resamples)

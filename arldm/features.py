@@ -121,11 +121,16 @@ def open_network(
     except Exception as e:                                             # one kind per kind of damage
         raise StoryError(f'{where}: no {kind.__name__} that can be opened ({first_line(e)})') from None
 
-def networks(**where) -> dict: # name=where -> {name: network on the best device, or the `StoryError` that says why not}
+def networks(
+    where:dict, # Name -> folder or name on the hub; `None` = what the environment names
+)->dict:        # Name -> network on the best device, or the `StoryError` that says why not
     """Those of several networks that can be had.
 
+    Args:
+        where (dict): Name -> folder or name on the hub; `None` = what the environment names
+
     Returns:
-        dict: name=where -> {name: network on the best device, or the `StoryError` that says why not}
+        dict: Name -> network on the best device, or the `StoryError` that says why not
     """
     def attempt(name):
         try: return open_network(name, where[name]).to(pick_device())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'ALBUMS', 'STAGES', 'random_frames', 'autoencoder_loss', 'train_autoencoder', 'reconstruct', 'facts_kept',
-           'pair', 'blank', 'write_pairs', 'ladder_stories', 'check_numbers', 'ladder']
+           'pair', 'blank', 'write_pairs', 'ladder_stories', 'check_seed', 'ladder']
 
 # %% ../nbs/15b_ladder.ipynb #03c8f391
 import random
@@ -165,17 +165,8 @@ def ladder_stories(path:Path, seed:int=0):
     toy_file(path, ALBUMS, seed, quiet=False)
 
 # %% ../nbs/15b_ladder.ipynb #1e7749fb
-def check_numbers(
-    seed:int,  # Not all random numbers can start from a negative one
-    **numbers, # Must be at least 1
-):
-    """A `StoryError` that names the first number that makes no sense.
-
-    Args:
-        seed (int): Not all random numbers can start from a negative one
-        **numbers: Must be at least 1
-    """
-    at_least_one(**numbers)
+def check_seed(seed:int):
+    "A `StoryError` if not all random numbers can start from this seed."
     if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../nbs/15b_ladder.ipynb #68371295
@@ -197,7 +188,8 @@ def ladder(
         seed (int, default 0): Of all random numbers
     """
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
-    check_numbers(seed, steps=1 if steps is None else steps)
+    at_least_one(steps=1 if steps is None else steps)
+    check_seed(seed)
     lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs
     def asked(i): return steps if i == last else None
     vae = _autoencoder(out/'autoencoder', asked(0), seed)

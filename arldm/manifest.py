@@ -118,13 +118,13 @@ def recover_folder(folder:str|Path):
 @contextlib.contextmanager
 def replace_folder(
     folder:str|Path, # Where the finished folder shall stand; one that is there must have been made here
-    **about,         # What the new folder is made from, for its manifest
+    about:dict={},   # What the new folder is made from, for its manifest
 )->Iterator:         # Yields a temporary folder beside it
     """Fill a temporary folder; it takes the place of `folder` when the block succeeds.
 
     Args:
         folder (str | Path): Where the finished folder shall stand; one that is there must have been made here
-        **about: What the new folder is made from, for its manifest
+        about (dict, default {}): What the new folder is made from, for its manifest
 
     Returns:
         Iterator: Yields a temporary folder beside it

@@ -165,9 +165,11 @@ def condition(self:ARLDM,
     memory:Tensor|None,    # float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1 suffices
     n_given:int=0,         # Opening frames that are given, not drawn
     dropped:Tensor=None,   # bool (B, V); True = null condition
-    **known,
+    *, captions:Tensor=None,  # (B, n, S, D), where captions are encoded already (chapter 10)
+    slots:Tensor=None,     # (B, N, S, D), where `memory` is `None`
+    no_caption:Tensor=None, no_slot:Tensor=None, # (B, S, D); default: computed
 )->tuple:                  # Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
-    """The context of each frame: its caption and the slots it may see. `known` features (`KNOWN`) are not computed.
+    """The context of each frame: its caption and the slots it may see.
 
     Args:
         tokens (dict): `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
@@ -175,20 +177,24 @@ def condition(self:ARLDM,
             suffices
         n_given (int, default 0): Opening frames that are given, not drawn
         dropped (Tensor, optional): bool (B, V); True = null condition
+        captions (Tensor, optional): (B, n, S, D), where captions are encoded already (chapter 10)
+        slots (Tensor, optional): (B, N, S, D), where `memory` is `None`
+        no_caption (Tensor, optional): (B, S, D); default: computed
+        no_slot (Tensor, optional): (B, S, D); default: computed
 
     Returns:
         tuple: Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
     """
-    N = known['slots'].shape[1] if memory is None else memory.shape[1]
+    N = slots.shape[1] if memory is None else memory.shape[1]
     own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
-    captions = known['captions'][:, n_given:] if 'captions' in known else self.encode_captions(own)  # (B, V, S, D)
-    if memory is None: slots = known['slots']
-    elif N: slots = self.encode_slots(memory, past)
-    else: slots = self.null_slot()[:, None][:, :0].expand(len(captions), -1, -1, -1)  # none: stories of one frame
+    if captions is not None: captions = captions[:, n_given:]                                    # (B, V, S, D)
+    else: captions = self.encode_captions(own)
+    if memory is not None and N: slots = self.encode_slots(memory, past)
+    elif memory is not None: slots = self.null_slot()[:, None][:, :0].expand(len(captions), -1, -1, -1) # of one frame
     slots = slots[:, None]                                                                       # (B, 1, N, S, D)
     if dropped is not None and dropped.any():
-        no_caption = known['no_caption'] if 'no_caption' in known else self.null_caption()
-        no_slot = known['no_slot'] if 'no_slot' in known else self.null_slot()
+        no_caption = self.null_caption() if no_caption is None else no_caption
+        no_slot = self.null_slot() if no_slot is None else no_slot
         captions = torch.where(dropped[..., None, None], no_caption[:, None], captions)
         slots = torch.where(dropped[..., None, None, None], no_slot[:, None, None], slots)       # (B, V, N, S, D)
     sees = history_visible(captions.shape[1], n_given)[:, :N]

@@ -90,7 +90,7 @@ def _draw_all(story, pipe, todo):
 
 # %% ../nbs/14d_own.ipynb #76ac6233
 def _put(story, source, names, change=None): # frames and strip, in the place of what was drawn there before
-    with replace_folder(story.folder, kind=WHOLE, **story.facts()) as tmp:
+    with replace_folder(story.folder, dict(kind=WHOLE, **story.facts())) as tmp:
         for name in names:
             if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)             # else it is drawn now
         if change: change(tmp)

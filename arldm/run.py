@@ -139,7 +139,7 @@ def _keep(net, run, step):
     "Make the pipeline of a finished run."
     made_from = file_digest(checkpoints(run/'checkpoints')[-1])
     try:
-        with replace_folder(run/'pipeline', step=step, checkpoint=made_from) as tmp:
+        with replace_folder(run/'pipeline', dict(step=step, checkpoint=made_from)) as tmp:
             StoryPipeline.from_model(net).save_pretrained(tmp)
     except SafetensorError as e:                                        # a full disk, among others
         raise StoryError(f'{run}/pipeline could not be written ({e}); make room and run the same command '

@@ -8,6 +8,8 @@ __all__ = ['SHARE', 'ALIKE', 'UNUSUAL', 'MISSING', 'FID64_CUTS', 'together_rows'
 
 # %% ../nbs/13_score.ipynb #b0ce37fd
 import math, time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,12 +179,12 @@ def evaluate(
     split,                    # The `StorySplit` it illustrates
     nets:dict=None,           # name -> network of 12e, or the `StoryError` that says why it is missing
     facts=None,               # A facts reader such as `toy.check_facts`
-    characters=None,          # list of pictures -> a set of names each
+    *, characters=None,       # list of pictures -> a set of names each
     train:int=None,           # Training pictures to look at; default: as many as were drawn
     n_resamples:int=100,            # Draws of the albums for the intervals; 0 = no intervals
     store:Store=None,         # Keeps features
     lead:bool=True,           # Of several processes one does what comes after the features
-    **how,                    # More for `features_of`: `share`, `wait`, …
+    batch:int=32, share:tuple=(0, 1), wait:Callable=lambda: None, # As for `features_of`
 )->dict:                      # What `scores.json` holds
     """Score drawings against the stories they illustrate, and write `scores.json` into their folder.
 
@@ -196,21 +198,23 @@ def evaluate(
         n_resamples (int, default 100): Draws of the albums for the intervals; 0 = no intervals
         store (Store, optional): Keeps features
         lead (bool, default True): Of several processes one does what comes after the features
-        **how: More for `features_of`: `share`, `wait`, …
+        batch (int, default 32): As for `features_of`
+        share (tuple, default (0, 1)): As for `features_of`
+        wait (Callable, default lambda: None): As for `features_of`
 
     Returns:
         dict: What `scores.json` holds
     """
-    refuse_outputs(folder)
-    d = match_drawings(folder, split, read_drawing(folder))
+    d = _drawings(folder, split)
     made_from = origin(folder, d)
     t, nets, seen = Table(d, n_resamples), {'fields': Fields(), **(nets or {})}, {}
+    see = partial(look, batch=batch, share=share, wait=wait)
     rows = training_pictures(split.file, len(d) if train is None else train)
-    for name in [*nets, *(n for n in MISSING if n not in nets)]:
+    for name in {**nets, **MISSING}:
         try:
             if isinstance(net := nets.get(name, StoryError(f'no weights of {name} named')), StoryError): raise net
-            if name == 'inception': seen['FID64'] = look(net, d, rows, store, FID64_CUTS, **how)
-            seen[name] = look(net, d, rows, store, **how)
+            if name == 'inception': seen['FID64'] = see(net, d, rows, store, FID64_CUTS)
+            seen[name] = see(net, d, rows, store)
         except StoryError as e:
             bad, of = str(e).startswith('invalid'), MISSING.get(name, (FRECHET.get(name, name),))
             t.empty('pictures', of, str(e) if bad else f'not measured: {e}', bad)
@@ -220,6 +224,10 @@ def evaluate(
     return _save(Path(folder), t, out)
 
 # %% ../nbs/13_score.ipynb #b78ce668
+def _drawings(folder, split):
+    refuse_outputs(folder)
+    return match_drawings(folder, split, read_drawing(folder))
+
 def _save(folder, t, out): # -> `out`
     values = {r['name']: r['value'] for r in t.rows if r['name'] in t.again}
     again = dict(albums=t.d.albums, split=t.d.split.name, values=values, rows=t.again)

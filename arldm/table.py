@@ -7,6 +7,7 @@ __all__ = ['LEAST', 'Table', 'as_lines', 'Seen', 'training_pictures', 'look']
 
 # %% ../nbs/12j_table.ipynb #757d270c
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -165,7 +166,9 @@ def look(
     train:np.ndarray,  # Rows of training pictures in the story file
     store:Store=None,  # Keeps features
     cuts:tuple=None,   # (cut, its name) of reference pictures and of drawings; default: the same on both sides
-    **how,             # More for `features_of`
+    *, batch:int=32,   # Pictures that the network sees at once
+    share:tuple=(0, 1), # Which of several processes this is, and how many there are
+    wait:Callable=lambda: None, # Returns when all processes have come here
 )->Seen:
     """Let a network look at all pictures.
 
@@ -175,15 +178,17 @@ def look(
         store (Store, optional): Keeps features
         cuts (tuple, optional): (cut, its name) of reference pictures and of drawings; default: the same on both
             sides
-        **how: More for `features_of`
+        batch (int, default 32): Pictures that the network sees at once
+        share (tuple, default (0, 1)): Which of several processes this is, and how many there are
+        wait (Callable, default lambda: None): Returns when all processes have come here
     """
     reference, place = np.unique(d.reference, return_inverse=True)
     album = np.empty(len(reference), int)
     album[place] = d.album
     def same(picture, wanted): return same_cut(picture, d.side, wanted)
     (reference_cut, reference_as), (drawn_cut, drawn_as) = cuts or [(same, f'square {d.side}')]*2
-    def of(what, n, read, cut, name): return features_of(net, read, n, cut, name, store,
-                                                         progress=f'{net.name}, {what}', **how)
+    def of(what, n, read, cut, name): return features_of(net, read, n, cut, name, store, batch, share, wait,
+                                                         progress=f'{net.name}, {what}')
     def real(what, rows):
         def read(i): return d.split.file.picture(int(rows[i]))
         return of(what, len(rows), read, reference_cut, reference_as)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .bootstrap import estimate, mean_of, resample
 from .cache import build_cache, data_digest
-from .core import StoryError, asset, command, counted, machine, one_of, say
+from .core import StoryError, asset, at_least_one, command, counted, machine, one_of, say
 from .files import lock_folder, save_json
 from .dataset import StoryDataset, pixels
 from .draw import StoryPipeline
@@ -29,7 +29,7 @@ from .facts import check_facts
 from .gallery import draw_split
 from .histories import draw_histories
 from .kept import claim_folder, keep_folder
-from .ladder import check_numbers, ladder_stories
+from .ladder import check_seed, ladder_stories
 from .manifest import folder_digest
 from .model import ARLDM
 from .optimise import averaged, make_ema
@@ -135,6 +135,10 @@ def run_trial(
     return _count(weights, out, file['test'], kind, limit, how | drawing)
 
 # %% ../nbs/15f_trials.ipynb #83541b57
+def _written_stories(path): # the ladder's
+    ladder_stories(path)
+    return StoryFile(path)
+
 def _start_digest(base): # of a pipeline, or of the one in a run folder
     folder = Path(base)/'pipeline' if (Path(base)/'pipeline').is_dir() else Path(base)
     if not (folder/'model_index.json').is_file(): raise StoryError(f'{base}: no pipeline there; name one to start from')
@@ -234,11 +238,11 @@ def trials(
     of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
     todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
     steps, start = usual if steps is None else steps, start or asset(begin)
-    check_numbers(seed, steps=steps, limit=limit)
+    at_least_one(steps=steps, limit=limit)
+    check_seed(seed)
     file, digest = StoryFile(data) if data else None, _start_digest(start)
     lock = lock_folder(out, 'running trials')                               # held as long as this runs
-    if not data: ladder_stories(Path(out)/'stories.h5')
-    file, out = file or StoryFile(Path(out)/'stories.h5'), Path(out)/what
+    file, out = file or _written_stories(Path(out)/'stories.h5'), Path(out)/what
     claim_folder(out, dict(what=what, steps=steps, seed=seed, start=digest, stories=data_digest(file['train'])),
                  'name another folder: --out ANOTHER_FOLDER')
     results, control = {}, out/next(iter(todo)).replace(' ', '-')

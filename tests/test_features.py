@@ -81,7 +81,7 @@ def test_dino_equals_the_library(folders):
 def test_networks_by_argument_and_by_variable(folders, monkeypatch):
     for name in ('DINOV2', 'CLIP', 'INCEPTION'): monkeypatch.delenv(f'ARLDM_{name}', raising=False)
     monkeypatch.setenv('ARLDM_CLIP', str(folders['clip']))
-    got = networks(clip=None, dinov2=str(folders['dinov2']), inception=None)
+    got = networks(dict(clip=None, dinov2=str(folders['dinov2']), inception=None))
     assert isinstance(got['clip'], Clip) and isinstance(got['dinov2'], Dino)
     assert isinstance(got['inception'], StoryError) and 'ARLDM_INCEPTION' in str(got['inception'])
     with pytest.raises(StoryError, match='facebook/dinov2-large by ARLDM_DINOV2'): open_network('dinov2')

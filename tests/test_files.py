@@ -15,7 +15,7 @@ from elsewhere import PYTHONPATH
 # folders that are replaced
 
 def write(folder, text, names=('a.txt', 'unet/b.txt')):
-    with replace_folder(folder, step=text) as tmp:
+    with replace_folder(folder, dict(step=text)) as tmp:
         for name in names:
             (tmp/name).parent.mkdir(exist_ok=True)
             (tmp/name).write_text(text)
