@@ -315,7 +315,8 @@ def part_seconds(
     drawing.draw(scheduler, 2, batch)
     try:
         for name, part in parts.items(): part.forward, seconds[name] = timed_part(name, part.forward), 0.
-        seconds['all'] = take_turns(1, dict(draw=lambda: drawing.draw(scheduler, num_inference_steps, batch)))['draw'][0]
+        draw = partial(drawing.draw, scheduler, num_inference_steps, batch)
+        seconds['all'] = take_turns(1, dict(draw=draw))['draw'][0]
     finally:
         for part in parts.values(): vars(part).pop('forward', None)
     return seconds
