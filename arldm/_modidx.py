@@ -665,6 +665,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.plan': { 'arldm.plan.Plan': ('plan.html#plan', 'arldm/plan.py'),
                             'arldm.plan.Plan.known': ('plan.html#plan.known', 'arldm/plan.py'),
                             'arldm.plan.Plan.todo': ('plan.html#plan.todo', 'arldm/plan.py'),
+                            'arldm.plan.Sampling': ('plan.html#sampling', 'arldm/plan.py'),
                             'arldm.plan._is_text': ('plan.html#_is_text', 'arldm/plan.py'),
                             'arldm.plan._list': ('plan.html#_list', 'arldm/plan.py'),
                             'arldm.plan.as_given': ('plan.html#as_given', 'arldm/plan.py'),

@@ -191,11 +191,11 @@ def denoise(
     z:Tensor,              # (B, 4, h, w) pure noise of unit variance
     cond:tuple,            # (context (B, tokens, D), visible bool (B, tokens)) of the frame
     uncond:tuple=None,     # The same of the null condition; `None` = no guidance
-    guidance:float=7.5,    # Guidance scale `g`
-    steps:int=50,          # Denoising steps; PNDM calls the UNet once more
+    guidance_scale:float=7.5, # `g`
+    num_inference_steps:int=50, # Denoising steps; PNDM calls the UNet once more
     generator=None,        # One per story, for schedulers that add noise
     on_step=None,          # Called with (i, t, z) after every step; may return other latents
-    interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither in the first nor the last fifth
+    guidance_interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
     reuse:int=1,           # Refresh deep features only in every so many steps; 1 = always, more = approximate
     plain:bool=False,      # Compute everything again in every step; the same latents, slower
     graphs:bool=False,     # Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
@@ -207,12 +207,12 @@ def denoise(
         z (Tensor): (B, 4, h, w) pure noise of unit variance
         cond (tuple): (context (B, tokens, D), visible bool (B, tokens)) of the frame
         uncond (tuple, optional): The same of the null condition; `None` = no guidance
-        guidance (float, default 7.5): Guidance scale `g`
-        steps (int, default 50): Denoising steps; PNDM calls the UNet once more
+        guidance_scale (float, default 7.5): `g`
+        num_inference_steps (int, default 50): Denoising steps; PNDM calls the UNet once more
         generator (optional): One per story, for schedulers that add noise
         on_step (optional): Called with (i, t, z) after every step; may return other latents
-        interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither in the first
-            nor the last fifth
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither first
+            nor last fifth
         reuse (int, default 1): Refresh deep features only in every so many steps; 1 = always, more = approximate
         plain (bool, default False): Compute everything again in every step; the same latents, slower
         graphs (bool, default False): Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
@@ -220,16 +220,17 @@ def denoise(
     Returns:
         Tensor: float32 (B, 4, h, w) latents
     """
-    set_timesteps(scheduler, steps, z.device)
+    set_timesteps(scheduler, num_inference_steps, z.device)
     extra = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     z, n = z.float()*scheduler.init_noise_sigma, len(scheduler.timesteps)
-    guided = [uncond is not None and interval[0] <= i/n < interval[1] for i in range(n)]
+    begin, end = guidance_interval
+    guided = [uncond is not None and begin <= i/n < end for i in range(n)]
     with _unet_calls(model, cond, uncond, reuse, plain, graphs) as call_unet:
         for i, t in enumerate(scheduler.timesteps):
             model_output = call_unet(scheduler.scale_model_input(z, t), t, guided[i])
             if guided[i]:
                 pred_uncond, pred_cond = model_output.chunk(2)
-                model_output = pred_uncond + guidance*(pred_cond - pred_uncond)
+                model_output = pred_uncond + guidance_scale*(pred_cond - pred_uncond)
             z = scheduler.step(model_output, t, z, **extra).prev_sample
             if on_step: z = on_step(i, t, z)
     return z

@@ -84,23 +84,23 @@ class StoryPipeline(DiffusionPipeline):
 @patch(cls_method=True)
 def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
-    **how,           # As for any pipeline: `dtype`, …
+    **kwargs,        # As for `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, …
 ):
     """Open a pipeline, or say in one line why that cannot be done.
 
     Args:
         folder (str | Path): Pipeline folder, run folder, or a name on the hub
-        **how: As for any pipeline: `dtype`, …
+        **kwargs: As for `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, …
     """
     folder = Path(at_home(str(folder)))
     if not (folder/'model_index.json').is_file() and not (folder/'pipeline').is_dir():
         recover_folder(folder/'pipeline')                                             # a kill while it was replaced
     where = folder/'pipeline' if (folder/'pipeline').is_dir() else folder
     if where.is_dir(): check_kind(where)
-    try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **how)
+    try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **kwargs)
     except Exception as e:                                                            # one kind per kind of damage
         raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)}); copy it whole') from None
-    if where.is_dir(): check_whole(where, {n: getattr(pipe, n) for n in PARTS if n not in how})
+    if where.is_dir(): check_whole(where, {n: getattr(pipe, n) for n in PARTS if n not in kwargs})
     return pipe
 
 # %% ../nbs/12_draw.ipynb #6770f8df
@@ -139,7 +139,7 @@ def _latent_shape(self:StoryPipeline, height, width): # of a frame
 
 # %% ../nbs/12_draw.ipynb #5d62d939
 @patch
-def _draw(self:StoryPipeline, captions, known, photos, noise, way, generator, on_step=None, opening=None):
+def _draw(self:StoryPipeline, captions, known, photos, noise, sampling, generator, on_step=None, opening=None):
     "Draw stories side by side: an iterable of captions for each frame, {k: pictures}; yields latents and frames."
     side, to = self.model.memory_side, dict(device=self._execution_device, dtype=self.unet.dtype)
     def seen(k, pictures):
@@ -152,8 +152,8 @@ def _draw(self:StoryPipeline, captions, known, photos, noise, way, generator, on
     tokens = (encoded(texts) for texts in captions)
     noise = (z.to(to['device']) for z in noise)
     null_cond = tuple(x.to(to['device']) for x in self.null_cond)          # parts may wait on the CPU
-    return draw_frames(self.model, self.scheduler, tokens, noise, known, opening, null_cond, **way, generator=generator,
-                       on_step=on_step, graphs=self._graphs)
+    return draw_frames(self.model, self.scheduler, tokens, noise, known, opening, null_cond, **vars(sampling),
+                       generator=generator, on_step=on_step, graphs=self._graphs)
 
 # %% ../nbs/12_draw.ipynb #2df1cee9
 _AS = {'pil': lambda z, f: [as_picture(x) for x in f],
@@ -176,7 +176,8 @@ def __call__(self:StoryPipeline,
     generator=None,                   # Instead of `seed`: a `torch.Generator`, or one per story
     return_dict:bool=True,            # Else a tuple
     callback_on_step_end_tensor_inputs:list=('latents',), # No others are available
-    **way,                            # `guidance_interval`, `reuse`, `plain`: see `denoise`
+    guidance_interval:tuple=(0, 1),   # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
+    reuse:int=1, plain:bool=False,    # As for `denoise`: renew deep features in every so many steps; no shortcuts
 )->StoryOutput:
     """Draw stories.
 
@@ -195,23 +196,26 @@ def __call__(self:StoryPipeline,
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
         return_dict (bool, default True): Else a tuple
         callback_on_step_end_tensor_inputs (list, default ('latents',)): No others are available
-        **way: `guidance_interval`, `reuse`, `plain`: see `denoise`
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither first
+            nor last fifth
+        reuse (int, default 1): As for `denoise`: renew deep features in every so many steps; no shortcuts
+        plain (bool, default False): As for `denoise`: renew deep features in every so many steps; no shortcuts
     """
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
     heard = getattr(callback_on_step_end, 'tensor_inputs', callback_on_step_end_tensor_inputs) or ()
     for name in heard: one_of('callback tensor', name, self._callback_tensor_inputs)
-    way = check_sampling(self.scheduler, num_inference_steps, guidance_scale, **way)
+    sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale, guidance_interval, reuse, plain)
     plans, bad = make_plans(captions, given, redraw)
     self.model.vocab.note_unknown([c for p in plans.values() for c in p.captions])
     generators = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
-    drawn = self._draw_all(plans, generators, latents, shape, way, callback_on_step_end, heard)
+    drawn = self._draw_all(plans, generators, latents, shape, sampling, callback_on_step_end, heard)
     out = _output(plans, bad, drawn, convert)
     return out if return_dict else out.to_tuple()
 
 # %% ../nbs/12_draw.ipynb #e9aa21e4
 @patch
-def _draw_all(self:StoryPipeline, plans, generators, latents, shape, way, callback, heard):
+def _draw_all(self:StoryPipeline, plans, generators, latents, shape, sampling, callback, heard):
     "{i: [(latents, frame)]} of all plans; stories of a kind are drawn side by side."
     kinds, drawn = {}, {i: [] for i in plans}
     for i, p in plans.items(): kinds.setdefault((len(p.captions), *p.given), []).append(i)
@@ -228,7 +232,7 @@ def _draw_all(self:StoryPipeline, plans, generators, latents, shape, way, callba
             else: noise = _of_frames(initial_noise(mine, shape), some[0].todo)
             with enough_memory(len(rows)):
                 photos, opening = ((), 1) if some[0].redraw else (known, None)
-                for z, f in self._draw(captions, known, photos, noise, way, mine, on_step, opening):
+                for z, f in self._draw(captions, known, photos, noise, sampling, mine, on_step, opening):
                     for b, i in enumerate(rows): drawn[i].append((z[b].cpu(), f[b].cpu()))
     self.maybe_free_model_hooks()
     return drawn
@@ -257,7 +261,9 @@ def stream(self:StoryPipeline,
     seed:int=0,                       # Where the story's random numbers start
     height:int=None, width:int=None,  # Pixels
     drawn:list=(),                    # Frames after the given ones that were drawn before, to go on from
-    **way,                            # `num_inference_steps`, `guidance_scale`, …
+    num_inference_steps:int=50,       # Denoising steps per frame
+    guidance_scale:float=7.5,         # 1 = no guidance
+    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, # As for `StoryPipeline`
 ):                                    # -> yields PIL pictures
     """Draw one story; the next caption is fetched when the frame before it has been taken.
 
@@ -270,10 +276,14 @@ def stream(self:StoryPipeline,
         height (int, optional): Pixels
         width (int, optional): Pixels
         drawn (list, default ()): Frames after the given ones that were drawn before, to go on from
-        **way: `num_inference_steps`, `guidance_scale`, …
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_scale (float, default 7.5): 1 = no guidance
+        guidance_interval (tuple, default (0, 1)): As for `StoryPipeline`
+        reuse (int, default 1): As for `StoryPipeline`
+        plain (bool, default False): As for `StoryPipeline`
     """
     shape, generators = self._latent_shape(height, width), story_generators(1, seed)
-    way = check_sampling(self.scheduler, **way)
+    sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale, guidance_interval, reuse, plain)
     given, n = [as_given(p) for p in (given if isinstance(given, (list, tuple)) else [given])], 0
     past, opening = len(given) + len(drawn), max(1, len(given))
     texts = (make_plan([c]).captions for c in ([captions] if isinstance(captions, str) else captions))
@@ -285,7 +295,7 @@ def stream(self:StoryPipeline,
     texts = chain([before[k] for k in held], texts)
     noise = islice(initial_noise(generators, shape), past, None)
     with enough_memory(1):
-        frames = self._draw(texts, known, photos, noise, way, generators, opening=opening)
+        frames = self._draw(texts, known, photos, noise, sampling, generators, opening=opening)
         for n, (_, frame) in enumerate(frames, 1): yield as_picture(frame[0])
     if not n: raise StoryError('no captions are left for frames to draw')
 

@@ -105,9 +105,8 @@ def draw_frames(
     given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
     opening:int=None,      # How many of the first frames are never forgotten; default: those given, at least one
     null_cond:tuple=None,  # `model.null_cond()`, if it is known already
-    guidance:float=7.5,    # 1 = none
-    plain:bool=False,      # Without what makes drawing faster
-    **how,                 # More for `denoise`: `steps`, `interval`, …
+    guidance_scale:float=7.5, num_inference_steps:int=50, # As for `denoise`, and so are these:
+    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, generator=None, on_step=None, graphs:bool=False,
 ):                         # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
     """Draw stories side by side, one frame of each at a time.
 
@@ -122,20 +121,20 @@ def draw_frames(
         opening (int, optional): How many of the first frames are never forgotten; default: those given, at least
             one
         null_cond (tuple, optional): `model.null_cond()`, if it is known already
-        guidance (float, default 7.5): 1 = none
-        plain (bool, default False): Without what makes drawing faster
-        **how: More for `denoise`: `steps`, `interval`, …
+        guidance_scale (float, default 7.5): As for `denoise`, and so are these:
+        num_inference_steps (int, default 50): As for `denoise`, and so are these:
     """
     first = next(k for k in range(len(given) + 1) if k not in given)
     memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
-    if guidance != 1 and null_cond is None: null_cond = model.null_cond()
+    if guidance_scale != 1 and null_cond is None: null_cond = model.null_cond()
     for k, caption in enumerate(captions):
         if before: memory.add(*before)
         if k in given: before = given[k], caption
         else:
-            cond, uncond = memory.see(caption), memory.see(caption, null_cond) if guidance != 1 else None
+            cond, uncond = memory.see(caption), memory.see(caption, null_cond) if guidance_scale != 1 else None
             if plain: cond, uncond = (x and pad_context(*x, _most(model, caption)) for x in (cond, uncond))
-            z = denoise(model, scheduler, next(noise), cond, uncond, guidance, plain=plain, **how)
+            z = denoise(model, scheduler, next(noise), cond, uncond, guidance_scale, num_inference_steps, generator,
+                        on_step, guidance_interval, reuse, plain, graphs)
             frame = decode_latents(model, z)
             yield z, frame
             before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption

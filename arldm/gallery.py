@@ -58,7 +58,8 @@ def draw_split(
     seed:int=0,             # Story `i` of the split has `seed + i`
     rank:int=0,             # Which of several processes this is, from 0
     world_size:int=1,       # How many there are; stories are dealt out like cards
-    **how,                  # `num_inference_steps`, `guidance_scale`, …
+    num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
+    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, height:int=None, width:int=None,
 ):                          # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
     """Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`.
 
@@ -73,8 +74,11 @@ def draw_split(
         seed (int, default 0): Story `i` of the split has `seed + i`
         rank (int, default 0): Which of several processes this is, from 0
         world_size (int, default 1): How many there are; stories are dealt out like cards
-        **how: `num_inference_steps`, `guidance_scale`, …
+        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
+        guidance_scale (float, default 7.5): As for `StoryPipeline`, and so are these:
     """
+    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width,
+                    guidance_interval=guidance_interval, reuse=reuse, plain=plain)
     out, n = Path(at_home(str(out))), len(stories) if limit is None else min(limit, len(stories))
     todo = [i for i in range(rank, n, world_size) if not is_drawn(out, stories.ids[i])]
     with ThreadPoolExecutor() as pool:
@@ -85,6 +89,6 @@ def draw_split(
             rows = [i for i in rows if not isinstance(stories_read[i], StoryError)]
             if not rows: continue
             captions, given = zip(*(stories_read[i] for i in rows))
-            drawn = pipe(list(captions), list(given), seed=[seed + i for i in rows], **how).frames
+            drawn = pipe(list(captions), list(given), seed=[seed + i for i in rows], **sampling).frames
             list(pool.map(lambda i, frames: _write(out/stories.ids[i], frames, n_given), rows, drawn))
             yield from ((stories.ids[i], frames) for i, frames in zip(rows, drawn))

@@ -28,9 +28,9 @@ def _png(frame, side): # PIL -> bytes, large enough to look at
 # %% ../nbs/15e_panel.ipynb #22455bd4
 class StoryPanel:
     "A story in widgets: `box` is what shows, `frames` what was drawn last."
-    def __init__(self, pipe, captions, side, **way):
+    def __init__(self, pipe, captions, side, num_inference_steps=15):
         w = _widgets()
-        self.pipe, self.side, self.way, self.frames, self.tries = pipe, side, way, [], 0
+        self.pipe, self.side, self.steps, self.frames, self.tries = pipe, side, num_inference_steps, [], 0
         wide = w.Layout(width=f'{side}px')
         self.captions = [w.Textarea(c, rows=5, layout=wide) for c in captions]
         square = w.Layout(width=f'{side}px', height=f'{side}px')
@@ -71,9 +71,10 @@ def _do(self:StoryPanel, work):
 def draw(self:StoryPanel):
     "Draw all frames, showing each when it is done."
     def work():
-        captions, options = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
+        captions, guidance_scale = [c.value for c in self.captions], self.guidance.value
         self.frames, self.tries = [], 0
-        yield from enumerate(self.pipe.stream(captions, seed=self.seed.value, **options))
+        yield from enumerate(self.pipe.stream(captions, seed=self.seed.value, num_inference_steps=self.steps,
+                                              guidance_scale=guidance_scale))
     self._do(work)
 
 @patch
@@ -83,10 +84,11 @@ def redraw(self:StoryPanel, k:int): # from 1
     from 1
     """
     def work():
-        captions, options = [c.value for c in self.captions], dict(guidance_scale=self.guidance.value, **self.way)
+        captions, guidance_scale = [c.value for c in self.captions], self.guidance.value
         self.tries += 1
         seed = self.seed.value + 1000*self.tries
-        yield k - 1, self.pipe(captions, self.frames, redraw=[k], seed=seed, **options).frames[0][0]
+        out = self.pipe(captions, self.frames, self.steps, guidance_scale, redraw=[k], seed=seed)
+        yield k - 1, out.frames[0][0]
     self._do(work)
 
 def story_panel(
@@ -101,4 +103,4 @@ def story_panel(
         captions (list): To begin with; one field for each
         side (int, default 160): Height and width of a frame on the screen
     """
-    return StoryPanel(pipe, captions, side, num_inference_steps=num_inference_steps)
+    return StoryPanel(pipe, captions, side, num_inference_steps)

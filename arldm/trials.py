@@ -101,7 +101,7 @@ def run_trial(
     limit:int=100,     # Test stories to draw
     first:int=None,    # Stories to train on; default: all
     control:Path=None, # Folder of the control
-    **how,             # `num_inference_steps`, `guidance_scale`
+    num_inference_steps:int=12, guidance_scale:float=2., # As for `StoryPipeline`
 )->dict:               # kind of facts -> rows (story, right)
     """Train with one change, draw the test split, and count.
 
@@ -117,7 +117,8 @@ def run_trial(
         limit (int, default 100): Test stories to draw
         first (int, optional): Stories to train on; default: all
         control (Path, optional): Folder of the control
-        **how: `num_inference_steps`, `guidance_scale`
+        num_inference_steps (int, default 12): As for `StoryPipeline`
+        guidance_scale (float, default 2.0): As for `StoryPipeline`
 
     Returns:
         dict: kind of facts -> rows (story, right)
@@ -132,7 +133,8 @@ def run_trial(
         def make(tmp): _train_trial(out, base, file, s, model, item, first, tmp)
         keep_folder(weights, {}, make)
     kind = 'captions' if item is without_pictures else 'own'
-    return _count(weights, out, file['test'], kind, limit, how | drawing)
+    return _count(weights, out, file['test'], kind, limit,
+                  dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale) | drawing)
 
 # %% ../nbs/15f_trials.ipynb #83541b57
 def _written_stories(path): # the ladder's

@@ -118,7 +118,7 @@ def drawing(name): # two recorded stories, and ours with what went through the U
     scheduler, captions = make_scheduler(name.split('_')[1]), [{k: v[:, i] for k, v in tokens.items()} for i in range(5)]
     def draw(**how): # latents and frames; the start is recorded frame by frame
         opening = {k: memory[:, k] for k in range(given)}
-        drawn = draw_frames(net, scheduler, captions, r['init_latents'], opening, guidance=6., steps=STEPS[0], **how)
+        drawn = draw_frames(net, scheduler, captions, r['init_latents'], opening, guidance_scale=6., num_inference_steps=STEPS[0], **how)
         return [*map(torch.stack, zip(*drawn))]
     net.predict = predict
     try: latents, frames = draw(plain=True)

@@ -107,7 +107,7 @@ class Gaussian:
 def drawn(name, steps, kind='epsilon', zero_snr=False, **how):
     scheduler = make_scheduler(name, noise_schedule(kind, zero_snr).config)
     model = Gaussian(scheduler, alphas(zero_snr))
-    return denoise(model, scheduler, Z.float(), COND, steps=steps, **how), model.called
+    return denoise(model, scheduler, Z.float(), COND, num_inference_steps=steps, **how), model.called
 
 def off(a, b): return float((a - b).abs().max())
 
@@ -127,7 +127,7 @@ def test_few_steps_from_pure_noise(name, steps):
     A = alphas(True)
     if name != 'ddim': A[-1] = 2**-24                                    # diffusers' stand-in for infinite noise
     scheduler = make_scheduler(name, noise_schedule('v_prediction', True).config)
-    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, steps=steps)
+    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, num_inference_steps=steps)
     assert off(z, BOOK[name](TRAILING[steps - 1], A)) < 2e-3
 
 @pytest.mark.parametrize('name', ['ddim', 'pndm'])
@@ -144,11 +144,11 @@ def test_many_steps_are_as_they_were(name, steps):
     assert torch.equal(z, x)
 
 def test_guidance_interval_and_reuse_with_few_steps():
-    guided = dict(uncond=COND, guidance=2.)
+    guided = dict(uncond=COND, guidance_scale=2.)
     assert drawn('ddim', 1, **guided)[1] == [(999, 2)] and drawn('pndm', 1, **guided)[1] == [(999, 2)]
-    assert drawn('ddim', 1, interval=(.2, .8), **guided)[1] == [(999, 1)]
-    assert drawn('ddim', 2, interval=(0, .5), **guided)[1] == [(999, 2), (499, 1)]
-    assert drawn('pndm', 3, interval=(.5, 1), **guided)[1] == [(998, 1), (665, 1), (665, 2), (332, 2)]
+    assert drawn('ddim', 1, guidance_interval=(.2, .8), **guided)[1] == [(999, 1)]
+    assert drawn('ddim', 2, guidance_interval=(0, .5), **guided)[1] == [(999, 2), (499, 1)]
+    assert drawn('pndm', 3, guidance_interval=(.5, 1), **guided)[1] == [(998, 1), (665, 1), (665, 2), (332, 2)]
     for steps in 1, 2, 3:                                                # both halves say the same here, so guidance adds nothing
         assert off(drawn('ddim', steps, **guided)[0], ddim(TIMES['ddim'][steps-1], alphas())) < 2e-4
         assert torch.equal(drawn('ddim', steps, reuse=2)[0], drawn('ddim', steps)[0])
