@@ -107,8 +107,7 @@ def draw_frames(
     null_cond:tuple=None,  # `model.null_cond()`, if it is known already
     guidance_scale:float=7.5, num_inference_steps:int=50, # As for `denoise`, and so are these:
     guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, graphs:bool=False,
-    generator=None,        # One per story, for schedulers that add noise
-    on_step=None,          # Called with (i, t, z) after every step
+    generator=None, on_step=None, # One per story; called with (i, t, z) after every step
 ):                         # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
     """Draw stories side by side, one frame of each at a time.
 
@@ -125,8 +124,8 @@ def draw_frames(
         null_cond (tuple, optional): `model.null_cond()`, if it is known already
         guidance_scale (float, default 7.5): As for `denoise`, and so are these:
         num_inference_steps (int, default 50): As for `denoise`, and so are these:
-        generator (optional): One per story, for schedulers that add noise
-        on_step (optional): Called with (i, t, z) after every step
+        generator (optional): One per story; called with (i, t, z) after every step
+        on_step (optional): One per story; called with (i, t, z) after every step
     """
     first = next(k for k in range(len(given) + 1) if k not in given)
     memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
