@@ -52,15 +52,15 @@ docs: $(MADE) ## the book as a site in _docs/, to be read offline or served
 	@echo "_docs/index.html; its search needs a server: $(BIN)/python -m http.server -d _docs"
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills, every chapter in JupyterLab
-	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_fetch.py tests/test_survive.py tests/test_train.py tests/test_cli.py tests/test_gallery.py tests/test_pace.py tests/test_speed.py tests/test_refused.py tests/test_jupyter.py
+	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/data/test_soak.py tests/cli/test_fetch_vist.py tests/train/test_checkpoint.py tests/train/test_loop.py tests/cli/test_cli.py tests/draw/test_test_set.py tests/bench/test_bench_draw.py tests/bench/test_speed.py tests/model/test_refused.py tests/test_jupyter.py
 
 full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
-	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/test_full.py
+	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/model/test_full.py
 
 gpu: ## all that needs a GPU, in MINUTES=9; results in OUT=runs/gpu (DEVICE=cpu shows that every row runs)
 	@python=$(BIN)/python; if [ -n "$(FRESH)" ]; then \
 	  if $(PYTHON) -c '$(ABLE)'; then python=$(PYTHON); else $(REMAKE) || exit 1; fi; fi; \
-	  $$python -c 'from arldm.speed import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
+	  $$python -c 'from arldm.bench.speed import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
 	  --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
 lab: $(MADE) ## open JupyterLab on the notebooks

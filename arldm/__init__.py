@@ -5,9 +5,9 @@ from importlib import import_module as _import_module
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> its module, imported when the name is first used
-    'ARLDM': 'model', 'Settings': 'settings', 'Story': 'story', 'StoryDataset': 'dataset', 'StoryError': 'core',
-    'StoryFile': 'story', 'StoryOutput': 'draw', 'StoryPipeline': 'draw', 'asset': 'core', 'draw_split': 'gallery',
-    'evaluate': 'score', 'resolve': 'settings', 'train_steps': 'train', 'write_report': 'report', 'write_stories': 'story'}
+    'ARLDM': 'model.arldm', 'Settings': 'settings', 'Story': 'data.story', 'StoryDataset': 'data.dataset', 'StoryError': 'core',
+    'StoryFile': 'data.story', 'StoryOutput': 'draw.pipeline', 'StoryPipeline': 'draw.pipeline', 'asset': 'core', 'draw_split': 'draw.test_set',
+    'evaluate': 'score.evaluate', 'resolve': 'settings', 'train_steps': 'train.loop', 'write_report': 'report.report', 'write_stories': 'data.story'}
 
 __all__ = ['__version__', *_HOME]
 

@@ -6,8 +6,8 @@ import recorded, torch
 from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from arldm.config import SIZES
-from arldm.model import ARLDM
+from arldm.model.config import SIZES
+from arldm.model.arldm import ARLDM
 
 TOKENIZERS, S = recorded.PARITY/'tokenizers', 77
 BLIP = [('vision_model.embeddings.class_embedding', 'visual_encoder.cls_token'), ('.position_embedding', '.pos_embed'),

@@ -2,11 +2,11 @@
 import random
 from dataclasses import replace
 
-from arldm.files import save_json
-from arldm.facts import read
-from arldm.scene import COLOURS, draw_scene
-from arldm.story import StoryFile, write_stories
-from arldm.toy import toy_story
+from arldm.files.atomic import save_json
+from arldm.toy.facts import read
+from arldm.toy.scene import COLOURS, draw_scene
+from arldm.data.story import StoryFile, write_stories
+from arldm.toy.corpus import toy_story
 
 def telling(i): return replace(toy_story(i), album=f'a{i//2}')
 

@@ -2,8 +2,8 @@
 import numpy as np, torch
 from PIL import Image
 
-from arldm.pictures import to_png
-from arldm.story import Story, StoryFile, write_stories
+from arldm.files.pictures import to_png
+from arldm.data.story import Story, StoryFile, write_stories
 
 
 def painting(seed, size=(40, 32)): # of smooth random colours

@@ -17,18 +17,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertTokenizer, CLIPTokenizer
 
-from arldm.base import resize_grid
-from arldm.dataset import StoryDataset, Vocabulary, pixels, to_memory
-from arldm.denoise import make_scheduler
-from arldm.distance import frechet
-from arldm.draw import StoryPipeline
-from arldm.encoders import encode_captions
-from arldm.frames import draw_frames
-from arldm.inception import Inception, fid64_drawn
-from arldm.model import ARLDM
-from arldm.optimise import learning_rates
-from arldm.port import translate
-from arldm.story import Story, StoryFile, write_stories
+from arldm.model.pretrained import resize_grid
+from arldm.data.dataset import StoryDataset, Vocabulary, pixels, to_memory
+from arldm.draw.sampling import make_scheduler
+from arldm.score.distances import frechet
+from arldm.draw.pipeline import StoryPipeline
+from arldm.model.encoders import encode_captions
+from arldm.draw.frames import draw_frames
+from arldm.score.inception import Inception, fid64_drawn
+from arldm.model.arldm import ARLDM
+from arldm.train.optim import learning_rates
+from arldm.model.port import translate
+from arldm.data.story import Story, StoryFile, write_stories
 
 PARITY = Path(__file__).parent/'parity'
 TRAIN = 'visualization_none', 'visualization_some', 'continuation_none'   # task, and whose condition was dropped

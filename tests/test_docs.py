@@ -146,8 +146,8 @@ def test_entries(pages):
     "A function, a patched method, a dataclass and a command have entries; their names in prose lead there."
     for name in 'history.history_visible', 'draw.StoryPipeline.stream', 'settings.Settings', 'run.train':
         assert f'arldm.{name}' in pages[f'{name.split(".")[0]}.html'].ids
-    assert 'files.html#arldm.files.atomic_path' in pages['story.html'].links
-    assert 'run.html#arldm.run.train' in pages['cli.html'].links
+    assert 'files.html#arldm.files.atomic.atomic_path' in pages['story.html'].links
+    assert 'run.html#arldm.cli.train.train' in pages['cli.html'].links
     assert '<td><p>Frames given before the first drawn one' in pages['history.html'].text
     assert 'class="source"' in pages['history.html'].text and 'def <span class="nf">' not in pages['history.html'].text
     assert not [name for name, page in pages.items() if re.search('at 0x[0-9a-f]{6}', page.text)]
@@ -263,7 +263,7 @@ def test_search(browser, served):
         const look = n => { const found = [...document.querySelectorAll('#search-results li a')].map(a => a.href)
             if (found.length > 1 || !n) done(found); else setTimeout(look, 50, n - 1) }
         look(100) })''')['result']['value']
-    assert found and '/history.html#arldm.history.history_visible' in found[0]
+    assert found and '/history.html#arldm.model.history.history_visible' in found[0]
     assert any('/model.html' in link for link in found)
     assert not trouble(b, served)
 

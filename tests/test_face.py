@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import arldm
-from arldm.docstrings import comments_of, with_sections
+from arldm.cli.docstrings import comments_of, with_sections
 from elsewhere import PYTHONPATH
 
 ROOT = Path(arldm.__file__).parent
@@ -36,11 +36,11 @@ def test_names_come_lazily():
     assert set(dir(arldm)) == set(arldm.__all__) and {'ARLDM', 'StoryPipeline', 'Story', 'write_stories'} <= set(dir(arldm))
     for name in arldm.__all__: assert getattr(arldm, name) is not None
     with pytest.raises(AttributeError, match="module 'arldm' has no attribute 'Pipeline'"): arldm.Pipeline
-    assert arldm.StoryFile is import_module('arldm.story').StoryFile
+    assert arldm.StoryFile is import_module('arldm.data.story').StoryFile
 
 def test_names_import_and_reload():
     "`from arldm import` and a second use give the same object as the module has."
-    code = 'from arldm import ARLDM, Settings; import arldm, arldm.model; print(ARLDM is arldm.model.ARLDM is arldm.ARLDM)'
+    code = 'from arldm import ARLDM, Settings; import arldm, arldm.model.arldm; print(ARLDM is arldm.model.arldm.ARLDM is arldm.ARLDM)'
     assert said(code) == 'True'
 
 def test_a_name_is_no_module():

@@ -89,12 +89,12 @@ def test_installed_alone(clean, tmp_path):
 
 def test_demo_without_the_repository(clean, tmp_path):
     "From raw stories to a report; a smaller world than the demo's own, and one step of training."
-    code = 'from arldm import exam; exam.DEMO_ALBUMS = 8, 2, 2; exam.demo("demo", steps=1, limit=1, histories=0)'
+    code = 'from arldm.cli import score as exam; exam.DEMO_ALBUMS = 8, 2, 2; exam.demo("demo", steps=1, limit=1, histories=0)'
     report = said(clean/'python', '-c', code, cwd=tmp_path).split()[-1]
     assert (tmp_path/report).name == 'report.html' and '<html' in (tmp_path/report).read_text(encoding='utf-8')
     assert (tmp_path/'demo/scores.json').is_file()
 
-LIGHT = ['import arldm', 'import arldm.core', 'import arldm.settings', 'import arldm.story', 'import arldm.sources',
+LIGHT = ['import arldm', 'import arldm.core', 'import arldm.settings', 'import arldm.data.story', 'import arldm.data.corpora',
     *(f'from arldm.{module} import {name}; sys.argv[1:] = ["--help"]; {name}()'
       for module, name in (('convert', 'convert'), ('fetch', 'fetch_vist')))]
 

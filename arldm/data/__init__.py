@@ -1,0 +1,1 @@
+"""Stories: from bytes to tensors."""

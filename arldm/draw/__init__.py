@@ -1,0 +1,1 @@
+"""Frames out: sampling, the pipeline, whole test sets."""

@@ -1,0 +1,1 @@
+"""Experiments that make the claims of this book."""

@@ -1,0 +1,1 @@
+"""One complete model: AR-LDM, its encoders and its weights."""

@@ -1,0 +1,1 @@
+"""Pictures in, numbers out, each with its interval."""

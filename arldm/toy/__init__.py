@@ -1,0 +1,1 @@
+"""The toy world, a laboratory whose facts can be counted."""

@@ -1,0 +1,1 @@
+"""Training as a generator of records that resumes bit-exactly."""

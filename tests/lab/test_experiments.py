@@ -1,0 +1,317 @@
+"What an experiment keeps is used again only for the same models, stories and settings; numbers that make no sense end in a line."
+import json, subprocess, sys
+from functools import partial
+
+import numpy as np, pytest
+from PIL import Image
+
+from arldm.cli import score as exam
+from arldm.lab import ladder
+from arldm.lab import memory_test as proof
+from arldm.bench import speed
+from arldm.lab import ablations as trials
+from arldm.core import StoryError, asset
+from arldm.draw.pipeline import StoryPipeline
+from arldm.score.histories import draw_histories, score_histories
+from arldm.draw.panel import story_panel
+from arldm.data.story import StoryFile, write_stories
+from arldm.toy.corpus import toy_story
+
+QUICK = dict(num_inference_steps=1, guidance_scale=1.)
+
+def split_of(folder, stories, name='stories'):
+    write_stories(folder/f'{name}.h5', dict(train=stories, test=stories, hard=stories), 'toy')
+    return StoryFile(folder/f'{name}.h5')
+
+def open_pipe():
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+@pytest.fixture(scope='module')
+def pipe(): return open_pipe()
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory): return split_of(tmp_path_factory.mktemp('toy'), [toy_story(i, 2) for i in range(3)])
+
+def tree(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+def refused(said, f, *args, **kw):
+    with pytest.raises(StoryError, match=said) as e: f(*args, **kw)
+    assert '\n' not in str(e.value) and 'delete' not in str(e.value) and 'remove' not in str(e.value)
+
+
+# drawings with other histories
+
+@pytest.fixture(scope='module')
+def drawn(pipe, file, tmp_path_factory):
+    out = tmp_path_factory.mktemp('drawn')/'out'
+    for _ in draw_histories(pipe, file['test'], out, ('none',), limit=1, **QUICK): pass
+    return out
+
+@pytest.mark.parametrize('change,said', [
+    (dict(num_inference_steps=2), 'num_inference_steps=1, not 2'), (dict(guidance_scale=2.), 'guidance_scale=1.0, not 2.0'),
+    (dict(seed=1), 'seed=0, not 1'), (dict(reuse=2), 'reuse=1, not 2'), (dict(height=32, width=32), 'height=None, not 32'),
+    (dict(guidance_interval=(.2, .8)), 'guidance_interval')])
+def test_histories_of_other_settings_are_refused(pipe, file, drawn, change, said):
+    before = tree(drawn)
+    refused(said, list, draw_histories(pipe, file['test'], drawn, ('none',), **{**QUICK, **change}))
+    assert tree(drawn) == before
+
+def test_histories_of_other_weights_stories_or_scheduler_are_refused(pipe, file, drawn, tmp_path, monkeypatch):
+    before, again = tree(drawn), partial(draw_histories, out=drawn, kinds=('none',), **QUICK)
+    other = split_of(tmp_path, [toy_story(i + 50, 2) for i in range(3)])
+    refused('stories=', list, again(pipe, other['test']))
+    with monkeypatch.context() as m:
+        m.setattr(pipe, 'scheduler', StoryPipeline.from_model(pipe.model, 'unipc').scheduler)
+        refused('scheduler=', list, again(pipe, file['test']))
+    weight = pipe.unet.conv_in.weight.data
+    kept = weight.clone()
+    weight[0, 0, 0, 0] += 1
+    try: refused('weights=', list, again(pipe, file['test']))
+    finally: weight.copy_(kept)
+    assert tree(drawn) == before
+    assert [i for _, i, _ in again(pipe, file['test'])] == file['test'].ids[1:]             # the same goes on
+
+def test_drawings_of_unknown_origin_are_refused(pipe, file, tmp_path):
+    (tmp_path/'none').mkdir()
+    (tmp_path/'none/mine.txt').write_text('mine')
+    refused('none holds mine.txt', list, draw_histories(pipe, file['test'], tmp_path, ('none',), **QUICK))
+    assert [p.name for p in tmp_path.rglob('*')] == ['none', 'mine.txt']
+
+def test_scores_of_the_first_stories_only(tmp_path, file):
+    "Three stories are drawn, two are asked for: two are scored."
+    for kind in 'own', 'reference':
+        for i in file['test'].ids:
+            (tmp_path/kind/i).mkdir(parents=True)
+            for k in 1, 2: Image.new('RGB', (8, 8)).save(tmp_path/kind/i/f'{k}.png')
+    rows = score_histories(tmp_path, file['test'], lambda d: np.ones(len(d)), 'ones', limit=2)
+    assert [r['n'] for r in rows] == [2, 2]
+
+
+# the proof
+
+@pytest.fixture
+def quick_proof(pipe, monkeypatch):
+    "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
+    monkeypatch.setattr(proof, 'ALL_KINDS', ('own',))
+    monkeypatch.setattr(proof, '_guessed', lambda story, seed: story.pictures())
+    monkeypatch.setattr(proof, 'score_rows', lambda *a: {})
+    monkeypatch.setattr(proof.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
+    monkeypatch.setattr(proof, 'unseen_stories', lambda path: pytest.fail('stories were made'))
+    return partial(proof.proof, seeds=1, guidance=1.)
+
+def test_a_proof_does_not_print_new_settings_over_old_drawings(quick_proof, file, tmp_path):
+    data, out = str(file.path), str(tmp_path/'out')
+    quick_proof(out, data=data, limit=1, steps=1)
+    before = tree(tmp_path/'out')
+    refused('num_inference_steps=1, not 2', quick_proof, out, data=data, limit=1, steps=2)
+    refused('limit=1, not 2.*--out', quick_proof, out, data=data, limit=2, steps=1)
+    refused('seeds=1, not 2', quick_proof, out, data=data, limit=1, steps=1, seeds=2)
+    refused('guidance_scale=1.0, not 2.0', quick_proof, out, data=data, limit=1, steps=1, guidance=2.)
+    other = split_of(tmp_path, [toy_story(i + 70, 2) for i in range(2)])
+    refused('stories=', quick_proof, out, data=str(other.path), limit=1, steps=1)
+    assert tree(tmp_path/'out') == before
+    quick_proof(out, data=data, limit=1, steps=1)                                              # the same is welcome
+
+def test_a_killed_proof_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
+    "Stopped between two stories and started again, it has the bytes of one that was not stopped, and draws no story twice."
+    monkeypatch.setattr(proof, 'ALL_KINDS', ('own',))
+    monkeypatch.setattr(proof, '_guessed', lambda story, seed: story.pictures())
+    rows = partial(proof.draw_rows, pipe=pipe, base=pipe, stories=file['test'], seeds=1, limit=2, **QUICK)
+    for _ in rows(tmp_path/'calm'): pass
+    for n, _ in enumerate(rows(tmp_path/'killed')):
+        if n == 1: break
+    half = {k: v for k, v in tree(tmp_path/'killed').items() if k.endswith('.png')}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path/'killed').rglob('*.png')}
+    for _ in rows(tmp_path/'killed'): pass
+    calm, again = tree(tmp_path/'calm'), tree(tmp_path/'killed')
+    assert 0 < len(half) < len(calm) and calm.keys() == again.keys()
+    for name in calm:
+        if not name.endswith('.png'): assert calm[name] == again[name], name
+        else:
+            a, b = (np.asarray(Image.open(tmp_path/x/name), int) for x in ('calm', 'killed'))
+            assert abs(a - b).max() <= 1
+    assert all(p.stat().st_mtime_ns == t for p, t in stamps.items())
+
+@pytest.mark.parametrize('wrong,said', [
+    (dict(resamples=-1), 'resamples must be 0 or more, got -1'), (dict(seeds=0), 'seeds must be at least 1, got 0'),
+    (dict(limit=0), 'limit must be at least 1'), (dict(steps=0), 'steps must be at least 1'),
+    (dict(steps=10**9), 'steps must be below 1000'), (dict(guidance=float('nan')), 'guidance must be 1 .* got nan'),
+    (dict(guidance=float('inf')), 'got inf'), (dict(guidance=-1.), 'got -1'), (dict(split='tset'), 'did you mean test')])
+def test_wrong_numbers_of_a_proof_end_before_any_work(wrong, said, tmp_path):
+    refused(said, proof.proof, str(tmp_path/'out'), **wrong)
+    assert not [*tmp_path.iterdir()]
+
+
+# ladder
+
+@pytest.fixture
+def small_ladder(monkeypatch):
+    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
+    monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
+    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, batch=1))
+    monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
+    monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
+    monkeypatch.setattr(ladder, 'train', lambda *a, **k: None)
+
+def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
+    out = str(tmp_path/'out')
+    ladder.ladder(out, 'autoencoder', steps=1)
+    before = tree(tmp_path/'out')
+    refused('steps=1, not 2', ladder.ladder, out, 'autoencoder', steps=2)
+    refused('seed=0, not 1', ladder.ladder, out, 'autoencoder', steps=1, seed=1)
+    refused('seed=0, not 1', ladder.ladder, out, 'arldm', seed=1)
+    assert tree(tmp_path/'out') == before
+    ladder.ladder(out)                                            # the rungs below are taken as they are, and all is made
+    before = tree(tmp_path/'out')
+    assert {'blank/model_index.json', 'pairs.h5', 'stories.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
+    ladder.ladder(out)
+    assert tree(tmp_path/'out') == before
+
+@pytest.mark.parametrize('name', ['pairs.h5', 'stories.h5'])
+def test_a_ladder_takes_no_file_that_it_did_not_make(name, tmp_path, monkeypatch):
+    make = dict([('pairs.h5', partial(ladder.write_pairs, n=2, n_val=1)), ('stories.h5', ladder.ladder_stories)])[name]
+    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
+    (tmp_path/name).write_bytes(b'mine')
+    refused(f'{name} is there, and no', make, tmp_path/name)
+    (tmp_path/name).rename(tmp_path/'mine')
+    make(tmp_path/name)
+    with open(tmp_path/name, 'ab') as f: f.write(b'x')
+    refused('was changed', make, tmp_path/name)
+    assert (tmp_path/'mine').read_bytes() == b'mine'
+
+def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
+    ladder.write_pairs(tmp_path/'pairs.h5', n=2, n_val=1)
+    refused('pairs=2, not 3', ladder.write_pairs, tmp_path/'pairs.h5', n=3, n_val=1)
+    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
+    ladder.ladder_stories(tmp_path/'stories.h5')
+    refused('seed=0, not 1', ladder.ladder_stories, tmp_path/'stories.h5', 1)
+
+@pytest.mark.parametrize('wrong', [dict(steps=0), dict(steps=-3), dict(seed=-1), dict(seed=2**70)])
+@pytest.mark.parametrize('command', [ladder.ladder, partial(trials.trials, 'tricks')])
+def test_wrong_numbers_of_ladder_and_trials(command, wrong, tmp_path):
+    refused('must be', command, out=str(tmp_path/'out'), **wrong)
+    assert not [*tmp_path.iterdir()]
+
+
+# trials
+
+def test_trials_of_other_steps_start_or_stories_are_refused(file, tmp_path, monkeypatch):
+    asked, counts = [], dict.fromkeys(trials.TRIAL_FACTS, [[i, True] for i in range(3)])
+    monkeypatch.setattr(trials, 'run_trial', lambda *a, **k: asked.append(a) or counts)
+    run = partial(trials.trials, 'tricks', out=str(tmp_path/'out'))
+    run(data=str(file.path), steps=1)
+    n, before = len(asked), tree(tmp_path/'out')
+    refused('steps=1, not 2', run, data=str(file.path), steps=2)
+    refused('start=', run, data=str(file.path), steps=1, start=str(asset('toy/base')))
+    refused('seed=0, not 1', run, data=str(file.path), steps=1, seed=1)
+    other = split_of(tmp_path, [toy_story(i + 90, 2) for i in range(2)])
+    refused('stories=', run, data=str(other.path), steps=1)
+    refused('no pipeline there', run, data=str(file.path), steps=1, start=str(tmp_path))
+    refused('limit must be at least 1', run, data=str(file.path), limit=0)
+    assert len(asked) == n and tree(tmp_path/'out') == before
+
+def test_one_trial_of_other_settings_is_refused(file, tmp_path, monkeypatch):
+    "Nothing is trained before the folder is claimed; the second call has another weighting."
+    monkeypatch.setattr(trials, '_train_trial', lambda *a: (a[-1]/'model_index.json').write_text('{}'), raising=False)
+    monkeypatch.setattr(trials, '_count', lambda *a: {})
+    one = partial(trials.run_trial, tmp_path/'x', asset('toy/base'), file, 1, 0)
+    one()
+    refused('snr_gamma=0.0, not 5.0', one, settings=dict(snr_gamma=5.))
+    refused('change=', one, item=trials.noisy_memory)
+    refused('first=None, not 2', one, first=2)
+    (tmp_path/'x/pipeline/model_index.json').write_text('{"other": 1}')
+    refused('pipeline was changed', one)
+
+def test_memories_drawn_by_another_model_are_refused(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, 'draw_split', lambda *a, **k: iter(()))
+    trials._self_drawn(tmp_path/'own', asset('toy/arldm'), file, 1)
+    refused('start=', trials._self_drawn, tmp_path/'own', asset('toy/base'), file, 1)
+
+
+# demo
+
+@pytest.fixture
+def quick_demo(monkeypatch):
+    asked = []
+    monkeypatch.setattr(exam, 'DEMO_ALBUMS', (2, 1, 1))
+    for name in 'train', 'draw', 'score', 'report': monkeypatch.setattr(exam, name, lambda *a, name=name, **k: asked.append(name))
+    return asked
+
+def test_a_demo_of_other_settings_is_refused(quick_demo, tmp_path):
+    demo = partial(exam.demo, str(tmp_path/'demo'))
+    demo(steps=1, limit=1)
+    assert quick_demo == ['train', 'draw', 'score', 'report']
+    assert StoryFile(tmp_path/'demo/stories.h5')['train'].file.corpus == 'toy' and not (tmp_path/'demo/raw').exists()
+    refused('steps=1, not 2.*--out', demo, steps=2, limit=1)
+    refused('limit=1, not 2', demo, steps=1, limit=2)
+    for wrong in dict(steps=0), dict(limit=0), dict(histories=-1): refused('must be', exam.demo, str(tmp_path/'b'), **wrong)
+    assert len(quick_demo) == 4 and not (tmp_path/'b').exists()
+
+@pytest.mark.parametrize('name', ['raw/mine.txt', 'stories.h5', 'log.csv'])
+def test_a_demo_writes_into_no_folder_of_somebody_else(quick_demo, name, tmp_path):
+    mine = tmp_path/name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text('mine')
+    refused('no made.json says', exam.demo, str(tmp_path), steps=1)
+    assert tree(tmp_path) == {name: b'mine'} and not quick_demo
+
+def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkeypatch):
+    from arldm.files import kept
+    plain = kept.write_toy
+    def killed(raw, *a, **k):
+        plain(raw, (1, 0, 0), progress=False)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(kept, 'write_toy', killed)
+    with pytest.raises(KeyboardInterrupt): exam.demo(str(tmp_path/'demo'), steps=1)
+    monkeypatch.setattr(kept, 'write_toy', plain)
+    exam.demo(str(tmp_path/'demo'), steps=1)
+    assert len(StoryFile(tmp_path/'demo/stories.h5')['train']) == 2
+
+
+# two at once
+
+HOLD = "import sys, time; from arldm.files.atomic import lock_folder; x = lock_folder(sys.argv[1], 'there first'); print(1, flush=True); time.sleep(60)"
+
+def test_two_commands_at_once_in_one_folder(file, quick_proof, small_ladder, quick_demo, tmp_path):
+    "The second one says in a line that there is another, and draws nothing."
+    places = [tmp_path/'p', tmp_path/'l', tmp_path/'t', tmp_path/'d/.demo']
+    hold = [subprocess.Popen([sys.executable, '-c', HOLD, str(p)], stdout=subprocess.PIPE) for p in places]
+    try:
+        for h in hold: h.stdout.readline()
+        refused('another process is', quick_proof, str(places[0]), data=str(file.path), limit=1, steps=1)
+        refused('another process is', ladder.ladder, str(places[1]), steps=1)
+        refused('another process is', trials.trials, 'tricks', str(places[2]), data=str(file.path), steps=1)
+        refused('another process is', exam.demo, str(tmp_path/'d'), steps=1)
+        assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
+    finally:
+        for h in hold: h.kill(), h.wait()
+
+
+# benchmarks
+
+def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setitem(speed.BENCHES, 'data', lambda size: calls.append(size) or [dict(what='x', unit='s', ours=1.)])
+    for text in 'mine', '{"mine": 1}', '[]':
+        (tmp_path/'out.json').write_text(text)
+        refused('no benchmark result written by arldm', speed.bench, 'data', out=str(tmp_path/'out.json'))
+        assert (tmp_path/'out.json').read_text() == text and not calls
+    for again in range(2): speed.bench('data', out=str(tmp_path/'new.json'))
+    assert json.loads((tmp_path/'new.json').read_text())['lines'] and len(calls) == 2
+    refused('is there already', speed.bench, 'data', out=str(tmp_path))
+
+
+# the panel
+
+def test_the_panel_names_unknown_words(pipe, monkeypatch):
+    pytest.importorskip('ipywidgets')
+    panel = story_panel(pipe, ['Ada sees a dragon.'], num_inference_steps=1)
+    monkeypatch.setattr(pipe, 'stream', lambda *a, **k: iter(()))
+    for again in range(2):                                                            # not only the first time
+        panel.go.click()
+        assert 'does not know: sees, dragon' in panel.said.value
+    panel.captions[0].value = 'Ada is a big red star.'
+    panel.go.click()
+    assert panel.said.value == ''

@@ -1,0 +1,238 @@
+"The laboratory: the ladder climbs and goes on, rows differ only in their history, changes change one thing, numbers are counted."
+import itertools
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arldm.cli import draw as cli
+from arldm.lab import ladder
+from arldm.lab import memory_test as proof
+from arldm.lab import ablations as trials
+from arldm.lab.attention import attention, listening, words_of
+from arldm.cli.convert import convert
+from arldm.core import StoryError, asset
+from arldm.draw.pipeline import StoryPipeline
+from arldm.toy.facts import check_facts
+from arldm.draw.frames import Memory
+from arldm.score.histories import draw_histories
+from arldm.draw.panel import story_panel
+from arldm.toy.scene import has_hard
+from arldm.data.story import StoryFile
+from arldm.train.checkpoint import read_log
+from arldm.toy.corpus import toy_story
+
+FEW = dict(num_inference_steps=2, guidance_scale=2.)
+
+@pytest.fixture(scope='module')
+def pipe():
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+@pytest.fixture(scope='module')
+def stories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toy')
+    convert('toy', folder/'raw', str(folder/'toy.h5'), albums=4, quiet=True)
+    return StoryFile(folder/'toy.h5')
+
+
+# the ladder
+
+def test_a_pair_is_one_picture_twice():
+    for i in range(20):
+        p = ladder.pair(i)
+        assert p == ladder.pair(i) and p.frames[0] == p.frames[1] and p.captions[1] == ladder.AGAIN
+        assert not has_hard(ladder.read(p.pictures()[:1])[0])
+    assert len({ladder.pair(i).captions[0] for i in range(40)}) > 35
+
+def test_random_frames_and_their_figures():
+    scenes, frames, figure = ladder.random_frames(30)
+    assert ladder.read(frames.permute(0, 2, 3, 1).numpy()) == scenes
+    assert ((figure.float().mean((1, 2, 3)) > .02) & (figure.float().mean((1, 2, 3)) < .4)).all()
+    assert not torch.equal(frames, ladder.random_frames(30, 1)[1])
+
+def test_the_autoencoder_goes_on(tmp_path):
+    "Stopped and resumed it has the weights of one that was not."
+    how = dict(steps=4, batch=2, n=4)
+    *_, whole = ladder.train_autoencoder(tmp_path/'a', **how)
+    some = ladder.train_autoencoder(tmp_path/'b', **how)
+    for _ in range(2): next(some)
+    parts = some.gi_frame.f_locals['parts']
+    ladder.save_checkpoint(tmp_path/'b/checkpoints', 2, parts)
+    some.close()
+    *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
+    for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
+
+def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ladder, 'ALBUMS', (10, 1, 1, 1))
+    monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
+    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, batch=2))
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
+    with pytest.raises(StoryError, match="no stage 'top'"): ladder.ladder(str(tmp_path), 'top')
+
+
+# attention
+
+def test_listening_changes_nothing(pipe):
+    model, tokens = pipe.model, pipe.model.vocab.encode(['Ada jumps.'])
+    memory = Memory(model)
+    memory.add(torch.randn(1, 3, model.memory_side, model.memory_side), tokens)
+    asked = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.see(tokens)
+    processors = model.unet.attn_processors
+    with torch.no_grad():
+        plain = model.predict(*asked)
+        with listening(model) as ears: heard = model.predict(*asked)
+        with pytest.raises(ZeroDivisionError):
+            with listening(model): 1/0
+    assert torch.allclose(plain, heard, atol=1e-5) and all(e.heard for e in ears)
+    assert processors == model.unet.attn_processors
+    for e in ears:
+        assert torch.allclose(e.heard[0].sum(-1), torch.ones(()), atol=1e-5)
+        assert not e.heard[0][..., ~asked[3][0]].any()                            # what is hidden is not looked at
+
+def test_attention_of_the_first_and_the_last_frame(pipe):
+    story = toy_story(3)
+    for k in 1, 5:
+        w = attention(pipe, list(story.captions), story.pictures(), k)
+        S = pipe.model.vocab.length
+        assert w.shape == (k, S, 8, 8) and torch.allclose(w.sum((0, 1)), torch.ones(8, 8), atol=1e-5)
+        words = words_of(pipe.model.vocab, story.captions[k-1], True)
+        assert len(words) == S
+
+
+# the proof
+
+def test_rows_differ_in_their_history_only(tmp_path, pipe, stories):
+    split = stories['test']
+    kinds = ('none', 'captions', 'own', 'told')
+    drawn = {(kind, i): frames for kind, i, frames in draw_histories(pipe, split, tmp_path, kinds, 'drawn', 1, **FEW)}
+    first = [np.asarray(frames[0]).astype(int) for frames in drawn.values()]
+    assert len(first) == 4 and max(abs(a - first[0]).max() for a in first) <= 1   # the first frame has no history
+    later = {kind: np.asarray(frames[2]).astype(int) for (kind, _), frames in drawn.items()}
+    far = {(a, b): abs(later[a] - later[b]).max() for a, b in itertools.combinations(kinds, 2)}
+    assert far.pop(('own', 'told')) > 0 and min(far.values()) > 3        # what it draws itself is nearly what was told
+    assert {p.parent.parent.parent.name for p in tmp_path.rglob('1.png')} == {*kinds}
+
+def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
+    "Whatever the story shows, the drawing is the same."
+    split, seen = stories['test'], []
+    plain = pipe.__class__.__call__
+    monkeypatch.setattr(pipe.__class__, '__call__', lambda self, captions, given, **how:
+                        (seen.append(given), plain(self, captions, given, **how))[1])
+    for _ in draw_histories(pipe, split, tmp_path, ('captions',), limit=1, **FEW): pass
+    assert [len(g[0]) for g in seen] == [0, 1, 2, 3, 4]
+    assert all(im.getextrema() == ((0, 0),)*3 for g in seen for im in g[0])
+
+def test_guessed_rows_obey(stories):
+    s = stories['test'][0]
+    right = check_facts(s, dict(enumerate(proof._guessed(s, 0), 1)))
+    assert all(all(x) for name, x in right.items() if name.startswith('told'))
+    assert not all(all(x) for x in right.values())
+    assert [a.tobytes() for a in proof._guessed(s, 0)] == [a.tobytes() for a in proof._guessed(s, 0)]
+    assert [a.tobytes() for a in proof._guessed(s, 0)] != [a.tobytes() for a in proof._guessed(s, 1)]
+
+def test_the_proof_as_a_table():
+    def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
+    rows = {'AR-LDM': {'stated facts': cell(.99), 'remembered facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
+            'chance': {'stated facts': cell(1.), 'remembered facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
+    assert proof.memory_table(rows).splitlines() == [
+        '| | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
+        '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
+        '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
+
+
+# trials
+
+def test_changes_change_one_thing(pipe):
+    model = StoryPipeline.from_pretrained(asset('toy/arldm')).model
+    trials.without_time(model)
+    assert not model.history.time_embedding.weight.any() and model.history.type_embedding.weight.any()
+    assert [n for n, p in model.named_parameters() if not p.requires_grad and 'vae' not in n] == ['history.time_embedding.weight']
+    trials.drop_stories(model)
+    dropped = [model.random_inputs(5, 8, 8, 8, .5, 1., 0., torch.Generator().manual_seed(i))[3] for i in range(40)]
+    assert {int(d.sum()) for d in dropped} == {0, 5}
+
+def test_stories_changed(tmp_path):
+    item = dict(memory=torch.full((5, 3, 8, 8), 100, dtype=torch.uint8), moments=torch.ones(2), id='s')
+    assert not trials.without_pictures(item, random.Random(0))['memory'].any() and item['memory'].all()
+    noisy = trials.noisy_memory(item, random.Random(0))
+    assert noisy['memory'].dtype == torch.uint8 and noisy['memory'].float().std() > 5 and noisy['moments'] is item['moments']
+    assert torch.equal(noisy['memory'], trials.noisy_memory(item, random.Random(0))['memory'])
+    change = trials.drawn_memory(tmp_path)
+    assert change(item, random.Random(0)) is item                                 # nothing is drawn yet
+    (tmp_path/'s').mkdir()
+    for k in range(1, 6): Image.new('RGB', (64, 64), (k, 0, 0)).save(tmp_path/f's/{k}.png')
+    got = [change(item, random.Random(i)) for i in range(100)]
+    own = [x for x in got if x is not item]
+    assert 30 < len(own) < 70 and own[0]['memory'][:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+def test_what_a_trial_changes_arrives(tmp_path, stories):
+    "Settings change the loss of the first step; a change in drawing trains nothing and draws with the control's weights."
+    one = partial(trials.run_trial, base=asset('toy/base'), file=stories, steps=1, seed=0, limit=1, **FEW)
+    for name, change in dict(control={}, snr=dict(snr_gamma=5.)).items(): one(tmp_path/name, settings=dict(train_batch_size=2) | change)
+    losses = [read_log(tmp_path/name/'log.csv')[0]['loss'] for name in ('control', 'snr')]
+    assert losses[0] != losses[1]
+    one(tmp_path/'middle', drawing=dict(guidance_interval=(.5, 1)), control=tmp_path/'control')
+    assert {p.name for p in (tmp_path/'middle').iterdir()} == {'own'}
+    frame = next((tmp_path/'middle/own').rglob('5.png')).relative_to(tmp_path/'middle')
+    assert (tmp_path/'middle'/frame).read_bytes() != (tmp_path/'control'/frame).read_bytes()
+
+def test_trials_of_a_file_that_is_not_there(tmp_path):
+    "A mistyped name writes no corpus beside whatever is there."
+    with pytest.raises((StoryError, SystemExit)): trials.trials('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
+    assert not [*tmp_path.iterdir()]
+
+def test_trials_are_compared_story_by_story():
+    "Twenty stories, each asked ten things; the second trial knows one more of each."
+    def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
+    results = {name: dict.fromkeys(trials.TRIAL_FACTS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
+    control, better, same = trials.compare_trials(results, 50)
+    assert control['reference − control'] is None and better['told'] == .6
+    assert np.allclose(better['reference − control'], .1) and np.allclose(same['late − control'], 0)
+    assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
+    assert trials.trials_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
+        '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
+
+
+# the panel
+
+def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
+    pytest.importorskip('ipywidgets')
+    panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1)
+    monkeypatch.setattr(pipe, 'stream', lambda *a, **k: (_ for _ in ()).throw(StoryError('no such thing')))
+    panel.go.click()
+    assert panel.said.value == 'no such thing' and not panel.go.disabled and all(b.disabled for b in panel.again)
+    monkeypatch.undo()
+    panel.go.click()
+    assert panel.said.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.again)
+
+def test_the_panel_draws_what_the_pipeline_draws(pipe):
+    pytest.importorskip('ipywidgets')
+    told = ['Ada is a big red star.', 'She jumps.']
+    panel = story_panel(pipe, told, num_inference_steps=2)
+    panel.seed.value, panel.guidance.value = 5, 3.
+    panel.draw()
+    want = pipe(told, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
+    assert [a.tobytes() for a in panel.frames] == [a.tobytes() for a in want]
+
+
+# a story of one's own
+
+def test_shipped_weights_draw_beside_the_text(tmp_path):
+    "Nothing is drawn into a pipeline folder; drawn again, a frame changes alone."
+    (tmp_path/'mine.txt').write_text('Ada is a big red star.\nShe jumps.\n')
+    where = cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), steps=2, guidance=1.)
+    assert where == tmp_path/'mine-drawn'
+    assert {p.name for p in where.iterdir()} == {'1.png', '2.png', 'manifest.json', 'strip.png'}
+    first = (where/'1.png').read_bytes(), (where/'2.png').read_bytes()
+    cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), redraw='2', seed=9, steps=2, guidance=1.)
+    assert (where/'1.png').read_bytes() == first[0] and (where/'2.png').read_bytes() != first[1]
+    assert not (asset('toy/arldm')/'own').exists()

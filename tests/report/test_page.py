@@ -1,0 +1,96 @@
+"The page in a browser: it is silent, complete, asks nobody for anything, and can be read on a telephone and at night."
+import pytest
+
+from arldm.report import report as chapter
+from arldm.report.report import write_report
+from browser import Browser, chromium
+from folders import write_run
+
+pytestmark = pytest.mark.skipif(not chromium(), reason='no Chromium here; Debian has it as chromium')
+
+VERDICTS = [dict(name='FID64', group='pictures', a=45.4, b=50.4, unit='', better='lower', difference=5., low=3.1, high=7.4,
+        verdict='B worse than A: 95 % interval of the difference +3.1 … +7.4'),
+    dict(name='remembered facts', group='facts', a=.3, b=.8, unit='%', better='higher', difference=.5, low=None, high=None,
+        verdict='no verdict: too few albums for an interval')]
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
+    "The page of a run, and of two."
+    runs = tmp_path_factory.mktemp('runs')
+    a, b = write_run(runs/'before', wrong=.7, seed=1, steps=200), write_run(runs/'after <b>', wrong=.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chapter, 'compare_runs', lambda a, b: VERDICTS)
+        return dict(one=write_report(b), two=write_report(b, against=a))
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp('profile'))
+    yield browser
+    browser.close()
+
+def each(names, *values): return pytest.mark.parametrize(names, [(page, *v) for page in ('one', 'two') for v in values])
+
+@each('page, width, dark', (390, False), (1400, True))
+def test_page_is_silent_and_complete(browser, pages, page, width, dark):
+    "No word in the console, no request but for the file itself, every picture there."
+    browser.open(pages[page], width, dark)
+    assert not browser.events('Log.entryAdded') and not browser.events('Runtime.consoleAPICalled')
+    assert not browser.events('Runtime.exceptionThrown')
+    asked = {e['request']['url'].split(':')[0] for e in browser.events('Network.requestWillBeSent')}
+    assert 'file' in asked and asked <= {'file', 'data'}
+    loaded = browser.js('[...document.images].map(i => i.complete && i.naturalWidth > 0)')
+    assert len(loaded) > 50 and all(loaded)
+    assert browser.js('document.querySelectorAll("script, link, iframe").length') == 0
+
+def test_browser_hears_what_is_wrong(browser, tmp_path):
+    "A page that asks for more than itself does not pass unheard."
+    (bad := tmp_path/'bad.html').write_text('<script>nothing.at.all</script><img src="http://127.0.0.1:9/x.png">')
+    browser.open(bad)
+    assert browser.events('Runtime.exceptionThrown')
+    assert any(e['request']['url'].startswith('http') for e in browser.events('Network.requestWillBeSent'))
+    assert browser.js('document.images[0].naturalWidth') == 0
+
+SMALL = """[...document.querySelectorAll('body *')]
+    .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && e.offsetParent)
+    .filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.outerHTML.slice(0, 80))"""
+
+@each('page, width', (390,), (1400,))
+def test_page_can_be_read(browser, pages, page, width):
+    "Nothing is wider than the window, no text is smaller than 12 pixels, folded parts included."
+    browser.open(pages[page], width)
+    browser.js('document.querySelectorAll("details").forEach(d => d.open = true)')
+    assert browser.js('innerWidth') == width and browser.js('document.documentElement.scrollWidth') <= width
+    assert browser.js(f"""[...document.querySelectorAll('body *')].filter(e => !e.closest('.frames') && !e.closest('svg')
+        && e.getBoundingClientRect().right > {width}).map(e => e.outerHTML.slice(0, 80))""") == []
+    assert browser.js(SMALL) == []
+
+def test_frames_below_each_other_on_a_telephone(browser, pages):
+    rows = """new Set([...document.querySelector('.frames').children].filter(e => e.offsetHeight).map(e => e.offsetTop)).size"""
+    for width, n in (390, 5), (1400, 1):
+        browser.open(pages['one'], width)
+        assert browser.js(rows) == n
+
+COLOURS = """(() => { const of = (e, what) => getComputedStyle(e)[what].match(/[\\d.]+/g).slice(0, 3).map(Number),
+    soft = document.querySelector('.soft'), card = document.querySelector('figure')
+    return [of(document.body, 'backgroundColor'), of(card, 'backgroundColor'), of(document.body, 'color'), of(soft, 'color')] })()"""
+
+def contrast(a, b):
+    "Of two colours, as WCAG 2.2 defines it."
+    def light(c):
+        c = [v/255 for v in c]
+        return sum(w*(v/12.92 if v <= .04045 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), c))
+    a, b = sorted((light(a), light(b)))
+    return (b + .05)/(a + .05)
+
+def test_contrast(): assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+
+def test_light_and_dark(browser, pages):
+    "Two dresses, and in each every text stands out from page and cards."
+    grounds = []
+    for dark in False, True:
+        browser.open(pages['one'], 1400, dark)
+        paper, card, ink, soft = browser.js(COLOURS)
+        grounds.append(sum(paper))
+        for ground in paper, card:
+            assert contrast(ground, ink) >= 7 and contrast(ground, soft) >= 4.5
+    assert grounds[1] < 100 < 700 < grounds[0]

@@ -1,0 +1,310 @@
+"""The report: one page, complete in itself, of finished and of unfinished runs, and of two."""
+import math, re, shutil
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFilter
+
+from arldm.core import StoryError
+from arldm.files.atomic import load_json, save_json
+from arldm.report.page import Curve, chart, flat, img_tag, story_html, ticks
+from arldm.report.charts import compare_html, facts_html, range_bar, score_text, scores_html
+from arldm.report.report import choose, loss_curves, losses_html, read_log, write_report
+from arldm.data.story import Story, StoryFile, write_stories
+from folders import write_run
+
+WILD = '<script>alert("1")</script> & \'quotes\''
+
+class Page(HTMLParser):
+    "Tags, texts and addresses of a page; unbalanced tags are an error."
+    VOID = {'meta', 'img', 'br'}
+    def __init__(self, path):
+        super().__init__()
+        self.html, self.tags, self.texts, self.open = Path(path).read_text(encoding='utf-8'), [], [], []
+        self.feed(self.html)
+        assert not self.open, f'not closed: {self.open}'
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID: self.open.append(tag)
+    def handle_startendtag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_data(self, data):
+        if self.open[-1:] != ['style']: self.texts.append(data)
+    def all(self, tag, **want):
+        return [a for t, a in self.tags if t == tag and all(v in (a.get(k) or '').split() for k, v in want.items())]
+    @property
+    def text(self): return ' '.join(self.texts)
+
+def picture(i, side=64): return Image.new('RGB', (side, side), (40*i % 256, 90, 200))
+
+def encoded(p):
+    out = BytesIO()
+    p.save(out, 'png')
+    return out.getvalue()
+
+@pytest.fixture
+def run(tmp_path):
+    "A finished run of a continuation: three reference stories, two drawn."
+    run = tmp_path/'a <run>'
+    (run/'strips').mkdir(parents=True)
+    stories = [Story(f's{i}', f'a{i}', (WILD, 'two', 'three'), tuple(encoded(picture(i + k)) for k in range(3))) for i in range(3)]
+    write_stories(run/'stories.h5', dict(test=stories), 'toy')
+    for s in 's0', 's1':
+        (run/'drawn'/s).mkdir(parents=True)
+        for k in 2, 3: picture(k).save(run/'drawn'/s/f'{k}.png')
+    for step in 90, 100, 1000: picture(1, 200).save(run/'strips'/f'{step}.png')
+    save_json(run/'settings.json', dict(corpus='toy', task='continuation', data=str(run/'stories.h5'), note=WILD, lr=None,
+                                        machine=dict(versions=dict(torch='2.13'))))
+    (run/'log.csv').write_text('step,loss,lr,grad_norm,stories_per_s\n1,0.5,0,1,1\n2,nan,0,1,1\n3,0.4,0,1,1\n4,0.3')
+    save_json(run/'scores.json', dict(split='test', n_stories=2, missing=['s2'],
+        scores=[dict(name='FID64', value=None, n=4, note=WILD, better='lower'),
+                dict(name='remembered facts', value=.5, unit='%', n=8, note='of many', better='higher')],
+        facts=[dict(name='remembered colour', value=.5, n=8, chance=.25), dict(name='stated size', value=1., n=2, chance=None)]))
+    return run
+
+def test_page_of_a_finished_run(run):
+    path = write_report(run)
+    page = Page(path)
+    assert path == run/'report.html' and 'a <run>' in page.text
+    assert page.text.count('Story s') == 2
+    assert len(page.all('div', **{'class': 'reference'})) == 6 and len(page.all('div', **{'class': 'given'})) == 2
+    assert len(page.all('div', **{'class': 'stated'})) == 1                                   # a bar
+    assert len(page.all('div', **{'class': 'drawn'})) == 4
+    assert len(page.all('img')) == 6 + 2 + 4 + 3
+    assert page.text.count('two') == 2 and page.text.count(WILD) == 2 + 1 + 1  # captions, note, setting
+    assert 'trained for 3 steps' in page.text and 'drew 4 frames of 2 stories' in page.text and 'remembered facts 50.0%' in page.text
+    assert 'machine.versions.torch' in page.text and not page.all('p', **{'class': 'missing'})
+
+def test_page_is_self_contained(run):
+    page = Page(write_report(run))
+    assert not {'script', 'link', 'iframe', 'object', 'base'} & {t for t, _ in page.tags}
+    for tag, attrs in page.tags:
+        for k, v in attrs.items():
+            assert not k.startswith('on')
+            if k in ('src', 'href', 'srcset', 'data', 'action'): assert v.startswith('data:image/')
+    assert not re.findall(r'url\(|@import|https?://', page.html)
+
+def test_pictures_have_texts_and_sizes(run):
+    images = Page(write_report(run)).all('img')
+    assert sum(img['alt'] == f'reference: {WILD}' for img in images) == 2
+    for img in images:
+        assert img['alt'] and int(img['width']) <= 900 and int(img['height']) <= 900
+
+def test_strips_stand_in_the_order_of_steps(run):
+    html = write_report(run).read_text(encoding='utf-8')
+    places = [html.index(f'<figcaption>step {step}<') for step in (90, 100, 1000)]
+    assert places == sorted(places)
+
+def test_many_strips_keep_the_last(run):
+    for step in range(2000, 2030): picture(1, 200).save(run/'strips'/f'{step}.png')
+    html = write_report(run).read_text(encoding='utf-8')
+    assert '<figcaption>step 2029<' in html and 4 <= len(re.findall(r'<figcaption>step \d+<', html)) <= 8
+
+def test_strips_name_their_story(run):
+    (run/'strips'/'1000.png').rename(run/'strips'/'001000-<b>.png')
+    assert 'step 1000, story <b>' in Page(write_report(run)).text
+
+def test_no_more_than_twelve_stories(run):
+    for i in range(20): shutil.copytree(run/'drawn'/'s0', run/'drawn'/f't{i}')
+    page = Page(write_report(run))
+    assert page.text.count('Story ') == 12 and '12 of 22 stories' in page.text
+
+@pytest.mark.parametrize('keep,missing', [
+    ({'drawn'}, {'scores.json', 'log.csv', 'settings.json'}), ({'log.csv'}, {'scores.json', 'drawings', 'settings.json'}),
+    ({'settings.json'}, {'scores.json', 'drawings', 'log.csv'}), ({'drawn', 'settings.json', 'stories.h5'}, {'scores.json', 'log.csv'})])
+def test_page_of_an_unfinished_run(run, keep, missing):
+    for p in run.iterdir():
+        if p.name in keep: continue
+        if p.is_dir(): shutil.rmtree(p)
+        else: p.unlink()
+    page = Page(write_report(run))
+    for what in missing: assert re.search(f'There is no [^.]*{what}', page.html), what
+    assert ('Reference frames and captions are not shown' in page.text or 'No story file' in page.text) == ('drawn' in keep and 'stories.h5' not in keep)
+    assert len(page.all('div', **{'class': 'drawn'})) == (4 if 'drawn' in keep else 0)
+
+def test_without_the_story_file_drawings_stand_alone(run):
+    (run/'stories.h5').unlink()
+    page = Page(write_report(run))
+    assert 'stories.h5: no such file' in page.text and not page.all('div', **{'data-name': 'reference'})
+    assert len(page.all('div', **{'class': 'drawn'})) == 4
+
+def test_split_may_be_given(run):
+    (run/'settings.json').unlink()
+    assert page_of_reference(run, StoryFile(run/'stories.h5')['test']) == 6
+
+def page_of_reference(run, split): return len(Page(write_report(run, split)).all('div', **{'data-name': 'reference'}))
+
+def test_told_frames_come_from_what_was_drawn(run):
+    "Trained on one file, drawn from another that has the same ids."
+    other = [Story(f's{i}', 'a', ('elsewhere',), (encoded(picture(1)),)) for i in range(2)]
+    write_stories(run/'other.h5', dict(val=other), 'toy')
+    (run/'scores.json').unlink()
+    save_json(run/'drawing.json', dict(data=str(run/'other.h5'), split='val', seed=7))
+    page = Page(write_report(run))
+    assert page.text.count('elsewhere') == 2 and WILD not in page.text.replace(WILD, '', 1) and 'drawing.seed' in page.text
+
+def test_unknown_split_is_said(run): assert 'no split' in Page(write_report(run, 'valid')).text
+
+def test_frames_that_cannot_be_shown(run):
+    (run/'drawn'/'s0'/'2.png').write_bytes(b'no picture')
+    (run/'drawn'/'s1'/'3.png').unlink()
+    (run/'drawn'/'stranger').mkdir()
+    picture(1).save(run/'drawn'/'stranger'/'1.png')
+    page = Page(write_report(run))
+    assert 'unreadable' in page.text and 'not drawn' in page.text and 'Story stranger' in page.text
+
+def test_empty_folder_is_one_line(tmp_path):
+    for folder in tmp_path, tmp_path/'absent':
+        with pytest.raises(StoryError, match='no run folder') as e: write_report(folder)
+        assert '\n' not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+def test_report_replaces_itself_and_leaves_nothing_else(run):
+    before = set(run.iterdir())
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+    assert set(run.iterdir()) - before == {run/'report.html'}
+
+def test_pictures_are_bounded():
+    photo = Image.effect_noise((3000, 1500), 60).convert('RGB')
+    tag = img_tag(photo, 'x')
+    assert 'width="256" height="128"' in tag and 'image/jpeg' in tag and len(tag) < 60_000
+    assert photo.size == (3000, 1500) and 'image/png' in img_tag(picture(1), 'x')
+
+def test_read_log(tmp_path):
+    path = tmp_path/'log.csv'
+    path.write_text('step,loss\n1,0.5\n2,\n3,x\nx,1\n4,0.25\n5,0.1')  # the last line has no end
+    rows = read_log(path)
+    assert [r['step'] for r in rows] == [1, 2, 3, 4] and rows[3]['loss'] == .25 and math.isnan(rows[1]['loss'] + rows[2]['loss'])
+    path.write_text('')
+    assert read_log(path) == []
+
+@pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], [*range(5000)], [-1e-9, 1e-9], [1e8, 1e8 + 1]])
+def test_chart_stays_in_its_frame(losses):
+    html = chart(loss_curves([*enumerate(losses, 1)], 'one'), 'loss')
+    points = [tuple(map(float, p.split(','))) for line in re.findall('points="([^"]+)"', html) for p in line.split()]
+    assert points and all(0 <= v <= 100 for p in points for v in p) and len(html) < 60_000
+    assert all(0 <= float(top) <= 100 for top in re.findall(r'top:([\d.-]+)%', html))
+
+@pytest.mark.parametrize('low, high', [(0, 1), (-3, 2), (.03, .14), (99, 101), (1e-7, 3e-7), (0, 5e6)])
+def test_ticks(low, high):
+    assert 2 <= len(ticks(low, high)) <= 6 and all(low - 1e-12 <= v <= high*1.001 for v in ticks(low, high))
+
+def test_steps_that_are_not_evenly_spaced_have_two_labels():
+    assert '<span>1</span><span>2</span><span>3</span>' in chart([Curve([1, 2, 3], [1, 2, 3])], 'x')
+    assert '<span>1</span><span>9</span></div>' in chart([Curve([1, 2, 9], [1, 2, 3])], 'x')
+
+def test_losses_that_are_no_numbers_are_counted():
+    log = [dict(step=i, loss=math.nan if i == 3 else 1/i) for i in range(1, 9)]
+    assert 'last 0.125; 1 step without one' in losses_html(dict(a=log)) and losses_html(dict(a=log[2:3], b=[])) == ''
+    both = losses_html(dict(a=log, b=log))
+    assert both.count('<polyline') == 2 and 'last 0.125 and 0.125' in both and 'swatch two' in both
+
+def row(name, value, **more): return dict(name=name, value=value, **more)
+
+def test_scores():
+    html = scores_html([row('a', 12.3456, n=10, note='', better='lower'), row('b', None, note=None)])
+    assert '12.35 <span title="lower is better">↓' in html and 'n = 10' in html and 'b: no reason given' in html
+    assert '<svg class="range"' not in html[:html.index('</table>')]  # nothing to hold it against, so no bar
+
+def test_scores_with_intervals_and_floors():
+    html = scores_html([row('a', .5, low=.4, high=.6, unit='%', spread=.01, group='story', n=9, better=None,
+                            beside=[row(None, .3, what='<chance>'), row(None, None, what='nothing')])])
+    for said in ('40.0% … 60.0%', '± 1.0% over seeds', '&lt;chance&gt; 30.0%', 'Story: do the frames'): assert said in html
+    assert 'nothing' not in html and html.count('class="hollow"') == 1 + 1 + 1  # in the bar, below it, in the legend
+
+def test_scores_without_values_are_folded_and_refused_ones_are_not():
+    rows = [row('a', None, note='not measured: no <weights>'), row('b', math.nan), row('c', None, invalid=True, note='why')]
+    html = scores_html(rows)
+    table, folded = html.split('<details>')
+    assert 'not measured: 2' in folded and 'a: no &lt;weights&gt;' in folded and 'invalid' in table and 'why' in table
+    assert 'No score could be measured' in scores_html(rows[:2])
+
+@pytest.mark.parametrize('value, low, high, marks', [(5, 4, 6, [1, 9]), (5, None, None, []), (0, 0, 0, [0]), (-1, -2, 3, [])])
+def test_range_bar_stays_in_its_frame(value, low, high, marks):
+    html = range_bar(value, low, high, marks, zero=True)
+    assert all(0 <= float(x) <= 100 for x in re.findall(r'x="([\d.-]+)%"', html))
+    assert html.count('class="hollow"') == len(marks) and ('interval' in html) == (low is not None)
+
+def test_facts():
+    html = facts_html([row('stated x', 1, n=3, chance=None), row('remembered x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)])
+    assert html.count('<tr>') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
+    assert 'left:30.0%;width:40.0%' in html
+
+@pytest.mark.parametrize('n, each', [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [1, 1, 1]), (7, [2, 2, 2]), (30, [3, 3, 3])])
+def test_chosen_stories(n, each):
+    "Best, middle, worst; none twice; numbers that are none left out."
+    chosen = choose({**{f's{i}': i for i in range(n)}, 'none': None, 'nan': math.nan}, 'lower')
+    assert [len(v) for v in chosen.values()] == each and len({s for v in chosen.values() for s in v}) == sum(each)
+    if n: assert chosen['best'][0] == 's0' and (n == 1 or chosen['worst'][-1] == f's{n - 1}')
+    assert n < 3 or choose({f's{i}': i for i in range(n)}, 'higher')['best'][0] == f's{n - 1}'
+
+
+# runs with scores of every kind
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory): return write_run(tmp_path_factory.mktemp('runs')/'b', .2)
+
+@pytest.fixture(scope='module')
+def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a&', .7, seed=1, steps=40)
+
+def test_everything_scored_is_on_the_page(finished):
+    page = Page(write_report(finished))
+    assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'trouble'})
+    for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'similarity 0.99',
+                 '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
+    assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
+    assert len(page.all('div', **{'class': 'training'})) == 3 and 'not at hand' not in page.text
+    assert len(page.all('svg', **{'preserveaspectratio': 'none'})) == 2 + 2  # two losses, two scores by frame
+    assert (finished/'report.html').stat().st_size < 1_000_000
+
+def test_photographs_do_not_make_the_page_heavy(tmp_path):
+    "Nine stories of photographs, reference and drawn, in three megabytes."
+    noise = Image.effect_noise((256, 256), 60).filter(ImageFilter.GaussianBlur(1)).convert('RGB')
+    photos = tuple([encoded(noise)]*5)
+    html = story_html('x', dict(drawn={k: tmp_path/f'{k}.png' for k in range(1, 6)}), Story('x', 'x', ('a',)*5, photos))
+    assert 9*2*len(html) < 3_000_000
+
+def test_copies_without_pictures(finished, tmp_path):
+    "The training picture is in a file that is gone, or in no row of it; the page is written all the same."
+    run = shutil.copytree(finished, tmp_path/'run')
+    scores = load_json(run/'scores.json')
+    scores['copies'] = [dict(story='gone', k=1, similarity=.5, picture=10**6)]
+    save_json(run/'scores.json', scores)
+    assert {'not at hand', 'not drawn'} <= {*Page(write_report(run)).texts}
+
+def test_drawings_alone_have_a_page(finished, tmp_path):
+    "A folder of drawings that was scored, as another's drawings may be."
+    shutil.copytree(finished/'drawn', tmp_path/'theirs')
+    shutil.copy(finished/'scores.json', tmp_path/'theirs')
+    page = Page(write_report(tmp_path/'theirs'))
+    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'reference'})) == 45 + 5   # all stories, one at a glance
+
+def test_two_runs(finished, other):
+    path = write_report(finished, against=other)
+    page = Page(path)
+    assert path == finished/'against-a&.html' and 'b against a&' in page.text
+    assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
+    for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
+    shown = page.text.count('Story s')
+    assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('reference', 'A', 'B'))
+    assert page.html.count('class="two"') == 2 + 2  # two scores by frame, two losses
+    assert not {'script', 'link'} & {t for t, _ in page.tags}
+
+def test_two_runs_without_scores_or_common_stories(run, other):
+    (run/'scores.json').unlink()
+    page = Page(write_report(run, against=other))
+    assert 'cannot be compared' in page.text and 'Story s0' in page.text
+    for story in 's0', 's1': (run/'drawn'/story).rename(run/'drawn'/f'x{story}')
+    assert 'no story that both have drawn' in Page(write_report(run, against=other)).text
+    with pytest.raises(StoryError, match='no run folder'): write_report(run, against=run/'strips'/'no')
+
+def test_verdicts_are_escaped():
+    html = compare_html([dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None,
+                              verdict=WILD)])
+    assert '<script' not in html and html.count('&lt;script&gt;') == 3 and '—' in html
+
+def test_score_text(): assert [score_text(row('a', x)) for x in (-1.5, None, math.nan)] == ['−1.5', '—', '—']
+
+def test_flat(): assert flat(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}

@@ -1,0 +1,280 @@
+"Watchers let the records pass unchanged, close what they watch, and show what they say they show."
+import io, itertools, math, os, subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from arldm.train import log as watch
+from arldm.core import StoryError
+from arldm.train.log import bar, board, curves, plot, running, smooth, watched
+from elsewhere import PYTHONPATH
+
+ROOT = Path(__file__).resolve().parents[2]
+WRAP = {
+    'watched': lambda records, folder: watched(records, lambda r: None),
+    'bar': lambda records, folder: bar(records, 10),
+    'no bar': lambda records, folder: bar(records, 10, disable=True),
+    'plot': lambda records, folder: plot(records),
+    'board': lambda records, folder: board(records, folder),
+    'all': lambda records, folder: bar(board(plot(records), folder), 10)}
+PRETEND = '''
+import math
+def run(first=1, last=10, trouble=None):
+    for k in range(first, last + 1):
+        if k == trouble: raise RuntimeError('lost')
+        val = 2/k if k % 5 == 0 else math.nan
+        yield dict(step=k, loss=1/k, lr=.1*k, grad_norm=.5, stories_per_s=30., val_loss=val)
+'''
+exec(PRETEND)
+
+@pytest.fixture(params=WRAP)
+def wrap(request, tmp_path): return lambda records: WRAP[request.param](records, tmp_path/'board')
+
+@pytest.fixture
+def shell(monkeypatch):
+    "A notebook's shell of which every drawing is counted."
+    class Display:
+        drawn, updated, active_types, clock = [], 0, ['text/plain', 'image/png'], 0.
+        def display(self, picture, display_id): self.drawn.append(picture); return self
+        def update(self, picture): self.drawn.append(picture); self.updated += 1
+    class Shell: display_formatter = display = Display()
+    Shell.kernel, found = None, Shell()
+    ipython = type('IPython', (), dict(get_ipython=staticmethod(lambda: found), display=Shell.display))
+    monkeypatch.setitem(sys.modules, 'IPython', ipython)
+    Shell.display.drawn.clear()
+    return Shell
+
+def python(code, **env):
+    "What a fresh process says to that code."
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'COLUMNS': '200', **env}
+    done = subprocess.run([sys.executable, '-c', PRETEND + code], capture_output=True, env=env)
+    return SimpleNamespace(stdout=done.stdout.decode(), stderr=done.stderr.decode())  # `text=True` would lose the \r
+
+def scalars(folder):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+
+# passing and closing
+
+def test_records_pass_unchanged(wrap):
+    records = [*run()]
+    before = [{**r} for r in records]
+    got = [*wrap(iter(records))]
+    assert len(got) == 10 and all(a is b for a, b in zip(got, records))
+    assert str(got) == str(before)
+
+def test_lazy(wrap):
+    "No step is taken before it is asked for."
+    taken = []
+    def count():
+        for r in run():
+            taken.append(r['step'])
+            yield r
+    w = wrap(count())
+    assert taken == []
+    next(w)
+    next(w)
+    assert taken == [1, 2]
+
+def test_closing_closes_what_is_watched(wrap):
+    inner = run()
+    w = wrap(inner)
+    next(w)
+    w.close()
+    assert inner.gi_frame is None
+
+def test_trouble_passes(wrap):
+    got, w = [], wrap(run(trouble=4))
+    with pytest.raises(RuntimeError, match='^lost$'):
+        for r in w: got.append(r['step'])
+    assert got == [1, 2, 3]
+
+def test_a_failing_watcher_closes_the_run():
+    inner = run()
+    with pytest.raises(ZeroDivisionError): next(watched(inner, lambda r: 1/0))
+    assert inner.gi_frame is None
+
+def test_records_without_validation(wrap):
+    "A record need not have a validation loss, and a plain list will do."
+    records = [{k: v for k, v in r.items() if k != 'val_loss'} for r in run()]
+    assert [*wrap(records)] == records
+
+
+# numbers and curves
+
+def test_running_mean():
+    values = [3., 1., 4., 1., 5.]
+    weights = [(1 - 1/20)**k for k in range(5)]
+    said = [sum(w*v for w, v in zip(weights, values[:n][::-1]))/sum(weights[:n]) for n in range(1, 6)]
+    assert smooth(values) == pytest.approx(said)
+    assert [*map(running(20), values)] == smooth(values)
+
+def colours(picture): return {c for _, c in picture.getcolors(1 << 20)}
+ORANGE = 0xc8, 0x86, 0x2a, 255
+
+def test_curves():
+    with_dots, without = curves(run()), curves(run(last=4))
+    assert ORANGE in colours(with_dots) and ORANGE not in colours(without)
+    for odd in [], [*run(last=1)], [dict(step=1, loss=math.nan), *run(2)], [dict(step=1, loss=1.)]:
+        assert curves(odd).size == with_dots.size
+
+def test_curves_leave_pyplot_alone():
+    said = python('import sys; from arldm.train.log import curves; curves(run())\n'
+                  'print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)')
+    assert said.stdout.split() == ['True', 'False'], said.stderr
+
+
+# the plot
+
+def test_plot_outside_a_notebook():
+    said = python('import sys; from arldm.train.log import plot\nassert len([*plot(run())]) == 10\n'
+                  'print("IPython" in sys.modules, "matplotlib" in sys.modules)')
+    assert (said.stdout.split(), said.stderr) == (['False', 'False'], '')
+
+def test_plot_in_a_text_terminal(shell):
+    shell.display.active_types = ['text/plain']
+    assert len([*plot(run())]) == 10 and not shell.display.drawn
+
+@pytest.mark.parametrize('cost,gap', [(0., 2.), (1., 21.)])
+def test_plot_waits_between_drawings(shell, monkeypatch, cost, gap):
+    "At least two seconds, and twenty times as long as a drawing takes."
+    clock, calls, drawn = [0.], itertools.count(), []
+    def drawing(records):
+        if records: drawn.append(clock[0])
+        clock[0] += cost if next(calls) else 30          # the first one loads matplotlib
+    monkeypatch.setattr(watch, 'curves', drawing)
+    monkeypatch.setattr(watch.time, 'perf_counter', lambda: clock[0])
+    w = plot(run(last=10_000))
+    while clock[0] < 120:
+        next(w)
+        clock[0] += .5                                   # a step takes half a second
+    w.close()
+    gaps = [after - before for before, after in zip(drawn[:-1], drawn[1:-1])]   # the last drawing does not wait
+    assert len(gaps) > 2 and min(gaps) >= gap and max(gaps) <= gap + .5
+
+@pytest.mark.parametrize('end', ['whole', 'closed', 'trouble'])
+def test_plot_ends_with_all_records(shell, monkeypatch, end):
+    monkeypatch.setattr(watch, 'curves', len)
+    w = plot(run(trouble=8 if end == 'trouble' else None))
+    try:
+        for r in w:
+            if end == 'closed' and r['step'] == 7: break
+    except RuntimeError: assert end == 'trouble'
+    w.close()
+    assert shell.display.drawn == [1, 10 if end == 'whole' else 7] and shell.display.updated
+
+def test_plot_without_a_kernel_draws_once(shell, monkeypatch):
+    "Where outputs cannot be replaced there is one, however long the run."
+    monkeypatch.setattr(watch, 'curves', len)
+    del shell.kernel
+    assert len([*plot(run(), seconds=0)]) == 10
+    assert shell.display.drawn == [10]
+
+def test_plot_in_a_kernel(tmp_path, monkeypatch):
+    "A notebook keeps one picture, that of the whole run, however often it was redrawn."
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    code = ('import itertools, types\nfrom arldm.train import log as watch\n'        # a clock that ticks whenever it is looked at
+            'watch.time = types.SimpleNamespace(perf_counter=itertools.count().__next__)\n'
+            'for r in watch.plot(run(last=60)): pass', 'watch.curves(run(last=60))',
+            'import sys, matplotlib as m; print("matplotlib.pyplot" in sys.modules and m.pyplot.get_fignums())')
+    nb, messages = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (PRETEND, *code)]), []
+    class Client(nbclient.NotebookClient):
+        def process_message(self, msg, *rest):
+            messages.append(msg['msg_type'])
+            return super().process_message(msg, *rest)
+    monkeypatch.setenv('PYTHONPATH', PYTHONPATH)
+    Client(nb, timeout=120, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    [live], [still], [figures] = (cell.outputs for cell in nb.cells[1:])
+    assert messages.count('update_display_data') == 3
+    assert live.output_type == 'display_data' and live.data['image/png'] == still.data['image/png']
+    assert len(live.data['image/png']) < 60_000
+    assert figures.text in ('False\n', '[]\n')
+
+
+# the bar
+
+def last(text): return text.split('\r')[-1].strip()
+
+def test_bar_text():
+    "In a log file: few lines, the last one whole."
+    said = python('from arldm.train.log import bar\nfor r in bar(run(), 10): pass').stderr
+    assert said.count('\r') <= 3
+    assert last(said).startswith('training: 100%') and ' 10/10 ' in last(said) and ' steps/s' in last(said)
+    loss = smooth([1/k for k in range(1, 11)])[-1]
+    assert last(said).endswith(f'loss {loss:.4f}, 30.0 stories/s, val_loss 0.2000]')
+
+def test_bar_before_validation():
+    assert 'val_loss' not in python('from arldm.train.log import bar\nfor r in bar(run(last=4), 10): pass').stderr
+
+def test_bar_of_a_resumed_run(monkeypatch):
+    "Rate and remaining time count this session's steps only."
+    bars = []
+    class Bar(watch.tqdm):
+        def __init__(self, *args, **kw):
+            super().__init__(*args, **kw, file=io.StringIO())
+            bars.append(self)
+    monkeypatch.setattr(watch, 'tqdm', Bar)
+    w = bar(run(first=801, last=1000), 1000)
+    for _ in range(5): next(w)
+    assert (bars[0].initial, bars[0].n, bars[0].total) == (800, 805, 1000)
+    said = bars[0].format_meter(**{**bars[0].format_dict, 'elapsed': 10., 'rate': None})
+    assert all(part in said for part in ('805/1000', '2.00s/ steps', '<06:30')), said   # 195 steps of 2 s are left
+
+@pytest.mark.parametrize('trouble', [None, 3])
+def test_bar_closes(monkeypatch, trouble):
+    bars, closed = [], []                                # `bars` keeps it alive: it is not closed by being forgotten
+    class Bar(watch.tqdm):
+        def __init__(self, *args, **kw):
+            super().__init__(*args, **kw)
+            bars.append(self)
+        def close(self):
+            closed.append(self.n)
+            super().close()
+    monkeypatch.setattr(watch, 'tqdm', Bar)
+    w = bar(run(trouble=trouble), 10)
+    next(w), next(w)
+    if trouble:
+        with pytest.raises(RuntimeError): next(w)
+    else: w.close()
+    assert len(bars) == 1 and closed == [2]
+
+def test_no_bar():
+    assert python('from arldm.train.log import bar\nfor r in bar(run(), 10, disable=True): pass').stderr == ''
+
+
+# TensorBoard
+
+def test_board(tmp_path):
+    records = [*board(run(), tmp_path)]
+    said = scalars(tmp_path)
+    assert said.keys() == {'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'}
+    for name, points in said.items():
+        told = [(r['step'], r[name]) for r in records if not math.isnan(r[name])]
+        assert [k for k, _ in points] == [k for k, _ in told]
+        assert [v for _, v in points] == pytest.approx([v for _, v in told])
+    assert [k for k, _ in said['val_loss']] == [5, 10]
+
+def test_resumed_board(tmp_path):
+    "Steps that were taken twice stand there once, with what the later run says."
+    for r in board(({**r, 'loss': 99.} for r in run(last=8)), tmp_path): pass
+    for r in board(run(first=5), tmp_path): pass
+    loss = scalars(tmp_path)['loss']
+    assert [k for k, _ in loss] == [*range(1, 11)]
+    assert [v for _, v in loss] == pytest.approx([99.]*4 + [1/k for k in range(5, 11)])
+
+def test_stopped_board_is_on_disk(tmp_path):
+    w = board(run(), tmp_path)
+    next(w), next(w)
+    w.close()
+    assert [k for k, _ in scalars(tmp_path)['loss']] == [1, 2]
+
+def test_board_without_tensorboard(tmp_path, monkeypatch):
+    "One line, before a step is taken."
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    inner = run()
+    with pytest.raises(StoryError, match='pip install tensorboard') as e: next(board(inner, tmp_path/'board'))
+    assert '\n' not in str(e.value) and next(inner)['step'] == 1
+    assert not (tmp_path/'board').exists()
