@@ -21,7 +21,7 @@ from ..core import HOME, StoryError, asset
 from ..data.dataset import StoryDataset
 from ..draw.pipeline import StoryPipeline
 from ..model.encoders import quiet_loading
-from ..files.kept import toy_file
+from ..cli.convert import toy_file
 from .measure import matrix_rate
 from .draw import (BATCHES, BENCH_STEPS, drawing_flops, drawing_rows, measure_drawing,
                               part_seconds, prepared, tidy)

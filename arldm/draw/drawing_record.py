@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['SAID', 'APART', 'run_settings', 'pipeline_folder', 'note_newer', 'open_pipeline', 'usual_precision', 'numbers',
            'check_way', 'pipeline_options', 'sampling_facts', 'keep_way', 'refuse_other_drawings', 'named_folder',
-           'refuse_place']
+           'refuse_place', 'pipeline_digest', 'drawing_provenance']
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #8e473217
 import os, re, warnings
+import torch
+import hashlib, json, os
 from pathlib import Path
 
-import torch
-
-from ..core import StoryError, at_home, at_least_one, one_of, pick_device
-from ..train.cache import data_digest
-from .sampling import make_scheduler
-from .pipeline import StoryPipeline
-from ..files.atomic import load_json
-from .test_set import is_drawn
-from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
-from .inputs import check_sampling
-from ..settings import DTYPES, TASKS, resolve
+from ..core import at_home, at_least_one, one_of, pick_device, StoryError
 from ..data.story import StorySplit
+from .inputs import check_sampling
+from .pipeline import StoryPipeline
+from .sampling import make_scheduler
+from .test_set import is_drawn
+from ..files.atomic import load_json
+from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
+from ..model.config import PARTS
+from ..settings import DTYPES, resolve, TASKS
+from ..train.cache import data_digest, weights_digest
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #d723e73e
 # what is read of settings.json
@@ -203,3 +204,45 @@ def refuse_place(
     if not there.is_dir(): raise StoryError(f'{there} is no folder; name another place: --out FOLDER')
     if not os.access(there, os.W_OK | os.X_OK):
         raise StoryError(f'{there} cannot be written; name another place: --out FOLDER')
+
+# %% ../../nbs/draw/45_drawing_record.ipynb #f47e099c
+def pipeline_digest(
+    pipe,  # `StoryPipeline`
+)->str:    # 32 hexadecimal digits
+    """A digest of all weights and both vocabularies of a `StoryPipeline`.
+
+    Args:
+        pipe: `StoryPipeline`
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
+    h = hashlib.blake2b(digest_size=16)
+    for name in PARTS:
+        part = getattr(pipe, name)
+        if any(w.is_meta for w in part.parameters()):
+            raise StoryError(f'{name} is loaded piece by piece and cannot be compared; draw without sequential '
+                             'offloading')
+        h.update(f'{name} {weights_digest(part)}'.encode())
+    for tokenizer in pipe.tokenizer, pipe.memory_tokenizer:
+        h.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    return h.hexdigest()
+
+def drawing_provenance(
+    pipe,                # `StoryPipeline`
+    stories:StorySplit,
+    sampling:dict,       # What `pipe` is asked for: `num_inference_steps`, `guidance_scale`, …
+)->dict:                 # For `claim_folder`
+    """All that decides what is drawn.
+
+    Args:
+        pipe: `StoryPipeline`
+        sampling (dict): What `pipe` is asked for: `num_inference_steps`, `guidance_scale`, …
+
+    Returns:
+        dict: For `claim_folder`
+    """
+    settings = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith('_')}
+    return dict(weights=pipeline_digest(pipe), precision=str(pipe.unet.dtype).removeprefix('torch.'),
+                stories=data_digest(stories), scheduler=type(pipe.scheduler).__name__, scheduler_settings=settings,
+                **sampling)

@@ -21,7 +21,9 @@ from ..toy.facts import check_facts, guess, read
 from ..score.features import LatentFeatures, Store
 from ..score.histories import ALL_KINDS, draw_histories
 from ..model.config import noise_schedule
-from ..files.kept import claim_folder, drawing_provenance, pipeline_digest, toy_file
+from ..files.kept import claim_folder
+from ..draw.drawing_record import drawing_provenance, pipeline_digest
+from ..cli.convert import toy_file
 from ..toy.scene import draw_scene
 from ..score.evaluate import evaluate
 from ..data.story import StoryFile, StorySplit

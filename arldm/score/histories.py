@@ -21,7 +21,8 @@ from ..draw.pipeline import StoryPipeline
 from ..draw.drawings import Drawings, match_drawings
 from ..draw.frames import initial_noise
 from ..draw.test_set import is_drawn
-from ..files.kept import claim_folder, drawing_provenance
+from ..files.kept import claim_folder
+from ..draw.drawing_record import drawing_provenance
 from ..draw.inputs import story_generators
 from ..files.raw_folder import plain_name
 from .evaluate import read_facts

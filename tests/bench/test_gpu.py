@@ -27,7 +27,7 @@ from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import read
 from arldm.score.features import _see
 from arldm.score.inception import Inception
-from arldm.files.kept import toy_file
+from arldm.cli.convert import toy_file
 from arldm.model.arldm import ARLDM
 from arldm.train.optim import averaged, make_ema
 from arldm.settings import FREEZE, resolve

@@ -14,6 +14,8 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.cli import score as exam
+from arldm.cli import demo as demos
+from arldm.cli import report as reports
 from arldm.toy import corpus as toy
 from arldm.cli.convert import convert
 from arldm.cli.train import train
@@ -74,7 +76,7 @@ def test_a_run_folder_explains_itself(run, toy_file):
 def test_score_and_report(run):
     scores = exam.score(run)
     assert {r['name'].split(':')[0] for r in scores['scores']} and all('n' in r for r in scores['scores'])
-    page = exam.report(run).read_text()
+    page = reports.report(run).read_text()
     assert page.count('data:image') >= 4*5*2 and not re.search('(src|href)="(?!data:)', page)
 
 
@@ -112,7 +114,7 @@ def test_continuation_starts_with_frame_2(toy_file, tmp_path):
     cli.draw(tmp_path/'run', steps=1, limit=1, scheduler='pndm')
     assert sorted(p.name for p in (tmp_path/'run').glob('drawn/*/*')) == ['2.png', '3.png', '4.png', '5.png']
     exam.score(tmp_path/'run')
-    assert 'given' in exam.report(tmp_path/'run').read_text()
+    assert 'given' in reports.report(tmp_path/'run').read_text()
 
 
 def test_own_captions(run, tmp_path):
@@ -132,7 +134,7 @@ def test_the_chain_on_real_stories(tmp_path):
     scores = exam.score(run)
     assert scores['n_stories'] == 4 and any(
         r['name'] == 'FID64' and r['value'] is None and 'ARLDM_INCEPTION' in r['note'] for r in scores['scores'])
-    page = exam.report(run).read_text()
+    page = reports.report(run).read_text()
     story = StoryFile(tmp_path/'ssid.h5')['test'][0]
     assert page.count('data:image') >= 4*5*2 and story.captions[1].split("'")[0] in page
 
@@ -203,7 +205,7 @@ def test_in_a_shell(tmp_path):
 def test_demo_in_small(tmp_path, monkeypatch):
     "The demo's own road, shortened."
     monkeypatch.setattr(exam, 'DEMO_ALBUMS', (12, 2, 3))
-    page = exam.demo(tmp_path/'demo', steps=2, limit=2)
+    page = demos.demo(tmp_path/'demo', steps=2, limit=2)
     assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
     facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']
     assert {f['name'] for f in facts} >= {'remembered colour', 'remembered place', 'stated action'}

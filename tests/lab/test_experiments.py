@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np, pytest
 from PIL import Image
 
-from arldm.cli import score as exam
+from arldm.cli import demo as demos
 from arldm.lab import ladder
 from arldm.lab import memory_test as proof
 from arldm.bench import speed
@@ -235,18 +235,18 @@ def test_memories_drawn_by_another_model_are_refused(file, tmp_path, monkeypatch
 @pytest.fixture
 def quick_demo(monkeypatch):
     asked = []
-    monkeypatch.setattr(exam, 'DEMO_ALBUMS', (2, 1, 1))
-    for name in 'train', 'draw', 'score', 'report': monkeypatch.setattr(exam, name, lambda *a, name=name, **k: asked.append(name))
+    monkeypatch.setattr(demos, 'DEMO_ALBUMS', (2, 1, 1))
+    for name in 'train', 'draw', 'score', 'report': monkeypatch.setattr(demos, name, lambda *a, name=name, **k: asked.append(name))
     return asked
 
 def test_a_demo_of_other_settings_is_refused(quick_demo, tmp_path):
-    demo = partial(exam.demo, str(tmp_path/'demo'))
+    demo = partial(demos.demo, str(tmp_path/'demo'))
     demo(steps=1, limit=1)
     assert quick_demo == ['train', 'draw', 'score', 'report']
     assert StoryFile(tmp_path/'demo/stories.h5')['train'].file.corpus == 'toy' and not (tmp_path/'demo/raw').exists()
     refused('steps=1, not 2.*--out', demo, steps=2, limit=1)
     refused('limit=1, not 2', demo, steps=1, limit=2)
-    for wrong in dict(steps=0), dict(limit=0), dict(histories=-1): refused('must be', exam.demo, str(tmp_path/'b'), **wrong)
+    for wrong in dict(steps=0), dict(limit=0), dict(histories=-1): refused('must be', demos.demo, str(tmp_path/'b'), **wrong)
     assert len(quick_demo) == 4 and not (tmp_path/'b').exists()
 
 @pytest.mark.parametrize('name', ['raw/mine.txt', 'stories.h5', 'log.csv'])
@@ -254,7 +254,7 @@ def test_a_demo_writes_into_no_folder_of_somebody_else(quick_demo, name, tmp_pat
     mine = tmp_path/name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text('mine')
-    refused('no made.json says', exam.demo, str(tmp_path), steps=1)
+    refused('no made.json says', demos.demo, str(tmp_path), steps=1)
     assert tree(tmp_path) == {name: b'mine'} and not quick_demo
 
 def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkeypatch):
@@ -264,9 +264,9 @@ def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkey
         plain(raw, (1, 0, 0), progress=False)
         raise KeyboardInterrupt
     monkeypatch.setattr(kept, 'write_toy', killed)
-    with pytest.raises(KeyboardInterrupt): exam.demo(str(tmp_path/'demo'), steps=1)
+    with pytest.raises(KeyboardInterrupt): demos.demo(str(tmp_path/'demo'), steps=1)
     monkeypatch.setattr(kept, 'write_toy', plain)
-    exam.demo(str(tmp_path/'demo'), steps=1)
+    demos.demo(str(tmp_path/'demo'), steps=1)
     assert len(StoryFile(tmp_path/'demo/stories.h5')['train']) == 2
 
 
@@ -283,7 +283,7 @@ def test_two_commands_at_once_in_one_folder(file, quick_proof, small_ladder, qui
         refused('another process is', quick_proof, str(places[0]), data=str(file.path), limit=1, steps=1)
         refused('another process is', ladder.ladder, str(places[1]), steps=1)
         refused('another process is', trials.trials, 'tricks', str(places[2]), data=str(file.path), steps=1)
-        refused('another process is', exam.demo, str(tmp_path/'d'), steps=1)
+        refused('another process is', demos.demo, str(tmp_path/'d'), steps=1)
         assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
     finally:
         for h in hold: h.kill(), h.wait()

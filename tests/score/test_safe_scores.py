@@ -6,6 +6,7 @@ import numpy as np, pytest
 from PIL import Image
 
 from arldm.cli import score as exam
+from arldm.cli import report as reports
 from arldm.lab import memory_test as proof
 from arldm.score.intervals import resample
 from arldm.train.cache import data_digest
@@ -415,10 +416,10 @@ def test_sets_that_arldm_draw_did_not_draw(run, split):
 def test_verdicts_of_stale_scores_say_so(tmp_path, run, split, capsys):
     shutil.copytree(run, tmp_path/'two')
     for folder in run, tmp_path/'two': scored(folder, split, 5)
-    exam.report(str(run), str(tmp_path/'two'))
+    reports.report(str(run), str(tmp_path/'two'))
     assert 'not those that were scored' not in capsys.readouterr().out
     painting(1, (32, 32)).save(tmp_path/'two/drawn/s0_0/1.png')
-    exam.report(str(run), str(tmp_path/'two'))
+    reports.report(str(run), str(tmp_path/'two'))
     said = capsys.readouterr().out
     assert 'note: B: the drawings are not those that were scored; score them again' in said and 'note: A: the drawings' not in said
     assert said.index('not those that were scored') < said.index('no difference')
