@@ -37,9 +37,9 @@ demo: $(MADE) ## the toy world from raw stories to a scored, illustrated report
 
 test: $(MADE) ## notebooks exported, clean and run, README in step, tests/
 	@echo "== exported: arldm/ is what the notebooks say"
-	@$(call unchanged,arldm/*.py,$(BIN)/nbdev-export,the modules in arldm/ were out of step with nbs/)
+	@$(call unchanged,$$(find arldm -name '*.py' | sort),$(BIN)/nbdev-export,the modules in arldm/ were out of step with nbs/)
 	@echo "== clean: notebooks are as nbdev-clean leaves them"
-	@$(call unchanged,nbs/*.ipynb,$(BIN)/nbdev-clean,some notebooks were not clean)
+	@$(call unchanged,$$(find nbs -name '*.ipynb' | sort),$(BIN)/nbdev-clean,some notebooks were not clean)
 	@echo "== README.md is what nbs/index.ipynb says"
 	@$(BIN)/python docs/readme.py --check
 	@echo "== notebooks: every cell runs"

@@ -32,11 +32,11 @@ setup(
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
     classifiers=lines('classifiers') + pythons(),
-    packages=find_packages(include=['arldm', 'arldm.*']) + ['arldm.data'],
+    packages=find_packages(include=['arldm', 'arldm.*']) + ['arldm.assets'],
     include_package_data=False,
-    package_dir={'arldm.data': 'data'},   # the small models travel inside the package
-    package_data={'arldm.data': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors']},
-    exclude_package_data={'arldm.data': ['toy/raw/**']},
+    package_dir={'arldm.assets': 'data'},   # the small models travel inside the package
+    package_data={'arldm.assets': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors']},
+    exclude_package_data={'arldm.assets': ['toy/raw/**']},
     install_requires=lines('requirements'),
     extras_require=dict(dev=lines('dev_requirements')),
     entry_points=dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d']),

@@ -121,7 +121,7 @@ def asset(
     Args:
         name (str): Path below `data/`
     """
-    places = HOME/'data'/name, HOME/'arldm/data'/name
+    places = HOME/'data'/name, HOME/'arldm/assets'/name
     if (path := next(filter(Path.exists, places), None)): return path
     raise StoryError(f'{places[0]} is missing; clone the repository again, or install the wheel again')
 

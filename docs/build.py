@@ -2,29 +2,31 @@
 
 What nbdev hides stays hidden. In place of an exported cell stand the entries that nbdev's `show_doc` makes of it, as
 entries of Sphinx's own kind, so that search and index know them, and the cell itself, folded away. Names in backticks
-and the numbers of chapters become links. Chapters keep nbdev's addresses: 02_story.ipynb is story.html.
+become links. Chapters keep nbdev's addresses: data/11_story.ipynb is data/story.html. Every part has a page that lists
+its chapters.
 """
 import argparse
 import ast
 import base64
 import json
+import os
 import re
 import shutil
 import struct
 import sys
 import tempfile
+from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
 
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx
 
+from chapters import first_chapters, parts
 from entries import FULL, definitions, entry
 
 docs = Path(__file__).resolve().parent
 root = docs.parent
-PARTS = {'00': 'Ground', '02': 'Stories', '04': 'A small world', '05': 'The model', '10': 'Training', '11b': 'Drawing',
-    '12d': 'Scoring', '15': 'All together', '17': 'Full size, full speed'}   # the first chapter of each part
 DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)   # fenced code, headings
 THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # nbdev's links, made only where arldm is installed
@@ -43,13 +45,13 @@ def split_directives(source):
 class Chapter:
     "A notebook and what nbdev made of it."
     def __init__(self, path, processed):
-        self.number, _, self.name = path.stem.rpartition('_')
-        self.spoken = self.number.removeprefix('0')   # prose says: chapter 8a
+        self.folder, self.name, self.main = path.parent, 'index', False
         self.cells, kept = ([dict(c, source=''.join(c['source'])) for c in json.loads(p.read_text('utf-8'))['cells']]
             for p in (path, processed))
         directives = [split_directives(cell['source'])[0] for cell in self.cells]
         homes = [d.get('default_exp') or d.get('export') for d in directives]   # a class grows through chapters
-        self.module = f'arldm.{next(filter(None, homes), self.name)}'
+        home = next(filter(None, homes), None)
+        self.module = f'arldm.{home}' if home else 'arldm'
         self.kept = {cell['id']: cell for cell in kept}
         said = [''.join(c['outputs'][0]['data']['text/markdown']) for c in kept if 'show_doc(' in c['source']]
         self.said = {re.search('^### (.+)$', text, re.M)[1]: text for text in said}
@@ -70,10 +72,13 @@ class Chapter:
 class Book:
     "All chapters in order, and what can be linked to."
     def __init__(self, processed, outside):
-        paths = sorted(p for p in (root/'nbs').glob('*.ipynb') if p.stem[:2].isdigit())
         self.index, self.outside = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb'), outside
-        self.chapters = [Chapter(path, processed/path.name) for path in paths]
-        self.numbers = {c.spoken: c for c in self.chapters}
+        self.parts = [(part, title, about, [self.chapter(entry, processed) for entry in found])
+            for part, title, about, found in parts()]
+        self.first = [self.chapter(entry, processed) for entry in first_chapters()]
+        self.chapters = [*self.first, *(c for *_, found in self.parts for c in found)]
+        short = Counter(c.name.rpartition('/')[2] for c in self.chapters)   # comments say: chapter loss, chapter cli/train
+        self.mentions = {c.name if short[name] > 1 else name: c for c in self.chapters for name in [c.name.rpartition('/')[2]]}
         self.parameters = {name for c in self.chapters for name in c.parameters()}
         config = ConfigParser(interpolation=None)
         config.read(root/'settings.ini', encoding='utf-8')
@@ -81,11 +86,17 @@ class Book:
             (line.split('=') for line in config['DEFAULT']['console_scripts'].split())}
         self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()}
         for c in self.chapters:
-            self.names.setdefault(c.module, ('doc', c.name))
+            if c.module != 'arldm': self.names.setdefault(c.module, ('doc', f'/{c.name}'))
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
 
+    def chapter(self, entry, processed):
+        "A chapter of the list."
+        chapter = Chapter(entry.path, processed/entry.path.relative_to(root/'nbs'))
+        chapter.name, chapter.main = entry.name, entry.main
+        return chapter
+
     def linked(self, text, chapter):
-        "Markdown whose names, chapter numbers and links to notebooks lead to pages of this site."
+        "Markdown whose names, chapters and links to notebooks lead to pages of this site."
         def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'
         def name(m):
             bare = m[1].removesuffix('()')
@@ -93,19 +104,20 @@ class Book:
             if m[1] in self.parameters or bare not in self.names: return m[0]   # of two meanings the nearer one
             role, target = self.names[bare]
             return to(role, m[1], target)
-        def number(m): return to('doc', m[0], self.numbers[m[0]].name) if m[0] in self.numbers else m[0]
+        def mentioned(m):
+            if m[0] not in self.mentions: return m[0]
+            return to('doc', self.mentions[m[0]].title, f'/{self.mentions[m[0]].name}')
         def file(m):
-            path = (root/'nbs'/m[2]).resolve()
+            path = (chapter.folder/m[2]).resolve()
             if path.is_dir(): return m[1]
             target = self.outside/'files'/path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-            return f'<a href="{target.relative_to(self.outside).as_posix()}">{m[1]}</a>'
+            return f'<a href="{os.path.relpath(target, (self.outside/chapter.name).parent)}">{m[1]}</a>'
         def prose(part):
-            part = re.sub(r'\[([^][]*)\]\((\.\./[^)]+)\)', file, THEIRS.sub(r'\1', part))
-            part = re.sub(r'\]\((?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1', part)
-            part = re.sub(r'(?<=hapter)s?\s+\d+[a-z]?(?:(?:,| and| to|–)\s?\d+[a-z]?)*\b',
-                lambda m: re.sub(r'\d+[a-z]?', number, m[0]), part)
+            part = re.sub(r'\[([^][]*)\]\((\.\./(?![^)]*\.ipynb)[^)]+)\)', file, THEIRS.sub(r'\1', part))
+            part = re.sub(r'\]\(((?:\.\./|\w+/)*)(?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1\2', part)
+            part = re.sub(r'(?<=hapter )(?:\w+/)?\w+\b', mentioned, part)
             return re.sub(r'(?<![`\[\w}])`([\w.-]+(?:\(\))?)`(?!`)', name, part)
         at, found = 0, []
         for m in LITERAL.finditer(text):
@@ -116,7 +128,7 @@ class Book:
     def page(self, chapter):
         "The cells of a page."
         yield markdown(f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}',
-            self.label(chapter) if chapter.number else self.contents(),
+            self.contents() if chapter is self.index else self.label(chapter),
             f'{{.claim}}\n{self.linked(chapter.claim, chapter)}', self.linked(chapter.opening, chapter))
         alt = chapter.title
         for cell in chapter.cells[1:]:
@@ -130,8 +142,12 @@ class Book:
                 alt = last_words(cell['source']) or alt
 
     def label(self, chapter):
-        module = f' · `{chapter.module}`' if chapter.said else ''
-        return f'{{.chapter}}\nChapter {chapter.spoken}{module}'
+        "Where the chapter is: its part, its module, and whether it is a main one."
+        part = chapter.name.rpartition('/')[0]
+        said = [f'{{doc}}`{title} </{name}/index>`' for name, title, *_ in self.parts if name and name == part]
+        if chapter.said: said.append(f'`{chapter.module}`')
+        said.append('main chapter' if chapter.main else 'details')
+        return '{.chapter}\n' + ' · '.join(said)
 
     def exported(self, body, chapter):
         "The entries of an exported cell, and the cell, folded away; nothing of one that only imports."
@@ -146,14 +162,23 @@ class Book:
         yield markdown(*parts, *fold)
 
     def contents(self):
-        "The hidden tables of contents that become the sidebar."
-        parts = {}
-        for c in self.chapters:
-            part = PARTS.get(c.number) or part
-            parts.setdefault(part, []).append(f'{c.spoken}   {c.title} <{c.name}>')
-        parts['Names'] = ['All names <genindex>']
-        return '\n\n'.join('\n'.join([f'{FULL}{{toctree}}', ':hidden:', f':caption: {part}', '', *lines, FULL])
-            for part, lines in parts.items())
+        "The hidden tables of contents that become the sidebar: the first chapters, those at the top, a page for each part."
+        top = next(found for part, _, _, found in self.parts if not part)
+        begin = [f'{c.title} </{c.name}>' for c in self.first]
+        book = [f'{c.title} </{c.name}>' for c in top] + [f'/{part}/index' for part, *_ in self.parts if part]
+        return '\n\n'.join([toctree(begin, 'Begin here'), toctree(book, 'The book'), toctree(['All names <genindex>'], 'Names')])
+
+    def part_page(self, title, about, found):
+        "The cells of the page that lists the chapters of a part."
+        yield markdown(f'# {title}', f'{{.claim}}\n{about}', toctree([f'{c.title} </{c.name}>' for c in found]))
+        lines = [f'* {{doc}}`{c.title} </{c.name}>`{", a main chapter" if c.main else ""}: {self.linked(c.claim, c)}' for c in found]
+        yield markdown('\n'.join(lines))
+
+
+def toctree(lines, caption=None):
+    "A hidden table of contents."
+    head = [f':caption: {caption}'] if caption else []
+    return '\n'.join([f'{FULL}{{toctree}}', ':hidden:', *head, '', *lines, FULL])
 
 
 def markdown(*parts): return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
@@ -184,14 +209,21 @@ def code(cell, alt):
     return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
 
 
+def write_page(path, cells):
+    "A notebook that Sphinx reads."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(cells)]
+    path.write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
+
+
 def main(out, processed):
     with tempfile.TemporaryDirectory() as folder:
         source, html, outside = (Path(folder)/name for name in ('source', 'html', 'outside'))
         for path in source, outside: path.mkdir()
         book = Book(processed, outside)
-        for chapter in book.index, *book.chapters:
-            cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(book.page(chapter))]
-            (source/f'{chapter.name}.ipynb').write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
+        for part, title, about, found in book.parts:
+            if part: write_page(source/part/'index.ipynb', book.part_page(title, about, found))
+        for chapter in book.index, *book.chapters: write_page(source/f'{chapter.name}.ipynb', book.page(chapter))
         failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-d', f'{folder}/trees',
             '-D', f'html_extra_path={outside}', str(source), str(html)])
         shutil.rmtree(out, ignore_errors=True)

@@ -12,7 +12,7 @@ config.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf
 
 project, author = 'arldm', config['DEFAULT']['author']
 html_title, html_theme = project, 'furo'
-html_static_path, html_css_files = ['_static'], ['arldm.css']
+html_static_path, html_css_files, html_js_files = ['_static'], ['arldm.css'], ['arldm.js']
 html_favicon = '_static/star.svg'
 html_show_copyright = html_copy_source = html_show_sourcelink = False
 pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'

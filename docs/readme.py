@@ -1,7 +1,7 @@
 """Write README.md from nbs/index.ipynb and its pictures into docs/readme_files/; `--check` only fails on a difference.
 
 Left out: raw cells, cells marked `#| hide`, directive lines, what goes to stderr; `#| echo: false` leaves out a cell's
-code, `#| output: false` what it shows. Links of the notebook are turned to where they lead from the top folder.
+code, `#| output: false` what it shows. The list of chapters is written into the notebook first. Links of the notebook are turned to where they lead from the top folder.
 """
 import base64
 import json
@@ -9,9 +9,12 @@ import re
 import sys
 from pathlib import Path
 
+from chapters import table
+
 root = Path(__file__).resolve().parent.parent
 notebook, readme, pictures = root/'nbs/index.ipynb', root/'README.md', root/'docs/readme_files'
 SUFFIX = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
+CHAPTERS = '<!-- chapters -->'   # opens the cell that lists them
 HEAD = '<!-- Written by `make readme` from nbs/index.ipynb: edit the notebook. -->'
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
 
@@ -49,6 +52,14 @@ def shown(output, name, files):
     return f'```\n{text.rstrip()}\n```' if text.strip() else ''
 
 
+def with_chapters(text):
+    "The notebook with today's chapters in the cell that lists them."
+    book = json.loads(text)
+    for cell in book['cells']:
+        if ''.join(cell['source']).startswith(CHAPTERS): cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
+    return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+
+
 def render():
     "README.md's text and its pictures, name to bytes."
     parts, files = [HEAD], {}
@@ -65,6 +76,11 @@ def render():
 
 def main(check):
     if not notebook.exists(): sys.exit('nbs/index.ipynb, the source of README.md, is missing')
+    book = notebook.read_text(encoding='utf-8')
+    new = with_chapters(book)
+    if CHAPTERS in book and new != book:
+        if check: sys.exit('nbs/index.ipynb does not list the chapters that there are: run `make readme` and commit what it writes')
+        notebook.write_text(new, encoding='utf-8')
     text, files = render()
     old = {path.name: path.read_bytes() for path in pictures.glob('*')}
     if check:

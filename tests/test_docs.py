@@ -1,5 +1,6 @@
 "The site: built once as `make docs` builds it, then read by a program and looked at in a browser."
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ import pytest
 from browser import Browser, chromium
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = [path.stem for path in sorted((ROOT/'nbs').glob('*.ipynb')) if path.stem[:2].isdigit()]
+FIRST = ['journey', 'ssid', 'trouble']
+PARTS = 'files', 'data', 'toy', 'model', 'train', 'draw', 'score', 'report', 'cli', 'lab', 'bench'
+def in_part(part): return [path.stem.partition('_')[2] for path in sorted((ROOT/'nbs'/part).glob('[0-9][0-9]*_*.ipynb'))]
+CHAPTERS = FIRST + in_part('') + [f'{part}/{name}' for part in PARTS for name in ['index', *in_part(part)]]   # and the parts' pages
 MISSING = [name for name in ('sphinx', 'myst_nb', 'furo', 'ziamath', 'nbdev') if not find_spec(name)]
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f'the site needs {", ".join(MISSING)}: pip install -e .[dev]')
@@ -53,7 +57,11 @@ def site(tmp_path_factory):
     return out
 
 @pytest.fixture(scope='module')
-def pages(site): return {path.name: Page(path) for path in sorted(site.glob('*.html'))}
+def pages(site): return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob('*.html')) if path.parent.name != '_static'}
+
+def leads(name, link):
+    "Where a link on a page leads, from the top of the site."
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), link)) if link else name
 
 
 # from comments to tables
@@ -117,14 +125,12 @@ def test_comments(tmp_path):
 
 def test_every_chapter(pages):
     "All chapters are pages, and the sidebar of every page names them in the order of the book."
-    names = [f'{stem.split("_", 1)[1]}.html' for stem in CHAPTERS]
+    names = [f'{name}.html' for name in CHAPTERS]
     assert set(names) | {'index.html', 'search.html', 'genindex.html'} == set(pages)
     for name, page in pages.items():
-        tree = re.findall(r'<li class="toctree-l1[^"]*"><a class="[^"]*" href="([^"]+)"', page.text)
-        assert tree == ['#' if n == name else n for n in [*names, 'genindex.html']], name
-    for stem in CHAPTERS:
-        number, name = stem.split('_', 1)
-        assert f'Chapter {number.removeprefix("0")}' in pages[f'{name}.html'].text
+        tree = re.findall(r'<li class="toctree-l[12][^"]*"><a class="[^"]*" href="([^"]+)"', page.text)
+        assert [name if link == '#' else leads(name, link) for link in tree] == [*names, 'genindex.html'], name
+    assert 'main chapter' in pages['data/story.html'].text and 'details' in pages['data/strips.html'].text
 
 def test_links(site, pages):
     "Links inside the site lead to something, anchors too."
@@ -133,7 +139,7 @@ def test_links(site, pages):
         for link in page.links + page.loads:
             if re.match('(https?|mailto|data):', link): continue
             path, _, part = unquote(link).partition('#')
-            target = path.partition('?')[0] or name
+            target = leads(name, path.partition('?')[0])
             if target in pages: ok = not part or part in pages[target].ids
             else: ok = (site/target).is_file()
             if not ok: broken.append(f'{name}: {link}')
@@ -144,12 +150,15 @@ def test_nothing_from_elsewhere(pages):
 
 def test_entries(pages):
     "A function, a patched method, a dataclass and a command have entries; their names in prose lead there."
-    for name in 'history.history_visible', 'draw.StoryPipeline.stream', 'settings.Settings', 'run.train':
-        assert f'arldm.{name}' in pages[f'{name.split(".")[0]}.html'].ids
-    assert 'files.html#arldm.files.atomic.atomic_path' in pages['story.html'].links
-    assert 'run.html#arldm.cli.train.train' in pages['cli.html'].links
-    assert '<td><p>Frames given before the first drawn one' in pages['history.html'].text
-    assert 'class="source"' in pages['history.html'].text and 'def <span class="nf">' not in pages['history.html'].text
+    for name in 'model.history.history_visible', 'draw.pipeline.StoryPipeline.stream', 'settings.Settings', 'cli.train.train':
+        parts = name.split('.')
+        page = '/'.join(parts[:1 if parts[0] == 'settings' else 2])
+        assert f'arldm.{name}' in pages[f'{page}.html'].ids
+    assert '../files/atomic.html#arldm.files.atomic.atomic_path' in pages['data/story.html'].links
+    assert 'train.html#arldm.cli.train.train' in pages['cli/draw.html'].links
+    history = pages['model/history.html'].text
+    assert '<td><p>Frames given before the first drawn one' in history
+    assert 'class="source"' in history and 'def <span class="nf">' not in history
     assert not [name for name, page in pages.items() if re.search('at 0x[0-9a-f]{6}', page.text)]
 
 def test_what_nbdev_hides(pages):
@@ -161,13 +170,13 @@ def test_what_nbdev_hides(pages):
 
 def test_openings(pages):
     "What follows a chapter's claim in its first cell is there."
-    assert 'Five corpora reach us in three layouts' in pages['story.html'].text
+    assert 'Five corpora reach us in three layouts' in pages['data/story.html'].text
 
 def test_formulas(pages):
     "Formulas are pictures in the colour of the text, with words for those who do not see them; no TeX is left."
     found = [at for page in pages.values() for tag, at in page.classes.get('formula', ()) if tag == 'svg']
     assert len(found) > 20 and all(at['aria-label'] and at['role'] == 'img' for at in found)
-    text = pages['distance.html'].text
+    text = pages['score/distances.html'].text
     assert 'currentColor' in text and 'fill="black"' not in text
     assert not [link for page in pages.values() for link in page.loads if 'math' in link.lower()]
     assert r'$\mu' not in text and '$$' not in text
@@ -175,8 +184,8 @@ def test_formulas(pages):
 def test_figures(pages):
     "Figures have words beside them; those of many pixels an inch are shown at half their width."
     for name, page in pages.items():
-        assert not re.search(r'<img (?![^>]*alt="[^"]+")[^>]*src="_images', page.text), name
-    assert re.search(r'<img [^>]*style="width: 568px;?"', pages['distance.html'].text)
+        assert not re.search(r'<img (?![^>]*alt="[^"]+")[^>]*src="[./]*_images', page.text), name
+    assert re.search(r'<img [^>]*style="width: 568px;?"', pages['score/distances.html'].text)
 
 
 # looked at in a browser
@@ -250,7 +259,7 @@ def test_every_page_loads_and_fits(browser, served, pages):
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 def test_readable(browser, dark):
     "Text stands out from what is behind it."
-    for name in ('index', 'history', 'distance', 'run', 'cli', 'genindex'):
+    for name in ('index', 'model/history', 'score/distances', 'cli/train', 'data/index', 'genindex'):
         paper, pale = browser(f'{name}.html', dark=dark).js(CONTRAST)
         assert (paper < .1) == dark, f'{name}: the page has a luminance of {paper}'
         assert not pale, f'{name}: {pale}'
@@ -263,15 +272,15 @@ def test_search(browser, served):
         const look = n => { const found = [...document.querySelectorAll('#search-results li a')].map(a => a.href)
             if (found.length > 1 || !n) done(found); else setTimeout(look, 50, n - 1) }
         look(100) })''')['result']['value']
-    assert found and '/history.html#arldm.model.history.history_visible' in found[0]
-    assert any('/model.html' in link for link in found)
+    assert found and '/model/history.html#arldm.model.history.history_visible' in found[0]
+    assert any('/model/arldm.html' in link for link in found)
     assert not trouble(b, served)
 
 @browses
 def test_figures_are_crisp(browser):
     "A figure of many pixels is shown at half its width where there is room, and none is stretched."
     for width in 390, 1400:
-        sizes = browser('distance.html', width=width).js('''[...document.querySelectorAll('.cell_output img')]
+        sizes = browser('score/distances.html', width=width).js('''[...document.querySelectorAll('.cell_output img')]
             .map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight/i.naturalWidth - i.height/i.width])''')
         assert sizes and all(shown <= pixels and abs(bent) < .02 for pixels, shown, bent in sizes)
         if width == 1400: assert [1136, 568] in [s[:2] for s in sizes]

@@ -14,7 +14,7 @@ from arldm.cli.docstrings import comments_of, with_sections
 from elsewhere import PYTHONPATH
 
 ROOT = Path(arldm.__file__).parent
-MODULES = sorted(path.stem for path in ROOT.glob('*.py') if path.stem not in ('__init__', '_modidx'))
+MODULES = sorted('.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in ROOT.rglob('*.py') if path.stem[0] != '_')
 each_module = pytest.mark.parametrize('name', MODULES)
 
 def said(code):
@@ -24,7 +24,9 @@ def said(code):
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
-def tree(name): return ast.parse((ROOT/f'{name}.py').read_text(encoding='utf-8'))
+def source_of(name): return (ROOT/f'{name.replace(".", "/")}.py').read_text(encoding='utf-8')
+
+def tree(name): return ast.parse(source_of(name))
 
 
 # public names
@@ -44,8 +46,8 @@ def test_names_import_and_reload():
     assert said(code) == 'True'
 
 def test_a_name_is_no_module():
-    "A public name that were a module's, too, would become the module as soon as that is imported."
-    assert not set(arldm.__all__) & set(MODULES)
+    "A public name that were a part's, too, would become the part as soon as that is imported."
+    assert not set(arldm.__all__) & {name.partition('.')[0] for name in MODULES}
 
 
 def test_one_name_one_thing():
@@ -85,7 +87,7 @@ def test_no_class_grows_elsewhere(name):
 def documented():
     "(module, name, node, comments beside its parameters) of every public function and method that has such comments."
     for name in MODULES:
-        source = (ROOT/f'{name}.py').read_text(encoding='utf-8')
+        source = source_of(name)
         comments = comments_of(source)
         for node in ast.walk(ast.parse(source)):
             if not isinstance(node, ast.FunctionDef) or node.name.startswith('_') and node.name != '__call__': continue

@@ -18,9 +18,10 @@ try: import tomllib
 except ImportError: import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
-MODULES = sorted(path for path in (ROOT/'arldm').glob('*.py') if path.stem[0] != '_')
+PARTS = 'files', 'data', 'toy', 'model', 'train', 'draw', 'score', 'report', 'cli', 'lab', 'bench'   # in the order of imports
+NOTEBOOKS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb') if path.parent.name[0] != '.')
+CHAPTERS = sorted((path for path in NOTEBOOKS if path.name[:2].isdigit()), key=lambda path: path.name)
+MODULES = sorted(path for path in (ROOT/'arldm').rglob('*.py') if path.stem[0] != '_')
 CORPORA = 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
 DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'classifiers', 'dependencies',
     'optional-dependencies', 'scripts', 'entry-points', 'readme'}
@@ -29,10 +30,14 @@ ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newes
 FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
 IMPORTED_AS = {'pil': 'pillow'}   # imported name -> required name, where they differ
-TRIED = {('rows.py', 'pytest'), ('optimise.py', 'bitsandbytes'), ('panel.py', 'ipywidgets'), ('panel.py', 'ipython'), ('show.py', 'ipython')}   # what may be absent, with one clear line
+TRIED = {('bench/gpu_rows.py', 'pytest'), ('train/optim.py', 'bitsandbytes'), ('draw/panel.py', 'ipywidgets'), ('draw/panel.py', 'ipython'), ('data/strips.py', 'ipython')}   # what may be absent, with one clear line
 
 
-def each(paths): return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
+def each(paths): return pytest.mark.parametrize('path', paths, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+def dotted(path):
+    "arldm/data/story.py is data.story."
+    return '.'.join(path.relative_to(ROOT/'arldm').with_suffix('').parts)
 
 def cells(path, kind='code'):
     "The cells of one kind in a notebook, each with its `text` and, for code, its `directives` and `body` without them."
@@ -51,8 +56,8 @@ def module_of(path):
     return next((cell.directives['default_exp'] for cell in cells(path) if 'default_exp' in cell.directives), None)
 
 def order():
-    "Module -> the chapter's number: '02', or '02a' for one between 02 and 03."
-    return {module_of(path): path.stem.split('_')[0] for path in CHAPTERS if module_of(path)}
+    "Module -> the chapter's number: '16', or '16a' for one between 16 and 17."
+    return {module_of(path): path.stem.partition('_')[0] for path in CHAPTERS if module_of(path)}
 
 def tree(path): return ast.parse(path.read_text(encoding='utf-8'))
 
@@ -62,14 +67,15 @@ def imports(node):
         if isinstance(one, ast.Import): yield from ((0, alias.name, []) for alias in one.names)
         if isinstance(one, ast.ImportFrom): yield one.level, one.module or '', [alias.name for alias in one.names]
 
-def our_modules(node):
-    "The modules of our own package imported under `node`."
-    for level, module, names in imports(node):
-        parts = module.split('.') if module else []
-        if not level:
-            if parts[0] != 'arldm': continue
-            parts = parts[1:]
-        yield from parts[:1] or names
+def our_modules(node, module='here'):
+    "The modules of our own package, such as data.story, imported under `node` in a module of ours."
+    for level, name, names in imports(node):
+        parts = name.split('.') if name else []
+        if level: parts = module.split('.')[:-level] + parts
+        elif parts[0] == 'arldm': parts = parts[1:]
+        else: continue
+        if parts in ([], *([part] for part in PARTS)): yield from ('.'.join([*parts, one]) for one in names)
+        else: yield '.'.join(parts)
 
 def plain(text):
     "Python out of a notebook cell: magics and shell lines left out."
@@ -112,7 +118,7 @@ def test_notebook_size(path):
 def test_no_saved_error(path):
     assert not [cell.id for cell in cells(path) for output in cell.outputs if output['output_type'] == 'error']
 
-@each([path for path in NOTEBOOKS if not path.stem.startswith('15e_')])   # 15e: in Jupyter its cell is the panel itself
+@each([path for path in NOTEBOOKS if not path.stem.endswith('_panel')])   # panel: in Jupyter its cell is the panel itself
 def test_saved_results_survive_run_all(path):
     found = cells(path)
     if any(cell.directives.get('eval') == 'false' and cell.outputs for cell in found):
@@ -132,14 +138,22 @@ def test_code_cells(path):
 
 @each(CHAPTERS)
 def test_named_alike(path):
-    "05_dataset.ipynb exports arldm/dataset.py."
+    "nbs/data/15_dataset.ipynb exports arldm/data/dataset.py."
     assert re.fullmatch(r'\d\d[a-z]?_\w+', path.stem)
-    if (module := module_of(path)): assert path.stem.split('_', 1)[1] == module
+    part, name = path.parent.relative_to(ROOT/'nbs').as_posix(), path.stem.partition('_')[2]
+    if (module := module_of(path)): assert module == (name if part == '.' else f'{part}.{name}')
+
+def test_numbers_follow_the_parts():
+    "Chapters are numbered through the whole book, part after part."
+    numbers = [path.stem.partition('_')[0] for path in CHAPTERS]
+    assert len({*numbers}) == len(numbers)
+    places = [path.parent.relative_to(ROOT/'nbs').as_posix() for path in CHAPTERS]
+    assert list(dict.fromkeys(places)) == ['.', *PARTS]
 
 
 # the modules
 
-GROWS = {'model': 400}   # one class, which grows through five chapters
+GROWS = {'model.arldm': 400}   # one class, which grows through five chapters
 
 def test_module_size():
     "Lines that chapters export, without what export adds to docstrings."
@@ -154,27 +168,35 @@ def test_module_size():
 
 @each(MODULES)
 def test_module_has_its_notebook(path):
-    assert path.stem in order(), 'no notebook exports this module any more'
+    assert dotted(path) in order(), 'no notebook exports this module any more'
 
 @each(MODULES)
 def test_no_later_chapter(path):
-    "A module imports only from lower-numbered chapters."
-    numbers = order()
-    later = [name for name in our_modules(tree(path)) if name in numbers and numbers[name] >= numbers[path.stem]]
+    "A module imports only from lower-numbered chapters, and so only from its own part and parts before it."
+    numbers, module = order(), dotted(path)
+    found = set(our_modules(tree(path), module)) - {'__version__'}
+    assert found <= numbers.keys(), f'{path.name} imports what no chapter exports: {found - numbers.keys()}'
+    later = [name for name in found if numbers[name] >= numbers[module]]
     assert not later, f'{path.name} imports from later chapters: {later}'
 
 def test_no_later_chapter_sees():
-    "The two ways of importing a sibling are both seen, wherever they stand."
-    for text in ('from arldm.cli.draw import f', 'import arldm.cli.draw', 'from arldm.cli import draw as cli', 'from . import cli',
-            'from .cli import f'):
-        assert list(our_modules(ast.parse(f'def g():\n    {text}'))) == ['cli']
+    "All ways of importing another module are seen, wherever they stand."
+    for text in ('from arldm.cli.draw import f', 'import arldm.cli.draw', 'from arldm.cli import draw', 'from . import draw',
+            'from .draw import f', 'from ..cli import draw', 'from ..cli.draw import f'):
+        assert list(our_modules(ast.parse(f'def g():\n    {text}'), 'cli.train')) == ['cli.draw'], text
+
+def test_parts_have_a_sentence():
+    "Every folder of modules is a part, and says in one sentence what it is about."
+    folders = {path.parent.name for path in (ROOT/'arldm').glob('*/__init__.py')}
+    assert folders == set(PARTS)
+    for part in PARTS: assert ast.get_docstring(tree(ROOT/'arldm'/part/'__init__.py'))
 
 @each(MODULES)
 def test_imports_are_required(path):
     "A module imports nothing that settings.ini does not require."
     ours = {'arldm', *sys.stdlib_module_names}
     names = {module.split('.')[0].lower() for level, module, _ in imports(tree(path)) if not level}
-    tried = {name for module, name in TRIED if module == path.name}
+    tried = {name for module, name in TRIED if module == path.relative_to(ROOT/'arldm').as_posix()}
     missing = {IMPORTED_AS.get(name, name) for name in names - ours - tried} - required('requirements')
     assert not missing, f'settings.ini requires no {missing}'
 
@@ -287,8 +309,8 @@ def test_make_empties_no_environment_of_others(tmp_path, linked):
 
 def test_faults_have_tests():
     "Every test that the appendix of the last chapter names is there."
-    text = ''.join(cell.text for cell in cells(ROOT/'nbs/19_trouble.ipynb', 'markdown'))
-    named = re.findall(r'(test_\w+\.py)::(test_\w+)', text)
+    text = ''.join(cell.text for cell in cells(ROOT/'nbs/trouble.ipynb', 'markdown'))
+    named = re.findall(r'((?:\w+/)?test_\w+\.py)::(test_\w+)', text)
     missing = [f'{file}::{name}' for file, name in named
                if not re.search(rf'^def {name}\(', (ROOT/'tests'/file).read_text(encoding='utf-8'), re.M)]
     assert len(named) > 50 and not missing, missing
@@ -312,7 +334,7 @@ SAMPLE = [
 def readme(tmp_path):
     "A folder with the sample as its index.ipynb, and a function running docs/readme.py there."
     for name in 'docs', 'nbs': (tmp_path/name).mkdir()
-    shutil.copy(ROOT/'docs/readme.py', tmp_path/'docs')
+    for name in 'readme.py', 'chapters.py': shutil.copy(ROOT/'docs'/name, tmp_path/'docs')
     (tmp_path/'nbs/index.ipynb').write_text(json.dumps(dict(cells=SAMPLE)), encoding='utf-8')
     command = [sys.executable, tmp_path/'docs/readme.py']
     return lambda *flags: subprocess.run([*command, *flags], capture_output=True, text=True)
@@ -352,7 +374,7 @@ def too_new(text):
                 isinstance(x, ast.Starred) for x in node.slice.elts):
             if not ast.get_source_segment(text, node.slice).startswith('('): yield node.lineno
 
-@each(MODULES + sorted((ROOT/'tests').glob('*.py')) + sorted((ROOT/'docs').glob('*.py')))
+@each(MODULES + sorted((ROOT/'tests').rglob('*.py')) + sorted((ROOT/'docs').glob('*.py')))
 def test_syntax_of_the_oldest_python(path):
     assert not [*too_new(path.read_text(encoding='utf-8'))]
 

@@ -9,8 +9,9 @@ import pytest
 from browser import chromium
 from lab import Lab
 
-CHAPTERS = [path.stem for path in sorted((Path(__file__).resolve().parent.parent/'nbs').glob('*.ipynb'))]
-FEW = '01e_show', '06_history', '15e_panel'   # the others by `make soak`
+NBS = Path(__file__).resolve().parent.parent/'nbs'
+CHAPTERS = [path.relative_to(NBS).with_suffix('').as_posix() for path in sorted(NBS.rglob('[!.]*.ipynb'))]
+FEW = '_strips', '_history', '_panel'   # the others by `make soak`
 LONGEST = 30                                 # lines of an output
 
 pytestmark = [pytest.mark.skipif(not chromium(), reason='no chromium here'),
@@ -42,7 +43,7 @@ def test_faults():
     assert of('stream', name='stdout', text='x\n'*31)[0].startswith('31 lines')
     assert of('execute_result', data={'text/markdown': '| a |\n'*32})[0].startswith('32 lines')
 
-@pytest.mark.parametrize('name', [name for name in CHAPTERS if name in FEW or os.environ.get('ARLDM_SOAK')])
+@pytest.mark.parametrize('name', [name for name in CHAPTERS if name.endswith(FEW) or os.environ.get('ARLDM_SOAK')])
 def test_run_all(lab, name):
     lab.open(f'{name}.ipynb')
     try: cells = lab.run_all(1200)

@@ -60,7 +60,7 @@ def shipped():
 def test_what_travels(wheel):
     "All modules and the small models; nothing that somebody made in the folder; below 40 MB."
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT/'arldm').glob('*.py')}
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT/'arldm').rglob('*.py')}
     assert not (modules | shipped()) - names
     assert not [name for name in names if name.endswith('.h5') or '/raw/' in name or 'album' in name]
     assert {name.split('/')[0].split('-')[0] for name in names} == {'arldm'}
@@ -68,7 +68,7 @@ def test_what_travels(wheel):
 
 def test_notebooks_travel_with_the_source(dist):
     names = said(sys.executable, '-m', 'tarfile', '-l', next(dist.glob('*.tar.gz')))
-    for path in [*(ROOT/'nbs').glob('*.ipynb'), ROOT/'CHANGELOG.md']:
+    for path in [*(ROOT/'nbs').rglob('[!.]*.ipynb'), ROOT/'CHANGELOG.md']:
         assert f'/{path.relative_to(ROOT)} ' in names.replace('\n', ' \n'), path
     assert '/raw/' not in names and '.h5' not in names
 
@@ -96,7 +96,7 @@ def test_demo_without_the_repository(clean, tmp_path):
 
 LIGHT = ['import arldm', 'import arldm.core', 'import arldm.settings', 'import arldm.data.story', 'import arldm.data.corpora',
     *(f'from arldm.{module} import {name}; sys.argv[1:] = ["--help"]; {name}()'
-      for module, name in (('convert', 'convert'), ('fetch', 'fetch_vist')))]
+      for module, name in (('cli.convert', 'convert'), ('cli.fetch_vist', 'fetch_vist')))]
 
 @pytest.mark.parametrize('code', LIGHT)
 def test_light(code):

@@ -102,7 +102,7 @@ def write_tables(
         list: Paths of notebooks that changed
     """
     changed = []
-    for path in sorted(Path(book or HOME/'nbs').glob('*.ipynb')):
+    for path in sorted(Path(book or HOME/'nbs').rglob('[!.]*.ipynb')):
         text = path.read_text(encoding='utf-8')
         notebook = json.loads(text)
         for cell in notebook['cells']:

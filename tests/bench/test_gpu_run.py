@@ -82,7 +82,7 @@ def test_a_kill_loses_nothing(measured):
 
 def test_tables_of_a_run(measured, capsys):
     "Its tables hold every timing, and no chapter is touched by what no GPU measured."
-    before = {path: path.read_bytes() for path in (HOME/'nbs').glob('*.ipynb')}
+    before = {path: path.read_bytes() for path in (HOME/'nbs').rglob('[!.]*.ipynb')}
     bench(from_file=str(measured[0]/'gpu.json'))
     said = capsys.readouterr().out
     result = json.loads((measured[0]/'gpu.json').read_text())
@@ -213,7 +213,7 @@ def test_chapters_hold_what_was_measured(tmp_path):
     known = tables.MEASURED
     result = json.loads(known.read_text()) if known.exists() else dict(size='full', device='cuda', rows={})
     assert write_tables(result, tmp_path/'nbs') == []
-    marks = [name for name in TABLES for path in (HOME/'nbs').glob('*.ipynb')
+    marks = [name for name in TABLES for path in (HOME/'nbs').rglob('[!.]*.ipynb')
              if f'"<!-- table: {name} -->' in path.read_text()]
     assert sorted(marks) == sorted(TABLES)
 
@@ -231,7 +231,7 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
     (tmp_path/'gpu.json').write_text(json.dumps(result))
     tables_from(tmp_path/'gpu.json', tmp_path/'nbs')
     assert 'gpu.json kept in' in capsys.readouterr().out
-    speed, ssid = ((tmp_path/f'nbs/{name}.ipynb').read_text() for name in ('18_speed', '17_ssid'))
+    speed, ssid = ((tmp_path/f'nbs/{name}.ipynb').read_text() for name in ('bench/89_speed', 'ssid'))
     assert 'takes about 30 s' not in speed + ssid                                # what was skipped is an empty cell
     assert '0.111 s/story, 20.0 GB (wanted: at most 0.12 s)' in speed and 'out of memory (wanted: at most 24 GB)' in speed
     assert 'NVIDIA H200, driver 600.1, torch 2.11.0, 2026-11-28, commit abc1234.' in speed
@@ -243,7 +243,7 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
     with pytest.raises(StoryError, match="has 1 row that this file lacks, such as 'draw: dpm"):
         tables_from(tmp_path/'gpu.json', tmp_path/'nbs')
     assert 'graphs, 64 stories' in (tmp_path/'docs/gpu.json').read_text()
-    assert '0.111 s/story' in (tmp_path/'nbs/18_speed.ipynb').read_text()
+    assert '0.111 s/story' in (tmp_path/'nbs/bench/89_speed.ipynb').read_text()
 
 def test_goals_are_rows():
     names = {row.name.split(': ', 1)[1] for row in gpu_rows('full')}

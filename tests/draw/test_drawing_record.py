@@ -153,7 +153,7 @@ def test_sets(run):
 
 def test_two_ways_at_the_same_instant(run):
     "Exactly one wins."
-    from test_gallery import end, fork
+    from processes import end, fork
     pipe, start = StoryPipeline.from_pretrained(run/'pipeline'), time.time() + 1
     def work(seed):
         def open_pipeline(*_):

@@ -325,7 +325,7 @@ def test_a_long_story_needs_no_more_memory(model):
 
 def test_killed_at_every_point(model, tmp_path):
     "kill -9 at any change of the disk: the same command draws the same story, and nothing else is left."
-    from test_gallery import at_change, end, fork
+    from processes import at_change, end, fork
     pipe = StoryPipeline.from_pretrained(model)
     text, calm = write(tmp_path/'calm/story.txt', TOLD[:3]), tmp_path/'calm'
     def work(text, k=0):
@@ -341,7 +341,7 @@ def test_killed_at_every_point(model, tmp_path):
 
 def test_two_at_once(model, tmp_path, monkeypatch):
     "One draws, the other says so; or both have the same story."
-    from test_gallery import end, fork
+    from processes import end, fork
     pipe, text, stream = StoryPipeline.from_pretrained(model), write(tmp_path/'story.txt', TOLD[:3]), StoryPipeline.stream
     def slow(*args, **how):
         for frame in stream(*args, **how):

@@ -21,7 +21,7 @@ from arldm.model.arldm import ARLDM
 from arldm.settings import resolve
 from arldm.data.story import Story, StoryFile, write_stories
 from elsewhere import PYTHONPATH
-from test_survive import family
+from processes import at_change, end, family, fork
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, STORIES = (20, 60) if SOAK else (1, 12)      # kill -9 of the real command, and the stories that it draws
@@ -100,54 +100,12 @@ def same(run, other): # within a level, nothing left over, and the same said abo
 
 # processes
 
-def fork(work):
-    "Start `work()` in a process of its own; -> its id, and a file of what it says."
-    said = tempfile.TemporaryFile('w+')
-    if pid := os.fork(): return pid, said
-    code = 70
-    try:
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.default_int_handler), signal.alarm(120)
-        sys.stdout = sys.stderr = said
-        warnings.simplefilter('ignore', DeprecationWarning)     # pytest shows what a command does not
-        work()
-        code = 0
-    except SystemExit as e: code = e.code
-    except BaseException: traceback.print_exc(file=said)
-    for t in threading.enumerate():                                 # as at the end of a command
-        if t is not threading.current_thread() and not t.daemon: t.join()
-    said.flush(), os._exit(code)
-
-def end(pid, said): # -> its exit status, minus the signal that ended it; the lines that it said
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    said.seek(0)
-    return status, said.read().splitlines()
-
 def command(run, **how):
     "What the command does when it is given these words."
     sys.argv = ['arldm-draw', str(run), *(f'--{k}={v}' for k, v in {**HOW, **how}.items())]
     cli.draw()
 
 def draw(run, **how): return end(*fork(lambda: command(run, **how)))
-
-CHANGES = 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.chmod', 'shutil.rmtree'
-
-def at_change(k, sign):
-    "Send this process a signal before its `k`-th change of the disk; half a picture's bytes are a change, too."
-    count, lock, whole = itertools.count(1), threading.Lock(), Image.Image.save
-    def change():
-        with lock: now = next(count)
-        if now == k: os.kill(os.getpid(), sign)
-    def heard(event, args):
-        if event in CHANGES or event == 'open' and 'w' in (args[1] or '') and isinstance(args[0], (str, Path)): change()
-    def save(picture, path):
-        whole(picture, png := io.BytesIO(), 'PNG')
-        with open(path, 'wb') as f:
-            f.write(png.getvalue()[:len(png.getvalue())//2])
-            f.flush(), change()
-            f.write(png.getvalue()[len(png.getvalue())//2:])
-    Image.Image.save = save
-    sys.addaudithook(heard)
 
 @pytest.fixture
 def opened(tiny, monkeypatch):

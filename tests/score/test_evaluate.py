@@ -13,8 +13,7 @@ from arldm.score.inception import Inception
 from arldm.score.evaluate import evaluate
 from arldm.report.compare import compare_runs
 from painted import Small, draw, painting, row, stories, story_file
-from test_features import clip_folder
-from test_inception import published, regenerated
+from networks import clip_folder, published, regenerated
 
 PARITY = Path(__file__).resolve().parents[1]/'parity'
 

@@ -15,6 +15,7 @@ from arldm.score.features import (Clip, Dino, Fields, LatentFeatures, Store, fea
                                   features_of, fingerprint, networks, open_network, same_cut)
 from arldm.files.pictures import to_png
 from painted import Small, painting
+from networks import clip_folder
 
 HERE = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)                                                       # these tests fork
@@ -31,19 +32,6 @@ def dino_folder(folder, seed=0):
     torch.manual_seed(seed)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56)
     Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-def clip_folder(folder, seed=0):
-    torch.manual_seed(seed)
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    words = CLIPTokenizerFast.from_pretrained(HERE/'parity/tokenizers/clip')
-    text = CLIPTextConfig(vocab_size=len(words), eos_token_id=words.eos_token_id, bos_token_id=words.bos_token_id,
-                          max_position_embeddings=20, **small)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), projection_dim=8,
-                                 vision_config=CLIPVisionConfig(image_size=32, patch_size=8, **small).to_dict()))
-    for p in model.parameters(): p.data += .02*torch.randn_like(p)            # biases, too
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
     return folder
 
 @pytest.fixture(scope='module')

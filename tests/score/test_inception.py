@@ -8,32 +8,13 @@ from PIL import Image
 from arldm.score import inception
 from arldm.core import StoryError
 from arldm.score.inception import Inception, fid64_drawn, fid64_real, load_inception
+from networks import published, regenerated
 
 PARITY = Path(__file__).resolve().parents[1]/'parity'
-STAGES = {'0': ['Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3'], '1': ['Conv2d_3b_1x1', 'Conv2d_4a_3x3'],
-          '2': [f'Mixed_{k}' for k in '5b 5c 5d 6a 6b 6c 6d 6e'.split()], '3': [f'Mixed_{k}' for k in '7a 7b 7c'.split()]}
-
-def published(key):
-    "blocks.2.3.branch3x3.conv.weight -> Mixed_6a.branch3x3.conv.weight"
-    _, stage, place, rest = key.split('.', 3)
-    return f'{STAGES[stage][int(place)]}.{rest}'
 
 def recorded_shapes():
     keys = json.loads((PARITY/'inception_keys.json').read_text())
     return {published(k): shape for k, shape in keys.items()}
-
-def regenerated(shapes):
-    "Weights that anybody can make again: a generator seeded with each published name."
-    out = {}
-    for name, shape in shapes.items():
-        r = np.random.RandomState(zlib.crc32(name.encode()) & 0x7fffffff)
-        if name.endswith('num_batches_tracked'): continue
-        elif name.endswith('running_var'): v = .5 + r.rand(*shape)
-        elif name.endswith('bn.weight'): v = 1 + .1*r.randn(*shape)
-        elif name.endswith(('running_mean', 'bias')): v = .1*r.randn(*shape)
-        else: v = r.randn(*shape)/np.sqrt(np.prod(shape[1:]))
-        out[name] = torch.tensor(v, dtype=torch.float32)
-    return out
 
 def trust(path, monkeypatch):
     "Let a file made here pass for the published one."

@@ -16,6 +16,7 @@ from arldm.settings import resolve
 from arldm.data.story import StoryFile
 from arldm.train.checkpoint import load_checkpoint, read_log, save_checkpoint
 from elsewhere import PYTHONPATH
+from processes import family, kill
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, LONG = (20, dict(max_train_steps=80, checkpointing_steps=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
@@ -46,14 +47,6 @@ def start(run, data, processes=1, parts=1, batch=4, **how):
     env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen([sys.executable, *many, run.parent/'train.py', run, *words], text=True, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-def family(pid): # a process and all that it started; torchrun's workers have sessions of their own
-    started = ' '.join(f.read_text() for f in Path(f'/proc/{pid}/task').glob('*/children')).split()
-    return [pid, *(p for child in started for p in family(int(child)))]
-
-def kill(process): # all of it at once, with -9
-    for pid in family(process.pid): os.kill(pid, signal.SIGKILL)
-    process.communicate()
 
 def losses(run): return [r['loss'] for r in read_log(run/'log.csv')]
 def last(run): return torch.load(max((run/'checkpoints').glob('*.pt')), weights_only=True)['model']

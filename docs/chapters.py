@@ -1,0 +1,70 @@
+"""The chapters of the book, part by part: this one list is the sidebar of the site and the table in README.md."""
+import ast
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+NOTEBOOKS = root/'nbs'
+TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world', 'model': 'Model', 'train': 'Training',
+    'draw': 'Drawing', 'score': 'Scores', 'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
+FIRST = 'journey', 'ssid', 'trouble'   # what people come for, beside the parts
+MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames', 'pipeline', 'evaluate',
+    'journey'}                         # the path of a reader; the other chapters are details
+
+
+@dataclass(frozen=True)
+class Entry:
+    "A chapter as the list knows it."
+    path: Path     # Notebook
+    number: str    # Place in the book: '16', or '16a' for one between 16 and 17; '' for those that stand beside the parts
+    name: str      # Address: data/story
+    title: str
+    claim: str
+    main: bool     # Whether it is on the reader's path
+
+
+def entry(path):
+    "A chapter, from its notebook."
+    place = path.relative_to(NOTEBOOKS).parent
+    number, short = re.fullmatch(r'(?:(\d\d[a-z]?)_)?(\w+)', path.stem).groups('')
+    first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
+    title = re.search('^# (.+)$', first, re.M)[1].strip()
+    claim = re.search('^> (.+)$', first, re.M)[1].strip()
+    return Entry(path, number, (place/short).as_posix(), title, claim, short in MAIN)
+
+
+def chapters(part):
+    "The chapters of one part in order; of '' those at the top that export a module."
+    found = [entry(path) for path in (NOTEBOOKS/part).glob('[0-9][0-9]*_*.ipynb')]
+    return sorted(found, key=lambda chapter: chapter.number)
+
+
+def first_chapters():
+    "The chapters that people come for, wherever they are in the book."
+    return [entry(NOTEBOOKS/f'{name}.ipynb') for name in FIRST]
+
+
+def parts():
+    "(part, its title, what it is about, its chapters), in the order of the book."
+    for part, title in TITLES.items():
+        if part: about = ast.get_docstring(ast.parse((root/'arldm'/part/'__init__.py').read_text(encoding='utf-8')))
+        else: about = 'What every chapter needs.'
+        yield part, title, about, chapters(part)
+
+
+def link(chapter):
+    "A Markdown link from the front page; main chapters are bold."
+    text = f'[{chapter.title}]({chapter.path.relative_to(NOTEBOOKS).as_posix()})'
+    return f'**{text}**' if chapter.main else text
+
+
+def table():
+    "All chapters as a Markdown table for the front page."
+    lines = ['| part | chapters; **bold**: the main ones |', '|---|---|',
+        f'| Begin here | {" · ".join(map(link, first_chapters()))} |']
+    for part, title, _, found in parts():
+        name = f'{title}, `arldm.{part}`' if part else title
+        lines.append(f'| {name} | {" · ".join(map(link, found))} |')
+    return '\n'.join(lines)
