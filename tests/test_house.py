@@ -259,7 +259,7 @@ def test_requirements():
 @pytest.mark.parametrize('script', lines('console_scripts'))
 def test_console_script(script):
     "Every command leads to a function."
-    module, function = re.fullmatch(r'arldm-[\w-]+=([\w.]+):(\w+)', script).groups()
+    module, function = re.fullmatch(r'arldm(?:-[\w-]+)?=([\w.]+):(\w+)', script).groups()
     assert callable(getattr(importlib.import_module(module), function))
 
 @pytest.mark.parametrize('corpus', CORPORA)

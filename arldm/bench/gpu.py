@@ -128,7 +128,8 @@ def measure_gpu(
     with tempfile.TemporaryDirectory() as folder:
         def start(rows):
             words = [str(kept.path), folder, size, device, [row.name for row in rows], deadline, commit]
-            return start_worker('from arldm.bench.gpu import gpu_worker; gpu_worker()', words, device_environment(device))
+            code = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
+            return start_worker(code, words, device_environment(device))
         run_rows(kept, todo, deadline, start)
     if lock: lock.close()
     states = [row['state'] for row in kept.rows().values()]

@@ -117,7 +117,7 @@ def null(self:Vocabulary)->dict:
 def unknown_words(self:Vocabulary,
     captions,  # Any number of them
 )->list:       # Each word once, in the order of their appearance
-    """Words that one of the two tokenizers does not know (chapter vocabulary); names with a token of their own are known.
+    """Words that one of the tokenizers does not know (chapter vocabulary); names with a token of their own are known.
 
     Args:
         captions: Any number of them

@@ -374,7 +374,7 @@ def random_inputs(self:ARLDM,
 # %% ../../nbs/model/28_loss.ipynb #aad72a12
 @patch
 def loss(self:ARLDM,
-    batch:dict,                 # From `arldm.data.dataset.collate`, of pictures or of what chapter cache knows about them
+    batch:dict,                 # From `collate`: pictures, or what chapter cache knows about them
     generator:torch.Generator|list, # On the CPU, for all random numbers; or one per story
     n_given:int=0,              # Opening frames that are given, not drawn
     cond_dropout:float=0.1,     # Probability that a frame's condition is dropped
@@ -387,7 +387,7 @@ def loss(self:ARLDM,
     """The training loss of a batch of stories.
 
     Args:
-        batch (dict): From `arldm.data.dataset.collate`, of pictures or of what chapter cache knows about them
+        batch (dict): From `collate`: pictures, or what chapter cache knows about them
         generator (torch.Generator | list): On the CPU, for all random numbers; or one per story
         n_given (int, default 0): Opening frames that are given, not drawn
         cond_dropout (float, default 0.1): Probability that a frame's condition is dropped
