@@ -95,6 +95,8 @@ def gpu_worker():
     work(Measurements(path, with_goal), rows, Bench(Path(folder), size).measure, deadline, commit)
 
 # %% ../../nbs/bench/87_gpu.ipynb #e1742332
+_WORKER = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
+
 def measure_gpu(
     out:str='runs/gpu',     # Folder of `gpu.json`
     minutes:float=9.,       # When to stop
@@ -128,8 +130,7 @@ def measure_gpu(
     with tempfile.TemporaryDirectory() as folder:
         def start(rows):
             words = [str(kept.path), folder, size, device, [row.name for row in rows], deadline, commit]
-            code = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
-            return start_worker(code, words, device_environment(device))
+            return start_worker(_WORKER, words, device_environment(device))
         run_rows(kept, todo, deadline, start)
     if lock: lock.close()
     states = [row['state'] for row in kept.rows().values()]
