@@ -71,6 +71,8 @@ def with_goal(rows:dict, name:str) -> str: # Empty for a row without either
     return f'{said} (wanted: {wanted})' if said else f'wanted: {wanted}'
 
 # %% ../../nbs/bench/87_gpu.ipynb #a5512bd8
+_WORKER = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
+
 def card() -> dict: # Empty without a GPU
     """What the driver says of the card.
 
@@ -95,8 +97,6 @@ def gpu_worker():
     work(Measurements(path, with_goal), rows, Bench(Path(folder), size).measure, deadline, commit)
 
 # %% ../../nbs/bench/87_gpu.ipynb #e1742332
-_WORKER = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
-
 def measure_gpu(
     out:str='runs/gpu',     # Folder of `gpu.json`
     minutes:float=9.,       # When to stop
