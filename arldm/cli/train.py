@@ -176,7 +176,7 @@ def validation_strip(run:Path, s:Settings, file:StoryFile, net:ARLDM, step:int, 
     captions, given = [list(x.captions) for x in group], [x.pictures()[:G] for x in group] if G else None
     out = pipe(captions, given, 10, s.guidance_scale, s.resolution, s.resolution)
     for i, (story, frames) in enumerate(zip(group, out.frames), 1):
-        strip = strips([story.pictures(), [None]*G + frames], story.captions, ['reference', 'drawn'])
+        strip = strips([story.pictures(), [None]*G + frames], story.captions, ['reference', 'drawn'], palette=False)
         try: name = plain_name(story.id, story.id)
         except BadStory: name = f'story {i}'                            # an id that no file can have
         with atomic_path(run/'strips'/f'{step:06d}-{name}.png') as tmp: strip.save(tmp)

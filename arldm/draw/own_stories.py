@@ -94,7 +94,7 @@ def _put(story, source, names, change=None): # frames and strip, in the place of
         for name in names:
             if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)             # else it is drawn now
         if change: change(tmp)
-        strips([Frames(tmp, 1, len(story.captions))], story.captions).save(tmp/'strip.png')
+        strips([Frames(tmp, 1, len(story.captions))], story.captions, palette=False).save(tmp/'strip.png')
 
 def _opened(run, way, story): # the pipeline that draws it; unknown words of all captions are in one note
     pipe = open_pipeline(run, way, weights=story.weights)

@@ -17,7 +17,7 @@ from ..data.dataset import Vocabulary, pixels
 from ..draw.pipeline import StoryPipeline
 from ..draw.frames import Memory, preprocess_frame
 from ..model.arldm import ARLDM
-from ..data.strips import as_picture
+from ..data.strips import as_picture, with_palette
 
 # %% ../../nbs/lab/77_attention.ipynb #56b369e7
 class Listener:
@@ -131,4 +131,4 @@ def show_attention(
         out.paste(as_picture(frames[at]).resize((side, side), Image.NEAREST), (x, 22))
         d.at = x
         _column(d, x, side + 28, side, words_of(vocab, captions[at], j == 0), share.tolist(), most, font)
-    return out.quantize(255, Image.Quantize.MAXCOVERAGE, 1)
+    return with_palette(out)
