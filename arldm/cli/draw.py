@@ -22,32 +22,32 @@ from ..draw.own_stories import draw_text
 from ..draw.drawing_record import (APART, check_way, keep_way, named_folder, numbers,
                                        open_pipeline, pipeline_options, pipeline_folder,
                                        refuse_other_drawings, refuse_place, run_settings,
-                                       sampling_facts, usual_precision)
+                                       sampling_facts, default_dtype)
 from ..settings import TASKS
 from ..data.story import StoryFile, StorySplit
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command
 def draw(
-    run:str,                 # Run folder, or a pipeline folder
-    data:str=None,           # Story file; default: the one a run was trained on
-    split:str='test',        # Split to draw
-    captions:str=None,       # Instead: a text file of your own, one caption a line
-    given:str=None,          # With `--captions`: opening pictures, `first.png` or `first.png,second.png`
-    redraw:str=None,         # With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay as they are
-    out:str=None,            # Folder for the drawings; default: the run, or for captions.txt captions-drawn beside it
-    scheduler:str='dpm++',   # dpm++, unipc, ddim or pndm
-    steps:int=20,            # Denoising steps per frame
-    guidance:float=None,     # Guidance scale, 1 = none; default: that of the run's settings
-    interval:str='0,1',      # Part of the steps that is guided; 0.2,0.8 = neither the first nor the last fifth
-    reuse:int=1,             # Renew deep features only in every so many steps; above 1 faster and approximate
-    precision:str=None,      # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
-    fast:bool=False,         # Compile for the GPU first; worth it for many stories
-    batch:int=16,            # Stories drawn together; changes pictures by rounding only
-    seed:int=0,              # Story i starts from seed + i
-    limit:int=None,          # Only the first so many stories
-    sets:int=1,              # Draw all so often, from other seeds, into drawn, drawn2, …; scores show their spread
-    dry_run:bool=False,      # Check everything, say what would be drawn, and stop
+    run:str,                      # Run folder, or a pipeline folder
+    data:str=None,                # Story file; default: the one a run was trained on
+    split:str='test',             # Split to draw
+    captions:str=None,            # Instead: a text file of your own, one caption a line
+    given:str=None,               # With `--captions`: opening pictures, `first.png` or `first.png,second.png`
+    redraw:str=None,              # With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay
+    out:str=None,                 # Folder for the drawings; default: the run; for mine.txt, mine-drawn beside it
+    scheduler:str='dpm++',        # dpm++, unipc, ddim or pndm
+    num_inference_steps:int=20,   # Denoising steps per frame
+    guidance_scale:float=None,    # 1 = no guidance; default: that of the run's settings
+    guidance_interval:str='0,1',  # Part of the steps that is guided; 0.2,0.8 = neither the first nor the last fifth
+    reuse:int=1,                  # Renew deep features only in every so many steps; above 1 faster and approximate
+    dtype:str=None,               # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
+    fast:bool=False,              # Compile for the GPU first; worth it for many stories
+    batch_size:int=16,            # Stories drawn together; changes pictures by rounding only
+    seed:int=0,                   # Story i starts from seed + i
+    limit:int=None,               # Only the first so many stories
+    sets:int=1,                   # Draw all so often, from other seeds, into drawn, drawn2, …; scores show their spread
+    dry_run:bool=False,           # Check everything, say what would be drawn, and stop
 ):
     """Draw the stories of a split, or your own; torchrun divides a split among processes.
 
@@ -57,19 +57,17 @@ def draw(
         split (str, default 'test'): Split to draw
         captions (str, optional): Instead: a text file of your own, one caption a line
         given (str, optional): With `--captions`: opening pictures, `first.png` or `first.png,second.png`
-        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay as they
-            are
-        out (str, optional): Folder for the drawings; default: the run, or for captions.txt captions-drawn beside
-            it
+        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay
+        out (str, optional): Folder for the drawings; default: the run; for mine.txt, mine-drawn beside it
         scheduler (str, default 'dpm++'): dpm++, unipc, ddim or pndm
-        steps (int, default 20): Denoising steps per frame
-        guidance (float, optional): Guidance scale, 1 = none; default: that of the run's settings
-        interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither the first nor the last
-            fifth
+        num_inference_steps (int, default 20): Denoising steps per frame
+        guidance_scale (float, optional): 1 = no guidance; default: that of the run's settings
+        guidance_interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither the first nor
+            the last fifth
         reuse (int, default 1): Renew deep features only in every so many steps; above 1 faster and approximate
-        precision (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
+        dtype (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
         fast (bool, default False): Compile for the GPU first; worth it for many stories
-        batch (int, default 16): Stories drawn together; changes pictures by rounding only
+        batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
         seed (int, default 0): Story i starts from seed + i
         limit (int, optional): Only the first so many stories
         sets (int, default 1): Draw all so often, from other seeds, into drawn, drawn2, …; scores show their
@@ -77,16 +75,17 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     run, s = Path(run), run_settings(Path(run))
-    strength = s['guidance_scale'] if guidance is None else guidance
-    way = dict(scheduler=scheduler, steps=steps, guidance=strength, seed=seed,
-               interval=numbers('interval', interval, float), reuse=reuse, precision=precision or usual_precision())
-    _check_asked(batch, sets, limit, captions, redraw if given is None else given)
+    way = dict(scheduler=scheduler, num_inference_steps=num_inference_steps,
+               guidance_scale=s['guidance_scale'] if guidance_scale is None else guidance_scale,
+               guidance_interval=numbers('guidance_interval', guidance_interval, float), reuse=reuse,
+               dtype=dtype or default_dtype(), seed=seed)
+    _check_asked(batch_size, sets, limit, captions, redraw if given is None else given)
     if captions is not None: return draw_text(run, captions, way, given, redraw, out, dry_run)
-    return draw_stories(run, data, split, s, way, batch, limit, sets, fast, out, dry_run)
+    return draw_stories(run, data, split, s, way, batch_size, limit, sets, fast, out, dry_run)
 
 # %% ../../nbs/cli/69_draw.ipynb #d4b1264e
-def _check_asked(batch, sets, limit, captions, of_captions): # what only captions can have, or None
-    at_least_one(batch=batch, sets=sets, limit=1 if limit is None else limit)
+def _check_asked(batch_size, sets, limit, captions, of_captions): # what only captions can have, or None
+    at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and of_captions is not None: raise StoryError('--given and --redraw need --captions')
 
 # %% ../../nbs/cli/69_draw.ipynb #97650a36
@@ -123,8 +122,8 @@ def stories_to_draw(
 # %% ../../nbs/cli/69_draw.ipynb #49664740
 def draw_stories(
     run:Path, data:str|None, split:str, # Run folder or pipeline; story file and its split
-    s:dict, way:dict,                   # The run's settings; how to draw: `steps`, `guidance`, …
-    batch:int, limit:int|None,          # Stories drawn at once, and in all
+    s:dict, way:dict,                   # The run's settings; how to draw: `num_inference_steps`, …
+    batch_size:int, limit:int|None,     # Stories drawn at once, and in all
     sets:int=1, fast:bool=False,        # Sets of drawings; whether to compile first
     out:str=None, dry_run:bool=False,   # Folder for `drawn/`, default: the run; whether only to check
 ):
@@ -134,9 +133,9 @@ def draw_stories(
         run (Path): Run folder or pipeline; story file and its split
         data (str | None): Run folder or pipeline; story file and its split
         split (str): Run folder or pipeline; story file and its split
-        s (dict): The run's settings; how to draw: `steps`, `guidance`, …
-        way (dict): The run's settings; how to draw: `steps`, `guidance`, …
-        batch (int): Stories drawn at once, and in all
+        s (dict): The run's settings; how to draw: `num_inference_steps`, …
+        way (dict): The run's settings; how to draw: `num_inference_steps`, …
+        batch_size (int): Stories drawn at once, and in all
         limit (int | None): Stories drawn at once, and in all
         sets (int, default 1): Sets of drawings; whether to compile first
         fast (bool, default False): Sets of drawings; whether to compile first
@@ -158,8 +157,8 @@ def draw_stories(
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
     for j, folder in enumerate(folders):
-        done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch, way['seed'] + j*APART, rank, world_size,
-                          height=s['resolution'], width=s['resolution'], **pipeline_options(way))
+        done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch_size, way['seed'] + j*APART, rank,
+                          world_size, height=s['resolution'], width=s['resolution'], **pipeline_options(way))
         bad += _bad_ones(done, folder, stories.ids[rank:n:world_size], rank)
     bad = of_all(bad)
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')

@@ -28,7 +28,8 @@ from ..score.table import as_lines, look
 from ..toy import corpus as toy
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
-WAY = {'scheduler': str, 'precision': str, 'steps': int, 'guidance': float, 'interval': list, 'reuse': int, 'seed': int}
+WAY = {'scheduler': str, 'dtype': str, 'num_inference_steps': int, 'guidance_scale': float, 'guidance_interval': list,
+       'reuse': int, 'seed': int}
 
 def refuse_histories(run:Path, way:dict):
     "A `StoryError`, before any work, if stories cannot be drawn again with other histories."

@@ -224,5 +224,5 @@ def enough_memory(
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
-        less = f'try {n//2} (--batch {n//2})' if n > 1 else 'try smaller frames, or bfloat16 (--precision bfloat16)'
+        less = f'try {n//2} (--batch-size {n//2})' if n > 1 else 'try smaller frames, or bfloat16 (--dtype bfloat16)'
         raise StoryError(f'out of memory with {n} {"stories" if n > 1 else "story"} at once; {less}') from None

@@ -119,7 +119,7 @@ def _draw_again(story, pipe, todo):
 def draw_text(
     run:Path,           # Run folder, or a pipeline folder
     text:str|Path,      # One caption a line
-    way:dict,           # Settings of the sampler, with `seed` and `precision`
+    way:dict,           # Settings of the sampler, with `seed` and `dtype`
     given:str=None,     # Opening pictures, with commas between them
     redraw:str=None,    # Frames to draw again, '2,4', or 'all'
     out:str=None,       # Folder to draw into; default: `<stem>-drawn` beside the text
@@ -132,7 +132,7 @@ def draw_text(
     Args:
         run (Path): Run folder, or a pipeline folder
         text (str | Path): One caption a line
-        way (dict): Settings of the sampler, with `seed` and `precision`
+        way (dict): Settings of the sampler, with `seed` and `dtype`
         given (str, optional): Opening pictures, with commas between them
         redraw (str, optional): Frames to draw again, '2,4', or 'all'
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text

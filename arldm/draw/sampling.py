@@ -247,7 +247,7 @@ def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
     if not x.isfinite().all():
         advice = 'the weights are damaged, or belong to other parts: copy the pipeline again'
         if dtype == torch.float16:
-            advice = f'draw in bfloat16 or float32 (--precision float32); if that fails, {advice}'
+            advice = f'draw in bfloat16 or float32 (--dtype float32); if that fails, {advice}'
         name = str(dtype).removeprefix('torch.')
         raise StoryError(f'a frame drawn in {name} has values that are not finite; {advice}')
     return ((x.float()/2 + .5).clamp(0, 1)*255).round().byte()

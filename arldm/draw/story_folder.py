@@ -56,7 +56,7 @@ class OwnStory:
 def own_story(
     run:Path,        # Run folder, or a pipeline folder
     text:str|Path,   # One caption a line
-    way:dict,        # Settings of the sampler, with `seed` and `precision`
+    way:dict,        # Settings of the sampler, with `seed` and `dtype`
     given:str=None,  # Opening pictures, with commas between them
     out:str=None,    # Folder to draw into; default: `<stem>-drawn` beside the text
 )->OwnStory:
@@ -65,7 +65,7 @@ def own_story(
     Args:
         run (Path): Run folder, or a pipeline folder
         text (str | Path): One caption a line
-        way (dict): Settings of the sampler, with `seed` and `precision`
+        way (dict): Settings of the sampler, with `seed` and `dtype`
         given (str, optional): Opening pictures, with commas between them
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
     """

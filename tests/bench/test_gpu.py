@@ -455,7 +455,7 @@ def test_too_many_stories(pipe, little_room):
     want = draw(pipe, STAR)
     little_room(MORE)
     said = one_line(draw, pipe, [STAR[:1]]*256, height=256, width=256)
-    assert said == 'out of memory with 256 stories at once; try 128 (--batch 128)'
+    assert said == 'out of memory with 256 stories at once; try 128 (--batch-size 128)'
     said = one_line(draw, pipe, STAR[:1], height=2048, width=2048)
     assert said.startswith('out of memory with 1 story at once; try smaller frames')
     torch.cuda.set_per_process_memory_fraction(1.)

@@ -43,7 +43,7 @@ def run(toy_file, tmp_path_factory):
     "A tiny model trained for three steps, and its drawings."
     d = tmp_path_factory.mktemp('runs')/'tiny'
     train(d, data=toy_file, preset='tiny')
-    cli.draw(d, steps=2)
+    cli.draw(d, num_inference_steps=2)
     return d
 
 
@@ -85,7 +85,7 @@ def test_pictures_do_not_depend_on_the_batch(run, tmp_path):
     other = tmp_path/'one-by-one'
     other.mkdir()
     for name in ('settings.json', 'pipeline'): (other/name).symlink_to(run/name)
-    cli.draw(other, steps=2, batch=1)
+    cli.draw(other, num_inference_steps=2, batch_size=1)
     for p in run.glob('drawn/*/*.png'):
         a, b = (np.asarray(Image.open(x)).astype(int) for x in (p, other/p.relative_to(run)))
         assert abs(a - b).max() <= 1, p
@@ -98,7 +98,7 @@ def test_drawing_goes_on(run):
     kept = {p: p.stat().st_mtime_ns for p in run.glob('drawn/*/*.png') if p.parent != first}
     for p in first.iterdir(): p.unlink()
     first.rmdir()
-    cli.draw(run, steps=2)
+    cli.draw(run, num_inference_steps=2)
     assert before.keys() == {p.name for p in first.iterdir()}
     for p in first.iterdir(): assert abs(np.asarray(Image.open(p)).astype(int) - _decoded(before[p.name])).max() <= 1
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
@@ -111,7 +111,7 @@ def _decoded(data):
 
 def test_continuation_starts_with_frame_2(toy_file, tmp_path):
     train(tmp_path/'run', data=toy_file, preset='tiny', task='continuation', max_train_steps=1)
-    cli.draw(tmp_path/'run', steps=1, limit=1, scheduler='pndm')
+    cli.draw(tmp_path/'run', num_inference_steps=1, limit=1, scheduler='pndm')
     assert sorted(p.name for p in (tmp_path/'run').glob('drawn/*/*')) == ['2.png', '3.png', '4.png', '5.png']
     exam.score(tmp_path/'run')
     assert 'given' in reports.report(tmp_path/'run').read_text()
@@ -119,7 +119,7 @@ def test_continuation_starts_with_frame_2(toy_file, tmp_path):
 
 def test_own_captions(run, tmp_path):
     (tmp_path/'mine.txt').write_text('a big red star is at the beach on the left\n\nit jumps\n')
-    folder = cli.draw(run, captions=tmp_path/'mine.txt', steps=1)
+    folder = cli.draw(run, captions=tmp_path/'mine.txt', num_inference_steps=1)
     assert sorted(p.name for p in folder.iterdir()) == ['1.png', '2.png', 'manifest.json', 'strip.png']
 
 
@@ -130,7 +130,7 @@ def test_the_chain_on_real_stories(tmp_path):
     assert sum(counts[s]['stories'] for s in ('train', 'val', 'test')) == 48
     run = tmp_path/'run'
     train(run, data=tmp_path/'ssid.h5', preset='tiny', max_train_steps=3)
-    cli.draw(run, steps=2, limit=4)
+    cli.draw(run, num_inference_steps=2, limit=4)
     scores = exam.score(run)
     assert scores['n_stories'] == 4 and any(
         r['name'] == 'FID64' and r['value'] is None and 'ARLDM_INCEPTION' in r['note'] for r in scores['scores'])
@@ -143,8 +143,8 @@ def test_dry_runs_write_nothing(toy_file, run, tmp_path):
     before = sorted(run.rglob('*'))
     convert('toy', toy_file.parent/'raw', tmp_path/'x.h5', dry_run=True)
     train(tmp_path/'new', data=toy_file, dry_run=True)
-    cli.draw(run, steps=2, dry_run=True)
-    with pytest.raises(StoryError, match='made with seed=0, not 5'): cli.draw(run, steps=2, seed=5, dry_run=True)
+    cli.draw(run, num_inference_steps=2, dry_run=True)
+    with pytest.raises(StoryError, match='made with seed=0, not 5'): cli.draw(run, num_inference_steps=2, seed=5, dry_run=True)
     exam.score(run, dry_run=True)
     assert not list(tmp_path.iterdir()) and sorted(run.rglob('*')) == before
 
@@ -165,13 +165,13 @@ WRONG = [
     ('train', ['RUN', '--seed', '7'], 'was trained with seed=0'),
     ('train', ['RUN', '--preset', 'toy'], 'was trained with model=tiny, not toy-base, '),
     ('train', ['OUT/new', '--data', 'FILE', '--train-batch-size', '0'], 'train_batch_size must be at least 1'),
-    ('draw', ['RUN', '--steps', '0'], 'steps must be at least 1'),
+    ('draw', ['RUN', '--num-inference-steps', '0'], 'num_inference_steps must be at least 1'),
     ('draw', ['OUT/nowhere'], 'no such run'),
     ('draw', ['OUT/nowhere', '--data', 'FILE'], 'no pipeline there'),
     ('draw', ['RUN', '--split', 'valid'], "no split 'valid'"),
     ('draw', ['RUN', '--scheduler', 'euler'], "no scheduler 'euler'"),
     ('draw', ['RUN', '--captions', 'OUT/none.txt'], 'no text file'),
-    ('draw', ['RUN', '--steps', '2', '--seed', '9'], 'made with seed=0'),
+    ('draw', ['RUN', '--num-inference-steps', '2', '--seed', '9'], 'made with seed=0'),
     ('score', ['OUT'], 'does not say what was drawn'),
     ('score', ['OUT', '--data', 'FILE', '--split', 'test'], 'no drawings'),
     ('score', ['RUN', '--split', 'dev'], "no split 'dev'"),

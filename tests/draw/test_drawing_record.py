@@ -15,7 +15,7 @@ from arldm.files.pictures import to_png
 from arldm.settings import resolve
 from arldm.data.story import Story, write_stories
 
-FEW = dict(steps=1, guidance=1.)
+FEW = dict(num_inference_steps=1, guidance_scale=1.)
 
 def story(i, told='a red star'):
     picture = to_png(Image.new('RGB', (16, 16), (40*i, 0, 99)))
@@ -60,7 +60,7 @@ def run(models, tmp_path):
 def fixed(models, tmp_path_factory):
     "A run that no test changes, with one story drawn."
     run = make_run(tmp_path_factory.mktemp('fixed')/'run', models[0])
-    cli.draw(run, limit=1, precision='float32', **FEW)
+    cli.draw(run, limit=1, dtype='float32', **FEW)
     return run
 
 def own_pipeline(run): # a copy instead of a link
@@ -116,18 +116,18 @@ def test_other_settings_of_the_run(run, what, said):
     one_line(said, run=run)
 
 @pytest.mark.parametrize('k, other, said', [
-    ('seed', 1, 'seed=0, not 1'), ('scheduler', 'ddim', 'scheduler=dpm++, not ddim'), ('steps', 2, 'steps=1, not 2'),
-    ('precision', 'bfloat16', 'precision=float32, not bfloat16'), ('guidance', 2., 'guidance=1.0, not 2.0'),
-    ('reuse', 2, 'reuse=1, not 2'), ('interval', '0,.5', 'interval=[0.0, 1.0], not [0.0, 0.5]')])
+    ('seed', 1, 'seed=0, not 1'), ('scheduler', 'ddim', 'scheduler=dpm++, not ddim'), ('num_inference_steps', 2, 'num_inference_steps=1, not 2'),
+    ('dtype', 'bfloat16', 'dtype=float32, not bfloat16'), ('guidance_scale', 2., 'guidance_scale=1.0, not 2.0'),
+    ('reuse', 2, 'reuse=1, not 2'), ('guidance_interval', '0,.5', 'guidance_interval=[0.0, 1.0], not [0.0, 0.5]')])
 def test_other_ways(fixed, k, other, said):
-    one_line(f'{fixed} was made with {said}; --out ANOTHER_FOLDER draws elsewhere', run=fixed, **{'precision': 'float32', k: other})
+    one_line(f'{fixed} was made with {said}; --out ANOTHER_FOLDER draws elsewhere', run=fixed, **{'dtype': 'float32', k: other})
 
-@pytest.mark.parametrize('k', ['weights', 'seed', 'precision'])
+@pytest.mark.parametrize('k', ['weights', 'seed', 'dtype'])
 def test_a_key_that_is_missing_is_different(fixed, k):
     "Drawings from before it was written down are not mixed with new ones."
     before = way(fixed)
     save_json(fixed/'drawing.json', {name: x for name, x in before.items() if name != k})
-    one_line(f'{k}=unknown', run=fixed, precision='float32')
+    one_line(f'{k}=unknown', run=fixed, dtype='float32')
     save_json(fixed/'drawing.json', before)
 
 def test_drawings_of_which_nothing_is_said(run):
@@ -139,10 +139,10 @@ def test_what_is_written_down(run):
     from arldm.train.cache import data_digest
     from arldm.files.manifest import folder_digest
     from arldm.data.story import StoryFile
-    cli.draw(run, limit=1, seed=3, precision='float32', **FEW)
+    cli.draw(run, limit=1, seed=3, dtype='float32', **FEW)
     assert way(run) == dict(weights=folder_digest(run/'pipeline'), stories=data_digest(StoryFile(run/'stories.h5')['test']),
-        split='test', task='visualization', resolution=16, scheduler='dpm++', steps=1, guidance=1., seed=3, interval=[0., 1.],
-        reuse=1, precision='float32', data=str(run/'stories.h5'), data_relative='stories.h5', sets=1)
+        split='test', task='visualization', resolution=16, scheduler='dpm++', num_inference_steps=1, guidance_scale=1., seed=3, guidance_interval=[0., 1.],
+        reuse=1, dtype='float32', data=str(run/'stories.h5'), data_relative='stories.h5', sets=1)
 
 def test_sets(run):
     assert cli.draw(run, sets=2, limit=1, **FEW) == run/'drawn' and drawn(run, 'drawn2') == drawn(run)
@@ -160,7 +160,7 @@ def test_two_ways_at_the_same_instant(run):
             time.sleep(max(0, start - time.time()))
             return pipe
         cli.open_pipeline = open_pipeline
-        sys.argv = ['arldm-draw', str(run), '--steps=1', '--guidance=1', f'--seed={seed}']
+        sys.argv = ['arldm-draw', str(run), '--num-inference-steps=1', '--guidance-scale=1', f'--seed={seed}']
         cli.draw()
     ends = [end(*one) for one in [fork(lambda seed=seed: work(seed)) for seed in (1, 2)]]
     assert sorted(status for status, _ in ends) == [0, 1], ends
@@ -205,9 +205,9 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
     assert content(model) == before and drawn(run.parent/'mine') == ['s0/1.png', 's0/2.png']
 
 @pytest.mark.parametrize('how, said', [
-    (dict(guidance=float('nan')), 'guidance'), (dict(guidance=float('inf')), 'guidance'), (dict(interval='0.8,0.2'), 'interval'),
-    (dict(interval='nan,nan'), 'interval'), (dict(steps=5000), 'between 1 and 999'), (dict(seed=2**64 - 2), 'seeds must lie'),
-    (dict(seed=-2**64), 'seeds must lie'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch=0), 'batch'),
+    (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_interval='0.8,0.2'), 'guidance_interval'),
+    (dict(guidance_interval='nan,nan'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(seed=2**64 - 2), 'seeds must lie'),
+    (dict(seed=-2**64), 'seeds must lie'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch_size=0), 'batch_size'),
     (dict(data='missing.h5'), 'no such file'), (dict(given='a.png'), 'need --captions'), (dict(redraw='2'), 'need --captions'),
     (dict(out=''), '--out is empty'), (dict(out='/dev/null/x'), '/dev/null is no folder')])
 def test_a_refused_draw_leaves_nothing(fixed, how, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **how})
@@ -249,7 +249,7 @@ def test_files_of_odd_shapes(fixed, name, value, said):
     path = fixed/f'{name}.json'
     old = path.read_text()
     save_json(path, {**json.loads(old), **value} if isinstance(value, dict) else value)
-    try: one_line(said, fixed if name == 'drawing' else path, run=fixed, precision='float32')
+    try: one_line(said, fixed if name == 'drawing' else path, run=fixed, dtype='float32')
     finally: path.write_text(old)
 
 
@@ -303,7 +303,7 @@ def test_variables_that_somebody_left(run, monkeypatch, capsys):
 @pytest.mark.parametrize('rank, size, said', [('abc', '2', 'RANK='), ('2', '2', 'expected a rank below'), ('0', '-1', 'WORLD_SIZE')])
 def test_variables_that_make_no_sense(fixed, monkeypatch, rank, size, said):
     monkeypatch.setenv('RANK', rank), monkeypatch.setenv('WORLD_SIZE', size)
-    one_line(said, run=fixed, precision='float32')
+    one_line(said, run=fixed, dtype='float32')
 
 def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):
     "It is left as it is."

@@ -14,7 +14,7 @@ from arldm.model.arldm import ARLDM
 
 TOLD = ['Ada is a big red star.', 'She jumps.', 'She goes to the right.', 'Night falls.', 'She waits.', 'Bo comes along.',
         'Bo jumps.']
-FEW = dict(steps=1, guidance=1.)
+FEW = dict(num_inference_steps=1, guidance_scale=1.)
 
 def make_pipeline(folder, seed):
     words = word_tokenizers(TOLD, folder.with_name(folder.name + '-words'))
@@ -162,8 +162,8 @@ def test_the_same_again_draws_nothing(model, tmp_path, capsys):
     assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()}
     assert sorted(p.name for p in tmp_path.iterdir()) == ['story-drawn', 'story.txt']
 
-OTHER = dict(captions='another caption of frame 2', more='2 captions, not 3', steps='steps=1, not 2 for frame 1',
-             seed='seed=0, not 3', guidance='guidance=1.0, not 2.0', precision='precision=float32, not bfloat16',
+OTHER = dict(captions='another caption of frame 2', more='2 captions, not 3', num_inference_steps='num_inference_steps=1, not 2 for frame 1',
+             seed='seed=0, not 3', guidance_scale='guidance_scale=1.0, not 2.0', dtype='dtype=float32, not bfloat16',
              weights='other weights', given='another given picture, or none, as frame 1')
 
 @pytest.mark.parametrize('what', OTHER)
@@ -176,7 +176,7 @@ def test_something_else_is_refused(models, tmp_path, what):
     elif what == 'more': told = write(text, TOLD[:3]).read_text().splitlines()
     elif what == 'weights': how['run'] = models[1]
     elif what == 'given': how['given'] = str(photo(tmp_path/'first.png'))
-    else: how[what] = dict(steps=2, seed=3, guidance=2., precision='bfloat16')[what]
+    else: how[what] = dict(num_inference_steps=2, seed=3, guidance_scale=2., dtype='bfloat16')[what]
     for dry_run in True, False:
         one_line(folder, OTHER[what], '--redraw all', '--out', captions=str(text), dry_run=dry_run, **how)
     assert content(folder) == before
@@ -196,7 +196,7 @@ def test_redraw(models, tmp_path):
     one_line('other weights', run=models[1], captions=str(text), redraw='2')
     one_line('no frame 5 to redraw; there are frames 1 to 4', run=model, captions=str(text), redraw='5')
     assert content(folder) == before
-    cli.draw(model, captions=str(text), redraw='2,4', seed=7, steps=2, guidance=1.)
+    cli.draw(model, captions=str(text), redraw='2,4', seed=7, num_inference_steps=2, guidance_scale=1.)
     pipe = StoryPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     want = pipe(new, [Image.open(folder/f'{k}.png') for k in range(1, 5)], redraw=[2, 4], seed=7, num_inference_steps=2,
@@ -349,7 +349,7 @@ def test_two_at_once(model, tmp_path, monkeypatch):
             yield frame
     def work():
         StoryPipeline.from_pretrained, StoryPipeline.stream = (lambda *_, **__: pipe), slow
-        sys.argv = ['arldm-draw', str(model), '--captions', str(text), '--steps', '1', '--guidance', '1']
+        sys.argv = ['arldm-draw', str(model), '--captions', str(text), '--num-inference-steps', '1', '--guidance-scale', '1']
         cli.draw()
     both = [end(*one) for one in [fork(work) for _ in range(2)]]
     assert sorted(status for status, _ in both) == [0, 1]
@@ -444,9 +444,9 @@ def test_pictures_that_are_none(model, tmp_path, unopened, monkeypatch, given, s
 
 @pytest.mark.parametrize('dry_run', [True, False])
 @pytest.mark.parametrize('how, said', [
-    (dict(guidance=float('nan')), 'guidance'), (dict(guidance=float('inf')), 'guidance'), (dict(guidance=.5), 'guidance'),
-    (dict(interval='0.8,0.2'), 'guidance_interval'), (dict(interval='nan,1'), 'guidance_interval'),
-    (dict(interval='0'), 'guidance_interval'), (dict(steps=5000), 'between 1 and 999'), (dict(reuse=0), 'reuse'),
+    (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_scale=.5), 'guidance_scale'),
+    (dict(guidance_interval='0.8,0.2'), 'guidance_interval'), (dict(guidance_interval='nan,1'), 'guidance_interval'),
+    (dict(guidance_interval='0'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(reuse=0), 'reuse'),
     (dict(seed=2**64), 'seeds must lie between'), (dict(seed=-2**63 - 1), 'seeds must lie between'),
     (dict(scheduler='euler'), "no scheduler 'euler'"), (dict(redraw='two'), 'redraw must be'), (dict(redraw='2'), 'no story there'),
     (dict(out=''), '--out is empty'), (dict(given=''), 'a name is empty')])

@@ -797,7 +797,7 @@ def starve(pipe, room, told, how, answer):
 # Already the noise of these frames has no room, whatever memory earlier tests have left to be used again.
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='reads /proc')
 @pytest.mark.parametrize('told,how,match', [
-    ([A[:1]]*600, dict(height=2**14, width=2**14), '600 stories at once; try 300 (--batch 300)'),
+    ([A[:1]]*600, dict(height=2**14, width=2**14), '600 stories at once; try 300 (--batch-size 300)'),
     (A[:1], dict(height=2**18, width=2**18), '1 story at once; try smaller frames')], ids=['batch', 'size'])
 def test_out_of_memory(tiny, told, how, match):
     here, there = multiprocessing.Pipe(False)

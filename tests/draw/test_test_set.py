@@ -69,7 +69,7 @@ def small(tiny, toys, tmp_path_factory):
     stories = [cut(s, 2, f'story {i}') for i, s in enumerate(toys[:3])]
     return make_run(tmp_path_factory.mktemp('small')/'run', tiny, stories, resolution=16, guidance_scale=1.)
 
-HOW = dict(steps=1, batch=2)                        # two stories, then one
+HOW = dict(num_inference_steps=1, batch_size=2)     # two stories, then one
 
 @pytest.fixture(scope='module')
 def calm(small, tmp_path_factory):
@@ -110,7 +110,7 @@ def draw(run, **how): return end(*fork(lambda: command(run, **how)))
 @pytest.fixture
 def opened(tiny, monkeypatch):
     "The tiny pipeline, opened once for all processes to come."
-    pipe = cli.open_pipeline(tiny, dict(scheduler='dpm++', precision='float32'))
+    pipe = cli.open_pipeline(tiny, dict(scheduler='dpm++', dtype='float32'))
     monkeypatch.setattr(cli, 'open_pipeline', lambda *_: pipe)
 
 def disturbed(run, k, sign, **how):
@@ -157,7 +157,7 @@ def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypat
             yield one
             time.sleep(2)
     monkeypatch.setattr(cli, 'draw_split', slow)
-    pid, said = fork(lambda: command(run, batch=1))
+    pid, said = fork(lambda: command(run, batch_size=1))
     while not finished(run) and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): time.sleep(.01)
     time.sleep(.2)
     there = drawn(run)
@@ -195,7 +195,7 @@ def trained(toys, tmp_path_factory):
 def trained_calm(trained, tmp_path_factory):
     run = fresh(trained, tmp_path_factory.mktemp('calm')/'run')
     with pytest.raises(StoryError, match=f'^1 of {STORIES} stories could not be drawn, first 0 .*not a whole picture'):
-        cli.draw(run, steps=2, batch=5)
+        cli.draw(run, num_inference_steps=2, batch_size=5)
     return run
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
@@ -204,7 +204,7 @@ def trained_calm(trained, tmp_path_factory):
     pytest.param(1, marks=pytest.mark.skipif(not SOAK, reason='the long form; every point is tested above')), 2])
 def test_killed_at_random_moments(trained, trained_calm, tmp_path, processes):
     "kill -9 of everything, then on to the end: the pictures that one process draws undisturbed."
-    run, rng, how = fresh(trained, tmp_path/'run'), random.Random(processes), dict(steps=2, batch=2)
+    run, rng, how = fresh(trained, tmp_path/'run'), random.Random(processes), dict(num_inference_steps=2, batch_size=2)
     for _ in range(KILLS):
         wanted, process = len(finished(run)) + rng.randint(not SOAK, 2), start(run, processes, **how)
         if wanted == len(finished(run)): time.sleep(rng.random()*8)
@@ -275,7 +275,7 @@ def watched(*args, **how):
         if i == 60: at.append(peak())
         yield one
 cli.draw_split = watched
-cli.draw(sys.argv[1], steps=1, batch=16)
+cli.draw(sys.argv[1], num_inference_steps=1, batch_size=16)
 print(f'{at[0]} {peak()}')'''
 
 @pytest.mark.skipif(not Path('/proc/self/status').is_file(), reason='memory is read from /proc')
@@ -310,13 +310,13 @@ def test_nothing_is_drawn_twice(small, calm, opened, tmp_path):
     assert drawn(run) == drawn(calm)
     same(run, calm)
     before = times()
-    assert draw(run, batch=1) == (0, []) and times() == before
+    assert draw(run, batch_size=1) == (0, []) and times() == before
 
 @pytest.mark.parametrize('k, other, said', [
     ('seed', 1, 'made with seed=0, not 1'), ('scheduler', 'ddim', 'made with scheduler=dpm++, not ddim'),
-    ('precision', 'bfloat16', 'made with precision=float32, not bfloat16'), ('steps', 2, 'made with steps=1, not 2'),
-    ('guidance', 2., 'made with guidance=1.0, not 2.0'), ('reuse', 2, 'made with reuse=1, not 2'),
-    ('interval', '0,.5', 'made with interval=[0.0, 1.0], not [0.0, 0.5]'), ('data', 'other.h5', 'made with stories=')])
+    ('dtype', 'bfloat16', 'made with dtype=float32, not bfloat16'), ('num_inference_steps', 2, 'made with num_inference_steps=1, not 2'),
+    ('guidance_scale', 2., 'made with guidance_scale=1.0, not 2.0'), ('reuse', 2, 'made with reuse=1, not 2'),
+    ('guidance_interval', '0,.5', 'made with guidance_interval=[0.0, 1.0], not [0.0, 0.5]'), ('data', 'other.h5', 'made with stories=')])
 def test_drawings_are_not_mixed(calm, opened, toys, tmp_path, k, other, said):
     if k == 'data': write_stories(tmp_path/other, dict(test=[cut(s, 2, f'story {i}') for i, s in enumerate(toys[3:6])]), 'toy')
     if k == 'data': other = tmp_path/other
@@ -330,7 +330,7 @@ def test_bad_stories_keep_no_other_back(toys, tiny, opened, tmp_path):
     stories = [a, torn(b, 0), cut(c, 1, 'c'), d, torn(e, 2)]
     run = make_run(tmp_path/'run', tiny, stories, task='continuation', resolution=16)
     for batch in 1, 2, 16:
-        one_line(draw(run, batch=batch), '2 of 5 stories could not be drawn, first b (story b: not a whole picture')
+        one_line(draw(run, batch_size=batch), '2 of 5 stories could not be drawn, first b (story b: not a whole picture')
         assert sorted(drawn(run)) == [f'{name}/{k}.png' for name in 'ade' for k in (2, 3)] and not leftovers(run)
         if batch > 1: continue
         shutil.rmtree(run/'drawn')
@@ -344,7 +344,7 @@ def test_odd_names(toys, tiny, opened, tmp_path):
     run = make_run(tmp_path/'run', tiny, stories, resolution=16)
     before = {p for p in tmp_path.rglob('*')}
     for _ in range(2):
-        one_line(draw(run, batch=4), f'{len(UNSAFE)} of {len(stories)} stories could not be drawn, first a/b ')
+        one_line(draw(run, batch_size=4), f'{len(UNSAFE)} of {len(stories)} stories could not be drawn, first a/b ')
         assert sorted(drawn(run)) == sorted(f'{name}/1.png' for name in PLAIN)
         more = {p for p in tmp_path.rglob('*')} - before
         assert {p for p in more if run/'drawn' not in p.parents} == {run/'drawn', run/'drawing.json'}
@@ -352,7 +352,7 @@ def test_odd_names(toys, tiny, opened, tmp_path):
 def test_a_file_in_the_way(small, calm, opened, tmp_path):
     run = fresh(small, tmp_path/'run')
     (run/'drawn').mkdir(), (run/'drawn/story 0').write_text('mine')
-    one_line(draw(run, batch=1), '1 of 3 stories', 'story 0')
+    one_line(draw(run, batch_size=1), '1 of 3 stories', 'story 0')
     assert finished(run) == {'story 0', 'story 1', 'story 2'} and not leftovers(run)
     assert (run/'drawn/story 0').read_text() == 'mine'
     (run/'drawn/story 0').unlink()

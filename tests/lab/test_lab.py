@@ -229,10 +229,10 @@ def test_the_panel_draws_what_the_pipeline_draws(pipe):
 def test_shipped_weights_draw_beside_the_text(tmp_path):
     "Nothing is drawn into a pipeline folder; drawn again, a frame changes alone."
     (tmp_path/'mine.txt').write_text('Ada is a big red star.\nShe jumps.\n')
-    where = cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), steps=2, guidance=1.)
+    where = cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), num_inference_steps=2, guidance_scale=1.)
     assert where == tmp_path/'mine-drawn'
     assert {p.name for p in where.iterdir()} == {'1.png', '2.png', 'manifest.json', 'strip.png'}
     first = (where/'1.png').read_bytes(), (where/'2.png').read_bytes()
-    cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), redraw='2', seed=9, steps=2, guidance=1.)
+    cli.draw(str(asset('toy/arldm')), captions=str(tmp_path/'mine.txt'), redraw='2', seed=9, num_inference_steps=2, guidance_scale=1.)
     assert (where/'1.png').read_bytes() == first[0] and (where/'2.png').read_bytes() != first[1]
     assert not (asset('toy/arldm')/'own').exists()

@@ -33,7 +33,7 @@ def split(tmp_path): return story_file(tmp_path/'data', train=stories(4, start=5
 def run(tmp_path, split): # drawn, and it says so
     draw(tmp_path/'run/drawn', split)
     save_json(tmp_path/'run/drawing.json', dict(data=str(split.file.path), data_relative='../data/stories.h5', split='test',
-        stories=data_digest(split), weights='0'*32, steps=4, seed=0))
+        stories=data_digest(split), weights='0'*32, num_inference_steps=4, seed=0))
     return tmp_path/'run'
 
 def scored(run, split, n_resamples=0): return evaluate(run, split, n_resamples=n_resamples, train=0)
@@ -255,7 +255,7 @@ def test_scores_say_what_they_are_of(run, split):
     drawings, frames = (got['digests'][name] for name in ('drawings', 'frames'))
     assert got['digests'] == dict(stories=data_digest(split), weights='0'*32, drawings=drawings, frames=frames)
     assert all(re.fullmatch('[0-9a-f]{32}', digest) for digest in (drawings, frames))
-    assert got['drawing'] == dict(split='test', steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
+    assert got['drawing'] == dict(split='test', num_inference_steps=4, seed=0) and got['data_relative'] == '../data/stories.h5'
     page = write_report(run).read_text()
     assert 'not those that were scored' not in page
     painting(1, (32, 32)).save(run/'drawn/s0_0/1.png')
@@ -390,7 +390,7 @@ def model(run, text): # a pipeline folder, as far as weights are compared
 def test_drawings_of_other_weights(run, split):
     line = f'the drawings were made with other weights than {run}/pipeline has now'
     model(run, 'old')
-    know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', precision='float32', guidance=1., interval=[0, 1], reuse=1)
+    know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', dtype='float32', guidance_scale=1., guidance_interval=[0, 1], reuse=1)
     assert line not in scored(run, split)['trouble'] and line not in write_report(run).read_text()
     exam.refuse_histories(run, exam.read_drawing(run))                      # nothing to refuse
     model(run, 'new')
