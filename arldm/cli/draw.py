@@ -75,10 +75,9 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     run, s = Path(run), run_settings(Path(run))
-    way = dict(scheduler=scheduler, num_inference_steps=num_inference_steps,
+    way = dict(scheduler=scheduler, num_inference_steps=num_inference_steps, reuse=reuse, seed=seed,
                guidance_scale=s['guidance_scale'] if guidance_scale is None else guidance_scale,
-               guidance_interval=numbers('guidance_interval', guidance_interval, float), reuse=reuse,
-               dtype=dtype or default_dtype(), seed=seed)
+               guidance_interval=numbers('guidance_interval', guidance_interval, float), dtype=dtype or default_dtype())
     _check_asked(batch_size, sets, limit, captions, redraw if given is None else given)
     if captions is not None: return draw_text(run, captions, way, given, redraw, out, dry_run)
     return draw_stories(run, data, split, s, way, batch_size, limit, sets, fast, out, dry_run)
