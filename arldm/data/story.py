@@ -221,8 +221,8 @@ class StoryFile:
         self.path, self._handle, self._looked_over = Path(at_home(str(path))), (0, None), None
         try:
             with reading(path):
-                self.original = 'facts' not in self.h5.attrs and is_original(self.h5)
-                self.attrs = original_attrs(self.h5) if self.original else self._check()
+                self.legacy = 'facts' not in self.h5.attrs and is_original(self.h5)
+                self.attrs = original_attrs(self.h5) if self.legacy else self._check()
                 self.corpus, self.counts = self.attrs['corpus'], self.attrs['counts']
                 self.splits = tuple(self.counts)
         except BaseException:
@@ -264,7 +264,7 @@ def picture(self:StoryFile, row:int)->bytes:
     "The encoded picture in a row of `/frames`."
     with reading(self.path):
         h5 = self.h5  # opens in a new process
-        return original_picture(h5, row) if self.original else self._frames[row].tobytes()
+        return original_picture(h5, row) if self.legacy else self._frames[row].tobytes()
 
 # %% ../../nbs/data/12_story.ipynb #5c5ce709
 def _has_holes(frame): # rows of pictures: -1 stands at the end only, and nothing is below it
@@ -324,5 +324,5 @@ def __getitem__(self:StoryFile, split:str)->StorySplit:
     if split not in self.splits:
         raise StoryError(f'{self.path}: no split {split!r}; it holds {", ".join(self.splits)}')
     with reading(self.path):
-        if self.original: return StorySplit(self, split, original_index(self.h5, split))
+        if self.legacy: return StorySplit(self, split, original_index(self.h5, split))
         return StorySplit(self, split, {k: d[()] if k == 'frame' else d.asstr()[()] for k, d in self.h5[split].items()})

@@ -223,7 +223,7 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, 'MEASURED', tmp_path/'docs/gpu.json')
     done = dict(state='done', date='2026-11-28', commit='abc1234', took=1.)
     rows = {'draw: dpm++ 20, graphs, 64 stories': dict(done, seconds=.111, memory=20.),
-            'train: 256 px, seed frozen, 8 stories': dict(done, stories_per_s=4., memory=12., flops=1e14),
+            'train: 256 px, baseline frozen, 8 stories': dict(done, stories_per_s=4., memory=12., flops=1e14),
             'train: 512 px, all trained, checkpointed': dict(done, note='out of memory'),
             'draw: pndm 50, plain, 1 story': dict(state='skipped', date='2026-11-28', note='takes about 30 s')}
     about = dict(gpu='NVIDIA H200', cpu='x', card=dict(driver_version='600.1'), versions=dict(torch='2.11.0'))
@@ -248,6 +248,16 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
 def test_goals_are_rows():
     names = {row.name.split(': ', 1)[1] for row in gpu_rows('full')}
     assert GOALS.keys() <= names
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_show_rows(name, monkeypatch):
+    "What the tables show is measured."
+    shown = []
+    for teller in 'with_goal', 'row_in_words': monkeypatch.setattr(tables, teller, lambda rows, name: shown.append(name) or '')
+    monkeypatch.setattr('arldm.bench.gpu_rows.find_spec', lambda module: True)       # as if bitsandbytes were there
+    known = {row.name for row in gpu_rows('full')}
+    TABLES[name](dict(size='full', device='cuda', rows={}))
+    assert shown and set(shown) <= known
 
 def test_readme_shows_no_empty_cell():
     "What nobody measured is not in the README."

@@ -360,7 +360,7 @@ WRONG = {'--preset ssid-baselin': 'did you mean ssid-baseline?', '--preset papr'
          '--crops=-1': 'crops must not be below 0', '--max-train-steps 0': 'max_train_steps must be',
          '--seed=-1': 'seed', '--seed 99999999999999': 'seed', '--timestep-bias-power 0': 'timestep_bias_power',
          '--timestep-bias-power=-1': 'timestep_bias_power', '--weighting pp2': 'did you mean p2?',
-         '--learning-rate-scheduler linear': "no lr_scheduler 'linear'", '--prediction-type x0': "no prediction_type 'x0'",
+         '--lr-scheduler linear': "no lr_scheduler 'linear'", '--prediction-type x0': "no prediction_type 'x0'",
          '--optimizer adam': 'did you mean adamw?', '--decay-parameters none': 'no decay_parameters',
          '--freeze eyes': "no part to freeze 'eyes'", '--legacy maybe': 'legacy', '--stepps 3': 'unrecognized',
          '--optimizer adamw8bit': 'pip install bitsandbytes', '--checkpointing-steps 0': 'checkpointing_steps must be at least 1'}
