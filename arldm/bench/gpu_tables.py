@@ -71,7 +71,8 @@ def ssid_table(result:dict) -> str:
     "What SSID takes, as Markdown."
     s, rows, names = resolve('ssid'), [['', 'measured', 'so all of it takes']], []
     stories = s.max_train_steps*s.train_batch_size
-    for name in '256 px, baseline frozen, cached', '256 px, baseline frozen, 8 stories', '256 px, all trained, 8 stories':
+    trained = '256 px, baseline frozen, cached', '256 px, baseline frozen, 8 stories', '256 px, all trained, 8 stories'
+    for name in trained:
         rate = result['rows'].get(f'train: {name}', {}).get('stories_per_s')
         time_taken = f'{stories/rate/3600:.1f} hours for {stories:,} stories' if rate else ''
         names.append(f'train: {name}')
