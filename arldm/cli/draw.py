@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from ..core import StoryError, at_least_one, command, counted, rank_and_world_size, say
 
 from ..train.digest import holds_stories
-from ..draw.test_set import draw_split, is_drawn
+from ..draw.drawings import is_drawn, set_name
+from ..draw.test_set import draw_split
 from ..files.manifest import hinted_path, path_hints
 from ..score.provenance import read_drawing
 from ..draw.own_stories import draw_text
@@ -154,7 +155,7 @@ def draw_stories(
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
     keep_way(out/'drawing.json', facts, _hints(out, stories, sets))
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
-    folders, bad = [out/(f'drawn{j + 1}' if j else 'drawn') for j in range(sets)], []
+    folders, bad = [out/set_name(j) for j in range(sets)], []
     for j, folder in enumerate(folders):
         done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch_size, way['seed'] + j*APART, rank,
                           world_size, height=s['resolution'], width=s['resolution'], **pipeline_options(way))

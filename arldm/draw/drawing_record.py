@@ -8,17 +8,17 @@ __all__ = ['SAID', 'APART', 'run_settings', 'pipeline_folder', 'note_newer', 'op
            'refuse_place', 'pipeline_digest', 'drawing_provenance']
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #8e473217
-import os, re, warnings
-import torch
-import hashlib, json, os
+import hashlib, json, os, re, warnings
 from pathlib import Path
+
+import torch
 
 from ..core import at_home, at_least_one, one_of, pick_device, StoryError
 from ..data.story import StorySplit
+from .drawings import is_drawn, set_places
 from .inputs import check_sampling
 from .pipeline import StoryPipeline
 from .sampling import make_scheduler
-from .test_set import is_drawn
 from ..files.atomic import load_json
 from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
 from ..model.config import PARTS
@@ -165,8 +165,8 @@ def refuse_other_drawings(
         facts (dict): Of `sampling_facts`
     """
     if (out/'drawing.json').exists(): return keep_way(out/'drawing.json', facts)
-    for folder in sorted(out.glob('drawn*')):
-        if re.fullmatch('drawn[0-9]*', folder.name) and any(is_drawn(folder, i) for i in stories.ids):
+    for folder in set_places(out):
+        if any(is_drawn(folder, i) for i in stories.ids):
             raise StoryError(f'{folder} holds drawings, and no drawing.json says how they were made; {_ELSEWHERE}')
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #f23b9f7f

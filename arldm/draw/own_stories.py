@@ -16,9 +16,10 @@ from ..files.pictures import read_picture
 from ..core import StoryError, counted, printable, rank_and_world_size
 from ..data.dataset import center_crop
 from ..files.atomic import atomic_path, lock_folder, save_json
-from .story_folder import (PART, WHOLE, OwnStory, difference, is_temporary, kept_story,
+from .story_folder import (PART, STORY_STRIP, WHOLE, OwnStory, difference, is_temporary, kept_story,
                                      left_to_draw, own_story, whole_frames)
 from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_folder
+from .drawings import frame_name
 from .drawing_record import pipeline_options, numbers, open_pipeline
 from ..data.strips import strips
 
@@ -54,14 +55,14 @@ def _clear(part, made): # delete the frames of an unfinished story
 class Frames:
     "The pictures of a folder as a sequence; each is opened only while it is looked at."
     def __init__(self, folder:Path, first:int, last:int): # numbers as in `1.png`
-        self.paths = [folder/f'{k}.png' for k in range(first, last + 1)]
+        self.paths = [folder/frame_name(k) for k in range(first, last + 1)]
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return read_picture(self.paths[i])
 
 def _keep(story, files, k, picture): # frame k, from 0; `files` are the digests of all
-    with atomic_path(story.part/f'{k + 1}.png') as tmp:
+    with atomic_path(story.part/frame_name(k + 1)) as tmp:
         picture.save(tmp)
-        now = {**files, f'{k + 1}.png': file_digest(tmp)}
+        now = {**files, frame_name(k + 1): file_digest(tmp)}
         save_json(story.part/MANIFEST, dict(made_by='arldm', kind=PART, **story.facts(), files=now))
     files.update(now)
 
@@ -94,7 +95,7 @@ def _put(story, source, names, change=None): # frames and strip, in the place of
         for name in names:
             if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)             # else it is drawn now
         if change: change(tmp)
-        strips([Frames(tmp, 1, len(story.captions))], story.captions, palette=False).save(tmp/'strip.png')
+        strips([Frames(tmp, 1, len(story.captions))], story.captions, palette=False).save(tmp/STORY_STRIP)
 
 def _opened(run, way, story): # the pipeline that draws it; unknown words of all captions are in one note
     pipe = open_pipeline(run, way, weights=story.weights)
@@ -104,7 +105,7 @@ def _opened(run, way, story): # the pipeline that draws it; unknown words of all
 
 def _draw_again(story, pipe, todo):
     "Draw some frames once more, each after the frames that are before it now."
-    names = [f'{k + 1}.png' for k in range(len(story.captions))]
+    names = [frame_name(k + 1) for k in range(len(story.captions))]
     opening = sum('given' in frame for frame in story.frames)
     def change(folder):
         given = story.given or [*Frames(folder, 1, opening)]
@@ -152,8 +153,8 @@ def draw_text(
         if todo is not None:
             pipe = _opened(run, way, story)
             (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
-        elif not (story.folder/'strip.png').is_file():
-            _put(story, story.folder, [f'{k + 1}.png' for k in range(len(story.captions))])
+        elif not (story.folder/STORY_STRIP).is_file():
+            _put(story, story.folder, [frame_name(k + 1) for k in range(len(story.captions))])
         elif part and not difference(part, story.facts()): _clear(story.part, part)        # a kill just before the end
-    print(printable(story.folder/'strip.png'))
+    print(printable(story.folder/STORY_STRIP))
     return story.folder

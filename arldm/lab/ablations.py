@@ -24,6 +24,7 @@ from ..train.cache import build_cache, data_digest
 from ..core import StoryError, asset, at_least_one, command, counted, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
+from ..draw.drawings import frame_path, is_drawn
 from ..draw.pipeline import StoryPipeline
 from ..toy.facts import check_facts
 from ..draw.test_set import draw_split
@@ -76,9 +77,9 @@ def noisy_memory(item:dict, rng:random.Random, most=80) -> dict:
 def drawn_memory(folder:Path, share:float=.5) -> Callable:
     "In this share of the stories, memory holds the model's own frames, not the reference frames (scheduled sampling)."
     def change(item, rng):
-        drawn = folder/item['id']
-        if rng.random() > share or not drawn.is_dir(): return item
-        frames = [decode((drawn/f'{k}.png').read_bytes()) for k in range(1, len(item['memory']) + 1)]
+        if rng.random() > share or not is_drawn(folder, item['id']): return item
+        paths = [frame_path(folder, item['id'], k) for k in range(1, len(item['memory']) + 1)]
+        frames = [decode(path.read_bytes()) for path in paths]
         return item | dict(memory=pixels([f.resize(item['memory'].shape[-2:]) for f in frames]))
     return change
 
@@ -187,7 +188,7 @@ def _count(weights, out, stories, kind, limit, how): # -> {kind: rows (story, ri
     for i in range(len(stories))[:limit]:
         story = stories[i]
         for k in range(1, len(story) + 1):
-            frame = decode((out/kind/story.id/f'{k}.png').read_bytes())
+            frame = decode(frame_path(out/kind, story.id, k).read_bytes())
             for name, x in check_facts(story, {k: frame}).items():
                 rows = [[i, r] for r in x]
                 right[name.split()[0]] += rows

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
-from ..files.atomic import lock_folder, save_json, whole_folder
+from ..files.atomic import lock_folder, save_json
+from ..draw.drawings import is_drawn, set_name, write_drawing
 from ..draw.pipeline import StoryPipeline
 from ..toy.facts import check_facts, guess, read
 from ..score.features import LatentFeatures, Store
@@ -33,10 +34,6 @@ from ..toy.corpus import TOY_SPLITS
 ROWS = {'text to image': 'base/none', 'history removed': 'arldm/none', 'captions only': 'arldm/captions',
         'history shuffled': 'arldm/shuffled', 'AR-LDM': 'arldm/own', 'AR-LDM, teacher-forced': 'arldm/reference',
         'reference frames': 'reference', 'chance': 'chance'}                                   # row -> its folder
-
-def _write(folder, frames):
-    with whole_folder(folder) as tmp:
-        for k, frame in enumerate(frames, 1): frame.save(tmp/f'{k}.png')
 
 def _guessed(story, seed): # what a reader of single captions might draw
     rng = random.Random(f'{story.id} {seed}')
@@ -70,16 +67,17 @@ def draw_rows(
     claim_folder(out, {**facts, 'base': pipeline_digest(base)}, 'name another folder: --out ANOTHER_FOLDER')
     for p in pipe, base: p.set_progress_bar_config(disable=True)
     for j in range(seeds):
-        below, seed = f'drawn{j + 1 if j else ""}', 10_000*j
+        below, seed = set_name(j), 10_000*j
         for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
             for kind, story_id, frames in draw_histories(net, stories, out/name, kinds, below, limit, seed=seed, **how):
                 if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
                 yield out/name/kind/below/story_id
         for story in (stories[i] for i in range(len(stories))[:limit]):
             for row, frames in (('chance', _guessed), ('reference', lambda s, _: s.pictures())):
-                folder = out/row/below/story.id
-                if (j == 0 or row == 'chance') and not folder.is_dir(): _write(folder, frames(story, seed))
-                yield folder
+                folder = out/row/below
+                if (j == 0 or row == 'chance') and not is_drawn(folder, story.id):
+                    write_drawing(folder, story.id, frames(story, seed))
+                yield folder/story.id
 
 # %% ../../nbs/lab/75_memory_test.ipynb #9eb8914d
 TABLE_COLUMNS = {'stated facts': 'stated facts', 'remembered facts': 'remembered facts', 'distance': 'FD-latents'}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..core import StoryError, counted
-from ..draw.drawings import drawn_frames
+from ..draw.drawings import drawn_frames, set_name
 from ..files.atomic import load_json
 from ..score.provenance import SCORES, outdated, read_drawing, story_path
 from .page import flat, plain_table
@@ -39,7 +39,8 @@ def read_run(
     def read(name, shape): return load_json(folder/name, shape) if (folder/name).is_file() else {}
     settings, scores, way = read('settings.json', REPORT_SHAPE), read('scores.json', SCORES), read_drawing(folder)
     log = read_log(folder/'log.csv') if (folder/'log.csv').is_file() else []
-    where = folder/'drawn' if (folder/'drawn').is_dir() or settings or log else folder  # a folder of drawings only
+    first = folder/set_name()
+    where = first if first.is_dir() or settings or log else folder          # a folder of drawings only
     drawn = drawn_frames(where) if where.is_dir() else {}
     if way: settings['drawing'] = way
     if not (settings or log or drawn):

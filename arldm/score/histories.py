@@ -15,12 +15,10 @@ import numpy as np
 from PIL import Image
 
 from ..core import StoryError, at_least_one, counted, one_of
-from ..files.atomic import whole_folder
 from .intervals import Estimate, as_span, format_value, estimate, mean_of, resample
 from ..draw.pipeline import StoryPipeline
-from ..draw.drawings import Drawings, match_drawings
+from ..draw.drawings import Drawings, is_drawn, match_drawings, write_drawing
 from ..draw.frames import initial_noise
-from ..draw.test_set import is_drawn
 from ..files.kept import claim_folder
 from ..draw.drawing_record import drawing_provenance
 from ..draw.inputs import story_generators
@@ -126,8 +124,7 @@ def draw_histories(
                 asked[i] = _history(stories, i, kind, other, own[i])
             except StoryError as e: yield kind, stories.ids[i], e
         for i, frames in (_draw(pipe, stories, asked, own, kind == 'none', seed, how) if asked else {}).items():
-            with whole_folder(Path(out)/kind/below/stories.ids[i]) as tmp:
-                for k, im in enumerate(frames, 1): im.save(tmp/f'{k}.png')
+            write_drawing(Path(out)/kind/below, stories.ids[i], frames)
             yield kind, stories.ids[i], frames
 
 # %% ../../nbs/score/58_histories.ipynb #23ca19d2
