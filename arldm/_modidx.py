@@ -511,6 +511,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.draw.frames': { 'arldm.draw.frames.Memory': ('draw/frames.html#memory', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.__init__': ('draw/frames.html#memory.__init__', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.__len__': ('draw/frames.html#memory.__len__', 'arldm/draw/frames.py'),
+                                   'arldm.draw.frames.Memory._forget': ('draw/frames.html#memory._forget', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.add': ('draw/frames.html#memory.add', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.see': ('draw/frames.html#memory.see', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames._most': ('draw/frames.html#_most', 'arldm/draw/frames.py'),

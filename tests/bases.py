@@ -38,6 +38,7 @@ def write_home(d):
     vae = dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1)
     net = ARLDM.create(dict(SIZES['toy'], vae={**vae, 'norm_num_groups': 4}), recorded.vocabulary(S))
     for part in 'vae', 'unet', 'text_encoder': getattr(net, part).save_pretrained(d/'sd'/part)
+    net.noise_scheduler.save_pretrained(d/'sd/scheduler')
     shutil.copytree(TOKENIZERS/'clip', d/'sd/tokenizer')
     write_blip(BlipForImageTextRetrieval, d/'itm'), write_blip(BlipForConditionalGeneration, d/'cap')
     return d

@@ -6,6 +6,8 @@
 __all__ = ['Memory', 'preprocess_frame', 'pad_context', 'draw_frames', 'initial_noise']
 
 # %% ../../nbs/draw/40_frames.ipynb #5bce3ff1
+import warnings
+
 import torch
 from fastcore.basics import patch
 from PIL import Image
@@ -22,6 +24,7 @@ from ..data.strips import as_picture
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
     """The slots of the frames so far, each encoded once; of a long story, of the opening and the newest frames.
+    The first frame that is forgotten is a warning.
 
     Args:
         opening (int, default 1): First frames that are never forgotten; at least the newest frame has room beside
@@ -34,6 +37,7 @@ class Memory:
         self.model, self.slots, self.real = model, [], []
         self.room = max(1, model.history.config.n_slots - 1)
         self.kept = min(opening, self.room - 1)
+        self.forgetting = False
 
     def __len__(self): return len(self.slots)
 
@@ -41,10 +45,22 @@ class Memory:
         pictures:Tensor,  # float (B, 3, P, P), CLIP-normalised
         tokens:dict,      # The frame's own caption: ids and masks, each (B, S)
     ):
-        if len(self) == self.room: del self.slots[self.kept], self.real[self.kept]
+        if len(self) == self.room: self._forget()
         self.slots.append(self.model.encode_slots(pictures, tokens))
         self.real.append(tokens['memory_real'])
 
+    def _forget(self):
+        "Make room for a new slot."
+        if not self.forgetting:
+            seen = f'the newest {self.room - self.kept}'
+            if self.kept: seen = f'the first {self.kept} and {seen}'
+            warnings.warn(f'a story has more frames than the model has slots for: of the frames before it, each sees '
+                          f'only {seen}, and forgets the others; to remember all, train with --n-slots and the '
+                          'number of frames', stacklevel=3)
+        self.forgetting = True
+        del self.slots[self.kept], self.real[self.kept]
+
+# %% ../../nbs/draw/40_frames.ipynb #5a4a1457
 def preprocess_frame(
     frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
     side:int,            # Memory encoder's picture size

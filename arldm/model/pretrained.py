@@ -6,6 +6,7 @@
 __all__ = ['resize_grid', 'blip_sizes', 'load_blip', 'tokenizers', 'start_parts', 'published_tokenizers', 'published_schedule']
 
 # %% ../../nbs/model/26_pretrained.ipynb #efb149f9
+import warnings
 from pathlib import Path
 
 import torch
@@ -232,15 +233,19 @@ def published_tokenizers(
 # %% ../../nbs/model/26_pretrained.ipynb #e74975a1
 def published_schedule(
     sd:str|Path,     # Stable Diffusion: key of `PUBLISHED`, folder or hub name
-)->DDPMScheduler:    # That of 1.x, which predicts the noise, if nothing is said
-    """The noise schedule and the kind of prediction that published weights were trained with.
+)->DDPMScheduler:
+    """The noise schedule and the kind of prediction that published weights were trained with. A folder without
+    `scheduler/` is taken for Stable Diffusion 1.x, with a warning; on the hub the file must be found.
 
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
-
-    Returns:
-        DDPMScheduler: That of 1.x, which predicts the noise, if nothing is said
     """
-    try: where = cached_file(str(published(sd)), 'scheduler_config.json', subfolder='scheduler')
-    except (OSError, ValueError): return noise_schedule()
-    return noise_like(load_json(where, {'prediction_type?': str}))
+    sd, name = str(published(sd)), 'scheduler_config.json'
+    what = f'{sd}: scheduler/{name}, which says whether the UNet predicts the noise or v,'
+    try: path = cached_file(sd, name, subfolder='scheduler')
+    except (OSError, ValueError) as e:
+        if not Path(sd).is_dir():
+            raise StoryError(f'{what} cannot be read ({first_line(e)}); download it, too') from None
+        warnings.warn(f'{what} is missing; the noise is assumed, as in Stable Diffusion 1.x; of 2.x, copy it there')
+        return noise_schedule()
+    return noise_like(load_json(path, {'prediction_type?': str}))

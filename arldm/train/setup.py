@@ -71,7 +71,12 @@ def _model(s, file, folder):
         raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size ({", ".join(SIZES)}) nor a '
                          'pipeline or run; a Stable Diffusion model needs BLIP weights with it: '
                          f'--blip {PUBLISHED["blip-large"]}')
-    return ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, legacy=s.legacy, **slots)
+    model = ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, legacy=s.legacy, **slots)
+    width = model.text_encoder.config.hidden_size
+    if model.slot_width != width and rank_and_world_size()[0] == 0:
+        say(f'slots of {s.blip} are {model.slot_width} wide, captions of {s.model} {width}: the layer between them, '
+            'history.slot_projection, is new, and random to begin with')
+    return model
 
 # %% ../../nbs/train/35_setup.ipynb #9554ee8e
 def check_place(path:Path):

@@ -1,5 +1,5 @@
 "Stories longer than those that a model was trained on: it gets more slots, in a setting, and says so."
-import json
+import json, warnings
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from arldm.draw.frames import Memory
 from arldm.model.history import HistoryEmbeddings
 from arldm.model.arldm import ARLDM
 from arldm.files.pictures import to_png
+from arldm.cli.draw import draw
 from arldm.cli.train import train
 from arldm.settings import resolve
 from arldm.data.story import Story, StoryFile, write_stories
@@ -54,6 +55,25 @@ def test_trained_and_drawn(run):
     assert len(memory) == LONG - 1
     frames = pipe(list(story(0).captions), num_inference_steps=2).frames[0]
     assert len(frames) == LONG
+
+def test_forgotten_frames_are_said(run, tmp_path, capsys):
+    "One warning, from the pipeline and the command, when a story has more frames than slots; none when it has not."
+    captions = list(story(0).captions)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'a story has more frames')
+        for n, folder in (5, asset('toy/arldm')), (LONG, run):
+            pipe = StoryPipeline.from_pretrained(folder)
+            pipe.set_progress_bar_config(disable=True)
+            pipe(captions[:n], num_inference_steps=1)
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.warns(UserWarning, match='the first 1 and the newest 3, and forgets the others.*--n-slots') as said:
+        pipe([captions, captions], num_inference_steps=1)
+    assert sum('more frames' in str(w.message) for w in said) == 1
+    (tmp_path/'story.txt').write_text('\n'.join(captions) + '\n')
+    with pytest.warns(UserWarning, match='has more frames than the model has slots for') as said:
+        draw(asset('toy/arldm'), captions=str(tmp_path/'story.txt'), steps=1)
+    assert sum('more frames' in str(w.message) for w in said) == 1
 
 def test_goes_on(run, file):
     "A resumed run has the same slots; others are another run."

@@ -1,5 +1,5 @@
 "Base weights: Stable Diffusion and BLIP start a model in every form they are published in."
-import dataclasses, json, os, shutil
+import dataclasses, json, os, shutil, warnings
 from functools import partial
 
 import pytest, recorded, torch
@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from transformers import BlipForImageTextRetrieval
 
-from arldm.model.pretrained import load_blip
+from arldm.model.pretrained import load_blip, published_schedule
 from arldm.train.setup import make_model
 from arldm.model.config import PUBLISHED, SIZES
 from arldm.core import CORPORA, StoryError
@@ -104,7 +104,21 @@ def second_kind(home, folder):
     DDIMScheduler(prediction_type='v_prediction').save_pretrained(sd/'scheduler')
     return sd
 
-def test_stable_diffusion_2(home, tmp_path, monkeypatch):
+def test_without_a_schedule(home, tmp_path, monkeypatch):
+    "What the UNet predicts is never assumed in silence: a folder costs a warning, the hub's file must be found."
+    sd = shutil.copytree(home/'sd', tmp_path/'sd')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert published_schedule(sd).config.prediction_type == 'epsilon'
+    shutil.rmtree(sd/'scheduler')
+    with pytest.warns(UserWarning, match='sd: scheduler/scheduler_config.json, .* is missing; the noise is assumed'):
+        assert published_schedule(sd).config.prediction_type == 'epsilon'
+    def offline(*_, **how): raise OSError('We couldn\'t connect to the hub\nand more')
+    monkeypatch.setattr('arldm.model.pretrained.cached_file', offline)
+    with pytest.raises(StoryError, match=r'ada/sd: scheduler/scheduler_config.json, .* cannot be read \(We .*download'):
+        published_schedule('ada/sd')
+
+def test_stable_diffusion_2(home, tmp_path, monkeypatch, capsys):
     "One line in the table of published weights; widths and the kind of prediction are read from its configuration."
     monkeypatch.setitem(PUBLISHED, 'sd-2.1', str(second_kind(home, tmp_path/'sd')))
     s = resolve('tiny', model='sd-2.1', blip=str(home/'itm.pth'), bert=str(TOKENIZERS/'bert'), resolution=32,
@@ -112,6 +126,8 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch):
     with pytest.raises(StoryError, match="sd-2.1 was trained to predict v"): make_model(s, None, tmp_path)
     s = dataclasses.replace(s, prediction_type='v_prediction')
     net = make_model(s, None, tmp_path)
+    said = capsys.readouterr().out
+    assert '64 wide' in said and 'sd-2.1 96: the layer between them, history.slot_projection, is new' in said
     assert (net.unet.config.cross_attention_dim, net.slot_width, net.history.config.n_slots) == (96, 64, 5)
     before = net.history.slot_projection.weight.clone()
     record, = train_steps(net, stories(net), s)
