@@ -49,18 +49,19 @@ class Memory:
         self.slots.append(self.model.encode_slots(pictures, tokens))
         self.real.append(tokens['memory_real'])
 
-    def _forget(self):
-        "Make room for a new slot."
-        if not self.forgetting:
-            seen = f'the newest {self.room - self.kept}'
-            if self.kept: seen = f'the first {self.kept} and {seen}'
-            warnings.warn(f'a story has more frames than the model has slots for: of the frames before it, each sees '
-                          f'only {seen}, and forgets the others; to remember all, train with --n-slots and the '
-                          'number of frames', stacklevel=3)
-        self.forgetting = True
-        del self.slots[self.kept], self.real[self.kept]
-
 # %% ../../nbs/draw/40_frames.ipynb #5a4a1457
+@patch
+def _forget(self:Memory):
+    "Make room for a new slot."
+    if not self.forgetting:
+        seen = f'the newest {self.room - self.kept}'
+        if self.kept: seen = f'the first {self.kept} and {seen}'
+        warnings.warn(f'a story has more frames than the model has slots for: of the frames before it, each sees '
+                      f'only {seen}, and forgets the others; to remember all, train with --n-slots and the '
+                      'number of frames', stacklevel=3)
+    self.forgetting = True
+    del self.slots[self.kept], self.real[self.kept]
+
 def preprocess_frame(
     frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
     side:int,            # Memory encoder's picture size
