@@ -49,7 +49,8 @@ class ARLDM(nn.Module):
 
     @property
     def device(self): # the CPU where parts wait to be fetched (`enable_sequential_cpu_offload`)
-        return torch.device('cpu') if self.unet.device.type == 'meta' else self.unet.device
+        device = self.unet.device     # diffusers looks for it in every module: ask once
+        return torch.device('cpu') if device.type == 'meta' else device
 
     def forward(self, *args, **kw): # what DistributedDataParallel calls; the loss is in chapter loss
         return self.loss(*args, **kw)
@@ -135,8 +136,8 @@ def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
     Returns:
         Tensor: (1, S, D)
     """
-    t = self.vocab.null()
-    return self.encode_captions({k: v.to(self.device) for k, v in t.items()})
+    device = self.device
+    return self.encode_captions({k: v.to(device) for k, v in self.vocab.null().items()})
 
 @patch
 def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
@@ -145,8 +146,9 @@ def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
     Returns:
         Tensor: (1, S, D)
     """
-    t = {k: v.to(self.device) for k, v in self.vocab.null().items()}                  # each (1, S)
-    black = to_memory(torch.zeros(1, 3, self.memory_side, self.memory_side, dtype=torch.uint8)).to(self.device)
+    device = self.device
+    t = {k: v.to(device) for k, v in self.vocab.null().items()}                  # each (1, S)
+    black = to_memory(torch.zeros(1, 3, self.memory_side, self.memory_side, dtype=torch.uint8)).to(device)
     return self.encode_slots(black, t)
 
 @patch
@@ -404,11 +406,12 @@ def loss(self:ARLDM,
     m = (batch['moments'] if 'moments' in batch else self.moments(batch['frames']))[:, n_given:]   # (B, V, 8, h, w)
     generators = generator if isinstance(generator, list) else [generator]*len(m)
     random = [self.random_inputs(*m.shape[1:], cond_dropout, timestep_bias_power, noise_offset, g) for g in generators]
-    sample, noise, t, dropped = (torch.stack(x).to(self.device) for x in zip(*random))
-    z = self.sample_latents(m.to(self.device), sample)                                              # (B, V, 4, h, w)
-    tokens = {k: batch[k].to(self.device) for k in TOKENS}
-    known = {k: batch[k].to(self.device) for k in KNOWN if k in batch}
-    memory = to_memory(batch['memory'][:, :-1].to(self.device)) if 'memory' in batch else None  # the last is never seen
+    device = self.device
+    sample, noise, t, dropped = (torch.stack(x).to(device) for x in zip(*random))
+    z = self.sample_latents(m.to(device), sample)                                              # (B, V, 4, h, w)
+    tokens = {k: batch[k].to(device) for k in TOKENS}
+    known = {k: batch[k].to(device) for k in KNOWN if k in batch}
+    memory = to_memory(batch['memory'][:, :-1].to(device)) if 'memory' in batch else None  # the last is never seen
     context, visible = self.condition(tokens, memory, n_given, dropped, **known)
     z, noise, t = z.flatten(0, 1), noise.flatten(0, 1), t.flatten()
     return self.frame_losses(z, noise, t, context, visible, weighting, snr_gamma, pack_context).mean()
