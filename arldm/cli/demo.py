@@ -23,27 +23,27 @@ DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
 @command
 def demo(
-    out:str='runs/demo',  # Run folder; one that exists goes on
-    steps:int=40,         # Training steps
-    limit:int=64,         # Test stories to draw
-    histories:int=12,     # Of which so many with other histories, too
+    out:str='runs/demo',     # Run folder; one that exists goes on
+    max_train_steps:int=40,  # Training steps
+    limit:int=64,            # Test stories to draw
+    histories:int=12,        # Of which so many with other histories, too
 ):
     """From raw stories to a scored, illustrated report.
 
     Args:
         out (str, default 'runs/demo'): Run folder; one that exists goes on
-        steps (int, default 40): Training steps
+        max_train_steps (int, default 40): Training steps
         limit (int, default 64): Test stories to draw
         histories (int, default 12): Of which so many with other histories, too
     """
     out = Path(out)
-    at_least_one(steps=steps, limit=limit)
+    at_least_one(max_train_steps=max_train_steps, limit=limit)
     if histories < 0: raise StoryError(f'histories must be 0 or more, got {histories}')
-    facts = dict(albums=DEMO_ALBUMS, **DEMO, steps=steps, limit=limit)
+    facts = dict(albums=DEMO_ALBUMS, **DEMO, max_train_steps=max_train_steps, limit=limit)
     claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
     lock = lock_folder(out/'.demo', 'making the demo')                 # held as long as this runs
     toy_file(out/'stories.h5', DEMO_ALBUMS, quiet=False)
-    train(out, data=out/'stories.h5', max_train_steps=steps, **DEMO)
+    train(out, data=out/'stories.h5', max_train_steps=max_train_steps, **DEMO)
     draw(out, limit=limit)
     score(out, histories=histories)
     return report(out)

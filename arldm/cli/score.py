@@ -71,18 +71,18 @@ def what_to_score(
 # %% ../../nbs/cli/70_score.ipynb #81c81fd6
 @command
 def score(
-    run:str,             # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
-    data:str=None,       # Story file; default: the one that was drawn
-    split:str=None,      # Its split; default: the one that was drawn
-    inception:str=None,  # Weights of the FID Inception; default: what ARLDM_INCEPTION names
-    dinov2:str=None,     # DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
-    clip:str=None,       # CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-    train:int=None,      # Training pictures to compare with; default: as many as frames were drawn
-    resamples:int=100,   # Draws of albums for the intervals; 0 = no intervals
-    histories:int=0,     # Draw so many stories again with other histories: does the run use its memory?
-    store:str=None,      # File that keeps features; default: beside the story file
-    batch:int=32,        # Pictures that a network sees at once
-    dry_run:bool=False,  # Say what would be scored and stop
+    run:str,                  # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
+    data:str=None,            # Story file; default: the one that was drawn
+    split:str=None,           # Its split; default: the one that was drawn
+    inception:str=None,       # Weights of the FID Inception; default: what ARLDM_INCEPTION names
+    dinov2:str=None,          # DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
+    clip:str=None,            # CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
+    train_pictures:int=None,  # Training pictures to compare with; default: as many as frames were drawn
+    resamples:int=100,        # Draws of albums for the intervals; 0 = no intervals
+    histories:int=0,          # Draw so many stories again with other histories: does the run use its memory?
+    store:str=None,           # File that keeps features; default: beside the story file
+    batch_size:int=32,        # Pictures that a network sees at once
+    dry_run:bool=False,       # Say what would be scored and stop
 ):
     """Score drawings against the stories they illustrate.
 
@@ -93,17 +93,17 @@ def score(
         inception (str, optional): Weights of the FID Inception; default: what ARLDM_INCEPTION names
         dinov2 (str, optional): DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
         clip (str, optional): CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-        train (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        train_pictures (int, optional): Training pictures to compare with; default: as many as frames were drawn
         resamples (int, default 100): Draws of albums for the intervals; 0 = no intervals
         histories (int, default 0): Draw so many stories again with other histories: does the run use its memory?
         store (str, optional): File that keeps features; default: beside the story file
-        batch (int, default 32): Pictures that a network sees at once
+        batch_size (int, default 32): Pictures that a network sees at once
         dry_run (bool, default False): Say what would be scored and stop
     """
     run = Path(run)
-    at_least_one(batch=batch)
+    at_least_one(batch_size=batch_size)
     refuse_draws(resamples)
-    for name, n in dict(train=train, histories=histories).items():
+    for name, n in dict(train_pictures=train_pictures, histories=histories).items():
         if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
     way, stories = what_to_score(run, data, split)
     if histories: refuse_histories(run, way)
@@ -112,20 +112,21 @@ def score(
     refuse_foreign_store(store)
     if dry_run: return say_what_is_scored(run, stories, way)
     nets = networks(dict(inception=inception, dinov2=dinov2, clip=clip))
-    return score_run(run, stories, way, nets, histories, store, train=train, n_resamples=resamples, batch=batch)
+    return score_run(run, stories, way, nets, histories, store, train_pictures=train_pictures, n_resamples=resamples,
+                     batch_size=batch_size)
 
 # %% ../../nbs/cli/70_score.ipynb #95344df3
 def score_run(
-    run:Path,           # What was drawn
-    stories:StorySplit, # The reference stories
-    way:dict,           # How the histories are drawn
-    nets:dict,          # Name -> feature network
-    histories:int,      # Stories to draw with other histories
-    store:Path,         # Where features are kept
+    run:Path,                 # What was drawn
+    stories:StorySplit,       # The reference stories
+    way:dict,                 # How the histories are drawn
+    nets:dict,                # Name -> feature network
+    histories:int,            # Stories to draw with other histories
+    store:Path,               # Where features are kept
     n_resamples:int,          # Bootstrap samples
-    train:int=None,     # Training pictures to compare with; default: as many as frames were drawn
-    batch:int=32,       # Pictures that a network sees at once
-)->dict|None:           # None in processes that only help
+    train_pictures:int=None,  # Training pictures to compare with; default: as many as frames were drawn
+    batch_size:int=32,        # Pictures that a network sees at once
+)->dict|None:                 # None in processes that only help
     """Score a run and print its table; toy stories are asked for their facts, too.
 
     Args:
@@ -136,8 +137,8 @@ def score_run(
         histories (int): Stories to draw with other histories
         store (Path): Where features are kept
         n_resamples (int): Bootstrap samples
-        train (int, optional): Training pictures to compare with; default: as many as frames were drawn
-        batch (int, default 32): Pictures that a network sees at once
+        train_pictures (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        batch_size (int, default 32): Pictures that a network sees at once
 
     Returns:
         dict | None: None in processes that only help
@@ -146,8 +147,8 @@ def score_run(
     if stories.file.corpus == 'toy':
         nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
         facts = toy.check_facts
-    out = evaluate(run, stories, nets, facts, train=train, n_resamples=n_resamples, store=Store(store),
-                   lead=rank == 0, batch=batch, share=(rank, world_size), wait=lambda: of_all([]))
+    out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples, store=Store(store),
+                   lead=rank == 0, batch=batch_size, share=(rank, world_size), wait=lambda: of_all([]))
     if rank: return
     if histories:
         out['scores'] += history_scores(run, stories, histories, way, nets, n_resamples)

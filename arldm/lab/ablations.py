@@ -96,7 +96,7 @@ def run_trial(
     out:Path,          # Folder of this trial
     base:str|Path,     # Pipeline that it starts from
     file:StoryFile,    # Of the toy corpus
-    steps:int, seed:int,
+    max_train_steps:int, seed:int,
     model:Callable=None, item:Callable=None, own:bool=False, settings:dict={},   # The change in training
     drawing:dict={},   # The change in drawing, with the control's weights
     limit:int=100,     # Test stories to draw
@@ -124,7 +124,7 @@ def run_trial(
     Returns:
         dict: kind of facts -> rows (story, right)
     """
-    s = resolve('toy-arldm', max_train_steps=steps, seed=seed, **settings)
+    s = resolve('toy-arldm', max_train_steps=max_train_steps, seed=seed, **settings)
     weights = (control if drawing else out)/'pipeline'
     facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first, **asdict(s))
     change = [f.__name__ for f in (model, item) if f] + ['drawn memory']*own
@@ -168,22 +168,22 @@ def _as_it_is(item, rng): return item
 # %% ../../nbs/lab/76_ablations.ipynb #ca9a6422
 def _self_drawn(folder, base, file, n):
     "The first training stories as the model draws them."
-    how = dict(num_inference_steps=6, guidance_scale=2.)
-    claim_folder(folder, dict(start=_start_digest(base), stories=data_digest(file['train']), **how))
+    sampling = dict(num_inference_steps=6, guidance_scale=2.)
+    claim_folder(folder, dict(start=_start_digest(base), stories=data_digest(file['train']), **sampling))
     pipe = StoryPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
-    for story_id, frames in tqdm(draw_split(pipe, file['train'], folder, limit=n, **how), 'drawing memories', n):
+    for story_id, frames in tqdm(draw_split(pipe, file['train'], folder, limit=n, **sampling), 'drawing memories', n):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     return folder
 
 # %% ../../nbs/lab/76_ablations.ipynb #46893f55
 TRIAL_FACTS = 'stated', 'remembered', 'late'    # late: remembered in frames 4, 5, …
 
-def _count(weights, out, stories, kind, limit, how): # -> {kind: rows (story, right)}
+def _count(weights, out, stories, kind, limit, sampling): # -> {kind: rows (story, right)}
     "Draw with the history that the trial was trained with, and ask for every fact."
     pipe, right = StoryPipeline.from_pretrained(weights), {name: [] for name in TRIAL_FACTS}
     pipe.set_progress_bar_config(disable=True)
-    for _, story_id, frames in draw_histories(pipe, stories, out, (kind,), limit=limit, **how):
+    for _, story_id, frames in draw_histories(pipe, stories, out, (kind,), limit=limit, **sampling):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     for i in range(len(stories))[:limit]:
         story = stories[i]
@@ -219,13 +219,13 @@ def compare_trials(results:dict, n_resamples:int=500) -> list: # {trial: {kind: 
 # %% ../../nbs/lab/76_ablations.ipynb #e9ac2635
 @command
 def trials(
-    what:str,                # ablations (from the text-to-image model) or tricks (from AR-LDM)
-    out:str='runs/trials',   # Folder for all of them
-    data:str=None,           # Story file of the toy corpus; default: the ladder's, written there
-    start:str=None,          # Pipeline to start from; default: the shipped one
-    steps:int=None,          # Training steps of each trial; default: 1200, for tricks 500
-    seed:int=0,              # Of training and drawing
-    limit:int=100,           # Test stories to draw
+    what:str,                  # ablations (from the text-to-image model) or tricks (from AR-LDM)
+    out:str='runs/trials',     # Folder for all of them
+    data:str=None,             # Story file of the toy corpus; default: the ladder's, written there
+    start:str=None,            # Pipeline to start from; default: the shipped one
+    max_train_steps:int=None,  # Training steps of each trial; default: 1200, for tricks 500
+    seed:int=0,                # Of training and drawing
+    limit:int=100,             # Test stories to draw
 ):
     """Train and score the small world with one thing changed at a time.
 
@@ -234,27 +234,29 @@ def trials(
         out (str, default 'runs/trials'): Folder for all of them
         data (str, optional): Story file of the toy corpus; default: the ladder's, written there
         start (str, optional): Pipeline to start from; default: the shipped one
-        steps (int, optional): Training steps of each trial; default: 1200, for tricks 500
+        max_train_steps (int, optional): Training steps of each trial; default: 1200, for tricks 500
         seed (int, default 0): Of training and drawing
         limit (int, default 100): Test stories to draw
     """
     of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
     todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
-    steps, start = usual if steps is None else steps, start or asset(begin)
-    at_least_one(steps=steps, limit=limit)
+    max_train_steps, start = usual if max_train_steps is None else max_train_steps, start or asset(begin)
+    at_least_one(max_train_steps=max_train_steps, limit=limit)
     check_seed(seed)
     file, digest = StoryFile(data) if data else None, _start_digest(start)
     lock = lock_folder(out, 'running trials')                               # held as long as this runs
     file, out = file or _written_stories(Path(out)/'stories.h5'), Path(out)/what
-    claim_folder(out, dict(what=what, steps=steps, seed=seed, start=digest, stories=data_digest(file['train'])),
+    claim_folder(out, dict(what=what, max_train_steps=max_train_steps, seed=seed, start=digest,
+                           stories=data_digest(file['train'])),
                  'name another folder: --out ANOTHER_FOLDER')
     results, control = {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
         change = change | dict(settings=dict(learning_rate=lr) | change.get('settings', {}))
-        results[name] = run_trial(out/name.replace(' ', '-'), start, file, steps, seed, limit=limit,
+        results[name] = run_trial(out/name.replace(' ', '-'), start, file, max_train_steps, seed, limit=limit,
                                   first=first, control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)
-        save_json(out/'trials.json', dict(what=what, steps=steps, seed=seed, limit=limit, **machine(), table=table))
+        made = dict(what=what, max_train_steps=max_train_steps, seed=seed, limit=limit)
+        save_json(out/'trials.json', dict(**made, **machine(), table=table))
         say(trial_line(table[-1]))
     return table
 

@@ -64,37 +64,38 @@ def autoencoder_loss(
 
 # %% ../../nbs/lab/74_ladder.ipynb #b96bc0a8
 def train_autoencoder(
-    folder:Path,          # Checkpoints go to `checkpoints/`
-    steps:int=4000,
-    batch:int=16,         # Frames a step
-    n:int=12_000,         # Different frames
-    lr:float=2e-3,        # Highest learning rate
+    folder:Path,               # Checkpoints go to `checkpoints/`
+    max_train_steps:int=4000,
+    train_batch_size:int=16,   # Frames a step
+    n:int=12_000,              # Different frames
+    learning_rate:float=2e-3,  # Highest learning rate
     seed:int=0,
-):                        # -> yields (step, loss), and at last the `AutoencoderKL`
+):                             # -> yields (step, loss), and at last the `AutoencoderKL`
     """A miniature of Stable Diffusion's autoencoder, for toy frames; resumes.
 
     -> yields (step, loss), and at last the `AutoencoderKL`
 
     Args:
         folder (Path): Checkpoints go to `checkpoints/`
-        batch (int, default 16): Frames a step
+        train_batch_size (int, default 16): Frames a step
         n (int, default 12000): Different frames
-        lr (float, default 0.002): Highest learning rate
+        learning_rate (float, default 0.002): Highest learning rate
     """
-    claim_folder(folder, dict(steps=steps, batch=batch, frames=n, lr=lr, seed=seed))
+    claim_folder(folder, dict(max_train_steps=max_train_steps, train_batch_size=train_batch_size, frames=n,
+                              learning_rate=learning_rate, seed=seed))
     torch.manual_seed(seed)
     vae, (_, frames, figure) = make_vae(**SIZES['toy']['vae']), random_frames(n, seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=.05)
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps, pct_start=.05)
     parts = dict(vae=vae, optimizer=optimizer, schedule=schedule)
-    for step in range(load_checkpoint(folder/'checkpoints', parts), steps):
+    for step in range(load_checkpoint(folder/'checkpoints', parts), max_train_steps):
         torch.manual_seed(seed*1_000_003 + step)
-        rows = torch.randint(n, (batch,))
+        rows = torch.randint(n, (train_batch_size,))
         loss = autoencoder_loss(vae, to_target(frames[rows]), figure[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
         optimizer.step(); schedule.step(); optimizer.zero_grad()
-        if (step + 1) % 200 == 0 or step + 1 == steps: save_checkpoint(folder/'checkpoints', step + 1, parts)
+        if (step + 1) % 200 == 0 or step + 1 == max_train_steps: save_checkpoint(folder/'checkpoints', step + 1, parts)
         yield step + 1, loss.item()
     yield vae.eval()
 
@@ -175,24 +176,24 @@ STAGES = 'autoencoder', 'base', 'arldm'
 
 @command
 def ladder(
-    out:str='runs/ladder',  # Folder for all three runs
-    stage:str='arldm',      # Where to stop: autoencoder, base or arldm
-    steps:int=None,         # Steps of that last stage; default: those behind the shipped weights
-    seed:int=0,             # Of all random numbers
+    out:str='runs/ladder',     # Folder for all three runs
+    stage:str='arldm',         # Where to stop: autoencoder, base or arldm
+    max_train_steps:int=None,  # Steps of that last stage; default: those behind the shipped weights
+    seed:int=0,                # Of all random numbers
 ):
     """Train the models of the small world, each on the one before.
 
     Args:
         out (str, default 'runs/ladder'): Folder for all three runs
         stage (str, default 'arldm'): Where to stop: autoencoder, base or arldm
-        steps (int, optional): Steps of that last stage; default: those behind the shipped weights
+        max_train_steps (int, optional): Steps of that last stage; default: those behind the shipped weights
         seed (int, default 0): Of all random numbers
     """
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
-    at_least_one(steps=1 if steps is None else steps)
+    at_least_one(max_train_steps=1 if max_train_steps is None else max_train_steps)
     check_seed(seed)
     lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs
-    def asked(i): return steps if i == last else None
+    def asked(i): return max_train_steps if i == last else None
     vae = _autoencoder(out/'autoencoder', asked(0), seed)
     if last == 0: return say({k: round(v, 4) for k, v in facts_kept(vae).items()})
     blank(vae, out/'blank', seed)
@@ -207,10 +208,11 @@ def ladder(
 
 # %% ../../nbs/lab/74_ladder.ipynb #b3cc2168
 def _autoencoder(folder, steps, seed):
-    if steps is None and (folder/MADE).exists(): steps = load_json(folder/MADE, dict(steps=int))['steps']
+    if steps is None and (folder/MADE).exists():
+        steps = load_json(folder/MADE, dict(max_train_steps=int))['max_train_steps']
     steps = 4000 if steps is None else steps
     def make(tmp):
         for result in tqdm(train_autoencoder(folder, steps, seed=seed), 'autoencoder', steps): pass
         result.save_pretrained(tmp)
-    keep_folder(folder/'vae', dict(steps=steps, seed=seed), make)
+    keep_folder(folder/'vae', dict(max_train_steps=steps, seed=seed), make)
     return AutoencoderKL.from_pretrained(folder/'vae')

@@ -62,14 +62,15 @@ def draw_rows(
         num_inference_steps (int, default 50): Denoising steps
         guidance_scale (float, default 7.5): 1 = none
     """
-    how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    facts = drawing_provenance(pipe, stories, {**how, 'seeds': seeds, 'limit': limit})
+    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    facts = drawing_provenance(pipe, stories, {**sampling, 'seeds': seeds, 'limit': limit})
     claim_folder(out, {**facts, 'base': pipeline_digest(base)}, 'name another folder: --out ANOTHER_FOLDER')
     for p in pipe, base: p.set_progress_bar_config(disable=True)
     for j in range(seeds):
         below, seed = set_name(j), 10_000*j
         for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
-            for kind, story_id, frames in draw_histories(net, stories, out/name, kinds, below, limit, seed=seed, **how):
+            drawn = draw_histories(net, stories, out/name, kinds, below, limit, seed=seed, **sampling)
+            for kind, story_id, frames in drawn:
                 if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
                 yield out/name/kind/below/story_id
         for story in (stories[i] for i in range(len(stories))[:limit]):
@@ -132,25 +133,27 @@ def unseen_stories(path:Path) -> Path:
     return toy_file(path, (100, 1, 200, 200), PROOF_SEED)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #5642413c
-def _check_proof(limit, seeds, steps, guidance, resamples):
-    at_least_one(limit=limit, seeds=seeds, steps=steps)
-    if steps >= N_TIMESTEPS: raise StoryError(f'steps must be below {N_TIMESTEPS}, got {steps}')
-    if not 1 <= guidance < math.inf: raise StoryError(f'guidance must be 1 (no guidance) or more, got {guidance}')
+def _check_proof(limit, seeds, num_inference_steps, guidance_scale, resamples):
+    at_least_one(limit=limit, seeds=seeds, num_inference_steps=num_inference_steps)
+    if num_inference_steps >= N_TIMESTEPS:
+        raise StoryError(f'num_inference_steps must be below {N_TIMESTEPS}, got {num_inference_steps}')
+    if not 1 <= guidance_scale < math.inf:
+        raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
     if resamples < 0: raise StoryError(f'resamples must be 0 or more, got {resamples}')
 
 # %% ../../nbs/lab/75_memory_test.ipynb #5a7e15c1
 @command
 def proof(
-    out:str='runs/proof',  # Folder of drawings and scores; one that exists goes on
-    model:str=None,        # Pipeline or run of AR-LDM; default: the shipped one
-    base:str=None,         # The text-to-image model that it began as; default: the shipped one
-    data:str=None,         # Story file of the toy corpus; default: stories that no shipped model has seen
-    split:str='test',      # test, or hard: stories that open as no training story does
-    limit:int=100,         # Stories to draw
-    seeds:int=3,           # Drawings of every story
-    steps:int=12,          # Denoising steps
-    guidance:float=2.,     # Guidance scale; 1 = none
-    resamples:int=200,     # Draws of albums for the intervals
+    out:str='runs/proof',        # Folder of drawings and scores; one that exists goes on
+    model:str=None,              # Pipeline or run of AR-LDM; default: the shipped one
+    base:str=None,               # The text-to-image model that it began as; default: the shipped one
+    data:str=None,               # Story file of the toy corpus; default: stories that no shipped model has seen
+    split:str='test',            # test, or hard: stories that open as no training story does
+    limit:int=100,               # Stories to draw
+    seeds:int=3,                 # Drawings of every story
+    num_inference_steps:int=12,  # Denoising steps per frame
+    guidance_scale:float=2.,     # 1 = no guidance
+    resamples:int=200,           # Draws of albums for the intervals
 ):
     """Draw stories with and without their history, and count what is remembered.
 
@@ -162,19 +165,21 @@ def proof(
         split (str, default 'test'): test, or hard: stories that open as no training story does
         limit (int, default 100): Stories to draw
         seeds (int, default 3): Drawings of every story
-        steps (int, default 12): Denoising steps
-        guidance (float, default 2.0): Guidance scale; 1 = none
+        num_inference_steps (int, default 12): Denoising steps per frame
+        guidance_scale (float, default 2.0): 1 = no guidance
         resamples (int, default 200): Draws of albums for the intervals
     """
-    _check_proof(limit, seeds, steps, guidance, resamples)
+    _check_proof(limit, seeds, num_inference_steps, guidance_scale, resamples)
     if not data: one_of('split', split, TOY_SPLITS)
     stories = StoryFile(data)[split] if data else None
     pipe, start = (StoryPipeline.from_pretrained(p or asset(d)) for p, d in ((model, 'toy/arldm'), (base, 'toy/base')))
     lock = lock_folder(out, 'drawing a proof')                              # held as long as this runs
     if not data: stories = StoryFile(unseen_stories(Path(out)/'stories.h5'))[split]
-    how, n, out = dict(num_inference_steps=steps, guidance_scale=guidance), min(limit, len(stories)), Path(out)/split
-    for _ in tqdm(draw_rows(out, pipe, start, stories, seeds, n, **how), 'drawing', n*(8*seeds + 1 - seeds)): pass
+    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    n, out = min(limit, len(stories)), Path(out)/split
+    rows = draw_rows(out, pipe, start, stories, seeds, n, **sampling)
+    for _ in tqdm(rows, 'drawing', n*(8*seeds + 1 - seeds)): pass
     table = score_rows(out, stories, pipe.vae, resamples)
-    save_json(out/'proof.json', dict(split=split, stories=n, seeds=seeds, **how, **machine(), rows=table))
+    save_json(out/'proof.json', dict(split=split, stories=n, seeds=seeds, **sampling, **machine(), rows=table))
     say(memory_table(table))
     return table

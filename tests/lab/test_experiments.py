@@ -99,20 +99,20 @@ def quick_proof(pipe, monkeypatch):
     monkeypatch.setattr(proof, 'score_rows', lambda *a: {})
     monkeypatch.setattr(proof.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(proof, 'unseen_stories', lambda path: pytest.fail('stories were made'))
-    return partial(proof.proof, seeds=1, guidance=1.)
+    return partial(proof.proof, seeds=1, guidance_scale=1.)
 
 def test_a_proof_does_not_print_new_settings_over_old_drawings(quick_proof, file, tmp_path):
     data, out = str(file.path), str(tmp_path/'out')
-    quick_proof(out, data=data, limit=1, steps=1)
+    quick_proof(out, data=data, limit=1, num_inference_steps=1)
     before = tree(tmp_path/'out')
-    refused('num_inference_steps=1, not 2', quick_proof, out, data=data, limit=1, steps=2)
-    refused('limit=1, not 2.*--out', quick_proof, out, data=data, limit=2, steps=1)
-    refused('seeds=1, not 2', quick_proof, out, data=data, limit=1, steps=1, seeds=2)
-    refused('guidance_scale=1.0, not 2.0', quick_proof, out, data=data, limit=1, steps=1, guidance=2.)
+    refused('num_inference_steps=1, not 2', quick_proof, out, data=data, limit=1, num_inference_steps=2)
+    refused('limit=1, not 2.*--out', quick_proof, out, data=data, limit=2, num_inference_steps=1)
+    refused('seeds=1, not 2', quick_proof, out, data=data, limit=1, num_inference_steps=1, seeds=2)
+    refused('guidance_scale=1.0, not 2.0', quick_proof, out, data=data, limit=1, num_inference_steps=1, guidance_scale=2.)
     other = split_of(tmp_path, [toy_story(i + 70, 2) for i in range(2)])
-    refused('stories=', quick_proof, out, data=str(other.path), limit=1, steps=1)
+    refused('stories=', quick_proof, out, data=str(other.path), limit=1, num_inference_steps=1)
     assert tree(tmp_path/'out') == before
-    quick_proof(out, data=data, limit=1, steps=1)                                              # the same is welcome
+    quick_proof(out, data=data, limit=1, num_inference_steps=1)                                              # the same is welcome
 
 def test_a_killed_proof_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
     "Stopped between two stories and started again, it has the bytes of one that was not stopped, and draws no story twice."
@@ -136,9 +136,9 @@ def test_a_killed_proof_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('wrong,said', [
     (dict(resamples=-1), 'resamples must be 0 or more, got -1'), (dict(seeds=0), 'seeds must be at least 1, got 0'),
-    (dict(limit=0), 'limit must be at least 1'), (dict(steps=0), 'steps must be at least 1'),
-    (dict(steps=10**9), 'steps must be below 1000'), (dict(guidance=float('nan')), 'guidance must be 1 .* got nan'),
-    (dict(guidance=float('inf')), 'got inf'), (dict(guidance=-1.), 'got -1'), (dict(split='tset'), 'did you mean test')])
+    (dict(limit=0), 'limit must be at least 1'), (dict(num_inference_steps=0), 'num_inference_steps must be at least 1'),
+    (dict(num_inference_steps=10**9), 'num_inference_steps must be below 1000'), (dict(guidance_scale=float('nan')), 'guidance_scale must be 1 .* got nan'),
+    (dict(guidance_scale=float('inf')), 'got inf'), (dict(guidance_scale=-1.), 'got -1'), (dict(split='tset'), 'did you mean test')])
 def test_wrong_numbers_of_a_proof_end_before_any_work(wrong, said, tmp_path):
     refused(said, proof.proof, str(tmp_path/'out'), **wrong)
     assert not [*tmp_path.iterdir()]
@@ -150,17 +150,17 @@ def test_wrong_numbers_of_a_proof_end_before_any_work(wrong, said, tmp_path):
 def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
-    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, batch=1))
+    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
     monkeypatch.setattr(ladder, 'train', lambda *a, **k: None)
 
 def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     out = str(tmp_path/'out')
-    ladder.ladder(out, 'autoencoder', steps=1)
+    ladder.ladder(out, 'autoencoder', max_train_steps=1)
     before = tree(tmp_path/'out')
-    refused('steps=1, not 2', ladder.ladder, out, 'autoencoder', steps=2)
-    refused('seed=0, not 1', ladder.ladder, out, 'autoencoder', steps=1, seed=1)
+    refused('max_train_steps=1, not 2', ladder.ladder, out, 'autoencoder', max_train_steps=2)
+    refused('seed=0, not 1', ladder.ladder, out, 'autoencoder', max_train_steps=1, seed=1)
     refused('seed=0, not 1', ladder.ladder, out, 'arldm', seed=1)
     assert tree(tmp_path/'out') == before
     ladder.ladder(out)                                            # the rungs below are taken as they are, and all is made
@@ -188,7 +188,7 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     ladder.ladder_stories(tmp_path/'stories.h5')
     refused('seed=0, not 1', ladder.ladder_stories, tmp_path/'stories.h5', 1)
 
-@pytest.mark.parametrize('wrong', [dict(steps=0), dict(steps=-3), dict(seed=-1), dict(seed=2**70)])
+@pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
 @pytest.mark.parametrize('command', [ladder.ladder, partial(trials.trials, 'tricks')])
 def test_wrong_numbers_of_ladder_and_trials(command, wrong, tmp_path):
     refused('must be', command, out=str(tmp_path/'out'), **wrong)
@@ -201,14 +201,14 @@ def test_trials_of_other_steps_start_or_stories_are_refused(file, tmp_path, monk
     asked, counts = [], dict.fromkeys(trials.TRIAL_FACTS, [[i, True] for i in range(3)])
     monkeypatch.setattr(trials, 'run_trial', lambda *a, **k: asked.append(a) or counts)
     run = partial(trials.trials, 'tricks', out=str(tmp_path/'out'))
-    run(data=str(file.path), steps=1)
+    run(data=str(file.path), max_train_steps=1)
     n, before = len(asked), tree(tmp_path/'out')
-    refused('steps=1, not 2', run, data=str(file.path), steps=2)
-    refused('start=', run, data=str(file.path), steps=1, start=str(asset('toy/base')))
-    refused('seed=0, not 1', run, data=str(file.path), steps=1, seed=1)
+    refused('max_train_steps=1, not 2', run, data=str(file.path), max_train_steps=2)
+    refused('start=', run, data=str(file.path), max_train_steps=1, start=str(asset('toy/base')))
+    refused('seed=0, not 1', run, data=str(file.path), max_train_steps=1, seed=1)
     other = split_of(tmp_path, [toy_story(i + 90, 2) for i in range(2)])
-    refused('stories=', run, data=str(other.path), steps=1)
-    refused('no pipeline there', run, data=str(file.path), steps=1, start=str(tmp_path))
+    refused('stories=', run, data=str(other.path), max_train_steps=1)
+    refused('no pipeline there', run, data=str(file.path), max_train_steps=1, start=str(tmp_path))
     refused('limit must be at least 1', run, data=str(file.path), limit=0)
     assert len(asked) == n and tree(tmp_path/'out') == before
 
@@ -241,12 +241,12 @@ def quick_demo(monkeypatch):
 
 def test_a_demo_of_other_settings_is_refused(quick_demo, tmp_path):
     demo = partial(demos.demo, str(tmp_path/'demo'))
-    demo(steps=1, limit=1)
+    demo(max_train_steps=1, limit=1)
     assert quick_demo == ['train', 'draw', 'score', 'report']
     assert StoryFile(tmp_path/'demo/stories.h5')['train'].file.corpus == 'toy' and not (tmp_path/'demo/raw').exists()
-    refused('steps=1, not 2.*--out', demo, steps=2, limit=1)
-    refused('limit=1, not 2', demo, steps=1, limit=2)
-    for wrong in dict(steps=0), dict(limit=0), dict(histories=-1): refused('must be', demos.demo, str(tmp_path/'b'), **wrong)
+    refused('max_train_steps=1, not 2.*--out', demo, max_train_steps=2, limit=1)
+    refused('limit=1, not 2', demo, max_train_steps=1, limit=2)
+    for wrong in dict(max_train_steps=0), dict(limit=0), dict(histories=-1): refused('must be', demos.demo, str(tmp_path/'b'), **wrong)
     assert len(quick_demo) == 4 and not (tmp_path/'b').exists()
 
 @pytest.mark.parametrize('name', ['raw/mine.txt', 'stories.h5', 'log.csv'])
@@ -254,7 +254,7 @@ def test_a_demo_writes_into_no_folder_of_somebody_else(quick_demo, name, tmp_pat
     mine = tmp_path/name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text('mine')
-    refused('no made.json says', demos.demo, str(tmp_path), steps=1)
+    refused('no made.json says', demos.demo, str(tmp_path), max_train_steps=1)
     assert tree(tmp_path) == {name: b'mine'} and not quick_demo
 
 def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkeypatch):
@@ -264,9 +264,9 @@ def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkey
         plain(raw, (1, 0, 0), progress=False)
         raise KeyboardInterrupt
     monkeypatch.setattr(kept, 'write_toy', killed)
-    with pytest.raises(KeyboardInterrupt): demos.demo(str(tmp_path/'demo'), steps=1)
+    with pytest.raises(KeyboardInterrupt): demos.demo(str(tmp_path/'demo'), max_train_steps=1)
     monkeypatch.setattr(kept, 'write_toy', plain)
-    demos.demo(str(tmp_path/'demo'), steps=1)
+    demos.demo(str(tmp_path/'demo'), max_train_steps=1)
     assert len(StoryFile(tmp_path/'demo/stories.h5')['train']) == 2
 
 
@@ -280,10 +280,10 @@ def test_two_commands_at_once_in_one_folder(file, quick_proof, small_ladder, qui
     hold = [subprocess.Popen([sys.executable, '-c', HOLD, str(p)], stdout=subprocess.PIPE) for p in places]
     try:
         for h in hold: h.stdout.readline()
-        refused('another process is', quick_proof, str(places[0]), data=str(file.path), limit=1, steps=1)
-        refused('another process is', ladder.ladder, str(places[1]), steps=1)
-        refused('another process is', trials.trials, 'tricks', str(places[2]), data=str(file.path), steps=1)
-        refused('another process is', demos.demo, str(tmp_path/'d'), steps=1)
+        refused('another process is', quick_proof, str(places[0]), data=str(file.path), limit=1, num_inference_steps=1)
+        refused('another process is', ladder.ladder, str(places[1]), max_train_steps=1)
+        refused('another process is', trials.trials, 'tricks', str(places[2]), data=str(file.path), max_train_steps=1)
+        refused('another process is', demos.demo, str(tmp_path/'d'), max_train_steps=1)
         assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
     finally:
         for h in hold: h.kill(), h.wait()

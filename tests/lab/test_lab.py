@@ -57,7 +57,7 @@ def test_random_frames_and_their_figures():
 
 def test_the_autoencoder_goes_on(tmp_path):
     "Stopped and resumed it has the weights of one that was not."
-    how = dict(steps=4, batch=2, n=4)
+    how = dict(max_train_steps=4, train_batch_size=2, n=4)
     *_, whole = ladder.train_autoencoder(tmp_path/'a', **how)
     some = ladder.train_autoencoder(tmp_path/'b', **how)
     for _ in range(2): next(some)
@@ -70,11 +70,11 @@ def test_the_autoencoder_goes_on(tmp_path):
 def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'ALBUMS', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
-    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, batch=2))
-    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
-    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, steps=2)
+    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, max_train_steps=2)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
     with pytest.raises(StoryError, match="no stage 'top'"): ladder.ladder(str(tmp_path), 'top')
 
@@ -176,7 +176,7 @@ def test_stories_changed(tmp_path):
 
 def test_what_a_trial_changes_arrives(tmp_path, stories):
     "Settings change the loss of the first step; a change in drawing trains nothing and draws with the control's weights."
-    one = partial(trials.run_trial, base=asset('toy/base'), file=stories, steps=1, seed=0, limit=1, **FEW)
+    one = partial(trials.run_trial, base=asset('toy/base'), file=stories, max_train_steps=1, seed=0, limit=1, **FEW)
     for name, change in dict(control={}, snr=dict(snr_gamma=5.)).items(): one(tmp_path/name, settings=dict(train_batch_size=2) | change)
     losses = [read_log(tmp_path/name/'log.csv')[0]['loss'] for name in ('control', 'snr')]
     assert losses[0] != losses[1]
