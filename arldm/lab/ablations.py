@@ -91,6 +91,9 @@ TRICKS = {'trained on': {}, 'noisy memory': dict(item=noisy_memory), 'memory of 
           'min-SNR': dict(settings=dict(snr_gamma=5.)),
           'guidance in the middle': dict(drawing=dict(guidance_interval=(.2, .8)))}
 
+# kind -> trials, where they start, training steps, learning rate, how many of the training stories
+_TRIALS = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
+
 # %% ../../nbs/lab/76_ablations.ipynb #e1874355
 def run_trial(
     out:Path,          # Folder of this trial
@@ -238,16 +241,15 @@ def trials(
         seed (int, default 0): Of training and drawing
         limit (int, default 100): Test stories to draw
     """
-    of = dict(ablations=(ABLATIONS, 'toy/base', 1200, 1e-3, None), tricks=(TRICKS, 'toy/arldm', 500, 3e-4, 1000))
-    todo, begin, usual, lr, first = of[one_of('kind of trial', what, of)]
+    todo, begin, usual, lr, first = _TRIALS[one_of('kind of trial', what, _TRIALS)]
     max_train_steps, start = usual if max_train_steps is None else max_train_steps, start or asset(begin)
     at_least_one(max_train_steps=max_train_steps, limit=limit)
     check_seed(seed)
     file, digest = StoryFile(data) if data else None, _start_digest(start)
     lock = lock_folder(out, 'running trials')                               # held as long as this runs
     file, out = file or _written_stories(Path(out)/'stories.h5'), Path(out)/what
-    claim_folder(out, dict(what=what, max_train_steps=max_train_steps, seed=seed, start=digest,
-                           stories=data_digest(file['train'])),
+    asked = dict(what=what, max_train_steps=max_train_steps, seed=seed)
+    claim_folder(out, {**asked, 'start': digest, 'stories': data_digest(file['train'])},
                  'name another folder: --out ANOTHER_FOLDER')
     results, control = {}, out/next(iter(todo)).replace(' ', '-')
     for name, change in todo.items():
@@ -255,8 +257,7 @@ def trials(
         results[name] = run_trial(out/name.replace(' ', '-'), start, file, max_train_steps, seed, limit=limit,
                                   first=first, control=control, num_inference_steps=12, guidance_scale=2., **change)
         table = compare_trials(results)
-        made = dict(what=what, max_train_steps=max_train_steps, seed=seed, limit=limit)
-        save_json(out/'trials.json', dict(**made, **machine(), table=table))
+        save_json(out/'trials.json', dict(**asked, limit=limit, **machine(), table=table))
         say(trial_line(table[-1]))
     return table
 
