@@ -1,1 +1,1 @@
-"""Files that are whole, ours and bounded."""
+"""Files: atomic writes, manifests, pictures, HDF5, and folders of others that are read safely."""
