@@ -59,7 +59,7 @@ def used(text):
 
 def used_by_package():
     found = set()
-    for path in (ROOT/'arldm').glob('*.py'): found |= used(path.read_text(encoding='utf-8'))
+    for path in sorted((ROOT/'arldm').rglob('*.py')): found |= used(path.read_text(encoding='utf-8'))
     return sorted(found)
 
 def there(entry):

@@ -54,7 +54,7 @@ def clean(wheel, tmp_path_factory):
 
 def shipped():
     "Every file of the small models."
-    return {f'arldm/{p.relative_to(ROOT)}' for name in ('base', 'arldm') for p in (ROOT/'data/toy'/name).rglob('*.*')
+    return {f'arldm/assets/{p.relative_to(ROOT/"data")}' for name in ('base', 'arldm') for p in (ROOT/'data/toy'/name).rglob('*.*')
         if p.is_file()}
 
 def test_what_travels(wheel):

@@ -26,7 +26,7 @@ from elsewhere import PYTHONPATH
 MINI = Path(__file__).resolve().parents[3]/'shared/ssid-mini'
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason='the real SSID stories stand beside the repository only in CI')
 
-PLACES = dict(convert=sys.modules['arldm.cli.convert'], train=sys.modules['arldm.cli.train'], draw=cli, score=exam, report=exam, demo=exam)
+PLACES = dict(convert=sys.modules['arldm.cli.convert'], train=sys.modules['arldm.cli.train'], draw=cli, score=exam, report=reports, demo=demos)
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +49,7 @@ def run(toy_file, tmp_path_factory):
 
 def shell(command, args, cwd=None):
     "Run a command in a process of its own."
-    code = f'from arldm.{PLACES[command].__name__.split(".")[-1]} import {command}; {command}()'
+    code = f'from {PLACES[command].__name__} import {command}; {command}()'
     env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
 
@@ -204,7 +204,7 @@ def test_in_a_shell(tmp_path):
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_demo_in_small(tmp_path, monkeypatch):
     "The demo's own road, shortened."
-    monkeypatch.setattr(exam, 'DEMO_ALBUMS', (12, 2, 3))
+    monkeypatch.setattr(demos, 'DEMO_ALBUMS', (12, 2, 3))
     page = demos.demo(tmp_path/'demo', max_train_steps=2, limit=2)
     assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
     facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']

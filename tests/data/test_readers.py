@@ -296,7 +296,7 @@ def test_what_is_no_file_is_no_picture(tmp_path, path):
 
 def test_one_decoder():
     "No module but `pictures` opens picture files; `speed` has the plain loader that ours is compared with."
-    for path in (Path(__file__).resolve().parents[2]/'arldm').glob('*.py'):
+    for path in (Path(__file__).resolve().parents[2]/'arldm').rglob('*.py'):
         if path.stem not in ('pictures', 'speed'): assert 'Image.open' not in path.read_text(encoding='utf-8'), path.name
 
 

@@ -258,14 +258,14 @@ def test_a_demo_writes_into_no_folder_of_somebody_else(quick_demo, name, tmp_pat
     assert tree(tmp_path) == {name: b'mine'} and not quick_demo
 
 def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkeypatch):
-    from arldm.files import kept
-    plain = kept.write_toy
+    from arldm.cli import convert as module
+    plain = module.write_toy
     def killed(raw, *a, **k):
         plain(raw, (1, 0, 0), progress=False)
         raise KeyboardInterrupt
-    monkeypatch.setattr(kept, 'write_toy', killed)
+    monkeypatch.setattr(module, 'write_toy', killed)
     with pytest.raises(KeyboardInterrupt): demos.demo(str(tmp_path/'demo'), max_train_steps=1)
-    monkeypatch.setattr(kept, 'write_toy', plain)
+    monkeypatch.setattr(module, 'write_toy', plain)
     demos.demo(str(tmp_path/'demo'), max_train_steps=1)
     assert len(StoryFile(tmp_path/'demo/stories.h5')['train']) == 2
 

@@ -112,13 +112,13 @@ def test_attention_of_the_first_and_the_last_frame(pipe):
 
 def test_rows_differ_in_their_history_only(tmp_path, pipe, stories):
     split = stories['test']
-    kinds = ('none', 'captions', 'own', 'told')
+    kinds = ('none', 'captions', 'own', 'reference')
     drawn = {(kind, i): frames for kind, i, frames in draw_histories(pipe, split, tmp_path, kinds, 'drawn', 1, **FEW)}
     first = [np.asarray(frames[0]).astype(int) for frames in drawn.values()]
     assert len(first) == 4 and max(abs(a - first[0]).max() for a in first) <= 1   # the first frame has no history
     later = {kind: np.asarray(frames[2]).astype(int) for (kind, _), frames in drawn.items()}
     far = {(a, b): abs(later[a] - later[b]).max() for a, b in itertools.combinations(kinds, 2)}
-    assert far.pop(('own', 'told')) > 0 and min(far.values()) > 3        # what it draws itself is nearly what was told
+    assert far.pop(('own', 'reference')) > 0 and min(far.values()) > 3   # its own frames are nearly the reference frames
     assert {p.parent.parent.parent.name for p in tmp_path.rglob('1.png')} == {*kinds}
 
 def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
@@ -134,7 +134,7 @@ def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
 def test_guessed_rows_obey(stories):
     s = stories['test'][0]
     right = check_facts(s, dict(enumerate(proof._guessed(s, 0), 1)))
-    assert all(all(x) for name, x in right.items() if name.startswith('told'))
+    assert all(all(x) for name, x in right.items() if name.startswith('stated'))
     assert not all(all(x) for x in right.values())
     assert [a.tobytes() for a in proof._guessed(s, 0)] == [a.tobytes() for a in proof._guessed(s, 0)]
     assert [a.tobytes() for a in proof._guessed(s, 0)] != [a.tobytes() for a in proof._guessed(s, 1)]
@@ -195,8 +195,8 @@ def test_trials_are_compared_story_by_story():
     def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
     results = {name: dict.fromkeys(trials.TRIAL_FACTS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
     control, better, same = trials.compare_trials(results, 50)
-    assert control['reference − control'] is None and better['told'] == .6
-    assert np.allclose(better['reference − control'], .1) and np.allclose(same['late − control'], 0)
+    assert control['stated − control'] is None and better['stated'] == .6
+    assert np.allclose(better['stated − control'], .1) and np.allclose(same['late − control'], 0)
     assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
     assert trials.trials_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
         '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
