@@ -7,9 +7,9 @@ from PIL import Image
 
 from arldm.cli import demo as demos
 from arldm.lab import ladder
-from arldm.lab import memory_test as proof
+from arldm.lab import memory_test
 from arldm.bench import speed
-from arldm.lab import ablations as trials
+from arldm.lab import ablations
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.score.histories import draw_histories, score_histories
@@ -89,36 +89,36 @@ def test_scores_of_the_first_stories_only(tmp_path, file):
     assert [r['n'] for r in rows] == [2, 2]
 
 
-# the proof
+# the memory test
 
 @pytest.fixture
-def quick_proof(pipe, monkeypatch):
+def quick_memory_test(pipe, monkeypatch):
     "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
-    monkeypatch.setattr(proof, 'ALL_KINDS', ('own',))
-    monkeypatch.setattr(proof, '_guessed', lambda story, seed: story.pictures())
-    monkeypatch.setattr(proof, 'score_rows', lambda *a: {})
-    monkeypatch.setattr(proof.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
-    monkeypatch.setattr(proof, 'unseen_stories', lambda path: pytest.fail('stories were made'))
-    return partial(proof.proof, seeds=1, guidance_scale=1.)
+    monkeypatch.setattr(memory_test, 'ALL_KINDS', ('own',))
+    monkeypatch.setattr(memory_test, '_guessed', lambda story, seed: story.pictures())
+    monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {})
+    monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
+    monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
+    return partial(memory_test.memory_test, seeds=1, guidance_scale=1.)
 
-def test_a_proof_does_not_print_new_settings_over_old_drawings(quick_proof, file, tmp_path):
+def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memory_test, file, tmp_path):
     data, out = str(file.path), str(tmp_path/'out')
-    quick_proof(out, data=data, limit=1, num_inference_steps=1)
+    quick_memory_test(out, data=data, limit=1, num_inference_steps=1)
     before = tree(tmp_path/'out')
-    refused('num_inference_steps=1, not 2', quick_proof, out, data=data, limit=1, num_inference_steps=2)
-    refused('limit=1, not 2.*--out', quick_proof, out, data=data, limit=2, num_inference_steps=1)
-    refused('seeds=1, not 2', quick_proof, out, data=data, limit=1, num_inference_steps=1, seeds=2)
-    refused('guidance_scale=1.0, not 2.0', quick_proof, out, data=data, limit=1, num_inference_steps=1, guidance_scale=2.)
+    refused('num_inference_steps=1, not 2', quick_memory_test, out, data=data, limit=1, num_inference_steps=2)
+    refused('limit=1, not 2.*--out', quick_memory_test, out, data=data, limit=2, num_inference_steps=1)
+    refused('seeds=1, not 2', quick_memory_test, out, data=data, limit=1, num_inference_steps=1, seeds=2)
+    refused('guidance_scale=1.0, not 2.0', quick_memory_test, out, data=data, limit=1, num_inference_steps=1, guidance_scale=2.)
     other = split_of(tmp_path, [toy_story(i + 70, 2) for i in range(2)])
-    refused('stories=', quick_proof, out, data=str(other.path), limit=1, num_inference_steps=1)
+    refused('stories=', quick_memory_test, out, data=str(other.path), limit=1, num_inference_steps=1)
     assert tree(tmp_path/'out') == before
-    quick_proof(out, data=data, limit=1, num_inference_steps=1)                                              # the same is welcome
+    quick_memory_test(out, data=data, limit=1, num_inference_steps=1)                                              # the same is welcome
 
-def test_a_killed_proof_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
+def test_a_killed_memory_test_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
     "Stopped between two stories and started again, it has the bytes of one that was not stopped, and draws no story twice."
-    monkeypatch.setattr(proof, 'ALL_KINDS', ('own',))
-    monkeypatch.setattr(proof, '_guessed', lambda story, seed: story.pictures())
-    rows = partial(proof.draw_rows, pipe=pipe, base=pipe, stories=file['test'], seeds=1, limit=2, **QUICK)
+    monkeypatch.setattr(memory_test, 'ALL_KINDS', ('own',))
+    monkeypatch.setattr(memory_test, '_guessed', lambda story, seed: story.pictures())
+    rows = partial(memory_test.draw_rows, pipe=pipe, base=pipe, stories=file['test'], seeds=1, limit=2, **QUICK)
     for _ in rows(tmp_path/'calm'): pass
     for n, _ in enumerate(rows(tmp_path/'killed')):
         if n == 1: break
@@ -139,8 +139,8 @@ def test_a_killed_proof_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
     (dict(limit=0), 'limit must be at least 1'), (dict(num_inference_steps=0), 'num_inference_steps must be at least 1'),
     (dict(num_inference_steps=10**9), 'num_inference_steps must be below 1000'), (dict(guidance_scale=float('nan')), 'guidance_scale must be 1 .* got nan'),
     (dict(guidance_scale=float('inf')), 'got inf'), (dict(guidance_scale=-1.), 'got -1'), (dict(split='tset'), 'did you mean test')])
-def test_wrong_numbers_of_a_proof_end_before_any_work(wrong, said, tmp_path):
-    refused(said, proof.proof, str(tmp_path/'out'), **wrong)
+def test_wrong_numbers_of_a_memory_test_end_before_any_work(wrong, said, tmp_path):
+    refused(said, memory_test.memory_test, str(tmp_path/'out'), **wrong)
     assert not [*tmp_path.iterdir()]
 
 
@@ -189,18 +189,18 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     refused('seed=0, not 1', ladder.ladder_stories, tmp_path/'stories.h5', 1)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
-@pytest.mark.parametrize('command', [ladder.ladder, partial(trials.trials, 'tricks')])
-def test_wrong_numbers_of_ladder_and_trials(command, wrong, tmp_path):
+@pytest.mark.parametrize('command', [ladder.ladder, partial(ablations.ablations, 'tricks')])
+def test_wrong_numbers_of_ladder_and_ablations(command, wrong, tmp_path):
     refused('must be', command, out=str(tmp_path/'out'), **wrong)
     assert not [*tmp_path.iterdir()]
 
 
-# trials
+# ablations
 
-def test_trials_of_other_steps_start_or_stories_are_refused(file, tmp_path, monkeypatch):
-    asked, counts = [], dict.fromkeys(trials.TRIAL_FACTS, [[i, True] for i in range(3)])
-    monkeypatch.setattr(trials, 'run_trial', lambda *a, **k: asked.append(a) or counts)
-    run = partial(trials.trials, 'tricks', out=str(tmp_path/'out'))
+def test_ablations_of_other_steps_start_or_stories_are_refused(file, tmp_path, monkeypatch):
+    asked, counts = [], dict.fromkeys(ablations.FACT_KINDS, [[i, True] for i in range(3)])
+    monkeypatch.setattr(ablations, 'run_experiment', lambda *a, **k: asked.append(a) or counts)
+    run = partial(ablations.ablations, 'tricks', out=str(tmp_path/'out'))
     run(data=str(file.path), max_train_steps=1)
     n, before = len(asked), tree(tmp_path/'out')
     refused('max_train_steps=1, not 2', run, data=str(file.path), max_train_steps=2)
@@ -212,22 +212,22 @@ def test_trials_of_other_steps_start_or_stories_are_refused(file, tmp_path, monk
     refused('limit must be at least 1', run, data=str(file.path), limit=0)
     assert len(asked) == n and tree(tmp_path/'out') == before
 
-def test_one_trial_of_other_settings_is_refused(file, tmp_path, monkeypatch):
+def test_one_experiment_of_other_settings_is_refused(file, tmp_path, monkeypatch):
     "Nothing is trained before the folder is claimed; the second call has another weighting."
-    monkeypatch.setattr(trials, '_train_trial', lambda *a: (a[-1]/'model_index.json').write_text('{}'), raising=False)
-    monkeypatch.setattr(trials, '_count', lambda *a: {})
-    one = partial(trials.run_trial, tmp_path/'x', asset('toy/base'), file, 1, 0)
+    monkeypatch.setattr(ablations, '_train_experiment', lambda *a: (a[-1]/'model_index.json').write_text('{}'), raising=False)
+    monkeypatch.setattr(ablations, '_count', lambda *a: {})
+    one = partial(ablations.run_experiment, tmp_path/'x', asset('toy/base'), file, 1, 0)
     one()
     refused('snr_gamma=0.0, not 5.0', one, settings=dict(snr_gamma=5.))
-    refused('change=', one, item=trials.noisy_memory)
+    refused('change=', one, item=ablations.noisy_memory)
     refused('first=None, not 2', one, first=2)
     (tmp_path/'x/pipeline/model_index.json').write_text('{"other": 1}')
     refused('pipeline was changed', one)
 
 def test_memories_drawn_by_another_model_are_refused(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, 'draw_split', lambda *a, **k: iter(()))
-    trials._self_drawn(tmp_path/'own', asset('toy/arldm'), file, 1)
-    refused('start=', trials._self_drawn, tmp_path/'own', asset('toy/base'), file, 1)
+    monkeypatch.setattr(ablations, 'draw_split', lambda *a, **k: iter(()))
+    ablations._self_drawn(tmp_path/'own', asset('toy/arldm'), file, 1)
+    refused('start=', ablations._self_drawn, tmp_path/'own', asset('toy/base'), file, 1)
 
 
 # demo
@@ -274,15 +274,15 @@ def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkey
 
 HOLD = "import sys, time; from arldm.files.atomic import lock_folder; x = lock_folder(sys.argv[1], 'there first'); print(1, flush=True); time.sleep(60)"
 
-def test_two_commands_at_once_in_one_folder(file, quick_proof, small_ladder, quick_demo, tmp_path):
+def test_two_commands_at_once_in_one_folder(file, quick_memory_test, small_ladder, quick_demo, tmp_path):
     "The second one says in a line that there is another, and draws nothing."
     places = [tmp_path/'p', tmp_path/'l', tmp_path/'t', tmp_path/'d/.demo']
     hold = [subprocess.Popen([sys.executable, '-c', HOLD, str(p)], stdout=subprocess.PIPE) for p in places]
     try:
         for h in hold: h.stdout.readline()
-        refused('another process is', quick_proof, str(places[0]), data=str(file.path), limit=1, num_inference_steps=1)
+        refused('another process is', quick_memory_test, str(places[0]), data=str(file.path), limit=1, num_inference_steps=1)
         refused('another process is', ladder.ladder, str(places[1]), max_train_steps=1)
-        refused('another process is', trials.trials, 'tricks', str(places[2]), data=str(file.path), max_train_steps=1)
+        refused('another process is', ablations.ablations, 'tricks', str(places[2]), data=str(file.path), max_train_steps=1)
         refused('another process is', demos.demo, str(tmp_path/'d'), max_train_steps=1)
         assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
     finally:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.lab import ladder
-from arldm.lab import memory_test as proof
-from arldm.lab import ablations as trials
+from arldm.lab import memory_test
+from arldm.lab import ablations
 from arldm.lab.attention import attention, listening, words_of
 from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
@@ -108,7 +108,7 @@ def test_attention_of_the_first_and_the_last_frame(pipe):
         assert len(words) == S
 
 
-# the proof
+# the memory test
 
 def test_rows_differ_in_their_history_only(tmp_path, pipe, stories):
     split = stories['test']
@@ -133,40 +133,40 @@ def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
 
 def test_guessed_rows_obey(stories):
     s = stories['test'][0]
-    right = check_facts(s, dict(enumerate(proof._guessed(s, 0), 1)))
+    right = check_facts(s, dict(enumerate(memory_test._guessed(s, 0), 1)))
     assert all(all(x) for name, x in right.items() if name.startswith('stated'))
     assert not all(all(x) for x in right.values())
-    assert [a.tobytes() for a in proof._guessed(s, 0)] == [a.tobytes() for a in proof._guessed(s, 0)]
-    assert [a.tobytes() for a in proof._guessed(s, 0)] != [a.tobytes() for a in proof._guessed(s, 1)]
+    assert [a.tobytes() for a in memory_test._guessed(s, 0)] == [a.tobytes() for a in memory_test._guessed(s, 0)]
+    assert [a.tobytes() for a in memory_test._guessed(s, 0)] != [a.tobytes() for a in memory_test._guessed(s, 1)]
 
-def test_the_proof_as_a_table():
+def test_the_memory_test_as_a_table():
     def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
     rows = {'AR-LDM': {'stated facts': cell(.99), 'remembered facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
             'chance': {'stated facts': cell(1.), 'remembered facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
-    assert proof.memory_table(rows).splitlines() == [
+    assert memory_test.memory_table(rows).splitlines() == [
         '| | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
         '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
         '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
 
 
-# trials
+# ablations
 
 def test_changes_change_one_thing(pipe):
     model = StoryPipeline.from_pretrained(asset('toy/arldm')).model
-    trials.without_time(model)
+    ablations.without_time(model)
     assert not model.history.time_embedding.weight.any() and model.history.type_embedding.weight.any()
     assert [n for n, p in model.named_parameters() if not p.requires_grad and 'vae' not in n] == ['history.time_embedding.weight']
-    trials.drop_stories(model)
+    ablations.drop_stories(model)
     dropped = [model.random_inputs(5, 8, 8, 8, .5, 1., 0., torch.Generator().manual_seed(i))[3] for i in range(40)]
     assert {int(d.sum()) for d in dropped} == {0, 5}
 
 def test_stories_changed(tmp_path):
     item = dict(memory=torch.full((5, 3, 8, 8), 100, dtype=torch.uint8), moments=torch.ones(2), id='s')
-    assert not trials.without_pictures(item, random.Random(0))['memory'].any() and item['memory'].all()
-    noisy = trials.noisy_memory(item, random.Random(0))
+    assert not ablations.without_pictures(item, random.Random(0))['memory'].any() and item['memory'].all()
+    noisy = ablations.noisy_memory(item, random.Random(0))
     assert noisy['memory'].dtype == torch.uint8 and noisy['memory'].float().std() > 5 and noisy['moments'] is item['moments']
-    assert torch.equal(noisy['memory'], trials.noisy_memory(item, random.Random(0))['memory'])
-    change = trials.drawn_memory(tmp_path)
+    assert torch.equal(noisy['memory'], ablations.noisy_memory(item, random.Random(0))['memory'])
+    change = ablations.drawn_memory(tmp_path)
     assert change(item, random.Random(0)) is item                                 # nothing is drawn yet
     (tmp_path/'s').mkdir()
     for k in range(1, 6): Image.new('RGB', (64, 64), (k, 0, 0)).save(tmp_path/f's/{k}.png')
@@ -174,9 +174,9 @@ def test_stories_changed(tmp_path):
     own = [x for x in got if x is not item]
     assert 30 < len(own) < 70 and own[0]['memory'][:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
 
-def test_what_a_trial_changes_arrives(tmp_path, stories):
+def test_what_an_experiment_changes_arrives(tmp_path, stories):
     "Settings change the loss of the first step; a change in drawing trains nothing and draws with the control's weights."
-    one = partial(trials.run_trial, base=asset('toy/base'), file=stories, max_train_steps=1, seed=0, limit=1, **FEW)
+    one = partial(ablations.run_experiment, base=asset('toy/base'), file=stories, max_train_steps=1, seed=0, limit=1, **FEW)
     for name, change in dict(control={}, snr=dict(snr_gamma=5.)).items(): one(tmp_path/name, settings=dict(train_batch_size=2) | change)
     losses = [read_log(tmp_path/name/'log.csv')[0]['loss'] for name in ('control', 'snr')]
     assert losses[0] != losses[1]
@@ -185,20 +185,20 @@ def test_what_a_trial_changes_arrives(tmp_path, stories):
     frame = next((tmp_path/'middle/own').rglob('5.png')).relative_to(tmp_path/'middle')
     assert (tmp_path/'middle'/frame).read_bytes() != (tmp_path/'control'/frame).read_bytes()
 
-def test_trials_of_a_file_that_is_not_there(tmp_path):
+def test_ablations_of_a_file_that_is_not_there(tmp_path):
     "A mistyped name writes no corpus beside whatever is there."
-    with pytest.raises((StoryError, SystemExit)): trials.trials('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
+    with pytest.raises((StoryError, SystemExit)): ablations.ablations('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
     assert not [*tmp_path.iterdir()]
 
-def test_trials_are_compared_story_by_story():
-    "Twenty stories, each asked ten things; the second trial knows one more of each."
+def test_experiments_are_compared_story_by_story():
+    "Twenty stories, each asked ten things; the second experiment knows one more of each."
     def of(right): return [[i, j < right] for i in range(20) for j in range(10)]
-    results = {name: dict.fromkeys(trials.TRIAL_FACTS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
-    control, better, same = trials.compare_trials(results, 50)
+    results = {name: dict.fromkeys(ablations.FACT_KINDS, of(n)) for name, n in (('control', 5), ('better', 6), ('same', 5))}
+    control, better, same = ablations.compare_experiments(results, 50)
     assert control['stated − control'] is None and better['stated'] == .6
     assert np.allclose(better['stated − control'], .1) and np.allclose(same['late − control'], 0)
-    assert trials.trial_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in trials.trial_line(better)
-    assert trials.trials_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
+    assert ablations.experiment_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in ablations.experiment_line(better)
+    assert ablations.experiments_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
         '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from arldm.cli import score as exam
 from arldm.cli import report as reports
-from arldm.lab import memory_test as proof
+from arldm.lab import memory_test
 from arldm.score.intervals import resample
 from arldm.train.cache import data_digest
 from arldm.report.compare import compare_runs
@@ -434,11 +434,11 @@ def test_a_pipe_as_drawing_json_ends(run):
     with pytest.raises(StoryError, match='drawing.json is no file'): exam.read_drawing(run)
     end.join()
 
-def test_the_proof_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
+def test_the_memory_test_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     def some(folder, *args, **how): return dict(scores=[], frames=[], trouble=[f'{folder.name} lacks a frame'])
-    monkeypatch.setattr(proof, 'evaluate', some)
-    monkeypatch.setattr(proof, 'LatentFeatures', lambda vae: None)
-    table = proof.score_rows(tmp_path, None, None)
+    monkeypatch.setattr(memory_test, 'evaluate', some)
+    monkeypatch.setattr(memory_test, 'LatentFeatures', lambda vae: None)
+    table = memory_test.score_rows(tmp_path, None, None)
     assert table['reference frames']['trouble'] == ['reference lacks a frame']
     assert 'note: reference frames: reference lacks a frame' in capsys.readouterr().out
-    assert proof.memory_table(table).count('\n') == 1 + len(proof.ROWS)
+    assert memory_test.memory_table(table).count('\n') == 1 + len(memory_test.ROWS)
