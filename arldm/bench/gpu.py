@@ -131,7 +131,7 @@ def measure_gpu(
         def start(rows):
             words = [str(kept.path), folder, size, device, [row.name for row in rows], deadline, commit]
             return start_worker(_WORKER, words, device_environment(device))
-        run_rows(kept, todo, deadline, start)
+        run_rows(kept, todo, deadline, start, apart=device == 'cuda')
     if lock: lock.close()
     states = [row['state'] for row in kept.rows().values()]
     done, failed = states.count('done'), states.count('failed')
