@@ -233,5 +233,5 @@ def main(out, processed):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Build the site')
-    parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written anew')
+    parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written again from nothing')
     sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=1)))

@@ -107,10 +107,10 @@ def entry(said, name, node, kind, classes, source, command=None):
     if kind == 'class' and 'dataclass' in ' '.join(map(ast.unparse, node.decorator_list)):
         notes = fields(node, classes)
         rows = [(*row[:3], row[3] or notes.get(row[0], '')) for row in rows]
-    told = any(row[3] for row in rows) or result[1]
-    head = '' if kind == 'property' else signature(rows, '' if kind == 'class' else result[0], not told)
-    head = f'{{py:{kind}}} {name}{head}' + ('\n:single-line-parameter-list:' if told and head else '')
+    documented = any(row[3] for row in rows) or result[1]
+    head = '' if kind == 'property' else signature(rows, '' if kind == 'class' else result[0], not documented)
+    head = f'{{py:{kind}}} {name}{head}' + ('\n:single-line-parameter-list:' if documented and head else '')
     doc = re.split(r'\n\s*(?:Args|Returns):', said.rpartition('```')[2])[0]   # the table below says the rest
     doc = re.sub(r'^\*(.*)\*$', r'\1', doc.strip(), count=1, flags=re.M)
-    body = f'On the command line: `{command}`' if command else '', doc, table(rows, result) if told else ''
+    body = f'On the command line: `{command}`' if command else '', doc, table(rows, result) if documented else ''
     return head, '\n\n'.join(filter(None, body))

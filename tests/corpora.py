@@ -53,7 +53,7 @@ def write_vist(raw, splits=SPLITS, tellings=2):
     _photos(raw/'images', sum(splits.values(), ()), photo)
     for split, albums in splits.items():
         one = lambda a, k, **more: [dict(photo_flickr_id=photo(10*a + k), album_id=f'7215759{a}', **more)]
-        told = [one(a, k, original_text=f'Telling {t} of album {a}, place {k}.', text=f'telling {t} .',
+        sequences = [one(a, k, original_text=f'Telling {t} of album {a}, place {k}.', text=f'telling {t} .',
                     story_id=str(45_530 + 10*a + t), worker_arranged_photo_order=k, tier='story-in-sequence')
                 for a in albums for t in range(tellings) for k in PLACES]
         said = [one(a, k, original_text=text, tier='descriptions-in-isolation', photo_order_in_story=k)
@@ -62,7 +62,7 @@ def write_vist(raw, splits=SPLITS, tellings=2):
         images = [dict(id=photo(k), album_id=f'7215759{k//10}', url_o=f'https://farm1.example/{photo(k)}_o.jpg')
                   for a in albums for k in range(10*a, 10*a + 5)]
         more = dict(type='vist', images=images, albums=[dict(id=f'7215759{a}', title=f'Album {a}') for a in albums])
-        _dump(raw/f'sis/{split}.story-in-sequence.json', dict(more, annotations=told))
+        _dump(raw/f'sis/{split}.story-in-sequence.json', dict(more, annotations=sequences))
         _dump(raw/f'dii/{split}.description-in-isolation.json', dict(more, annotations=said))
     return raw
 

@@ -24,9 +24,9 @@ def story_file(folder, corpus='ssid', **splits): # the path given, splits as lis
 def draw(folder, split, first=1, size=(32, 32), picture=None, keep=lambda i: True): # noisy copies, or `picture(i, k)`
     for i in filter(keep, range(len(split))):
         (out := folder/split.ids[i]).mkdir(parents=True, exist_ok=True)
-        for k, told in enumerate(split[i].pictures(), 1):
+        for k, shown in enumerate(split[i].pictures(), 1):
             if k < first: continue
-            x = np.asarray(told.resize(size), float) + np.random.default_rng([i, k]).normal(0, 25, (*size[::-1], 3))
+            x = np.asarray(shown.resize(size), float) + np.random.default_rng([i, k]).normal(0, 25, (*size[::-1], 3))
             im = picture(i, k) if picture else Image.fromarray(x.clip(0, 255).astype('uint8'))
             im.save(out/f'{k}.png')
 

@@ -147,12 +147,12 @@ def checkpoint():
 @piece
 def tokens():
     oracle, keys = described('tokenizer_oracle'), dict(clip='caption', bert='memory')
-    def off(told, vocab): # how many texts of either tokenizer have other ids
-        got = vocab.encode(told['texts'])
+    def off(theirs, vocab): # how many texts of either tokenizer have other ids
+        got = vocab.encode(theirs['texts'])
         def ids(key): return [i[real].tolist() for i, real in zip(got[f'{key}_ids'], got[f'{key}_real'])]
-        return {kind: sum(map(ne, ids(key), told[kind])) for kind, key in keys.items()}
+        return {kind: sum(map(ne, ids(key), theirs[kind])) for kind, key in keys.items()}
     for kind, n in off(oracle, vocabulary(64)).items(): yield f'{kind.upper()}, texts of 26 that differ', n, 0
-    named = [off(told, vocabulary(64, names.split(','))) for names, told in oracle['new_tokens'].items()]
+    named = [off(theirs, vocabulary(64, names.split(','))) for names, theirs in oracle['new_tokens'].items()]
     for kind in keys: yield f'{kind.upper()}, texts of 6 with new names that differ', sum(x[kind] for x in named), 0
     null = model().vocab.null()
     for key, old in ('caption', 'clip'), ('memory', 'blip'):

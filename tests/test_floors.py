@@ -27,7 +27,7 @@ def f(x):
 '''
 
 def test_floors_see():
-    "Imports under other names, chains and keywords are seen; what is not there is told."
+    "Imports under other names, chains and keywords are seen; what is missing is named."
     new = 'torch.nn.functional.something_new'
     known = {'torch', 'torch.compiler', 'torch.compiler.reset', 'torch.nn.functional',
              'torch.nn.Linear', 'torch.nn.Linear(bias)', 'diffusers.AutoencoderKL'}

@@ -380,28 +380,28 @@ def test_syntax_of_the_oldest_python(path):
 
 def test_syntax_of_the_oldest_python_sees(): assert [*too_new('x = A[b, *c]\ny = A[(b, *c)]\nz = A[b, c]')] == [1]
 
-def told(arg, default, text):
+def documented(arg, default, text):
     "Whether a parameter's type can be read: an annotation, a default that shows it, or a comment in its line."
     code, _, comment = text[arg.lineno - 1].partition('#')
     shown = default is not None and not (isinstance(default, ast.Constant) and default.value is None)
     return arg.annotation or shown or (comment.strip() and not code.rstrip().endswith(':'))
 
-def untold(text):
+def undocumented(text):
     "Public functions of a module, and their parameters of which nothing is said."
     for f in ast.parse(text).body:
         if not isinstance(f, ast.FunctionDef) or f.name.startswith('_'): continue
         plain = f.args.posonlyargs + f.args.args
         defaults = [None]*(len(plain) - len(f.args.defaults)) + f.args.defaults
         pairs = [*zip(plain, defaults), *zip(f.args.kwonlyargs, f.args.kw_defaults)]
-        bare = [arg.arg for arg, default in pairs if not told(arg, default, text.splitlines())]
+        bare = [arg.arg for arg, default in pairs if not documented(arg, default, text.splitlines())]
         if bare: yield f.name, bare
 
 @each(MODULES)
 def test_signatures_tell_types(path):
     "Every parameter of a public function has a type hint, a default that shows its type, or a docment."
-    found = [f'{name}({", ".join(bare)})' for name, bare in untold(path.read_text(encoding='utf-8'))]
+    found = [f'{name}({", ".join(bare)})' for name, bare in undocumented(path.read_text(encoding='utf-8'))]
     assert not found, f'no type to be read: {"; ".join(found)}'
 
 def test_signatures_tell_types_sees():
     text = 'def f(a:int, c,\n  d, # Rows\n  b=1,\n  *, e): # nothing about e\n  pass\ndef _g(a): pass'
-    assert [*untold(text)] == [('f', ['c', 'e'])]
+    assert [*undocumented(text)] == [('f', ['c', 'e'])]

@@ -17,7 +17,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..train.setup import make_model
 from .budget import Row
-from ..core import HOME, StoryError, asset
+from ..core import ROOT, StoryError, asset
 from ..data.dataset import StoryDataset
 from ..draw.pipeline import StoryPipeline
 from ..model.encoders import quiet_loading
@@ -90,7 +90,7 @@ def device_environment(device:str) -> dict: # 'cuda' or 'cpu'
     Returns:
         dict: 'cuda' or 'cpu'
     """
-    paths = filter(None, (str(HOME), os.environ.get('PYTHONPATH')))
+    paths = filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'ARLDM_DEVICE': device, 'TQDM_DISABLE': '1'}
     hidden = dict(CUDA_VISIBLE_DEVICES='', TORCHDYNAMO_DISABLE='1')              # compiling for a CPU says nothing here
     return {**env, **hidden} if device == 'cpu' else env
@@ -204,7 +204,7 @@ def run_tests() -> dict: # passed, skipped: how many; failed: names
     """
     if not find_spec('pytest'): raise StoryError('pytest is not installed')
     import pytest
-    file, outcomes = HOME/'tests/bench/test_gpu.py', Outcomes()
+    file, outcomes = ROOT/'tests/bench/test_gpu.py', Outcomes()
     if not file.exists(): raise StoryError(f'{file} is missing; the tests are in the repository, not in the wheel')
     code = pytest.main(['-q', '-m', 'gpu', '-p', 'no:cacheprovider', '-p', 'no:xdist', str(file)], plugins=[outcomes])
     ended = list(outcomes.ended.values())

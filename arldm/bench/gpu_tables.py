@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from .budget import GPU_FILE_SHAPE, is_gpu_file
-from ..core import HOME, StoryError, counted, one_of, say
+from ..core import ROOT, StoryError, counted, one_of, say
 from ..files.atomic import atomic_path, load_json, refuse_foreign, save_json
 from .gpu import row_in_words, with_goal
 from .draw import BENCH_STEPS, drawing_rows
@@ -87,7 +87,7 @@ def ssid_table(result:dict) -> str:
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #5c99a565
 TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table)
-MEASURED = HOME/'docs/gpu.json'   # the measurements that the tables of this book come from
+MEASURED = ROOT/'docs/gpu.json'   # the measurements that the tables of this book come from
 
 def write_tables(
     result:dict,               # What `gpu.json` holds
@@ -103,7 +103,7 @@ def write_tables(
         list: Paths of notebooks that changed
     """
     changed = []
-    for path in sorted(Path(book or HOME/'nbs').rglob('[!.]*.ipynb')):
+    for path in sorted(Path(book or ROOT/'nbs').rglob('[!.]*.ipynb')):
         text = path.read_text(encoding='utf-8')
         notebook = json.loads(text)
         for cell in notebook['cells']:
@@ -147,7 +147,7 @@ def tables_from(
         say(f'{table(result)}\n')
     if (result['device'], result['size']) != ('cuda', 'full'):
         say('the chapters keep their tables: these are not measurements of a GPU at full size')
-    elif not (book or HOME/'nbs').is_dir(): say('no notebooks to write into: this is no clone of the repository')
+    elif not (book or ROOT/'nbs').is_dir(): say('no notebooks to write into: this is no clone of the repository')
     else:
         _refuse_less(result)
         save_json(MEASURED, result)

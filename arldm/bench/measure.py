@@ -13,7 +13,7 @@ from typing import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm.auto import tqdm
-from ..core import HOME
+from ..core import ROOT
 
 # %% ../../nbs/bench/80_measure.ipynb #4a5128e8
 def wait():
@@ -141,6 +141,6 @@ def peak(code:str, *args)->float: # MB
     Returns:
         float: MB
     """
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, (str(HOME), os.environ.get('PYTHONPATH'))))}
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))}
     said = subprocess.check_output([sys.executable, '-c', code + _REPORT, *map(str, args)], env=env, text=True)
     return float(said.split()[-1])*1024/1e6

@@ -58,8 +58,8 @@ class DataUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module, name):
-        home = _BUILT.get(module.split('.')[0].replace('__builtin__', 'builtins'), {})
-        if name in home: return home[name]
+        allowed = _BUILT.get(module.split('.')[0].replace('__builtin__', 'builtins'), {})
+        if name in allowed: return allowed[name]
         raise StoryError(f'it asks for {module}.{name}, which is not data')
 
     def load_build(self):

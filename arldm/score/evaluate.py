@@ -127,11 +127,11 @@ def read_facts(d:Drawings, facts:callable, of:int) -> dict: # name -> (right, al
     return {name: tuple(map(np.array, x)) for name, x in out.items()}
 
 # %% ../../nbs/score/57_evaluate.ipynb #1506be30
-def fact_rows(t:Table, facts:callable) -> tuple: # facts one by one; right answers (n,) and how many were asked (n,)
+def fact_rows(t:Table, facts:callable) -> tuple: # facts one by one; right answers (n,) and how many there are (n,)
     """How often the facts of a kind (first word of the name) are right.
 
     Returns:
-        tuple: facts one by one; right answers (n,) and how many were asked (n,)
+        tuple: facts one by one; right answers (n,) and how many there are (n,)
     """
     d, chance = t.d, getattr(facts, 'chance', dict)()
     sets, table, kinds = [read_facts(d, facts, j) for j in range(len(d.paths))], [], {}
@@ -150,9 +150,9 @@ def fact_rows(t:Table, facts:callable) -> tuple: # facts one by one; right answe
               within=SHARE)
         t.by_frame(f'{kind} facts', [by_frame(x[0], d.k[x[2]], x[1]) for x in of],
                    n={int(j): int((k == j).sum()) for j in {*k}})
-    right, asked = (sum(np.bincount(x[2], w(x), len(d)) for x in sets[0].values())
+    right, total = (sum(np.bincount(x[2], w(x), len(d)) for x in sets[0].values())
                     for w in (lambda x: x[0].astype(float), lambda x: np.ones(len(x[0]))))
-    return table, right, asked
+    return table, right, total
 
 # %% ../../nbs/score/57_evaluate.ipynb #9bf6bb97
 def character_rows(t:Table, classify:callable):
@@ -267,8 +267,8 @@ def _fill(t, seen, nets, rows, facts, characters): # all rows, and what goes wit
     d, extra = t.d, _seen_rows(t, seen, nets, rows)
     extra['networks'] = {s.name: fingerprint(nets[name]) for name, s in seen.items() if name != 'FID64'}
     if facts:
-        extra['facts'], right, asked = fact_rows(t, facts)
-        extra['stories'] = _per_story(d, 'right facts', right, asked)
+        extra['facts'], right, total = fact_rows(t, facts)
+        extra['stories'] = _per_story(d, 'right facts', right, total)
     if characters: character_rows(t, characters)
     if len(d.albums) == 1: d.trouble.append('1 album only: there are no intervals')
     elif len(d.albums) < 20:

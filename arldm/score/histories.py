@@ -70,14 +70,14 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
     for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
     return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
-def _draw(pipe, stories, asked, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
-    side, seeds, frames = pipe.model.memory_side, [seed + i for i in asked], {i: [] for i in asked}
-    noise = initial_noise(story_generators(len(asked), seeds), pipe._latent_shape(how.get('height'), how.get('width')))
-    for k, z in zip(range(len(stories.rows(next(iter(asked))))), noise):
+def _draw(pipe, stories, histories, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
+    side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
+    noise = initial_noise(story_generators(len(histories), seeds), pipe._latent_shape(how.get('height'), how.get('width')))
+    for k, z in zip(range(len(stories.rows(next(iter(histories))))), noise):
         past = [] if none else remembered(k, pipe.history.config.n_slots)
-        captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in asked.items()]
-        given = [[pictures[p] for p in past] for _, pictures in asked.values()]
-        for i, [frame] in zip(asked, pipe(captions, given, latents=list(z[:, None]), seed=seeds, **how).frames):
+        captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in histories.items()]
+        given = [[pictures[p] for p in past] for _, pictures in histories.values()]
+        for i, [frame] in zip(histories, pipe(captions, given, latents=list(z[:, None]), seed=seeds, **how).frames):
             frames[i].append(frame)
             own[i].append(frame.resize((side, side), Image.BILINEAR))
     return frames
@@ -117,13 +117,13 @@ def draw_histories(
     facts = drawing_provenance(pipe, stories, {**how, 'seed': seed})
     for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
     for rows, kind in product(_batches(stories, limit, batch), kinds):
-        asked, own = {}, {i: [] for i in rows}
+        histories, own = {}, {i: [] for i in rows}
         for i in rows:
             try:
                 if is_drawn(Path(out)/kind/below, plain_name(stories.ids[i], stories.ids[i])): continue
-                asked[i] = _history(stories, i, kind, other, own[i])
+                histories[i] = _history(stories, i, kind, other, own[i])
             except StoryError as e: yield kind, stories.ids[i], e
-        for i, frames in (_draw(pipe, stories, asked, own, kind == 'none', seed, how) if asked else {}).items():
+        for i, frames in (_draw(pipe, stories, histories, own, kind == 'none', seed, how) if histories else {}).items():
             write_drawing(Path(out)/kind/below, stories.ids[i], frames)
             yield kind, stories.ids[i], frames
 
@@ -195,14 +195,14 @@ def remembered_facts(d:Drawings, facts:callable) -> np.ndarray: # (n,)
         np.ndarray: (n,)
     """
     of = [x for name, x in read_facts(d, facts, 0).items() if name.startswith('remembered')]
-    right, asked = (sum(np.bincount(i, w, len(d)) for w, i in pairs) + np.zeros(len(d))
+    right, total = (sum(np.bincount(i, w, len(d)) for w, i in pairs) + np.zeros(len(d))
                     for pairs in ([(r, i) for r, _, i in of], [(np.ones(len(i)), i) for _, _, i in of]))
-    return np.where(asked > 0, right/np.maximum(asked, 1), np.nan)
+    return np.where(total > 0, right/np.maximum(total, 1), np.nan)
 
 def score_histories(
     folder:str|Path, # What `draw_histories` filled
     split,           # The `StorySplit`
-    ask,             # `Drawings` -> (n,), such as `remembered_facts`
+    value_of,        # `Drawings` -> (n,), such as `remembered_facts`
     name:str,        # What that is
     n_resamples:int=100,   # Draws of albums
     within:tuple=(0, 1), # As in `history_rows`
@@ -213,7 +213,7 @@ def score_histories(
     Args:
         folder (str | Path): What `draw_histories` filled
         split: The `StorySplit`
-        ask: `Drawings` -> (n,), such as `remembered_facts`
+        value_of: `Drawings` -> (n,), such as `remembered_facts`
         name (str): What that is
         n_resamples (int, default 100): Draws of albums
         within (tuple, default (0, 1)): As in `history_rows`
@@ -226,7 +226,7 @@ def score_histories(
     if not d: raise StoryError(f'{folder}: nothing was drawn there with {", ".join(HISTORY_KINDS)}')
     same = set.intersection(*({*zip(x.story.tolist(), x.k.tolist())} for x in d.values()))
     same = {(i, k) for i, k in same if limit is None or i < limit}
-    values = {kind: dict(zip(zip(x.story.tolist(), x.k.tolist()), ask(x))) for kind, x in d.items()}
+    values = {kind: dict(zip(zip(x.story.tolist(), x.k.tolist()), value_of(x))) for kind, x in d.items()}
     keep = [f for f in sorted(same) if f[1] > 1 and all(math.isfinite(v[f]) for v in values.values())]
     if not keep: raise StoryError(f'{folder}: no frame after the first was drawn with every history')
     names, album = np.unique([split.albums[i] for i, _ in keep], return_inverse=True)

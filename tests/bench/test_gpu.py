@@ -1,4 +1,4 @@
-"""What a CUDA GPU draws and trains is what the CPU does, within tolerances whose reasons are told.
+"""What a CUDA GPU draws and trains is what the CPU does, within tolerances whose reasons are given.
 
 `pytest -m gpu` runs these tests. Without a GPU they run on the CPU as far as that makes sense.
 ARLDM_DEVICE names another device, such as cuda:0.
@@ -94,11 +94,11 @@ def opened(where=DEVICE, dtype=torch.float32, to=True):
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(where) if to else pipe
 
-def draw(pipe, told, steps=4, **how):
+def draw(pipe, texts, steps=4, **how):
     "The frames of one story, or of several, as arrays of whole numbers (V, h, w, 3)."
-    out = pipe(told, num_inference_steps=steps, **{'guidance_scale': 2., **how})
+    out = pipe(texts, num_inference_steps=steps, **{'guidance_scale': 2., **how})
     stories = [np.stack([np.asarray(frame, int) for frame in story]) for story in out.frames]
-    return stories if isinstance(told[0], list) else stories[0]
+    return stories if isinstance(texts[0], list) else stories[0]
 
 def most(a, b): return np.abs(a - b).max()
 def mean(a, b): return np.abs(a - b).mean()
@@ -138,7 +138,7 @@ def pipe(): return opened()
 def cpu_pipe(): return opened('cpu')
 
 @pytest.fixture(scope='module')
-def told():
+def texts():
     "The captions of 32 stories, two frames each."
     return [list(toy_story(i).captions[:2]) for i in range(32)]
 
@@ -174,19 +174,19 @@ def test_given_and_redrawn_as_on_the_cpu(pipe, cpu_pipe):
         assert out.frames[0].device.type == 'cpu'
 
 @pytest.mark.parametrize('dtype', HALF_LEVELS, ids=str)
-def test_half_precision(pipe, told, dtype):
+def test_half_precision(pipe, texts, dtype):
     "bfloat16 and float16 draw nearly what float32 draws; the frames show the same facts."
     half = opened(dtype=dtype)
-    exact, rounded = draw(pipe, told[0], steps=8), draw(half, told[0], steps=8)
+    exact, rounded = draw(pipe, texts[0], steps=8), draw(half, texts[0], steps=8)
     assert 0 < mean(exact, rounded) <= HALF_LEVELS[dtype], mean(exact, rounded)
     assert {p.dtype for p in half.model.parameters()} == {dtype}
     assert read(rounded.astype(np.uint8)) == read(exact.astype(np.uint8))
 
-def test_batches(pipe, told):
+def test_batches(pipe, texts):
     "A story is the same alone, among 7 and among 32."
-    among_32, among_7 = draw(pipe, told, steps=3), draw(pipe, told[:7], steps=3)
+    among_32, among_7 = draw(pipe, texts, steps=3), draw(pipe, texts[:7], steps=3)
     for i in 0, 6:
-        alone = draw(pipe, told[i], steps=3, seed=i)
+        alone = draw(pipe, texts[i], steps=3, seed=i)
         assert most(alone, among_7[i]) <= BATCH_LEVELS and most(alone, among_32[i]) <= BATCH_LEVELS
     for a, b in zip(among_7, among_32): assert most(a, b) <= BATCH_LEVELS
     assert most(among_7[0], among_7[1]) > 20
@@ -196,13 +196,13 @@ FP8_WAYS = [True, pytest.param(False, marks=cuda_only(
     'on the CPU, drawing multiplies by weights that layers cast only when they are called'))]
 
 @pytest.mark.parametrize('plain', FP8_WAYS, ids=FP8_IDS)
-def test_eight_bit_weights(told, plain):
+def test_eight_bit_weights(texts, plain):
     "A UNet that stores 8 bits and computes in bfloat16 takes half the room and draws nearly alike."
     pipe = opened(dtype=torch.bfloat16)
-    before, wide = draw(pipe, told[0], steps=8, plain=plain), size(pipe.unet)
+    before, wide = draw(pipe, texts[0], steps=8, plain=plain), size(pipe.unet)
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn,
                                        compute_dtype=torch.bfloat16)
-    after = draw(pipe, told[0], steps=8, plain=plain)
+    after = draw(pipe, texts[0], steps=8, plain=plain)
     assert .5 <= size(pipe.unet)/wide < .52 and pipe.unet.dtype == torch.bfloat16
     assert pipe.unet.conv_in.weight.dtype == torch.float8_e4m3fn      # also after drawing
     assert 0 < mean(before, after) <= FP8_LEVELS, mean(before, after)
@@ -210,9 +210,9 @@ def test_eight_bit_weights(told, plain):
 
 # fast kernels
 
-def check_fast(fast, slow, told):
+def check_fast(fast, slow, texts):
     "Stories of other lengths and numbers, drawn one after the other, equal the slow drawing."
-    for several, how in [([STAR], {}), ([STAR[:2]]*3, {}), (told[:5], {}), ([STAR, STAR[:1]], {}),
+    for several, how in [([STAR], {}), ([STAR[:2]]*3, {}), (texts[:5], {}), ([STAR, STAR[:1]], {}),
                          ([STAR], dict(guidance_scale=1)),
                          # 2 steps alone, 4 guided, 2 alone: each kind is recorded and repeated
                          ([STAR[:2]]*2, dict(steps=8, guidance_interval=(.25, .75))),
@@ -221,8 +221,8 @@ def check_fast(fast, slow, told):
         for a, b in zip(draw(fast, several, **how), draw(slow, several, **how)): check_near(a, b)
 
 @cuda_only('CUDA graphs')
-def test_graphs_alone(pipe, told, monkeypatch):
-    "Recorded calls, repeated, say what the calls say, and are recorded anew for another story."
+def test_graphs_alone(pipe, texts, monkeypatch):
+    "Recorded calls, repeated, say what the calls say, and are recorded again for another story."
     graphs = opened()
     monkeypatch.setattr(graphs, '_graphs', True)
     replayed, replay = [], torch.cuda.CUDAGraph.replay
@@ -230,7 +230,7 @@ def test_graphs_alone(pipe, told, monkeypatch):
         replayed.append(id(graph))                              # a graph itself would keep memory
         return replay(graph)
     monkeypatch.setattr(torch.cuda.CUDAGraph, 'replay', counted)
-    check_fast(graphs, pipe, told)
+    check_fast(graphs, pipe, texts)
     assert len(replayed) > 20
 
 @pytest.fixture(scope='module')
@@ -243,17 +243,17 @@ def fast():
 
 @needs_compiler
 @cuda_only('tests/draw/test_pipeline.py compiles for the CPU, with ARLDM_SOAK=1')
-def test_compiled(fast, pipe, told):
+def test_compiled(fast, pipe, texts):
     "Compiled blocks draw what plain ones draw."
-    check_fast(fast, pipe, told)
+    check_fast(fast, pipe, texts)
 
 @needs_compiler
 @cuda_only('CUDA graphs of compiled blocks')
-def test_compiled_and_recorded(fast, pipe, told):
+def test_compiled_and_recorded(fast, pipe, texts):
     "Graphs of compiled blocks draw what plain blocks draw."
     fast.enable_fast_kernels(graphs=True)
     assert fast._graphs
-    check_fast(fast, pipe, told)
+    check_fast(fast, pipe, texts)
 
 
 # offloading
@@ -388,7 +388,7 @@ def test_readers_change_nothing(begin):
 accelerator = training.accelerator
 
 def watch_scaler(monkeypatch, **how):
-    "The accelerators that training makes from now on; with a scaler of this kind, if one is told."
+    "The accelerators that training makes from now on; with a scaler of this kind, if one is given."
     made = []
     def watched(s):
         acc = accelerator(s)
@@ -502,13 +502,13 @@ def test_cached_features(data, tmp_path):
 
 def test_attention(pipe):
     "Where a frame looks is the same on every device; a pipeline in bfloat16 can be asked, too."
-    told = list(toy_story(5).captions)
-    frames = [Image.fromarray(np.uint8(frame)) for frame in draw(pipe, told, steps=2)]
-    there = attention(opened('cpu'), told, frames, 2)
-    here = attention(pipe, told, frames, 2)
+    texts = list(toy_story(5).captions)
+    frames = [Image.fromarray(np.uint8(frame)) for frame in draw(pipe, texts, steps=2)]
+    there = attention(opened('cpu'), texts, frames, 2)
+    here = attention(pipe, texts, frames, 2)
     assert here.device.type == 'cpu' and here.shape == there.shape
     assert (here - there).abs().max() <= ATTENTION
-    half = attention(opened(dtype=torch.bfloat16), told, frames, 2)
+    half = attention(opened(dtype=torch.bfloat16), texts, frames, 2)
     assert half.dtype == torch.float32 and (half - there).abs().mean() <= HALF_ATTENTION
 
 def test_picture_features():

@@ -6,7 +6,7 @@ import pytest
 
 from arldm.bench import gpu_tables as tables
 from arldm.bench.budget import Measurements, Row, run_rows, start_worker
-from arldm.core import HOME, StoryError
+from arldm.core import ROOT, StoryError
 from arldm.bench.gpu import measure_gpu, with_goal
 from arldm.bench.gpu_tables import TABLES, tables_from, write_tables
 from arldm.bench.gpu_rows import GOALS, gpu_rows
@@ -38,7 +38,7 @@ def measured(tmp_path_factory):
     "Killed while it measures, and then run to its end: the folder, and the rows known when it was killed."
     out = tmp_path_factory.mktemp('gpu')
     words = [sys.executable, '-c', COMMAND, 'gpu', '--device', 'cpu', '--minutes', '2', '--out', str(out)]
-    with subprocess.Popen(words, cwd=HOME) as process:
+    with subprocess.Popen(words, cwd=ROOT) as process:
         def done(): return (out/'gpu.json').exists() and [k for k, row in rows_of(out).items() if row['state'] == 'done']
         wait_for(lambda: len(done() or ()) >= 5 and children(process.pid))
         worker, = children(process.pid)
@@ -47,7 +47,7 @@ def measured(tmp_path_factory):
     wait_for(lambda: not runs(worker), 20)                          # nobody measures on behind its back
     assert (out/'gpu.json').exists()
     words = ['make', '-s', 'gpu', 'DEVICE=cpu', 'SIZE=tiny', 'MINUTES=4', f'OUT={out}', 'COMMIT=abc1234']
-    said = subprocess.run(words, cwd=HOME, capture_output=True, text=True)
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert not said.returncode, said.stderr
     return out, before, said.stdout
 
@@ -82,7 +82,7 @@ def test_a_kill_loses_nothing(measured):
 
 def test_tables_of_a_run(measured, capsys):
     "Its tables hold every timing, and no chapter is touched by what no GPU measured."
-    before = {path: path.read_bytes() for path in (HOME/'nbs').rglob('[!.]*.ipynb')}
+    before = {path: path.read_bytes() for path in (ROOT/'nbs').rglob('[!.]*.ipynb')}
     bench(from_file=str(measured[0]/'gpu.json'))
     said = capsys.readouterr().out
     result = json.loads((measured[0]/'gpu.json').read_text())
@@ -209,17 +209,17 @@ def test_a_file_where_the_folder_should_be(tmp_path):
 
 def test_chapters_hold_what_was_measured(tmp_path):
     "The tables in the notebooks are what the committed measurements say, or empty if there are none."
-    shutil.copytree(HOME/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
     known = tables.MEASURED
     result = json.loads(known.read_text()) if known.exists() else dict(size='full', device='cuda', rows={})
     assert write_tables(result, tmp_path/'nbs') == []
-    marks = [name for name in TABLES for path in (HOME/'nbs').rglob('[!.]*.ipynb')
+    marks = [name for name in TABLES for path in (ROOT/'nbs').rglob('[!.]*.ipynb')
              if f'"<!-- table: {name} -->' in path.read_text()]
     assert sorted(marks) == sorted(TABLES)
 
 def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
     "Measurements of a GPU at full size are kept and written; a second time changes nothing."
-    shutil.copytree(HOME/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
     monkeypatch.setattr(tables, 'MEASURED', tmp_path/'docs/gpu.json')
     done = dict(state='done', date='2026-11-28', commit='abc1234', took=1.)
     rows = {'draw: dpm++ 20, graphs, 64 stories': dict(done, seconds=.111, memory=20.),
@@ -261,6 +261,6 @@ def test_tables_show_rows(name, monkeypatch):
 
 def test_readme_shows_no_empty_cell():
     "What nobody measured is not in the README."
-    for line in (HOME/'README.md').read_text().splitlines():
+    for line in (ROOT/'README.md').read_text().splitlines():
         if line.startswith('| ') and not line.startswith('| |'): assert '| |' not in line, line
-    assert 'not yet measured' not in (HOME/'README.md').read_text()
+    assert 'not yet measured' not in (ROOT/'README.md').read_text()

@@ -81,9 +81,9 @@ def test_plain_converter_keeps_stories(folder):
         records = [r for r, in json.loads((folder/'raw/SSID_Annotations'/file).read_text())['annotations']]
         assert len(plain[split]) == len(records)//5
         for i, story in enumerate(plain[split]):
-            told = records[5*i:5*i + 5]
-            assert story.captions == tuple(r['storytext'] for r in told) == ours[split][i].captions
-            for picture, r in zip(story.pictures(), told):
+            group = records[5*i:5*i + 5]
+            assert story.captions == tuple(r['storytext'] for r in group) == ours[split][i].captions
+            for picture, r in zip(story.pictures(), group):
                 assert (np.array(picture) == decoded(folder/f'raw/SSID_Images/{r["youtube_image_id"]}.jpg')).all()
 
 def test_file_is_a_tenth(folder):

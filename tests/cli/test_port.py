@@ -128,9 +128,10 @@ def trained_on(corpus, length=None):
 def test_corpus_is_read_off_the_tensors(corpus, how, tmp_path):
     state = trained_on(corpus)
     home = port(saved(tmp_path/'x.ckpt', lightning(state)), tmp_path/'home', **how)
-    vocab, told = StoryPipeline.from_pretrained(home).model.vocab, json.loads((home/'settings.json').read_text())
+    vocab, settings = StoryPipeline.from_pretrained(home).model.vocab, json.loads((home/'settings.json').read_text())
     found = {'vist-sis': 'ssid'}.get(corpus, corpus)         # nothing in the tensors tells these two apart
-    assert (told['corpus'], told['resolution']) == (found, CORPORA[found].resolution) and vocab.length == CORPORA[corpus].length
+    assert (settings['corpus'], settings['resolution']) == (found, CORPORA[found].resolution)
+    assert vocab.length == CORPORA[corpus].length
     assert vocab.caption_tokenizer.tokenize(' '.join(CORPORA[corpus].names)) == list(CORPORA[corpus].names)
     same(read_weights(port(home, tmp_path/'back.ckpt')), state)
 
@@ -168,7 +169,7 @@ def test_names_are_listed(gone, new, how, tmp_path, capsys):
     home = port(path, tmp_path/'home', loose=True, **how)
     assert listed() == lines
     unet, first = StoryPipeline.from_pretrained(home).unet, recorded.state()
-    assert torch.equal(unet.conv_in.bias, first[BIAS]) and unet.conv_in.weight.std() > 0        # random, not nought
+    assert torch.equal(unet.conv_in.bias, first[BIAS]) and unet.conv_in.weight.std() > 0        # random, not zero
     assert torch.equal(unet.conv_in.weight, first['unet.conv_in.weight']) == (not gone)
 
 def test_more_names_than_fit_a_line(how, tmp_path, capsys):

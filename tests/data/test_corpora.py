@@ -170,12 +170,12 @@ def test_real_stories(tmp_path):
     assert sum(c['different'] for s, c in counts.items() if s in NAMES) == 60 and not counts['skipped']
     file = StoryFile(tmp_path/'x.h5')
     for split, name in NAMES.items():
-        told = {}
+        by_story = {}
         for [r] in json.loads((MINI/f'SSID_Annotations/SSID_{name}.json').read_text())['annotations']:
-            told.setdefault(str(r['story_id']), {})[r['image_order']] = r
-        assert file[split].ids == list(told)
+            by_story.setdefault(str(r['story_id']), {})[r['image_order']] = r
+        assert file[split].ids == list(by_story)
         for story in file[split]:
-            want = [told[story.id][k] for k in range(1, 6)]
+            want = [by_story[story.id][k] for k in range(1, 6)]
             assert story.captions == tuple(' '.join(r['storytext'].split()) for r in want)
             assert story.frames == tuple((MINI/f"SSID_Images/{r['youtube_image_id']}.jpg").read_bytes() for r in want)
 
@@ -191,7 +191,7 @@ def test_the_original_layout_gives_the_same_stories(tmp_path):
 
 # The five corpora in their own raw layouts
 
-def told(source, raw):
+def read_splits(source, raw):
     "Split -> its stories, through a story file."
     convert(source, raw, raw.parent/f'{source}.h5', quiet=True)
     file = StoryFile(raw.parent/f'{source}.h5')
@@ -202,7 +202,7 @@ def told(source, raw):
 def test_every_corpus(source, tmp_path):
     "Five captions for five frames, in order, each picture once with its bytes, and upright."
     raw = WRITE[source](tmp_path/'raw')
-    stories = told(source, raw)
+    stories = read_splits(source, raw)
     assert all(stories.values())
     files = {p.read_bytes() for p in raw.rglob('*.*')}
     for story in sum(stories.values(), []):
@@ -235,16 +235,16 @@ def test_the_command(source, tmp_path, capsys, monkeypatch):
 def test_orders_are_the_corpus_own(tmp_path):
     "The order field counts, not the file: shuffled records give the same stories."
     raw = WRITE['vist-sis'](tmp_path/'a'/'raw')
-    before = {s: {x.id: x for x in told('vist-sis', raw)[s]} for s in NAMES}
+    before = {s: {x.id: x for x in read_splits('vist-sis', raw)[s]} for s in NAMES}
     file = next(raw.rglob('train.story-in-sequence.json'))
     data = json.loads(file.read_text())
     random.Random(1).shuffle(data['annotations'])
     file.write_text(json.dumps(data))
-    assert {x.id: x for x in told('vist-sis', raw)['train']} == before['train']
+    assert {x.id: x for x in read_splits('vist-sis', raw)['train']} == before['train']
 
 def test_dii_takes_the_longest_text_and_keeps_equal_ones(tmp_path):
     raw = WRITE['vist-dii'](tmp_path/'raw')
-    dii, sis = told('vist-dii', raw), told('vist-sis', raw)
+    dii, sis = read_splits('vist-dii', raw), read_splits('vist-sis', raw)
     for a, b in zip(dii['train'], sis['train']):
         assert (a.id, a.album, a.frames) == (b.id, b.album, b.frames)
         assert a.captions == tuple(f'A slope of colours. Number {k}.' for k in range(3)) + ('A slope of colours.',)*2
@@ -268,7 +268,7 @@ def strip_of(raw, name):
 
 def test_pororo_keeps_every_picture_of_a_strip(tmp_path):
     raw = WRITE['pororo'](tmp_path/'raw')
-    with pytest.warns(UserWarning, match=r'share albums.*train and val \(1\)$'): stories = told('pororo', raw)
+    with pytest.warns(UserWarning, match=r'share albums.*train and val \(1\)$'): stories = read_splits('pororo', raw)
     assert [s.id for s in stories['train'] + stories['val'] + stories['test']] == ['0', '1', '2', '3', '4', '5']
     assert [s.album for s in stories['test']] == ['Pororo_ENGLISH1_2_ep2']*3
     for story, first in zip(stories['test'], range(3)):
@@ -281,7 +281,7 @@ def test_pororo_keeps_every_picture_of_a_strip(tmp_path):
 @pytest.mark.filterwarnings('ignore:splits share albums')
 def test_flintstones_keeps_five_pictures_of_a_clip(tmp_path):
     raw = WRITE['flintstones'](tmp_path/'raw')
-    stories = told('flintstones', raw)
+    stories = read_splits('flintstones', raw)
     assert {s: len(x) for s, x in stories.items()} == dict(train=3, val=1, test=2)   # a clip with three more begins none
     for story in stories['test']:
         assert story.album == 's_01_e_03'

@@ -411,7 +411,7 @@ def test_numbers_that_nobody_means(tmp_path, wrong):
     assert os.listdir(tmp_path) == []
 
 def test_two_downloads_into_one_folder(tmp_path):
-    "The second is told in one line, and the unfinished photos of the first stay."
+    "The second costs one line, and the unfinished photos of the first stay."
     for split in 'train', 'val', 'test':
         (tmp_path/f'{split}.story-in-sequence.json').write_text(json.dumps(dict(images=[], annotations=[])))
     out = tmp_path/'out'

@@ -627,8 +627,8 @@ PATHS = ('../elsewhere/secret.png', '/etc/passwd', 'Pororo_ENGLISH1_2_ep2/../../
 @pytest.mark.parametrize('name', PATHS)
 def test_paths_that_lead_elsewhere(corpus, tmp_path, name):
     raw, elsewhere = corpus('pororo'), secret(tmp_path)
-    told = load_array(raw/'descriptions.npy').item() | {name.removesuffix('.png'): 'x'}
-    np.save(raw/'descriptions.npy', objects(told))
+    annotations = load_array(raw/'descriptions.npy').item() | {name.removesuffix('.png'): 'x'}
+    np.save(raw/'descriptions.npy', objects(annotations))
     rest = load_array(raw/'following_cache4.npy').astype(object)
     rest[5, 0] = name
     np.save(raw/'following_cache4.npy', rest)
@@ -641,8 +641,8 @@ def test_clips_that_lead_elsewhere(corpus, tmp_path, name):
     last = list(follow)[5]
     follow[last][1] = name
     (raw/'following_cache4.pkl').write_bytes(pickle.dumps(follow))
-    told = json.loads((raw/'flintstones_annotations_v1-0.json').read_text()) + [dict(globalID=name, description='x')]
-    (raw/'flintstones_annotations_v1-0.json').write_text(json.dumps(told))
+    annotations = json.loads((raw/'flintstones_annotations_v1-0.json').read_text()) + [dict(globalID=name, description='x')]
+    (raw/'flintstones_annotations_v1-0.json').write_text(json.dumps(annotations))
     assert conversion('flintstones', raw, tmp_path/'out/x.h5', skip_bad=True) == ('skipped', {'unsafe id': 1})
 
 def test_links_out_of_the_folder(corpus, tmp_path):

@@ -19,28 +19,28 @@ def story(i, pictures, album='a'):
     return Story(str(i), album, tuple(f'caption {i}|{k}' for k in range(len(pictures))), tuple(pictures))
 
 @pytest.fixture
-def told():
+def splits():
     "Two albums; stories of five, three and one frame that share pictures."
     a = [png(k) for k in range(5)]
     return dict(train=[story(1, a), story(2, a[2:]), story(3, [png(9)], 'b')], val=[], test=[story(1, a[::-1])])
 
 @pytest.fixture
-def path(told, tmp_path):
-    write_stories(tmp_path/'stories.h5', told, 'toy')
+def path(splits, tmp_path):
+    write_stories(tmp_path/'stories.h5', splits, 'toy')
     return tmp_path/'stories.h5'
 
-def test_round_trip(told, path):
+def test_round_trip(splits, path):
     file = StoryFile(path)
     assert (file.splits, file.corpus) == (('train', 'val', 'test'), 'toy')
-    assert {s: list(file[s]) for s in file.splits} == told
+    assert {s: list(file[s]) for s in file.splits} == splits
 
-def test_every_different_picture_once_with_its_bytes(told, path):
-    with h5py.File(path) as f: assert [bytes(p) for p in f['frames']] == [*told['train'][0].frames, png(9)]
+def test_every_different_picture_once_with_its_bytes(splits, path):
+    with h5py.File(path) as f: assert [bytes(p) for p in f['frames']] == [*splits['train'][0].frames, png(9)]
     assert StoryFile(path)['test'].rows(0).tolist() == [4, 3, 2, 1, 0]
 
-def test_counts_are_those_of_a_dry_run(told, path):
+def test_counts_are_those_of_a_dry_run(splits, path):
     file = StoryFile(path)
-    assert file.counts == count_stories(told)
+    assert file.counts == count_stories(splits)
     assert file.counts['train'] == dict(stories=3, albums=2, pictures=9, different=6)
     assert file.counts['val'] == dict(stories=0, albums=0, pictures=0, different=0)
 
@@ -74,25 +74,25 @@ def test_index_finds_by_id(path):
 def _read(file): return [file['train'][i] for i in range(3)]
 
 @pytest.mark.parametrize('how', ['fork', 'spawn'])
-def test_worker_processes(told, path, how):
+def test_worker_processes(splits, path, how):
     file = StoryFile(path)
     file['train'][0]   # the handle is open before the workers start
     with multiprocessing.get_context(how).Pool(2 if how == 'fork' else 1) as pool:
-        assert pool.map(_read, [file]*8) == [told['train']]*8
-    assert pickle.loads(pickle.dumps(file['train']))[1] == told['train'][1]
+        assert pool.map(_read, [file]*8) == [splits['train']]*8
+    assert pickle.loads(pickle.dumps(file['train']))[1] == splits['train'][1]
 
-def test_failed_writing_keeps_the_old_file(told, path):
+def test_failed_writing_keeps_the_old_file(splits, path):
     before = path.read_bytes()
     def broken():
-        yield told['train'][0]
+        yield splits['train'][0]
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): write_stories(path, dict(train=broken()), 'toy')
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ['stories.h5']
 
-def test_writer_refuses(told, tmp_path):
-    for splits, said in ((dict(train=[], test=[]), 'not a single story'),
-                         (dict(train=[told['train'][0]]*2), 'story 1 stands twice')):
-        with pytest.raises(StoryError, match=said): write_stories(tmp_path/'x.h5', splits, 'toy')
+def test_writer_refuses(splits, tmp_path):
+    for wrong, said in ((dict(train=[], test=[]), 'not a single story'),
+                         (dict(train=[splits['train'][0]]*2), 'story 1 stands twice')):
+        with pytest.raises(StoryError, match=said): write_stories(tmp_path/'x.h5', wrong, 'toy')
     assert not any(tmp_path.iterdir())
     with pytest.raises(StoryError, match='2 captions and 1 pictures'): Story('1', 'a', ('x', 'y'), (png(0),))
     with pytest.raises(StoryError, match='every frame needs one of each'): Story('1', 'a', (), ())
@@ -139,9 +139,9 @@ def test_original_files():
     file = StoryFile(PARITY/'ssid.h5')
     assert (file.splits, file.corpus) == (('train', 'val', 'test'), 'ssid')
     for split, name in dict(train='Train', val='Validation', test='Test').items():
-        told = [g[0] for g in json.loads((PARITY/f'ssid_json/SSID_{name}.json').read_text())['annotations']]
+        records = [g[0] for g in json.loads((PARITY/f'ssid_json/SSID_{name}.json').read_text())['annotations']]
         by_story = {}
-        for r in told: by_story.setdefault(r['story_id'], []).append(r)
+        for r in records: by_story.setdefault(r['story_id'], []).append(r)
         stories = list(file[split])
         assert len(stories) == len(by_story) == file.counts[split]['stories']
         for story, records in zip(stories, by_story.values()):

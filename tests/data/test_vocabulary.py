@@ -36,13 +36,13 @@ def test_the_toys_own_captions_give_no_note():
     assert notes(vocab, [c for i in range(50) for c in toy_story(i, hard=True).captions]) == [] and notes(vocab, TOY_WORDS) == []
 
 def test_unknown_words_are_named_once():
-    vocab, told = toy(), ['Ada sees a huge dragon.', 'The dragon and a castle!', 'She jumps.']
-    assert vocab.unknown_words(told) == ['sees', 'huge', 'dragon', 'castle']
-    line, = notes(vocab, told)
+    vocab, captions = toy(), ['Ada sees a huge dragon.', 'The dragon and a castle!', 'She jumps.']
+    assert vocab.unknown_words(captions) == ['sees', 'huge', 'dragon', 'castle']
+    line, = notes(vocab, captions)
     assert 'know: sees, huge, dragon, castle; pictures' in line and '\n' not in line
-    assert notes(vocab, told) == []                                                   # each only once
+    assert notes(vocab, captions) == []                                                   # each only once
     assert 'know: wizard;' in notes(vocab, ['A dragon, a wizard.'])[0]
-    assert vocab.unknown_words(told) == ['sees', 'huge', 'dragon', 'castle']          # asked, it still says
+    assert vocab.unknown_words(captions) == ['sees', 'huge', 'dragon', 'castle']          # asked, it still says
 
 def test_of_many_words_eight_are_named():
     words = [f'{a}{b}zx' for a in 'bcdfg' for b in 'qwv']

@@ -17,9 +17,9 @@ from arldm.data.story import Story, write_stories
 
 FEW = dict(num_inference_steps=1, guidance_scale=1.)
 
-def story(i, told='a red star'):
+def story(i, text='a red star'):
     picture = to_png(Image.new('RGB', (16, 16), (40*i, 0, 99)))
-    return Story(f's{i}', f'a{i}', (f'{told} {i}', 'it jumps'), (picture, picture))
+    return Story(f's{i}', f'a{i}', (f'{text} {i}', 'it jumps'), (picture, picture))
 
 def make_pipeline(folder, seed):
     words = word_tokenizers(['a red star it jumps 0 1 2 3'], folder.with_name(folder.name + '-words'))
@@ -309,11 +309,11 @@ def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):
     "It is left as it is."
     from arldm.draw import test_set as gallery
     made = gallery.make_plan
-    def meanwhile(told, given):
-        if told[0] == 'a red star 0':
+    def meanwhile(texts, given):
+        if texts[0] == 'a red star 0':
             (run/'drawn/s0').mkdir(parents=True)
             Image.new('RGB', (16, 16)).save(run/'drawn/s0/1.png')
-        return made(told, given)
+        return made(texts, given)
     monkeypatch.setattr(gallery, 'make_plan', meanwhile)
     cli.draw(run, **FEW)
     assert len(drawn(run)) == 7 and not np.asarray(Image.open(run/'drawn/s0/1.png')).any()
@@ -323,9 +323,9 @@ def test_a_copied_run_draws_the_stories_that_it_was_trained_on(run, tmp_path):
     from arldm.train.cache import data_digest
     from arldm.data.story import StoryFile, write_stories
     own_pipeline(run)
-    def stories_at(folder, *told):
+    def stories_at(folder, *texts):
         folder.mkdir(exist_ok=True)
-        stories = [story(i, t) for i, t in enumerate(told)]
+        stories = [story(i, t) for i, t in enumerate(texts)]
         write_stories(folder/'toy.h5', dict(train=stories, test=stories), 'toy')
         return folder/'toy.h5'
     mine, other = stories_at(tmp_path/'a', 'a red star'), stories_at(tmp_path/'b', 'a green ball')

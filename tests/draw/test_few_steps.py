@@ -173,10 +173,10 @@ def test_one_step_of_the_shipped_model_is_no_garbage(name):
     "One step of DDIM is one step of DPM-Solver++, of PNDM but for the noise that is left at its last time."
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
     pipe.set_progress_bar_config(disable=True)
-    told, frames = ['Leo, a big red star with a hat, is at the beach on the left by day.'], {}
+    captions, frames = ['Leo, a big red star with a hat, is at the beach on the left by day.'], {}
     for other in name, 'dpm++':
         pipe.scheduler = make_scheduler(other, pipe.scheduler.config)
-        frames[other] = np.asarray(pipe(told, num_inference_steps=1, guidance_scale=1.).frames[0][0], float)
+        frames[other] = np.asarray(pipe(captions, num_inference_steps=1, guidance_scale=1.).frames[0][0], float)
     assert abs(frames[name] - frames['dpm++']).mean() < (1 if name == 'ddim' else 6)
 
 

@@ -12,12 +12,12 @@ from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.arldm import ARLDM
 
-TOLD = ['Ada is a big red star.', 'She jumps.', 'She goes to the right.', 'Night falls.', 'She waits.', 'Bo comes along.',
+LINES = ['Ada is a big red star.', 'She jumps.', 'She goes to the right.', 'Night falls.', 'She waits.', 'Bo comes along.',
         'Bo jumps.']
 FEW = dict(num_inference_steps=1, guidance_scale=1.)
 
 def make_pipeline(folder, seed):
-    words = word_tokenizers(TOLD, folder.with_name(folder.name + '-words'))
+    words = word_tokenizers(LINES, folder.with_name(folder.name + '-words'))
     torch.manual_seed(seed)
     StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16)).save_pretrained(folder)
     return folder
@@ -42,9 +42,9 @@ def opened_once(models):
         patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
         yield
 
-def write(path, told=TOLD[:2]):
+def write(path, lines=LINES[:2]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('\n'.join(told) + '\n')
+    path.write_text('\n'.join(lines) + '\n')
     return path
 
 def photo(path, seed=0):
@@ -97,15 +97,15 @@ def test_two_texts_of_one_name(model, tmp_path):
     "Each has a folder of its own; in the same place, the second is refused."
     run = tmp_path/'run'
     shutil.copytree(model, run/'pipeline')
-    told = write(tmp_path/'a/story.txt'), write(tmp_path/'b/story.txt', TOLD[2:4])
-    a, b = [cli.draw(run, captions=str(text), **FEW) for text in told]
+    lines = write(tmp_path/'a/story.txt'), write(tmp_path/'b/story.txt', LINES[2:4])
+    a, b = [cli.draw(run, captions=str(text), **FEW) for text in lines]
     first = content(a)
     assert a != b and first['1.png'] != content(b)['1.png']
-    cli.draw(run, captions=str(told[0]), redraw='2', **{**FEW, 'seed': 5})
+    cli.draw(run, captions=str(lines[0]), redraw='2', **{**FEW, 'seed': 5})
     assert content(a)['1.png'] == first['1.png'] and content(a)['2.png'] != first['2.png']
-    assert look(b, 2)[0].any() and made(b)['captions'] == TOLD[2:4]
+    assert look(b, 2)[0].any() and made(b)['captions'] == LINES[2:4]
     one_line('a/story-drawn holds a story with another caption of frame 1', '--redraw all', '--out', run=run,
-             captions=str(write(tmp_path/'a/story.md', TOLD[2:4])))
+             captions=str(write(tmp_path/'a/story.md', LINES[2:4])))
 
 def test_out(model, tmp_path):
     text = write(tmp_path/'story.txt')
@@ -171,9 +171,9 @@ def test_something_else_is_refused(models, tmp_path, what):
     "Until it is asked for: then the new story stands there."
     text, how = write(tmp_path/'story.txt'), dict(run=models[0], **FEW)
     folder = cli.draw(captions=str(text), **how)
-    before, told = content(folder), TOLD[:2]
-    if what == 'captions': told = write(text, [TOLD[0], TOLD[3]]).read_text().splitlines()
-    elif what == 'more': told = write(text, TOLD[:3]).read_text().splitlines()
+    before, lines = content(folder), LINES[:2]
+    if what == 'captions': lines = write(text, [LINES[0], LINES[3]]).read_text().splitlines()
+    elif what == 'more': lines = write(text, LINES[:3]).read_text().splitlines()
     elif what == 'weights': how['run'] = models[1]
     elif what == 'given': how['given'] = str(photo(tmp_path/'first.png'))
     else: how[what] = dict(num_inference_steps=2, seed=3, guidance_scale=2., dtype='bfloat16')[what]
@@ -183,15 +183,15 @@ def test_something_else_is_refused(models, tmp_path, what):
     if what in ('weights', 'more'):
         cli.draw(captions=str(text), redraw='all', **how)
         new = cli.draw(captions=str(text), out=tmp_path/'new', **how)
-        assert content(folder) == content(new) != before and made(new)['captions'] == told
+        assert content(folder) == content(new) != before and made(new)['captions'] == lines
         assert not [p for p in tmp_path.iterdir() if p.name[0] == '.' or p.name.endswith('.part')]
 
 def test_redraw(models, tmp_path):
     "The frames that are named, each after those before it; the captions of the others must be the same."
-    text, model = write(tmp_path/'story.txt', TOLD[:4]), models[0]
+    text, model = write(tmp_path/'story.txt', LINES[:4]), models[0]
     folder = cli.draw(model, captions=str(text), **FEW)
     before, frames = content(folder), look(folder, 4)
-    new = write(text, [TOLD[0], 'Bo jumps.', *TOLD[2:4]]).read_text().splitlines()
+    new = write(text, [LINES[0], 'Bo jumps.', *LINES[2:4]]).read_text().splitlines()
     one_line('another caption of frame 2', run=model, captions=str(text), redraw='3')
     one_line('other weights', run=models[1], captions=str(text), redraw='2')
     one_line('no frame 5 to redraw; there are frames 1 to 4', run=model, captions=str(text), redraw='5')
@@ -224,7 +224,7 @@ def test_what_was_changed_is_not_taken_for_ours(model, tmp_path, what, redraw):
     else: assert {*content(cli.draw(model, captions=str(text), redraw='all', **FEW))} > {'1.png', '2.png'}
 
 def test_a_given_picture_is_compared_by_content(model, tmp_path):
-    text, a, b = write(tmp_path/'story.txt', TOLD[:3]), photo(tmp_path/'a.png'), photo(tmp_path/'b.png', 1)
+    text, a, b = write(tmp_path/'story.txt', LINES[:3]), photo(tmp_path/'a.png'), photo(tmp_path/'b.png', 1)
     folder = cli.draw(model, captions=str(text), given=str(a), **FEW)
     shutil.copy(a, tmp_path/'copy.png')
     before = content(folder)
@@ -253,7 +253,7 @@ def stop_after(monkeypatch, n, error=KeyboardInterrupt):
 @pytest.mark.parametrize('n_given', [0, 2])
 def test_a_stopped_story_goes_on(model, tmp_path, monkeypatch, n_given):
     "Stopped again and again, the pictures are those of a story that was never stopped; longer than the memory."
-    text = write(tmp_path/'story.txt', TOLD)
+    text = write(tmp_path/'story.txt', LINES)
     given = ','.join(str(photo(tmp_path/f'{k}.png', k)) for k in range(n_given)) or None
     calm = cli.draw(model, captions=str(text), given=given, out=tmp_path/'calm', **FEW)
     kept, part = n_given, tmp_path/'story-drawn.part'
@@ -269,10 +269,10 @@ def test_a_stopped_story_goes_on(model, tmp_path, monkeypatch, n_given):
     folder = cli.draw(model, captions=str(text), given=given, **FEW)
     assert len(calls) == 7 - kept + 1, 'the frames that were left, and the strip'
     assert off(look(folder, 7), look(calm, 7)) <= 1 and not part.exists()
-    assert made(folder)['captions'] == TOLD and {*content(folder)} == {*content(calm)}
+    assert made(folder)['captions'] == LINES and {*content(folder)} == {*content(calm)}
 
 def test_another_story_does_not_go_on_from_these(models, tmp_path, monkeypatch):
-    text = write(tmp_path/'story.txt', TOLD[:3])
+    text = write(tmp_path/'story.txt', LINES[:3])
     with monkeypatch.context() as patched, warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         warnings.simplefilter('ignore')
         stop_after(patched, 1)
@@ -288,7 +288,7 @@ def test_another_story_does_not_go_on_from_these(models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('what', ['changed', 'foreign'])
 def test_kept_frames_are_known_by_content(model, tmp_path, monkeypatch, what):
-    text = write(tmp_path/'story.txt', TOLD[:3])
+    text = write(tmp_path/'story.txt', LINES[:3])
     with monkeypatch.context() as patched, warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         warnings.simplefilter('ignore')
         stop_after(patched, 2)
@@ -306,11 +306,11 @@ def test_stream_goes_on(model, n_given):
     pipe = StoryPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     given = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (20, 32, 3), np.uint8)) for k in range(n_given)]
-    told, how = TOLD + TOLD[:2], dict(seed=4, num_inference_steps=1, guidance_scale=2.)
-    whole = [*pipe.stream(told, given, **how)]
+    lines, how = LINES + LINES[:2], dict(seed=4, num_inference_steps=1, guidance_scale=2.)
+    whole = [*pipe.stream(lines, given, **how)]
     assert len(whole) == 9 - n_given
     for k in {1, len(whole)//2, len(whole) - 1}:
-        rest = [*pipe.stream(told, given, drawn=whole[:k], **how)]
+        rest = [*pipe.stream(lines, given, drawn=whole[:k], **how)]
         assert off([np.asarray(x).astype(int) for x in rest], [np.asarray(x).astype(int) for x in whole[k:]]) <= 1, k
 
 def test_a_long_story_needs_no_more_memory(model):
@@ -327,14 +327,14 @@ def test_killed_at_every_point(model, tmp_path):
     "kill -9 at any change of the disk: the same command draws the same story, and nothing else is left."
     from processes import at_change, end, fork
     pipe = StoryPipeline.from_pretrained(model)
-    text, calm = write(tmp_path/'calm/story.txt', TOLD[:3]), tmp_path/'calm'
+    text, calm = write(tmp_path/'calm/story.txt', LINES[:3]), tmp_path/'calm'
     def work(text, k=0):
         StoryPipeline.from_pretrained = lambda *_, **__: pipe
         if k: at_change(k, signal.SIGKILL)
         cli.draw(model, captions=str(text), **FEW)
     assert end(*fork(lambda: work(text)))[0] == 0
     for k in 9, 16, 45:
-        text = write(tmp_path/str(k)/'story.txt', TOLD[:3])
+        text = write(tmp_path/str(k)/'story.txt', LINES[:3])
         assert end(*fork(lambda: work(text, k)))[0] == -signal.SIGKILL, k
         assert end(*fork(lambda: work(text)))[0] == 0, k
         assert content(text.parent) == content(calm) and not [*text.parent.glob('.*')], k
@@ -342,7 +342,7 @@ def test_killed_at_every_point(model, tmp_path):
 def test_two_at_once(model, tmp_path, monkeypatch):
     "One draws, the other says so; or both have the same story."
     from processes import end, fork
-    pipe, text, stream = StoryPipeline.from_pretrained(model), write(tmp_path/'story.txt', TOLD[:3]), StoryPipeline.stream
+    pipe, text, stream = StoryPipeline.from_pretrained(model), write(tmp_path/'story.txt', LINES[:3]), StoryPipeline.stream
     def slow(*args, **how):
         for frame in stream(*args, **how):
             time.sleep(.2)
@@ -359,7 +359,7 @@ def test_two_at_once(model, tmp_path, monkeypatch):
         'strip.png', 'manifest.json'))} and not [p for p in tmp_path.iterdir() if p.name.endswith('.part')]
 
 def test_what_cannot_be_deleted_is_left_aside(model, tmp_path):
-    "The new story is in place, the old one aside, and somebody is told."
+    "The new story is in place, the old one aside, and a warning says so."
     text = write(tmp_path/'story.txt')
     folder = cli.draw(model, captions=str(text), **FEW)
     old = (folder/'2.png').read_bytes()
@@ -373,7 +373,7 @@ def test_what_cannot_be_deleted_is_left_aside(model, tmp_path):
 
 def test_a_broken_frame_is_never_written(model, tmp_path, monkeypatch):
     "The frames before it are kept."
-    text = write(tmp_path/'story.txt', TOLD[:3])
+    text = write(tmp_path/'story.txt', LINES[:3])
     stop_after(monkeypatch, 1, StoryError('the frame is not finite'))
     with pytest.warns(UserWarning, match='1 of 3 frames'): one_line('not finite', run=model, captions=str(text))
     assert [p.name for p in tmp_path.rglob('*.png')] == ['1.png']
@@ -394,7 +394,7 @@ def test_lines(model, tmp_path, unopened, monkeypatch, name):
     (tmp_path/'story.txt').write_bytes(text.encode())
     place = sys.modules.get('arldm.draw.story_folder', cli)
     plan = place.make_plan
-    monkeypatch.setattr(place, 'make_plan', lambda told, *a: (seen.append(told), plan(told, *a))[1])
+    monkeypatch.setattr(place, 'make_plan', lambda lines, *a: (seen.append(lines), plan(lines, *a))[1])
     with pytest.raises(AssertionError, match='the model is loaded'): cli.draw(model, captions=str(tmp_path/'story.txt'), **FEW)
     assert seen[0] == want and not (tmp_path/'story-drawn').exists()
 
@@ -425,7 +425,7 @@ def test_lists_of_pictures(model, tmp_path, monkeypatch, given, names):
     for k, name in enumerate(('a.png', 'b.png', 'a, b.png')): photo(tmp_path/name, k)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('HOME', str(tmp_path))
-    folder = cli.draw(model, captions=str(write(tmp_path/'story.txt', TOLD[:3])), given=given, **FEW)
+    folder = cli.draw(model, captions=str(write(tmp_path/'story.txt', LINES[:3])), given=given, **FEW)
     for k, name in enumerate(names, 1):
         want = Image.open(tmp_path/name).crop((8, 0, 32, 24))
         assert np.array_equal(np.asarray(Image.open(folder/f'{k}.png')), np.asarray(want)), name
@@ -480,11 +480,11 @@ def test_unknown_words_are_handed_to_the_vocabulary(model, monkeypatch):
     seen, pipe = [], StoryPipeline.from_pretrained(model)
     monkeypatch.setattr(Vocabulary, 'note_unknown', lambda self, captions: seen.append(list(captions)))
     pipe.set_progress_bar_config(disable=True)
-    pipe([TOLD[:2], TOLD[2:3]], num_inference_steps=1, guidance_scale=1.)
-    assert seen[0] == TOLD[:3]
+    pipe([LINES[:2], LINES[2:3]], num_inference_steps=1, guidance_scale=1.)
+    assert seen[0] == LINES[:3]
     seen.clear()
-    frames = pipe.stream(iter(TOLD), num_inference_steps=1, guidance_scale=1.)
-    assert next(frames) and seen == [[TOLD[0]]] and next(frames) and seen == [[TOLD[0]], [TOLD[1]]]
+    frames = pipe.stream(iter(LINES), num_inference_steps=1, guidance_scale=1.)
+    assert next(frames) and seen == [[LINES[0]]] and next(frames) and seen == [[LINES[0]], [LINES[1]]]
 
 
 # what attacks found

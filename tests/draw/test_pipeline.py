@@ -412,9 +412,9 @@ def test_null_follows_the_weights(saved, change):
 @pytest.mark.parametrize('name', SCHEDULERS)
 def test_plain(tiny, name, guidance, given):
     tiny.scheduler = make_scheduler(name, tiny.scheduler.config)
-    told, seen = [A, [*B, 'it jumps'], B], [[photo(seed=i) for i in range(given)]]*3
+    texts, seen = [A, [*B, 'it jumps'], B], [[photo(seed=i) for i in range(given)]]*3
     how = dict(guidance_scale=guidance, given=seen if given else None)
-    fast, plain = latents(tiny, told, **how), latents(tiny, told, **how, plain=True)
+    fast, plain = latents(tiny, texts, **how), latents(tiny, texts, **how, plain=True)
     assert [len(x) for x in fast] == [3 - given, 4 - given, 3 - given]
     assert max(map(relative, fast, plain)) < 1e-4
 
@@ -459,12 +459,12 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
 @pytest.mark.parametrize('name,given,n', [('ddim', 0, 3), ('pndm', 1, 3), ('dpm++', 1, 7), ('unipc', 0, 6)])
 @torch.no_grad()
 def test_by_hand(toy, name, given, n):
-    told = (A + ['it rests', 'it jumps', 'it goes to the left', 'it jumps'])[:n]
+    texts = (A + ['it rests', 'it jumps', 'it goes to the left', 'it jumps'])[:n]
     first = [photo(64, 64)][:given]
     scheduler, kept = make_scheduler(name, toy.scheduler.config), toy.scheduler
-    want, frames = by_hand(toy, told, scheduler, 3, 3., first)
+    want, frames = by_hand(toy, texts, scheduler, 3, 3., first)
     toy.scheduler = type(scheduler).from_config(scheduler.config)
-    try: z = latents(toy, told, first, num_inference_steps=3, guidance_scale=3.)
+    try: z = latents(toy, texts, first, num_inference_steps=3, guidance_scale=3.)
     finally: toy.scheduler = kept
     assert relative(z, want) < 1e-4 and frames[0].size == (64, 64)
 
@@ -479,10 +479,10 @@ def test_by_hand_can_fail(toy):
     assert relative(other[2], want[2]) > 1e-3 and relative(weaker, want) > 1e-3
 
 def test_long(tiny):
-    told = A*4
-    out = tiny(told, [photo()], **FEW)
+    texts = A*4
+    out = tiny(texts, [photo()], **FEW)
     assert len(out.frames[0]) == 11 and len(out.stories[0]) == 12
-    assert relative(latents(tiny, told), latents(tiny, told, plain=True)) < 1e-4
+    assert relative(latents(tiny, texts), latents(tiny, texts, plain=True)) < 1e-4
 
 def test_sizes(tiny):
     for h, w in (8, 8), (72, 40), (40, 72): assert tiny(A[:2], **FEW, height=h, width=w).frames[0][1].size == (w, h)
@@ -566,9 +566,9 @@ def test_put_back_after_failing_layer(tiny, monkeypatch):
 def test_compiled(toy):
     pipe = quiet(StoryPipeline.from_pretrained(asset('toy/arldm')))
     pipe.enable_fast_kernels(graphs=True)                                          # no graphs where there is no GPU
-    for told in A, [A, B], [A, B, A, B[:2]]:
+    for texts in A, [A, B], [A, B, A, B[:2]]:
         for how in dict(), dict(plain=True), dict(guidance_scale=1):
-            x, y = latents(pipe, told, **how), latents(toy, told, **how)
+            x, y = latents(pipe, texts, **how), latents(toy, texts, **how)
             assert max(map(relative, x, y)) < 1e-4 if isinstance(x, list) else relative(x, y) < 1e-4
     assert pipe.model.state_dict().keys() == toy.model.state_dict().keys()
 
@@ -669,11 +669,11 @@ STREAMS = [
     ('one text', 'it jumps', (), {}), ('no captions', [], (), {}), ('no text', [None], (), {}),
     ('lists', [A], (), {}), ('one picture', A, P3[0], {}), ('all given', A, P3, {}), ('seed', A, (), dict(seed=1.5))]
 
-@pytest.mark.parametrize('what,told,given,how', STREAMS, ids=[x[0] for x in STREAMS])
-def test_stream_unchecked(tiny, what, told, given, how):
-    if what == 'one text': assert len([*tiny.stream(told, **FEW)]) == 1
-    elif what == 'one picture': assert len([*tiny.stream(told, given, **FEW)]) == 2
-    else: one_line(lambda: [*tiny.stream(told, given, **FEW, **how)])
+@pytest.mark.parametrize('what,texts,given,how', STREAMS, ids=[x[0] for x in STREAMS])
+def test_stream_unchecked(tiny, what, texts, given, how):
+    if what == 'one text': assert len([*tiny.stream(texts, **FEW)]) == 1
+    elif what == 'one picture': assert len([*tiny.stream(texts, given, **FEW)]) == 2
+    else: one_line(lambda: [*tiny.stream(texts, given, **FEW, **how)])
 
 def test_long_caption(saved):
     pipe, long = quiet(StoryPipeline.from_pretrained(saved)), 'the red star '*333
@@ -718,21 +718,21 @@ def broken():
     photo(100, 100).save(data := io.BytesIO(), 'PNG')
     return Image.open(io.BytesIO(data.getvalue()[:9000]))
 
-@pytest.mark.parametrize('told,given', [([A, [], B], None), ([A, [3], B], None), ([A, B[:1], B], [[P3[0]]]*3),
+@pytest.mark.parametrize('texts,given', [([A, [], B], None), ([A, [3], B], None), ([A, B[:1], B], [[P3[0]]]*3),
     ([A, B, B], [[P3[0]], ['x.png'], [P3[1]]]), ([A, B, B], [P3[0], broken(), P3[1]])], ids=lambda _: '')
-def test_one_bad_story(tiny, told, given):
-    with pytest.warns(UserWarning, match='story 1: .*not drawn'): out = tiny(told, given, **FEW)
+def test_one_bad_story(tiny, texts, given):
+    with pytest.warns(UserWarning, match='story 1: .*not drawn'): out = tiny(texts, given, **FEW)
     assert [len(f) > 0 for f in out.frames] == [True, False, True] and [*out.bad] == [1]
     assert out.stories[1] == out.captions[1] == [] and out._repr_png_()
-    assert off(out.frames[2], tiny(told[2], given and given[2], seed=2, **FEW).frames[0]) <= 1
+    assert off(out.frames[2], tiny(texts[2], given and given[2], seed=2, **FEW).frames[0]) <= 1
 
-@pytest.mark.parametrize('told,given', [([A, 5, B], None), ([A, None, B], None), ([A, ['\ud800'], B], None),
+@pytest.mark.parametrize('texts,given', [([A, 5, B], None), ([A, None, B], None), ([A, ['\ud800'], B], None),
     ([A, B, B], [P3[0], np.zeros((8, 8, 5), np.uint8), P3[1]]), ([A, B, B], [P3[0], Image.new('RGB', (0, 0)), P3[1]])],
     ids=['number', 'none', 'surrogate', 'channels', 'no pixels'])
-def test_one_worse_story(tiny, told, given):
+def test_one_worse_story(tiny, texts, given):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        assert [*tiny(told, given, **FEW).bad] == [1]
+        assert [*tiny(texts, given, **FEW).bad] == [1]
 
 
 # folders that are none
@@ -786,22 +786,22 @@ def test_no_pipeline(saved, tmp_path, monkeypatch):
 
 # memory
 
-def starve(pipe, room, told, how, answer):
+def starve(pipe, room, texts, how, answer):
     "In a process of its own, with `room` bytes more than it has now."
     size = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
-    try: pipe(told, **FEW, **how)
+    try: pipe(texts, **FEW, **how)
     except BaseException as e: answer.send((type(e).__name__, str(e)))
     else: answer.send(('drawn', ''))
 
 # Already the noise of these frames has no room, whatever memory earlier tests have left to be used again.
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='reads /proc')
-@pytest.mark.parametrize('told,how,match', [
+@pytest.mark.parametrize('texts,how,match', [
     ([A[:1]]*600, dict(height=2**14, width=2**14), '600 stories at once; try 300 (--batch-size 300)'),
     (A[:1], dict(height=2**18, width=2**18), '1 story at once; try smaller frames')], ids=['batch', 'size'])
-def test_out_of_memory(tiny, told, how, match):
+def test_out_of_memory(tiny, texts, how, match):
     here, there = multiprocessing.Pipe(False)
-    child = multiprocessing.get_context('fork').Process(target=starve, args=(tiny, 150 << 20, told, how, there))
+    child = multiprocessing.get_context('fork').Process(target=starve, args=(tiny, 150 << 20, texts, how, there))
     child.start()
     there.close()
     kind, text = here.recv()

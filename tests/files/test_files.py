@@ -281,11 +281,11 @@ def test_no_terminal_is_too_poor_and_none_is_commanded(tmp_path, encoding):
     def run(*words):
         env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': PYTHONPATH, 'HOME': '/home/ada'}
         return subprocess.run([sys.executable, tmp_path/'paint.py', *words], env=env, capture_output=True)
-    fine, wrong, told = run('~/x'), run(b'lat\xff', '--wrong'), run('--help')
-    assert fine.returncode == told.returncode == 0 and wrong.returncode == 1
-    assert b'/home/ada/x ?[31mred\n' in fine.stdout and b'Painted' in told.stdout
+    fine, wrong, helped = run('~/x'), run(b'lat\xff', '--wrong'), run('--help')
+    assert fine.returncode == helped.returncode == 0 and wrong.returncode == 1
+    assert b'/home/ada/x ?[31mred\n' in fine.stdout and b'Painted' in helped.stdout
     assert b'\x1b' not in fine.stdout + fine.stderr + wrong.stdout + wrong.stderr
-    assert wrong.stderr.count(b'\n') == 2 and b'Traceback' not in fine.stderr + wrong.stderr + told.stderr
+    assert wrong.stderr.count(b'\n') == 2 and b'Traceback' not in fine.stderr + wrong.stderr + helped.stderr
     assert run('').stderr == b'arldm-paint: path is empty; expected a name\n'
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError('CUDA out of memory.'), RuntimeError('could not create a primitive'),

@@ -1,4 +1,4 @@
-"Training holds still what it was told to: all settings of the original, all presets, the command, a trap of torch's."
+"Training freezes what the settings name: all settings of the original, all presets, the command, a trap of torch's."
 import json, os, subprocess, sys
 from itertools import chain, combinations
 from pathlib import Path

@@ -94,13 +94,13 @@ def test_full_size(tmp_path):
     here = machine()
     print(f'\n{sum(SIZE.values()):,} parameters; {here["cpu"]}, threads: {torch.get_num_threads()}, {date.today()}, '
           f'commit {here["commit"]}\n  what      seconds     peak', flush=True)
-    told = []
+    measured = []
     try:
         for half in build_and_save, load_and_draw:
             with ProcessPoolExecutor(1, get_context('spawn')) as process:
-                told.append(process.submit(half, tmp_path).result())
+                measured.append(process.submit(half, tmp_path).result())
     finally: shutil.rmtree(tmp_path)
-    (before, most), (after, more) = told
+    (before, most), (after, more) = measured
     assert after == before, 'what was loaded is not what was saved'
     assert max(most, more) < MOST
 

@@ -252,9 +252,9 @@ def test_board(tmp_path):
     said = scalars(tmp_path)
     assert said.keys() == {'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'}
     for name, points in said.items():
-        told = [(r['step'], r[name]) for r in records if not math.isnan(r[name])]
-        assert [k for k, _ in points] == [k for k, _ in told]
-        assert [v for _, v in points] == pytest.approx([v for _, v in told])
+        logged = [(r['step'], r[name]) for r in records if not math.isnan(r[name])]
+        assert [k for k, _ in points] == [k for k, _ in logged]
+        assert [v for _, v in points] == pytest.approx([v for _, v in logged])
     assert [k for k, _ in said['val_loss']] == [5, 10]
 
 def test_resumed_board(tmp_path):

@@ -50,7 +50,7 @@ def run_through(net, stories, val, s, run=None, n=None, **how): # the records of
     return out, ema
 
 def column(records, name): return [r[name] for r in records]
-def told(records): return [{k: repr(v) for k, v in r.items() if k != 'stories_per_s'} for r in records]
+def as_text(records): return [{k: repr(v) for k, v in r.items() if k != 'stories_per_s'} for r in records]
 def weights(net): return {k: p.detach().clone() for k, p in net.named_parameters()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -171,7 +171,7 @@ def test_checkpointing(begin, monkeypatch, frozen, twice, chance):
         net.load_state_dict(before, strict=False)
         counts.update(dict.fromkeys(modules, 0))
         records, _ = run_through(net, stories, None, dataclasses.replace(s, gradient_checkpointing=on, max_train_steps=1))
-        found.append((told(records), weights(net), dict(counts)))
+        found.append((as_text(records), weights(net), dict(counts)))
     (a, wa, once), (b, wb, double), (c, wc, again) = found
     assert once == again and {k for k in modules if double[k] > once[k]} == {*twice.split()}, (once, double)
     assert a == c and same(wa, wc)
@@ -179,7 +179,7 @@ def test_checkpointing(begin, monkeypatch, frozen, twice, chance):
 
 def test_readers_change_nothing(begin):
     found = [run_through(*begin(crops=crops), workers=n)[0] for crops in (0, 2) for n in (0, 2)]
-    assert told(found[0]) == told(found[1]) and told(found[2]) == told(found[3])
+    assert as_text(found[0]) == as_text(found[1]) and as_text(found[2]) == as_text(found[3])
 
 
 # the optimiser
@@ -212,7 +212,7 @@ def test_eight_bits(begin, tmp_path):
         run_through(*begin(**how), run, n)
         net, *rest = begin(**how)
         run_through(net, *rest, run)
-        found.append((told(read_log(run/'log.csv')), weights(net)))
+        found.append((as_text(read_log(run/'log.csv')), weights(net)))
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
 
 def test_no_eight_bits(begin, monkeypatch):
@@ -249,7 +249,7 @@ def test_validation_loss_is_recorded(begin, tmp_path, decay):
         run_through(*begin(**how), run, n)
         net, stories, val, s = begin(**how)
         _, ema = run_through(net, stories, val, s, run)
-        found.append(told(read_log(run/'log.csv')))
+        found.append(as_text(read_log(run/'log.csv')))
     losses = [float(r['val_loss']) for r in found[0]]
     assert found[0] == found[1] and [math.isfinite(x) for x in losses] == [False, True, False, True, True]
     def loss():
@@ -269,20 +269,20 @@ def test_no_validation(begin, how):
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_precision_is_each_runs_own(begin, tmp_path):
     "bfloat16 goes on bit for bit; what is trained afterwards, in the same process, is float32 to the last bit."
-    plain, found = told(run_through(*begin())[0]), []
+    plain, found = as_text(run_through(*begin())[0]), []
     for n in 4, 3:
         run, how = tmp_path/str(n), dict(mixed_precision='bf16', max_train_steps=4, checkpointing_steps=2, ema_decay=.9)
         run_through(*begin(**how), run, n)
         net, *rest = begin(**how)
         run_through(net, *rest, run)
-        found.append((told(read_log(run/'log.csv')), weights(net)))
+        found.append((as_text(read_log(run/'log.csv')), weights(net)))
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     assert {p.dtype for p in net.parameters()} == {torch.float32} and found[0][0][0]['loss'] != plain[0]['loss']
     with pytest.raises(StoryError, match='4 steps behind it'):
         run_through(net, *rest[:2], resolve('tiny', max_train_steps=3), run)
     other, stories, val, s = begin()
     net.load_state_dict(other.state_dict())
-    assert told(run_through(net, stories, val, s)[0]) == plain
+    assert as_text(run_through(net, stories, val, s)[0]) == plain
     x = torch.randn(1, 4, 2, 2)
     a, b = (m.eval().unet(x, 5, torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))).sample
             for m in (net, net))
@@ -411,7 +411,7 @@ def test_moved_and_without_its_cache(finished, data, tmp_path):
     whole = tmp_path/'whole'
     how = dict(preset='tiny', resolution=16, train_batch_size=2, crops=1, freeze='attention', checkpointing_steps=2)
     train(whole, data=data, max_train_steps=4, **how), train(whole, max_train_steps=6)
-    assert told(read_log(run/'log.csv')) == told(read_log(whole/'log.csv'))
+    assert as_text(read_log(run/'log.csv')) == as_text(read_log(whole/'log.csv'))
     assert json.loads((run/'settings.json').read_text())['data'] == str(stories)
 
 def test_another_number_of_processes(finished, data, capsys, monkeypatch):

@@ -339,8 +339,8 @@ def stories_of(data, path, lengths, val=5):
     "A story file of stories of these lengths."
     file = StoryFile(data)
     def cut(s, n, i): return Story(f's{i}', s.album, s.captions[:n], s.frames[:n])
-    told = [cut(file['train'][i], n, i) for i, n in enumerate(lengths)]
-    write_stories(path, dict(train=told, val=[cut(file['val'][0], n, 90 + i) for i, n in enumerate((val, 5))]), 'toy')
+    trained = [cut(file['train'][i], n, i) for i, n in enumerate(lengths)]
+    write_stories(path, dict(train=trained, val=[cut(file['val'][0], n, 90 + i) for i, n in enumerate((val, 5))]), 'toy')
     return path
 
 def test_stories_of_several_lengths(data, tmp_path):
@@ -365,7 +365,7 @@ def test_validation_of_several_lengths(data, model, tmp_path):
     assert n == 4 and total.item() == pytest.approx(one[0].item(), rel=1e-5)
 
 def test_stories_of_one_frame(data, model, tmp_path):
-    "They train, from pictures and from a cache alike; what the frame is told is what a first frame is told."
+    "They train, from pictures and from a cache alike; such a frame has the condition of a first frame."
     file = StoryFile(stories_of(data, tmp_path/'one.h5', (1,)*4, val=1))
     model.freeze(FREEZE['attention']).eval()
     short, five = (StoryDataset(StoryFile(p)['train'], model.vocab, 16, 32, train=True, crops=1) for p in (file.path, data))
@@ -405,9 +405,9 @@ def test_places_that_cannot_be(data, tmp_path):
 def test_an_id_that_no_file_can_have(data, tmp_path):
     "Its strip has a name of its own, in strips/."
     file = StoryFile(data)
-    told = [file['train'][i] for i in range(4)]
+    trained = [file['train'][i] for i in range(4)]
     val = Story('../../out', 'x', file['val'][0].captions, file['val'][0].frames)
-    write_stories(tmp_path/'odd.h5', dict(train=told, val=[val]), 'toy')
+    write_stories(tmp_path/'odd.h5', dict(train=trained, val=[val]), 'toy')
     train(tmp_path/'run', data=tmp_path/'odd.h5', **HOW)
     assert [p.name for p in (tmp_path/'run/strips').iterdir()] == ['000002-story 1.png']
     assert {p.name for p in tmp_path.iterdir()} == {'odd.h5', 'run'}
