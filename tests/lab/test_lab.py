@@ -216,11 +216,11 @@ def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
 
 def test_the_panel_draws_what_the_pipeline_draws(pipe):
     pytest.importorskip('ipywidgets')
-    told = ['Ada is a big red star.', 'She jumps.']
-    panel = story_panel(pipe, told, num_inference_steps=2)
+    captions = ['Ada is a big red star.', 'She jumps.']
+    panel = story_panel(pipe, captions, num_inference_steps=2)
     panel.seed.value, panel.guidance.value = 5, 3.
     panel.draw()
-    want = pipe(told, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
+    want = pipe(captions, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
     assert [a.tobytes() for a in panel.frames] == [a.tobytes() for a in want]
 
 
