@@ -70,9 +70,10 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
     for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
     return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
-def _draw(pipe, stories, histories, own, none, seed, how): # stories of one length, {i: (captions, pictures)} -> {i: frames}
+def _draw(pipe, stories, histories, own, none, seed, how): # of stories of one length: {i: frames}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
-    noise = initial_noise(story_generators(len(histories), seeds), pipe._latent_shape(how.get('height'), how.get('width')))
+    generators = story_generators(len(histories), seeds)
+    noise = initial_noise(generators, pipe._latent_shape(how.get('height'), how.get('width')))
     for k, z in zip(range(len(stories.rows(next(iter(histories))))), noise):
         past = [] if none else remembered(k, pipe.history.config.n_slots)
         captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in histories.items()]
