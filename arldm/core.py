@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CORPORA', 'ROOT', 'printable', 'say', 'StoryError', 'BadStory', 'first_line', 'counted', 'Corpus', 'one_of',
            'at_least_one', 'asset', 'machine', 'story_generator', 'environment_number', 'rank_and_world_size',
-           'pick_device', 'out_of_memory', 'error_line', 'at_home', 'command']
+           'pick_device', 'out_of_memory', 'memory_advice', 'error_line', 'stopped', 'end_stopped', 'at_home',
+           'command']
 
 # %% ../nbs/00_core.ipynb #3bd81c81
-import difflib, errno, functools, importlib.metadata as metadata, importlib.util, inspect, os, platform, subprocess
-import sys, warnings
+import contextlib, difflib, errno, functools, importlib.metadata as metadata, importlib.util, inspect, os, platform
+import subprocess, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,22 @@ def out_of_memory(e:Exception) -> bool:
     "Whether the machine or its GPU had no room left; Python, numpy, torch and oneDNN each say it in their own way."
     return isinstance(e, MemoryError) or any(x in str(e) for x in _NO_ROOM)
 
+@contextlib.contextmanager
+def memory_advice(
+    what:str,     # What is computed together: '4 stories of 64 pixels'
+    instead:list, # What needs less, in words
+):
+    """Within the block, running out of memory is a `StoryError` that says what to try.
+
+    Args:
+        what (str): What is computed together: '4 stories of 64 pixels'
+        instead (list): What needs less, in words
+    """
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        raise StoryError(f'out of memory with {what} at once; try {", or ".join(instead)}') from None
+
 def error_line(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
     """The line that a command ends with.
 
@@ -215,6 +232,29 @@ def error_line(e:Exception) -> str: # Empty: this is a mistake of the book, not 
     return f'out of memory ({first_line(e)}); end other programs, or process less at once' if out_of_memory(e) else ''
 
 # %% ../nbs/00_core.ipynb #18ce53eb
+def stopped(
+    after:str='', # How far it came, such as 'by a signal after step 12'
+)->str:
+    """What a command says that has been stopped and can go on.
+
+    Args:
+        after (str, default ''): How far it came, such as 'by a signal after step 12'
+    """
+    return ' '.join(filter(None, ['stopped', after])) + '; run the same command again to go on'
+
+def end_stopped(
+    after:str,       # As for `stopped`
+    first:bool=True, # Whether this is the process that speaks
+):
+    """End a command that kept all it had done when a signal came: no error.
+
+    Args:
+        after (str): As for `stopped`
+        first (bool, default True): Whether this is the process that speaks
+    """
+    if first: say(stopped(after))
+    raise SystemExit(0)
+
 def at_home(x:object) -> object:
     "A path with its leading `~` or `~user` expanded; anything else as it is."
     return os.path.expanduser(x) if isinstance(x, str) and x.startswith('~') else x
@@ -255,7 +295,7 @@ def command(f:Callable) -> Callable:
         def note(message, *_): tqdm.write(f'{name}: note: {printable(message)}', sys.stderr)               # above bars
         warnings.showwarning = note
         try: f(**{k: at_home(v) for k, v in _read_arguments(f, name, stop).items()})
-        except KeyboardInterrupt: stop('stopped; run the same command again to go on', 130)
+        except KeyboardInterrupt: stop(stopped(), 130)
         except Exception as e:
             if not (said := error_line(e)): raise
             stop(said)

@@ -58,7 +58,7 @@ class Subject:
         bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
         resolution (int, default 64): Frame height and width in pixels
         crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
-        n_slots (int, default 0): Frames of the longest story; 0 = as many as the model has slots for, 5 if new
+        n_slots (int, default 0): Frames of the longest story; 0 = as the model has slots, or the corpus frames
         freeze (tuple, default ()): Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
         legacy (bool, default False): Behave as the 2022 code where this book deliberately differs (chapter
             original)
@@ -73,7 +73,7 @@ class Subject:
     bert: str = ''                # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
     resolution: int = 64          # Frame height and width in pixels
     crops: int = 1                # Squares per picture, their frozen features computed once; 0 = always new ones
-    n_slots: int = 0              # Frames of the longest story; 0 = as many as the model has slots for, 5 if new
+    n_slots: int = 0              # Frames of the longest story; 0 = as the model has slots, or the corpus frames
     freeze: tuple = ()            # Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
     legacy: bool = False          # Behave as the 2022 code where this book deliberately differs (chapter original)
     guidance_scale: float = 2.0   # Guidance scale of drawings; 1 = none

@@ -25,7 +25,7 @@ from .gpu import measure_gpu
 from .gpu_tables import tables_from
 from .measure import format_line, speedup_line, peak, take_turns
 from .draw import bench_draw
-from .synthetic_photos import PHOTO_SIZES, PHOTO_WORDS, encoded, write_corpus
+from .synthetic_photos import ALBUM_PICTURES, PHOTO_SIZES, PHOTO_WORDS, encoded, write_corpus
 from ..data.corpora import SSID_FILES
 from .train import bench_train
 from ..data.story import StoryFile
@@ -48,7 +48,8 @@ def reencode(
             for record, in json.loads((raw/'SSID_Annotations'/file).read_text())['annotations']:
                 stories.setdefault(record['story_id'], []).append(record)
             png, text = h5py.vlen_dtype('uint8'), h5py.string_dtype()
-            images = [f.create_dataset(f'{split}/image{k}', (len(stories),), png) for k in range(5)]
+            images = [f.create_dataset(f'{split}/image{k}', (len(stories),), png)
+                      for k in range(ALBUM_PICTURES)]
             texts = f.create_dataset(f'{split}/ssid', (len(stories),), text)
             for i, records in enumerate(stories.values()):
                 for k, record in enumerate(records):
@@ -138,7 +139,7 @@ def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the 
     raw = write_corpus(folder/'raw', albums, sizes, drawn=200)
     code = "import sys, arldm.cli.convert as c; c.convert('ssid', *sys.argv[1:], quiet=not sys.stderr.isatty())"
     need = peak(code, raw, folder/'out.h5') - peak('')
-    return [dict(what=f'memory for converting {5*albums:,} pictures', unit='MB', ours=need, wanted=300)]
+    return [dict(what=f'memory for converting {ALBUM_PICTURES*albums:,} pictures', unit='MB', ours=need, wanted=300)]
 
 # %% ../../nbs/bench/89_speed.ipynb #751decd2
 def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' minutes

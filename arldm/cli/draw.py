@@ -157,8 +157,8 @@ def draw_stories(
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/set_name(j) for j in range(sets)], []
     for j, folder in enumerate(folders):
-        done = draw_split(pipe, stories, folder, TASKS[s['task']], n, batch_size, way['seed'] + j*APART, rank,
-                          world_size, height=s['resolution'], width=s['resolution'], **pipeline_options(way))
+        done = draw_split(pipe, stories, folder, TASKS[s['task']], limit=n, batch=batch_size, rank=rank,
+                          world_size=world_size, seed=way['seed'] + j*APART, **_size(s), **pipeline_options(way))
         bad += _bad_ones(done, folder, stories.ids[rank:n:world_size], rank)
     bad = of_all(bad)
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
@@ -166,6 +166,8 @@ def draw_stories(
     return folders[0]
 
 # %% ../../nbs/cli/69_draw.ipynb #d4fa872f
+def _size(s): return dict(height=s['resolution'], width=s['resolution'])
+
 def _hints(out, stories, sets): # for drawing.json: where the stories lie, and how many sets were drawn at most
     return {**path_hints(out, stories.file.path), 'sets': max(sets, read_drawing(out).get('sets', 1))}
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from ..train.setup import check_lengths, found_again, make_model, open_run, start_hints
 from ..train.cache import build_cache, check_cache
-from ..core import BadStory, StoryError, command, counted, machine, rank_and_world_size, say
+from ..core import BadStory, StoryError, command, counted, end_stopped, machine, rank_and_world_size, say
 from ..files.atomic import atomic_path, lock_folder, save_json
 from ..files.manifest import (file_digest, path_hints, read_manifest, recover_folder,
                                   refuse_foreign_folder, replace_folder)
@@ -43,8 +43,10 @@ def with_settings(f:Callable) -> Callable:
         kind, how = {bool: (bool_arg, [dict(nargs='?', const=True)]), tuple: (str, [])}.get(x.type, (x.type, []))
         return inspect.Parameter(x.name, inspect.Parameter.KEYWORD_ONLY, default=None,
                                  annotation=Annotated[(kind, said[x.name], *how)])
-    flags = [flag(x) for x in dataclasses.fields(Settings) if x.name not in ('preset', 'corpus')]
-    f.__signature__ = inspect.Signature(own[:-1] + flags)
+    fields = [x for x in dataclasses.fields(Settings) if x.name not in ('preset', 'corpus')]
+    f.__signature__ = inspect.Signature(own[:-1] + [flag(x) for x in fields])
+    settings = [f'    {x.name}: {said[x.name]}' for x in fields]
+    f.__doc__ = '\n'.join([inspect.cleandoc(f.__doc__), '', 'Fields of `Settings`:', *settings])
     return f
 
 # %% ../../nbs/cli/68_train.ipynb #313fc09b
@@ -127,9 +129,7 @@ def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
             try:
                 with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
             except StoryError as e: warnings.warn(f'no strip of step {r["step"]:,}: {e}')
-    if r['step'] < s.max_train_steps:
-        if first: say(f'stopped by a signal after step {r["step"]:,}; run the same command again to go on')
-        raise SystemExit(0)
+    if r['step'] < s.max_train_steps: end_stopped(f'by a signal after step {r["step"]:,}', first)
     if first:
         with averaged(net, ema): _keep(net, run, s.max_train_steps)
     if lock: lock.close()

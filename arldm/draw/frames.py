@@ -112,6 +112,9 @@ def pad_context(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context 
     more = tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
 
+# %% ../../nbs/draw/40_frames.ipynb #6a2f8445
+def _most(model, tokens): return (1 + model.history.config.n_slots)*tokens['caption_ids'].shape[1]
+
 # %% ../../nbs/draw/40_frames.ipynb #b00b108b
 @torch.no_grad()
 def draw_frames(
@@ -120,7 +123,7 @@ def draw_frames(
     captions,              # For each story frame: ids and masks, each (B, S)
     noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
-    opening:int=None,      # How many of the first frames are never forgotten; default: those given, at least one
+    *, opening:int=None,   # How many of the first frames are never forgotten; default: those given, at least one
     null_cond:tuple=None,  # `model.null_cond()`, if it is known already
     guidance_scale:float=7.5, num_inference_steps:int=50, # As for `denoise`, and so are these:
     guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, graphs:bool=False,
@@ -153,13 +156,12 @@ def draw_frames(
         else:
             cond, uncond = memory.see(caption), memory.see(caption, null_cond) if guidance_scale != 1 else None
             if plain: cond, uncond = (x and pad_context(*x, _most(model, caption)) for x in (cond, uncond))
-            z = denoise(model, scheduler, next(noise), cond, uncond, guidance_scale, num_inference_steps, generator,
-                        on_step, guidance_interval, reuse, plain, graphs)
+            z = denoise(model, scheduler, next(noise), cond, uncond, guidance_scale, num_inference_steps,
+                        generator=generator, on_step=on_step, guidance_interval=guidance_interval, reuse=reuse,
+                        plain=plain, graphs=graphs)
             frame = decode_latents(model, z)
             yield z, frame
             before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
-
-def _most(model, tokens): return (1 + model.history.config.n_slots)*tokens['caption_ids'].shape[1]
 
 # %% ../../nbs/draw/40_frames.ipynb #37a2cba8
 def initial_noise(

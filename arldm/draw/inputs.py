@@ -8,14 +8,14 @@ __all__ = ['Plan', 'as_given', 'make_plan', 'make_plans', 'story_generators', 'c
 
 # %% ../../nbs/draw/41_inputs.ipynb #81728f4b
 import warnings
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np, torch
 from PIL import Image
 
-from ..core import StoryError, out_of_memory, story_generator
+from ..core import StoryError, counted, memory_advice, story_generator
 from .sampling import set_timesteps
 from ..files.pictures import upright
 
@@ -212,17 +212,13 @@ def check_sampling(
     return Sampling(num_inference_steps, guidance_scale, (a, b), reuse, plain)
 
 # %% ../../nbs/draw/41_inputs.ipynb #4c1380be
-@contextmanager
 def enough_memory(
     n:int, # Stories drawn at once
-):
+)->AbstractContextManager:
     """Within the block, running out of memory is a `StoryError` that says what to try.
 
     Args:
         n (int): Stories drawn at once
     """
-    try: yield
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e): raise
-        less = f'try {n//2} (--batch-size {n//2})' if n > 1 else 'try smaller frames, or bfloat16 (--dtype bfloat16)'
-        raise StoryError(f'out of memory with {n} {"stories" if n > 1 else "story"} at once; {less}') from None
+    instead = [f'{n//2} (--batch-size {n//2})'] if n > 1 else ['smaller frames', 'bfloat16 (--dtype bfloat16)']
+    return memory_advice(counted(n, 'story', 'stories'), instead)

@@ -153,8 +153,8 @@ def _draw(self:StoryPipeline, captions, known, photos, noise, sampling, generato
     tokens = (encoded(texts) for texts in captions)
     noise = (z.to(to['device']) for z in noise)
     null_cond = tuple(x.to(to['device']) for x in self.null_cond)          # parts may wait on the CPU
-    return draw_frames(self.model, self.scheduler, tokens, noise, known, opening, null_cond, **vars(sampling),
-                       generator=generator, on_step=on_step, graphs=self._graphs)
+    return draw_frames(self.model, self.scheduler, tokens, noise, known, opening=opening, null_cond=null_cond,
+                       **vars(sampling), generator=generator, on_step=on_step, graphs=self._graphs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #2df1cee9
 _AS = {'pil': lambda z, f: [as_picture(x) for x in f],
@@ -260,6 +260,7 @@ def stream(self:StoryPipeline,
     captions,                         # Any iterable of captions, those of given frames first
     given:list=(),                    # Opening pictures
     seed:int=0,                       # Where the story's random numbers start
+    *,
     height:int=None, width:int=None,  # Pixels
     drawn:list=(),                    # Frames after the given ones that were drawn before, to go on from
     num_inference_steps:int=50,       # Denoising steps per frame

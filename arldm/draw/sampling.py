@@ -193,7 +193,7 @@ def denoise(
     uncond:tuple=None,     # The same of the null condition; `None` = no guidance
     guidance_scale:float=7.5, # `g`
     num_inference_steps:int=50, # Denoising steps; PNDM calls the UNet once more
-    generator=None,        # One per story, for schedulers that add noise
+    *, generator=None,     # One per story, for schedulers that add noise
     on_step=None,          # Called with (i, t, z) after every step; may return other latents
     guidance_interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
     reuse:int=1,           # Refresh deep features only in every so many steps; 1 = always, more = approximate

@@ -42,6 +42,7 @@ def draw_split(
     stories,                # `StorySplit`
     out:str|Path,           # Folder of drawings
     n_given:int=0,          # Opening frames taken from the story
+    *,
     limit:int=None,         # Only the first so many stories
     batch:int=16,           # Stories drawn together
     seed:int=0,             # Story `i` of the split has `seed + i`

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..score.intervals import estimate, mean_of, resample
 from ..train.cache import build_cache, data_digest
-from ..core import StoryError, asset, at_least_one, command, counted, machine, one_of, say
+from ..core import StoryError, asset, at_least_one, command, counted, end_stopped, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
 from ..draw.drawings import frame_path, is_drawn
@@ -100,6 +100,7 @@ def run_experiment(
     base:str|Path,     # Pipeline that it starts from
     file:StoryFile,    # Of the toy corpus
     max_train_steps:int, seed:int,
+    *,
     model:Callable=None, item:Callable=None, own:bool=False, settings:dict={},   # The change in training
     drawing:dict={},   # The change in drawing, with the control's weights
     limit:int=100,     # Test stories to draw
@@ -161,9 +162,7 @@ def _train_experiment(out, base, file, s, model, item, first, folder):
     records = train_steps(net, Changed(stories, item or _as_it_is, first), s, out, ema)
     for r in tqdm(records, out.name, s.max_train_steps):
         step = r['step']
-    if step < s.max_train_steps:
-        say(f'stopped after {counted(step, "step")}; run the same command again to go on')
-        raise SystemExit(0)
+    if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}')
     with averaged(net, ema): StoryPipeline.from_model(net.eval()).save_pretrained(folder)
 
 def _as_it_is(item, rng): return item

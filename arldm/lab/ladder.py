@@ -131,7 +131,8 @@ def pair(i:int) -> Story:
     rng = random.Random(f'pair {i}')
     if i % 2: scene = random_scene(rng); caption = describe(scene, rng)
     else:
-        beats, k = invent(rng), rng.randrange(5)
+        beats = invent(rng)
+        k = rng.randrange(len(beats))
         scene, caption = beats[k].scene, tell(beats, rng)[k]
     return Story(f'p{i}', f'p{i}', (caption, AGAIN), (to_png(draw_scene(scene)),)*2)
 

@@ -69,7 +69,7 @@ def draw_rows(
     for j in range(seeds):
         below, seed = set_name(j), 10_000*j
         for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
-            drawn = draw_histories(net, stories, out/name, kinds, below, limit, seed=seed, **sampling)
+            drawn = draw_histories(net, stories, out/name, kinds, below, limit=limit, seed=seed, **sampling)
             for kind, story_id, frames in drawn:
                 if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
                 yield out/name/kind/below/story_id

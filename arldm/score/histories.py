@@ -90,6 +90,7 @@ def draw_histories(
     out:str|Path,      # Folder; a folder of drawings for each kind is made in it
     kinds:tuple=HISTORY_KINDS, # Which histories, of `ALL_KINDS`
     below:str='',      # Folder for the stories below that of each kind
+    *,
     limit:int=None, batch:int=16, # Only the first so many stories; so many drawn together
     seed:int=0,        # Story `i` of the split has `seed + i`, in every kind
     num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:

@@ -17,14 +17,14 @@ from ..core import at_home
 from ..files.atomic import FolderTaken, atomic_path
 from .facts import check_facts
 from ..files.pictures import to_png
-from .captions import invent, tell
+from .captions import STORY_FRAMES, invent, tell
 from .scene import TOY_SIDE, draw_scene
 from ..data.story import Story
 
 # %% ../../nbs/toy/21_corpus.ipynb #8123bf7d
 def toy_story(
     i:int,             # Its number
-    n:int=5,           # Frames
+    n:int=STORY_FRAMES, # Frames
     hard:bool=False,   # One that opens as no story for training does
     side:int=TOY_SIDE,     # Height and width of its pictures in pixels
     telling:int=0,     # The same story in other words
@@ -33,7 +33,7 @@ def toy_story(
 
     Args:
         i (int): Its number
-        n (int, default 5): Frames
+        n (int, default STORY_FRAMES): Frames
         hard (bool, default False): One that opens as no story for training does
         side (int, default TOY_SIDE): Height and width of its pictures in pixels
         telling (int, default 0): The same story in other words

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .setup import check_steps
-from ..core import StoryError, counted, out_of_memory, rank_and_world_size
+from ..core import StoryError, counted, memory_advice, rank_and_world_size
 from ..data.dataset import collate
 from ..model.config import noise_schedule
 from ..model.arldm import ARLDM
@@ -272,17 +272,12 @@ def _validate(acc, model, ema, val, s):
     return (total/n).item()
 
 # %% ../../nbs/train/37_loop.ipynb #6a7f107c
-@contextlib.contextmanager
 def _room(s):
     "Within the block, running out of memory is a `StoryError` that says what to try."
-    try: yield
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e): raise
-        n, less = s.train_batch_size, ['a smaller resolution in another run']
-        if not s.gradient_checkpointing: less.insert(0, '--gradient-checkpointing')
-        if n > 1:
-            size = n//2 if n % 2 == 0 else 1
-            parts = s.stories_per_step//size
-            less.insert(0, f'--train-batch-size {size} --gradient-accumulation-steps {parts}')
-        raise StoryError(f'out of memory with {counted(n, "story", "stories")} of {s.resolution} pixels at once; try '
-                         + ', or '.join(less)) from None
+    n, less = s.train_batch_size, ['a smaller resolution in another run']
+    if not s.gradient_checkpointing: less.insert(0, '--gradient-checkpointing')
+    if n > 1:
+        size = n//2 if n % 2 == 0 else 1
+        parts = s.stories_per_step//size
+        less.insert(0, f'--train-batch-size {size} --gradient-accumulation-steps {parts}')
+    return memory_advice(f'{counted(n, "story", "stories")} of {s.resolution} pixels', less)

@@ -102,7 +102,7 @@ def same(run, other): # within a level, nothing left over, and the same said abo
 
 def command(run, **how):
     "What the command does when it is given these words."
-    sys.argv = ['arldm-draw', str(run), *(f'--{k}={v}' for k, v in {**HOW, **how}.items())]
+    sys.argv = ['arldm-draw', str(run), *(f'--{k.replace("_", "-")}={v}' for k, v in {**HOW, **how}.items())]
     cli.draw()
 
 def draw(run, **how): return end(*fork(lambda: command(run, **how)))
@@ -174,7 +174,7 @@ def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypat
 def start(run, processes=1, **how):
     (run.parent/'draw.py').write_text('from arldm.cli.draw import draw; draw()')
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    words = [f'--{k}={v}' for k, v in how.items()]
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in how.items()]
     return subprocess.Popen([sys.executable, *many, run.parent/'draw.py', run, *words], text=True, env=ENV,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -113,7 +113,7 @@ def test_attention_of_the_first_and_the_last_frame(pipe):
 def test_rows_differ_in_their_history_only(tmp_path, pipe, stories):
     split = stories['test']
     kinds = ('none', 'captions', 'own', 'reference')
-    drawn = {(kind, i): frames for kind, i, frames in draw_histories(pipe, split, tmp_path, kinds, 'drawn', 1, **FEW)}
+    drawn = {(kind, i): frames for kind, i, frames in draw_histories(pipe, split, tmp_path, kinds, 'drawn', limit=1, **FEW)}
     first = [np.asarray(frames[0]).astype(int) for frames in drawn.values()]
     assert len(first) == 4 and max(abs(a - first[0]).max() for a in first) <= 1   # the first frame has no history
     later = {kind: np.asarray(frames[2]).astype(int) for (kind, _), frames in drawn.items()}
