@@ -121,7 +121,7 @@ class Book:
             return re.sub(r'(?<![`\[\w}])`([\w.-]+(?:\(\))?)`(?!`)', name, part)
         at, found = 0, []
         for m in LITERAL.finditer(text):
-            found += [prose(text[at:m.start()]), m[0]]
+            found += [prose(text[at:m.start()]), THEIRS.sub(r'\1', m[0])]
             at = m.end()
         return ''.join([*found, prose(text[at:])])
 
