@@ -84,7 +84,8 @@ class Book:
         config.read(root/'settings.ini', encoding='utf-8')
         self.commands = {where: command for command, where in
             (line.split('=') for line in config['DEFAULT']['console_scripts'].split())}
-        self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()}
+        self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()
+            if command != 'arldm'}   # the package, too
         for c in self.chapters:
             if c.module != 'arldm': self.names.setdefault(c.module, ('doc', f'/{c.name}'))
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
