@@ -240,7 +240,7 @@ def ablations(
         seed (int, default 0): Of training and drawing
         limit (int, default 100): Test stories to draw
     """
-    todo, begin, usual, lr, first = _KINDS[one_of('kind of experiment', which, _TRIALS)]
+    todo, begin, usual, lr, first = _KINDS[one_of('kind of experiment', which, _KINDS)]
     max_train_steps, start = usual if max_train_steps is None else max_train_steps, start or asset(begin)
     at_least_one(max_train_steps=max_train_steps, limit=limit)
     check_seed(seed)
