@@ -487,7 +487,7 @@ def test_cached_features(data, tmp_path):
     build_cache(net, stories, tmp_path/'cpu', progress=False)
     build_cache(net.to(DEVICE), stories, tmp_path/'here', progress=False, batch=7)
     names = sorted(path.name for path in (tmp_path/'cpu').glob('*.safetensors'))
-    kinds = ['captions-00000', 'moments-00000', 'nothing', 'slots-00000']
+    kinds = ['captions-00000', 'moments-00000', 'null', 'slots-00000']
     assert names == [f'{kind}.safetensors' for kind in kinds]
     for name in names:
         here, there = load_file(tmp_path/'here'/name), load_file(tmp_path/'cpu'/name)
