@@ -88,7 +88,7 @@ class Inception(_Branches):
 FID64_SIDE = 64  # pixels; the 64 of FID64
 
 def fid64_drawn(picture:Image.Image) -> Image.Image: # of any size -> 64 x 64 RGB
-    """A drawn frame as the original measured it: squashed.
+    """A drawn frame as the original measured it: resized to a square, whatever its shape.
 
     Returns:
         Image.Image: of any size -> 64 x 64 RGB
