@@ -20,10 +20,9 @@ from ..draw.test_set import draw_split
 from ..files.manifest import hinted_path, path_hints
 from ..score.provenance import read_drawing
 from ..draw.own_stories import draw_text
-from ..draw.drawing_record import (APART, check_way, keep_way, named_folder, numbers,
-                                       open_pipeline, pipeline_options, pipeline_folder,
-                                       refuse_other_drawings, refuse_place, run_settings,
-                                       sampling_facts, default_dtype)
+from ..draw.drawing_record import (APART, SamplingSettings, default_dtype, named_folder, numbers,
+                                       open_pipeline, pipeline_folder, refuse_other_drawings, refuse_place,
+                                       run_settings, sampling_facts, write_record)
 from ..settings import TASKS
 from ..data.story import StoryFile, StorySplit
 
@@ -76,14 +75,16 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     run, s = Path(run), run_settings(Path(run))
-    way = dict(scheduler=scheduler, num_inference_steps=num_inference_steps, reuse=reuse, seed=seed,
-               guidance_scale=s['guidance_scale'] if guidance_scale is None else guidance_scale,
-               guidance_interval=numbers('guidance_interval', guidance_interval, float), dtype=dtype or default_dtype())
+    if guidance_scale is None: guidance_scale = s['guidance_scale']
+    sampling = SamplingSettings(scheduler, num_inference_steps, guidance_scale, _interval(guidance_interval), reuse,
+                                dtype or default_dtype(), seed)
     _check_asked(batch_size, sets, limit, captions, redraw if given is None else given)
-    if captions is not None: return draw_text(run, captions, way, given, redraw, out, dry_run)
-    return draw_stories(run, data, split, s, way, batch_size, limit, sets, fast, out, dry_run)
+    if captions is not None: return draw_text(run, captions, sampling, given, redraw, out, dry_run)
+    return draw_stories(run, data, split, s, sampling, batch_size, limit, sets, fast, out, dry_run)
 
 # %% ../../nbs/cli/69_draw.ipynb #d4b1264e
+def _interval(text): return tuple(numbers('guidance_interval', text, float))
+
 def _check_asked(batch_size, sets, limit, captions, of_captions): # what only captions can have, or None
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and of_captions is not None: raise StoryError('--given and --redraw need --captions')
@@ -122,7 +123,7 @@ def stories_to_draw(
 # %% ../../nbs/cli/69_draw.ipynb #49664740
 def draw_stories(
     run:Path, data:str|None, split:str, # Run folder or pipeline; story file and its split
-    s:dict, way:dict,                   # The run's settings; how to draw: `num_inference_steps`, …
+    s:dict, sampling:SamplingSettings,  # The run's settings; how to draw
     batch_size:int, limit:int|None,     # Stories drawn at once, and in all
     sets:int=1, fast:bool=False,        # Sets of drawings; whether to compile first
     out:str=None, dry_run:bool=False,   # Folder for `drawn/`, default: the run; whether only to check
@@ -133,8 +134,8 @@ def draw_stories(
         run (Path): Run folder or pipeline; story file and its split
         data (str | None): Run folder or pipeline; story file and its split
         split (str): Run folder or pipeline; story file and its split
-        s (dict): The run's settings; how to draw: `num_inference_steps`, …
-        way (dict): The run's settings; how to draw: `num_inference_steps`, …
+        s (dict): The run's settings; how to draw
+        sampling (SamplingSettings): The run's settings; how to draw
         batch_size (int): Stories drawn at once, and in all
         limit (int | None): Stories drawn at once, and in all
         sets (int, default 1): Sets of drawings; whether to compile first
@@ -142,23 +143,23 @@ def draw_stories(
         out (str, optional): Folder for `drawn/`, default: the run; whether only to check
         dry_run (bool, default False): Folder for `drawn/`, default: the run; whether only to check
     """
-    check_way(way)
+    sampling.check()
     stories, out, (rank, world_size) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
     pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))
-    check_way(way, n, sets)
+    sampling.check(n, sets)
     refuse_place(out, pipeline)
-    facts = sampling_facts(pipeline, stories, s, way)
+    facts = sampling_facts(pipeline, stories, s, sampling)
     refuse_other_drawings(out, facts, stories)
     _note_share(rank, world_size, n)
-    pipe = open_pipeline(run, way, fast, facts['weights'])
+    pipe = open_pipeline(run, sampling, fast, facts['weights'])
     pipe._latent_shape(s['resolution'], s['resolution'])
     if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
-    keep_way(out/'drawing.json', facts, _hints(out, stories, sets))
+    write_record(out/'drawing.json', facts, _hints(out, stories, sets))
     pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
     folders, bad = [out/set_name(j) for j in range(sets)], []
     for j, folder in enumerate(folders):
         done = draw_split(pipe, stories, folder, TASKS[s['task']], limit=n, batch=batch_size, rank=rank,
-                          world_size=world_size, seed=way['seed'] + j*APART, **_size(s), **pipeline_options(way))
+                          world_size=world_size, seed=sampling.seed + j*APART, **_size(s), **sampling.options())
         bad += _bad_ones(done, folder, stories.ids[rank:n:world_size], rank)
     bad = of_all(bad)
     if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')

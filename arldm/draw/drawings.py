@@ -227,14 +227,14 @@ def _refuse_from_zero(sets, n): # n: frames of each story
 def match_drawings(
     folder:str|Path,   # A run folder, or a folder of drawings
     split:StorySplit,  # The stories that they illustrate
-    way:dict={},       # Of `drawing.json`, if there is one: `task` and `sets`
+    record:dict={},       # Of `drawing.json`, if there is one: `task` and `sets`
 )->Drawings:
     """Drawn frames beside reference ones, and a line for everything that does not fit.
 
     Args:
         folder (str | Path): A run folder, or a folder of drawings
         split (StorySplit): The stories that they illustrate
-        way (dict, default {}): Of `drawing.json`, if there is one: `task` and `sets`
+        record (dict, default {}): Of `drawing.json`, if there is one: `task` and `sets`
     """
     if not len(split): raise StoryError(f'{split.file.path}: split {split.name} holds no stories')
     sets, row = drawn_sets(folder), {story_id: i for i, story_id in enumerate(split.ids)}
@@ -252,15 +252,15 @@ def match_drawings(
     d = Drawings(split, [list(paths)], np.array(story), np.array(k), np.array([place[split.albums[i]] for i in story]),
                  np.array(reference), albums, missing=[s for s in row if s not in known],
                  unknown=[s for s in sets[0] if s not in row])
-    _all_trouble(d, folder, known, sets, way)
+    _all_trouble(d, folder, known, sets, record)
     return d
 
 # %% ../../nbs/draw/43_drawings.ipynb #43092f11
 _AGAIN = 'to have it drawn again, move the folder of such a story away and run arldm-draw'
 
-def _name_trouble(d, known, way):
+def _name_trouble(d, known, record):
     n = {s: len(d.split.rows(i)) for i, s in enumerate(d.split.ids)}
-    start = TASKS[way['task']] + 1 if way.get('task') in TASKS else d.k.min()
+    start = TASKS[record['task']] + 1 if record.get('task') in TASKS else d.k.min()
     extra = [p for s, ks in known.items() for k, p in ks.items() if not 1 <= k <= n[s]]
     gaps = [f'{s}/{frame_name(k)}' for s, ks in known.items() for k in range(start, n[s] + 1) if k not in ks]
     lost = f'of {counted(len(n), "story", "stories")} of the split'
@@ -273,7 +273,7 @@ def _name_trouble(d, known, way):
             (gaps, 'frame of a drawn story is missing', 'frames of drawn stories are missing')):
         if found: d.trouble.append(_some(len(found), one if len(found) == 1 else more, found[0]))
     if gaps: d.trouble[-1] += f'; {_AGAIN}'
-    if way.get('task') not in TASKS and all([*ks] == [*range(1, n[s])] for s, ks in known.items()):
+    if record.get('task') not in TASKS and all([*ks] == [*range(1, n[s])] for s, ks in known.items()):
         d.trouble.append('every story lacks its last frame; if the first frame was given, drawings begin with 2.png')
 
 # %% ../../nbs/draw/43_drawings.ipynb #757ff54d
@@ -281,28 +281,28 @@ def _is_copy(d, paths): # of a set that is there already; another seed draws oth
     digests = [file_digest(p) for p in paths]
     return any(all(file_digest(p) == digest for p, digest in zip(there, digests)) for there in d.paths)
 
-def _add_set(d, name, frames, way): # the same frames from another seed
+def _add_set(d, name, frames, record): # the same frames from another seed
     paths = [frames.get(d.id(i), {}).get(int(k)) for i, k in enumerate(d.k)]
     lost = [f'{d.id(i)}/{frame_name(d.k[i])}' for i, p in enumerate(paths) if p is None]
     missing = 'frame is' if len(lost) == 1 else 'frames are'
-    if _set_number(name) > way.get('sets', math.inf):
-        d.trouble.append(f'{name} is left out: by drawing.json, arldm-draw drew {counted(way["sets"], "set")} here; '
+    if _set_number(name) > record.get('sets', math.inf):
+        d.trouble.append(f'{name} is left out: by drawing.json, arldm-draw drew {counted(record["sets"], "set")} here; '
                          f'if it drew this one, too, run it again with --sets {_set_number(name)}')
     elif lost: d.trouble.append(_some(len(lost), f'{missing} not in {name}, which is left out', lost[0]))
     elif _is_copy(d, paths):
         d.trouble.append(f'{name} is left out: its pictures are those of another set, so it is no other seed')
     else:
         d.paths.append(paths)
-        if way and 'sets' not in way: d.trouble.append(f'{name} is taken as another seed of the same model')
+        if record and 'sets' not in record: d.trouble.append(f'{name} is taken as another seed of the same model')
 
-def _all_trouble(d, folder, known, sets, way):
-    _name_trouble(d, known, way)
+def _all_trouble(d, folder, known, sets, record):
+    _name_trouble(d, known, record)
     others = [path for place in set_folders(folder) for path in other_pictures(place) if path.parent.name in known]
     if others:
         what = 'picture among the drawings is' if len(others) == 1 else 'pictures among the drawings are'
         first = f'{others[0].parent.name}/{others[0].name}'
         d.trouble.append(_some(len(others), f'{what} not named <k>.png and left out', first))
-    for place, frames in zip(set_folders(folder)[1:], sets[1:]): _add_set(d, place.name, frames, way)
+    for place, frames in zip(set_folders(folder)[1:], sets[1:]): _add_set(d, place.name, frames, record)
     look_over(d)
 
 # %% ../../nbs/draw/43_drawings.ipynb #fadbc4f1

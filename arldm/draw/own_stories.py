@@ -20,7 +20,7 @@ from .story_folder import (PART, STORY_STRIP, WHOLE, OwnStory, difference, is_te
                                      left_to_draw, own_story, whole_frames)
 from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_folder
 from .drawings import frame_name
-from .drawing_record import pipeline_options, numbers, open_pipeline
+from .drawing_record import SamplingSettings, numbers, open_pipeline
 from ..data.strips import strips
 
 # %% ../../nbs/draw/47_own_stories.ipynb #b0bf0a61
@@ -77,9 +77,10 @@ def _draw_all(story, pipe, todo):
     for k in range(len(kept), len(story.given)):
         picture = story.given[k]
         _keep(story, files, k, center_crop(picture, min(picture.size)))
-    way = next(frame for frame in story.frames if 'given' not in frame)
-    drawn = Frames(story.part, len(story.given) + 1, todo[0]) if todo else []
-    frames = pipe.stream(story.captions, story.given, way['seed'], drawn=drawn, **pipeline_options(way)) if todo else []
+    sampling, frames = story.sampling, []
+    if todo:
+        drawn = Frames(story.part, len(story.given) + 1, todo[0])
+        frames = pipe.stream(story.captions, story.given, sampling.seed, drawn=drawn, **sampling.options())
     bar = tqdm(zip(todo, frames), story.folder.name, n, initial=n - len(todo), unit=' frames', disable=None)
     try:
         for k, picture in bar: _keep(story, files, k, picture)
@@ -97,8 +98,8 @@ def _put(story, source, names, change=None): # frames and strip, in the place of
         if change: change(tmp)
         strips([Frames(tmp, 1, len(story.captions))], story.captions, palette=False).save(tmp/STORY_STRIP)
 
-def _opened(run, way, story): # the pipeline that draws it; unknown words of all captions are in one note
-    pipe = open_pipeline(run, way, weights=story.weights)
+def _opened(run, story): # the pipeline that draws it; unknown words of all captions are in one note
+    pipe = open_pipeline(run, story.sampling, weights=story.weights)
     pipe.set_progress_bar_config(disable=True)
     pipe.model.vocab.note_unknown(story.captions)
     return pipe
@@ -106,26 +107,26 @@ def _opened(run, way, story): # the pipeline that draws it; unknown words of all
 def _draw_again(story, pipe, todo):
     "Draw some frames once more, each after the frames that are before it now."
     names = [frame_name(k + 1) for k in range(len(story.captions))]
-    opening = sum('given' in frame for frame in story.frames)
+    sampling, opening = story.sampling, sum('given' in frame for frame in story.frames)
     def change(folder):
         given = story.given or [*Frames(folder, 1, opening)]
         for k in tqdm(todo, 'frames', unit=' frames', disable=None):
-            way, drawn = story.frames[k], Frames(folder, opening + 1, k)
-            frames = pipe.stream(story.captions[:k + 1], given, way['seed'], drawn=drawn, **pipeline_options(way))
+            drawn = Frames(folder, opening + 1, k)
+            frames = pipe.stream(story.captions[:k + 1], given, sampling.seed, drawn=drawn, **sampling.options())
             picture = next(frames)
             picture.save(folder/names[k])
     _put(story, story.folder, names, change)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #a2e965e1
 def draw_text(
-    run:Path,           # Run folder, or a pipeline folder
-    text:str|Path,      # One caption a line
-    way:dict,           # Settings of the sampler, with `seed` and `dtype`
-    given:str=None,     # Opening pictures, with commas between them
-    redraw:str=None,    # Frames to draw again, '2,4', or 'all'
-    out:str=None,       # Folder to draw into; default: `<stem>-drawn` beside the text
-    dry_run:bool=False, # Check everything, and draw nothing
-):                      # -> the folder
+    run:Path,            # Run folder, or a pipeline folder
+    text:str|Path,       # One caption a line
+    sampling:SamplingSettings,
+    given:str=None,      # Opening pictures, with commas between them
+    redraw:str=None,     # Frames to draw again, '2,4', or 'all'
+    out:str=None,        # Folder to draw into; default: `<stem>-drawn` beside the text
+    dry_run:bool=False,  # Check everything, and draw nothing
+):                       # -> the folder
     """Draw the story of a text file, frame by frame and as a strip.
 
     -> the folder
@@ -133,25 +134,24 @@ def draw_text(
     Args:
         run (Path): Run folder, or a pipeline folder
         text (str | Path): One caption a line
-        way (dict): Settings of the sampler, with `seed` and `dtype`
         given (str, optional): Opening pictures, with commas between them
         redraw (str, optional): Frames to draw again, '2,4', or 'all'
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         dry_run (bool, default False): Check everything, and draw nothing
     """
     if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return     # the first process draws it
-    story = own_story(run, text, way, given, out)
+    story = own_story(run, text, sampling, given, out)
     again = redraw if redraw in (None, 'all') else numbers("redraw must be 'all', or its frames", redraw)
     if not dry_run: recover_folder(story.folder)
     todo = left_to_draw(story, again)
     if dry_run:
-        if todo is not None: open_pipeline(run, way, weights=story.weights)
+        if todo is not None: open_pipeline(run, sampling, weights=story.weights)
         return print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
     with alone(story):
         recover_folder(story.folder)
         todo, part = left_to_draw(story, again), kept_story(story.part, True)
         if todo is not None:
-            pipe = _opened(run, way, story)
+            pipe = _opened(run, story)
             (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
         elif not (story.folder/STORY_STRIP).is_file():
             _put(story, story.folder, [frame_name(k + 1) for k in range(len(story.captions))])

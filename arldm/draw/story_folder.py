@@ -8,7 +8,7 @@ __all__ = ['STORY', 'WHOLE', 'PART', 'STORY_STRIP', 'OwnStory', 'own_story', 'di
 
 # %% ../../nbs/draw/46_story_folder.ipynb #5da58830
 import json, os, re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..data.caption_file import given_paths, read_captions
@@ -17,7 +17,7 @@ from ..files.atomic import FolderTaken, check_shape
 from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from .inputs import make_plan
 from .drawings import frame_name
-from .drawing_record import check_way, named_folder, pipeline_folder, refuse_place
+from .drawing_record import SamplingSettings, named_folder, pipeline_folder, refuse_place
 from ..files.pictures import read_picture
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407
@@ -34,13 +34,15 @@ class OwnStory:
         captions (list): Of all frames
         given (list): RGB pictures of the first frames
         weights (str): Digest of the model
-        frames (list): For each frame its settings of the sampler, or {'given': digest of its file}
+        frames (list): For each frame its sampling settings, or {'given': digest of its file}
+        sampling (SamplingSettings): Of the frames that are drawn now
     """
     folder: Path    # Where it is drawn
     captions: list  # Of all frames
     given: list     # RGB pictures of the first frames
     weights: str    # Digest of the model
-    frames: list    # For each frame its settings of the sampler, or {'given': digest of its file}
+    frames: list    # For each frame its sampling settings, or {'given': digest of its file}
+    sampling: SamplingSettings  # Of the frames that are drawn now
 
     @property
     def part(self) -> Path: # the folder of the frames that are kept until all are there
@@ -58,7 +60,7 @@ class OwnStory:
 def own_story(
     run:Path,        # Run folder, or a pipeline folder
     text:str|Path,   # One caption a line
-    way:dict,        # Settings of the sampler, with `seed` and `dtype`
+    sampling:SamplingSettings,
     given:str=None,  # Opening pictures, with commas between them
     out:str=None,    # Folder to draw into; default: `<stem>-drawn` beside the text
 )->OwnStory:
@@ -67,7 +69,6 @@ def own_story(
     Args:
         run (Path): Run folder, or a pipeline folder
         text (str | Path): One caption a line
-        way (dict): Settings of the sampler, with `seed` and `dtype`
         given (str, optional): Opening pictures, with commas between them
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
     """
@@ -76,10 +77,10 @@ def own_story(
     paths = [] if given is None else given_paths(given)
     pictures = [read_picture(p) for p in paths]
     make_plan(captions, pictures)
-    check_way(way)
+    sampling.check()
     pipeline = pipeline_folder(run)
-    frames = [dict(given=file_digest(p)) for p in paths] + [way]*(len(captions) - len(paths))
-    story = OwnStory(_place(text, out), captions, pictures, folder_digest(pipeline), frames)
+    frames = [dict(given=file_digest(p)) for p in paths] + [asdict(sampling)]*(len(captions) - len(paths))
+    story = OwnStory(_place(text, out), captions, pictures, folder_digest(pipeline), frames, sampling)
     for folder in story.folder, story.part: refuse_place(folder, pipeline)
     return story
 

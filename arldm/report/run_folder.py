@@ -37,12 +37,12 @@ def read_run(
     """
     folder = Path(folder)
     def read(name, shape): return load_json(folder/name, shape) if (folder/name).is_file() else {}
-    settings, scores, way = read('settings.json', REPORT_SHAPE), read('scores.json', SCORES), read_drawing(folder)
+    settings, scores, record = read('settings.json', REPORT_SHAPE), read('scores.json', SCORES), read_drawing(folder)
     log = read_log(folder/'log.csv') if (folder/'log.csv').is_file() else []
     first = folder/set_name()
     where = first if first.is_dir() or settings or log else folder          # a folder of drawings only
     drawn = drawn_frames(where) if where.is_dir() else {}
-    if way: settings['drawing'] = way
+    if record: settings['drawing'] = record
     if not (settings or log or drawn):
         raise StoryError(f'{folder}: no settings, log or drawings, so no run folder; name one that arldm-train made')
     return SimpleNamespace(folder=folder, name=folder.resolve().name, settings=settings, scores=scores, log=log,

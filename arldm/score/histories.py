@@ -70,15 +70,16 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
     for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
     return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
-def _draw(pipe, stories, histories, own, none, seed, how): # of stories of one length: {i: frames}
+def _draw(pipe, stories, histories, own, none, seed, sampling): # of stories of one length: {i: frames}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
     generators = story_generators(len(histories), seeds)
-    noise = initial_noise(generators, pipe._latent_shape(how.get('height'), how.get('width')))
+    noise = initial_noise(generators, pipe._latent_shape(sampling.get('height'), sampling.get('width')))
     for k, z in zip(range(len(stories.rows(next(iter(histories))))), noise):
         past = [] if none else remembered(k, pipe.history.config.n_slots)
         captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in histories.items()]
         given = [[pictures[p] for p in past] for _, pictures in histories.values()]
-        for i, [frame] in zip(histories, pipe(captions, given, latents=list(z[:, None]), seed=seeds, **how).frames):
+        drawn = pipe(captions, given, latents=list(z[:, None]), seed=seeds, **sampling).frames
+        for i, [frame] in zip(histories, drawn):
             frames[i].append(frame)
             own[i].append(frame.resize((side, side), Image.BILINEAR))
     return frames
@@ -113,10 +114,10 @@ def draw_histories(
     """
     for kind in kinds: one_of('history', kind, ALL_KINDS)
     at_least_one(batch=batch, limit=1 if limit is None else limit)
-    how = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
     other = others(stories) if 'shuffled' in kinds else {}
-    facts = drawing_provenance(pipe, stories, {**how, 'seed': seed})
+    facts = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
     for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
     for rows, kind in product(_batches(stories, limit, batch), kinds):
         histories, own = {}, {i: [] for i in rows}
@@ -125,7 +126,8 @@ def draw_histories(
                 if is_drawn(Path(out)/kind/below, plain_name(stories.ids[i], stories.ids[i])): continue
                 histories[i] = _history(stories, i, kind, other, own[i])
             except StoryError as e: yield kind, stories.ids[i], e
-        for i, frames in (_draw(pipe, stories, histories, own, kind == 'none', seed, how) if histories else {}).items():
+        drawn = _draw(pipe, stories, histories, own, kind == 'none', seed, sampling) if histories else {}
+        for i, frames in drawn.items():
             write_drawing(Path(out)/kind/below, stories.ids[i], frames)
             yield kind, stories.ids[i], frames
 

@@ -75,40 +75,40 @@ def story_path(
     return found if found is None or found.exists() or not hints.get('data') else Path(hints['data'])
 
 def other_stories(
-    way:dict,         # Of `read_drawing`
+    record:dict,         # Of `read_drawing`
     split:StorySplit, # The stories at hand
     digest:str=None,  # Their `data_digest`, where it is known
 )->list:              # of lines, none or one
     """Whether drawings were made from other stories than these.
 
     Args:
-        way (dict): Of `read_drawing`
+        record (dict): Of `read_drawing`
         split (StorySplit): The stories at hand
         digest (str, optional): Their `data_digest`, where it is known
 
     Returns:
         list: of lines, none or one
     """
-    if not way.get('stories') or way['stories'] == (digest or data_digest(split)): return []
+    if not record.get('stories') or record['stories'] == (digest or data_digest(split)): return []
     return [f'the drawings were made from other stories than those of split {split.name} of {split.file.path}']
 
 # %% ../../nbs/score/56_provenance.ipynb #23b243ab
 def other_weights(
     folder:str|Path,  # A run folder
-    way:dict,         # Of `read_drawing`
+    record:dict,         # Of `read_drawing`
 )->list:              # of lines, none or one
     """Whether drawings were made with other weights than the pipeline of their run has.
 
     Args:
         folder (str | Path): A run folder
-        way (dict): Of `read_drawing`
+        record (dict): Of `read_drawing`
 
     Returns:
         list: of lines, none or one
     """
     pipeline = Path(folder)/'pipeline'
-    if not way.get('weights') or not (pipeline/'model_index.json').is_file(): return []
-    if folder_digest(pipeline) == way['weights']: return []
+    if not record.get('weights') or not (pipeline/'model_index.json').is_file(): return []
+    if folder_digest(pipeline) == record['weights']: return []
     return [f'the drawings were made with other weights than {pipeline} has now']
 
 def origin(folder:str|Path, d:Drawings) -> dict: # for `scores.json`
@@ -117,10 +117,10 @@ def origin(folder:str|Path, d:Drawings) -> dict: # for `scores.json`
     Returns:
         dict: for `scores.json`
     """
-    way, stories = read_drawing(folder), data_digest(d.split)
-    d.trouble += other_stories(way, d.split, stories) + other_weights(folder, way)
-    settings = {k: v for k, v in way.items() if k not in ('data', 'data_relative', 'stories', 'weights')}
-    digests = dict(stories=stories, weights=way.get('weights'), drawings=drawings_digest(folder), frames=d.digest())
+    record, stories = read_drawing(folder), data_digest(d.split)
+    d.trouble += other_stories(record, d.split, stories) + other_weights(folder, record)
+    settings = {k: v for k, v in record.items() if k not in ('data', 'data_relative', 'stories', 'weights')}
+    digests = dict(stories=stories, weights=record.get('weights'), drawings=drawings_digest(folder), frames=d.digest())
     return dict(digests=digests, drawing=settings)
 
 # %% ../../nbs/score/56_provenance.ipynb #80cc7052
@@ -144,11 +144,11 @@ def outdated(
     except StoryError: drawings = ''                                         # there are none any more
     if old.get('drawings') not in (None, drawings):
         out.append(f'the drawings are not those that were scored; score them again: arldm-score {folder}')
-    way = read_drawing(folder)
-    out += other_weights(folder, way)
+    record = read_drawing(folder)
+    out += other_weights(folder, record)
     if split is None: return out
     digest = data_digest(split)
     if old.get('stories') not in (None, digest):
         out.append(f'the stories of split {split.name} of {split.file.path} are not those that were scored')
-    elif not old: out += other_stories(way, split, digest)
+    elif not old: out += other_stories(record, split, digest)
     return out

@@ -110,7 +110,7 @@ def draw(run, **how): return end(*fork(lambda: command(run, **how)))
 @pytest.fixture
 def opened(tiny, monkeypatch):
     "The tiny pipeline, opened once for all processes to come."
-    pipe = cli.open_pipeline(tiny, dict(scheduler='dpm++', dtype='float32'))
+    pipe = cli.open_pipeline(tiny, cli.SamplingSettings())
     monkeypatch.setattr(cli, 'open_pipeline', lambda *_: pipe)
 
 def disturbed(run, k, sign, **how):

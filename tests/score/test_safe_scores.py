@@ -392,7 +392,7 @@ def test_drawings_of_other_weights(run, split):
     model(run, 'old')
     know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', dtype='float32', guidance_scale=1., guidance_interval=[0, 1], reuse=1)
     assert line not in scored(run, split)['trouble'] and line not in write_report(run).read_text()
-    exam.refuse_histories(run, exam.read_drawing(run))                      # nothing to refuse
+    assert exam.history_sampling(run, exam.read_drawing(run)) == exam.SamplingSettings('ddim', 4, 1., (0, 1))  # nothing to refuse
     model(run, 'new')
     assert line in write_report(run).read_text()
     assert line in scored(run, split)['trouble'] and write_report(run).read_text().count(line) == 1
