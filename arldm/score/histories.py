@@ -71,6 +71,7 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
     return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
 def _draw(pipe, stories, histories, own, none, seed, sampling): # of stories of one length: {i: frames}
+    if not histories: return {}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
     generators = story_generators(len(histories), seeds)
     noise = initial_noise(generators, pipe._latent_shape(sampling.get('height'), sampling.get('width')))
@@ -115,7 +116,7 @@ def draw_histories(
     for kind in kinds: one_of('history', kind, ALL_KINDS)
     at_least_one(batch=batch, limit=1 if limit is None else limit)
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-               guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
+                    guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
     other = others(stories) if 'shuffled' in kinds else {}
     facts = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
     for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
@@ -126,8 +127,7 @@ def draw_histories(
                 if is_drawn(Path(out)/kind/below, plain_name(stories.ids[i], stories.ids[i])): continue
                 histories[i] = _history(stories, i, kind, other, own[i])
             except StoryError as e: yield kind, stories.ids[i], e
-        drawn = _draw(pipe, stories, histories, own, kind == 'none', seed, sampling) if histories else {}
-        for i, frames in drawn.items():
+        for i, frames in _draw(pipe, stories, histories, own, kind == 'none', seed, sampling).items():
             write_drawing(Path(out)/kind/below, stories.ids[i], frames)
             yield kind, stories.ids[i], frames
 
