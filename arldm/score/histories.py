@@ -70,6 +70,7 @@ def _batches(stories, limit, batch): # lists of places in the split; the stories
     for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
     return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
 
+# %% ../../nbs/score/58_histories.ipynb #2c860523
 def _draw(pipe, stories, histories, own, none, seed, sampling): # of stories of one length: {i: frames}
     if not histories: return {}
     side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
