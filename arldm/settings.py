@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fastcore.basics import patch
 
-from .core import CORPORA, StoryError, at_least_one, one_of
+from .core import CORPORA, StoryError, at_least_one, did_you_mean, one_of
 
 # %% ../nbs/01_settings.ipynb #c05cce50
 TASKS = {'visualization': 0, 'continuation': 1}  # task -> frames given
@@ -222,7 +222,9 @@ def resolve(
         Settings: Checked and complete
     """
     given = {k: v for k, v in overrides.items() if v is not None}
-    for k in given: one_of('setting', k, SETTINGS)
+    for k in given:
+        if k not in SETTINGS: raise StoryError(f'no setting {k!r}{did_you_mean(k, SETTINGS)}')
+    if given.get('weighting') == 'min-snr': raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
     s = Settings(**{**PRESETS[one_of('preset', preset, PRESETS)], 'preset': preset, **given})
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)

@@ -1,0 +1,78 @@
+"Flags: hyphen and underscore, and what answers a flag that no command has."
+import configparser
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from fastcore.script import anno_parser
+
+from arldm.core import RENAMED, StoryError, _known_flags
+from arldm.settings import SETTINGS, resolve
+
+INI = configparser.ConfigParser()
+INI.read(Path(__file__).parents[2]/'settings.ini')
+COMMANDS = {}
+for line in INI['DEFAULT']['console_scripts'].split():
+    script, _, place = line.partition('=')
+    module, _, function = place.partition(':')
+    if script != 'arldm': COMMANDS[script] = (module, function)
+
+def of(script): return getattr(importlib.import_module(COMMANDS[script][0]), COMMANDS[script][1])
+
+def flags_of(script):
+    "(option strings, names of positional arguments)"
+    actions = anno_parser(of(script))._actions
+    return ([s for a in actions for s in a.option_strings if s.startswith('--') and s not in ('--pdb', '--xtra')],
+            [a.dest for a in actions if not a.option_strings])
+
+def says(capsys, monkeypatch, script, *words):
+    monkeypatch.setattr('sys.argv', [script, *words])
+    with pytest.raises(SystemExit) as ended: of(script)()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1 and len(lines) == 1, lines
+    assert lines[0].startswith(f'{script}: ') and lines[0].endswith(f'; see {script} --help')
+    return lines[0]
+
+@pytest.mark.parametrize('script', COMMANDS)
+def test_hyphen_and_underscore(script):
+    flags, positional = flags_of(script)
+    assert len(flags) > 1
+    for flag in flags:
+        name = flag[2:]
+        for form in name.replace('_', '-'), name.replace('-', '_'):
+            for word, known in ((f'--{form}', flag), (f'--{form}=3', f'{flag}=3')):
+                got, = _known_flags([word], flags, positional)
+                assert got.replace('_', '-') == known.replace('_', '-') and got.partition('=')[0] in flags
+
+@pytest.mark.parametrize('script', COMMANDS)
+def test_only_flags_of_the_command(script):
+    "A hint names what the command has."
+    flags, positional = flags_of(script)
+    known = {flag[2:].replace('-', '_') for flag in flags}
+    for old in RENAMED:
+        if old in known: continue
+        with pytest.raises(StoryError) as e: _known_flags([f'--{old}'], flags, positional)
+        for word in str(e.value).partition(';')[2].replace('?', ' ').split():
+            if word.startswith('--'): assert word[2:].replace('-', '_') in known, e.value
+
+@pytest.mark.parametrize('script, words, hint', [
+    ('arldm-train', '--steps 5', 'did you mean --max-train-steps?'), ('arldm-draw', '--steps=5', '--num-inference-steps?'),
+    ('arldm-train', '--batch 5', '--train-batch-size?'), ('arldm-draw', '--batch 5', '--batch-size?'),
+    ('arldm-train', '--lr 1', '--learning-rate?'), ('arldm-train', '--weight_decay 1', '--adam-weight-decay?'),
+    ('arldm-train', '--min_snr_gamma 5', '--snr-gamma?'), ('arldm-train', '--use-8bit-adam', '--optimizer adamw8bit?'),
+    ('arldm-train', '--output_dir x', 'the run folder is the first argument'),
+    ('arldm-train', '--pretrained_model_name_or_path x', '--model?'), ('arldm-train', '--original', '--legacy?'),
+    ('arldm-train', '--resume-from-checkpoint x', 'a run folder that exists goes on'),
+    ('arldm-draw', '--guidance 2', '--guidance-scale?'), ('arldm-draw', '--interval 0,1', '--guidance-interval?'),
+    ('arldm-train', '--max-train 5', '--max-train-steps?'), ('arldm-train', '--stepps 3', 'unrecognized'),
+    ('arldm-convert', '--side 3', '--resolution?'), ('arldm-draw', '--sedd 3', '--seed?')])
+def test_did_you_mean(capsys, monkeypatch, script, words, hint):
+    line = says(capsys, monkeypatch, script, *words.split())
+    assert hint in line and f'unrecognized arguments: {words.split("=")[0].split()[0]}' in line
+
+def test_settings_in_python():
+    for old, new in dict(lr='learning_rate', steps='max_train_steps', side='resolution', batch='train_batch_size').items():
+        with pytest.raises(StoryError, match=f"no setting '{old}'; did you mean {new}?"): resolve(**{old: 1})
+    with pytest.raises(StoryError, match='did you mean snr_gamma=5?'): resolve(weighting='min-snr')
+    assert not set(RENAMED) & set(SETTINGS)
