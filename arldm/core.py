@@ -237,28 +237,22 @@ DIFFUSERS_FLAGS = {   # of diffusers' scripts -> ours: the first that a command 
     'output_dir': ('run: the run folder is the first argument', 'out'),
     'resume_from_checkpoint': ('run: a run folder that exists goes on',),
     'num_train_epochs': ('max_train_steps',), 'use_ema': ('ema_decay',),
-    'use_8bit_adam': ('optimizer: --optimizer adamw8bit',),
-    'dataloader_num_workers': ('workers',), 'validation_steps': ('checkpointing_steps',),
-    'min_snr_gamma': ('snr_gamma',),
-    'center_crop': ('crops',), 'random_flip': ('crops',), 'proportion_empty_prompts': ('cond_dropout',),
+    'use_8bit_adam': ('optimizer: --optimizer adamw8bit',), 'dataloader_num_workers': ('workers',),
+    'validation_steps': ('checkpointing_steps',), 'min_snr_gamma': ('snr_gamma',), 'center_crop': ('crops',),
+    'random_flip': ('crops',), 'proportion_empty_prompts': ('cond_dropout',),
     'input_perturbation': ('noise_offset',), 'report_to': ('tensorboard',), 'logging_dir': ('tensorboard',)}
 
 # %% ../nbs/00_core.ipynb #7656196c
 _BEFORE = {   # ours before 0.1
     'steps': ('max_train_steps', 'num_inference_steps'), 'batch': ('train_batch_size', 'batch_size'),
-    'lr': ('learning_rate',),
-    'weight_decay': ('adam_weight_decay',), 'decay': ('decay_parameters',),
-    'accumulate': ('gradient_accumulation_steps',),
-    'checkpointing': ('gradient_checkpointing',), 'precision': ('mixed_precision', 'dtype'),
-    'schedule': ('lr_scheduler',),
-    'warmup': ('lr_warmup_steps',), 'clip': ('max_grad_norm',), 'ema': ('ema_decay',),
-    'drop': ('cond_dropout',),
+    'lr': ('learning_rate',), 'weight_decay': ('adam_weight_decay',), 'decay': ('decay_parameters',),
+    'accumulate': ('gradient_accumulation_steps',), 'checkpointing': ('gradient_checkpointing',),
+    'precision': ('mixed_precision', 'dtype'), 'schedule': ('lr_scheduler',), 'warmup': ('lr_warmup_steps',),
+    'clip': ('max_grad_norm',), 'ema': ('ema_decay',), 'drop': ('cond_dropout',),
     'noise_bias': ('timestep_bias_power',), 'offset_noise': ('noise_offset',),
-    'prediction': ('prediction_type',),
-    'zero_snr': ('rescale_betas_zero_snr',), 'save_every': ('checkpointing_steps',),
-    'validate': ('num_validation_stories',),
-    'pack': ('pack_context',), 'side': ('resolution',), 'guidance': ('guidance_scale',),
-    'interval': ('guidance_interval',),
+    'prediction': ('prediction_type',), 'zero_snr': ('rescale_betas_zero_snr',),
+    'save_every': ('checkpointing_steps',), 'validate': ('num_validation_stories',), 'pack': ('pack_context',),
+    'side': ('resolution',), 'guidance': ('guidance_scale',), 'interval': ('guidance_interval',),
     'original': ('legacy',), 'train': ('train_pictures',), 'what': ('which',)}
 
 RENAMED = DIFFUSERS_FLAGS | _BEFORE
