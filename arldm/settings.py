@@ -150,7 +150,7 @@ _fields = dataclasses.fields(Settings)
 SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in _fields}  # for `check_shape`
 
 # %% ../nbs/01_settings.ipynb #cc8debc3
-_start = dict(model='sd-1.5', blip='blip-large')  # published weights, by their names in chapter config
+_start = dict(model='sd-1.5', blip='blip-large')  # published weights, by their names in chapter pretrained
 _legacy = dict(_start, train_batch_size=1, crops=0, learning_rate=1e-5,
                lr_scheduler='legacy', lr_warmup_steps=500, max_train_steps=50_000, adam_weight_decay=1e-4,
                decay_parameters='all', max_grad_norm=0., ema_decay=0., timestep_bias_power=1.,

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..core import pick_device
 from ..data.dataset import pixels
 from ..score.distances import frechet
-from ..score.features import Store, features_of, same_cut
+from ..score.feature_networks import Store, features_of, same_cut
 from ..score.inception import Inception
 from .measure import wait
 from .synthetic_photos import encoded, photo

@@ -19,7 +19,7 @@ from ..core import CORPORA, StoryError, out_of_memory, pick_device
 from ..data.dataset import StoryDataset, Vocabulary, word_tokenizers
 from ..model.encoders import resize_vocabulary
 from ..files.atomic import temporary_folder
-from ..files.kept import keep_file
+from ..files.kept_results import keep_file
 from .measure import speedup_line, count_flops, gpu_peak, matrix_rate, peak, take_turns
 from ..model.arldm import ARLDM
 from .synthetic_photos import PHOTO_WORDS, write_corpus

@@ -17,7 +17,7 @@ from ..data.checks import NoStory, refuse
 from ..data.corpora import drafts_in, SOURCES, SPLITS, SSID, TOY_FILES
 from ..data.story import count_stories, is_story_file, NoStories, write_stories
 from ..files.atomic import FolderTaken, refuse_foreign, temporary_folder, whole_folder
-from ..files.kept import keep_file
+from ..files.kept_results import keep_file
 from ..files.raw_folder import RawFolder
 from ..toy.corpus import write_toy
 

@@ -15,7 +15,7 @@ from .score import score
 from .train import train
 from ..core import at_least_one, command, StoryError
 from ..files.atomic import lock_folder
-from ..files.kept import claim_folder
+from ..files.kept_results import claim_folder
 
 # %% ../../nbs/cli/72_demo.ipynb #2f8e7643
 DEMO_ALBUMS = 400, 16, 64              # train, validation and test

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..core import StoryError, at_least_one, command, counted, rank_and_world_size, say
 
 from ..train.digest import holds_stories
-from ..draw.drawings import is_drawn, set_name
+from ..draw.drawing_files import is_drawn, set_name
 from ..draw.test_set import draw_split
 from ..files.manifest import hinted_path, path_hints
 from ..score.provenance import read_drawing

@@ -15,12 +15,12 @@ from .draw import of_all, open_pipeline, share
 from ..core import StoryError, asset, at_least_one, command, say
 from ..data.story import StoryFile, StorySplit
 from ..draw.drawing_record import SamplingSettings, recorded_sampling
-from ..draw.drawings import match_drawings
+from ..draw.drawing_files import match_drawings
 from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate
-from ..score.features import Fields, LatentFeatures, features_file, networks
+from ..score.feature_networks import Fields, LatentFeatures, features_file, networks
 from ..score.histories import remembered_facts, draw_histories, score_histories
 from ..score.intervals import refuse_draws
 from ..score.provenance import (other_stories, other_weights, read_drawing, refuse_outputs,

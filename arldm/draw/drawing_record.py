@@ -16,7 +16,7 @@ import torch
 
 from ..core import at_home, at_least_one, one_of, pick_device, StoryError
 from ..data.story import StorySplit
-from .drawings import is_drawn, set_places
+from .drawing_files import is_drawn, set_places
 from .inputs import check_sampling
 from .pipeline import StoryPipeline
 from .sampling import make_scheduler

@@ -19,7 +19,7 @@ from ..files.atomic import atomic_path, lock_folder, save_json
 from .story_folder import (PART, STORY_STRIP, WHOLE, OwnStory, difference, is_temporary, kept_story,
                                      left_to_draw, own_story, whole_frames)
 from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_folder
-from .drawings import frame_name
+from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, numbers, open_pipeline
 from ..data.strips import strips
 

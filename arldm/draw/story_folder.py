@@ -16,7 +16,7 @@ from ..core import StoryError, at_home, counted
 from ..files.atomic import FolderTaken, check_shape
 from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from .inputs import make_plan
-from .drawings import frame_name
+from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, named_folder, pipeline_folder, refuse_place
 from ..files.pictures import read_picture
 

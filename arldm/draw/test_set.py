@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import StoryError, at_home
 from ..files.atomic import FolderTaken
-from .drawings import is_drawn, write_drawing
+from .drawing_files import is_drawn, write_drawing
 from .pipeline import StoryPipeline
 from .inputs import make_plan
 from ..files.raw_folder import plain_name

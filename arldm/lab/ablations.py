@@ -24,12 +24,12 @@ from ..train.cache import build_cache, data_digest
 from ..core import StoryError, asset, at_least_one, command, counted, end_stopped, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
-from ..draw.drawings import frame_path, is_drawn
+from ..draw.drawing_files import frame_path, is_drawn
 from ..draw.pipeline import StoryPipeline
 from ..toy.facts import check_facts
 from ..draw.test_set import draw_split
 from ..score.histories import draw_histories
-from ..files.kept import claim_folder, keep_folder
+from ..files.kept_results import claim_folder, keep_folder
 from .ladder import check_seed, ladder_stories
 from ..files.manifest import folder_digest
 from ..model.arldm import ARLDM

@@ -23,7 +23,7 @@ from ..files.atomic import load_json, lock_folder
 from ..data.dataset import Vocabulary, pixels, to_target, word_tokenizers
 from ..draw.pipeline import StoryPipeline
 from ..toy.facts import compare_scenes, read
-from ..files.kept import MADE, claim_folder, keep_file, keep_folder
+from ..files.kept_results import MADE, claim_folder, keep_file, keep_folder
 from ..cli.convert import toy_file
 from ..model.config import SIZES, make_vae
 from ..model.arldm import ARLDM

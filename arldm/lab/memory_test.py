@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
-from ..draw.drawings import is_drawn, set_name, write_drawing
+from ..draw.drawing_files import is_drawn, set_name, write_drawing
 from ..draw.pipeline import StoryPipeline
 from ..toy.facts import check_facts, guess, read
-from ..score.features import LatentFeatures, Store
+from ..score.feature_networks import LatentFeatures, Store
 from ..score.histories import ALL_KINDS, draw_histories
 from ..model.config import noise_schedule
-from ..files.kept import claim_folder
+from ..files.kept_results import claim_folder
 from ..draw.drawing_record import drawing_provenance, pipeline_digest
 from ..cli.convert import toy_file
 from ..toy.scene import draw_scene

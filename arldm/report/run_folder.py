@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..core import StoryError, counted
-from ..draw.drawings import drawn_frames, set_name
+from ..draw.drawing_files import drawn_frames, set_name
 from ..files.atomic import load_json
 from ..score.provenance import SCORES, outdated, read_drawing, story_path
 from .page import flat, plain_table

@@ -22,8 +22,8 @@ from ..core import CORPORA, StoryError, machine
 from ..files.atomic import save_json
 from ..files.manifest import path_hints
 from .intervals import format_value, mean_of
-from ..draw.drawings import Drawings, match_drawings
-from .features import Fields, Store, fingerprint
+from ..draw.drawing_files import Drawings, match_drawings
+from .feature_networks import Fields, Store, fingerprint
 from .fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row,
                                   neighbour_rows, text_rows)
 from .inception import fid64_drawn, fid64_real

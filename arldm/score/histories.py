@@ -17,9 +17,9 @@ from PIL import Image
 from ..core import StoryError, at_least_one, counted, one_of
 from .intervals import Estimate, as_span, format_value, estimate, mean_of, resample
 from ..draw.pipeline import StoryPipeline
-from ..draw.drawings import Drawings, is_drawn, match_drawings, write_drawing
+from ..draw.drawing_files import Drawings, is_drawn, match_drawings, write_drawing
 from ..draw.frames import initial_noise
-from ..files.kept import claim_folder
+from ..files.kept_results import claim_folder
 from ..draw.drawing_record import drawing_provenance
 from ..draw.inputs import story_generators
 from ..files.raw_folder import plain_name

@@ -10,7 +10,7 @@ __all__ = ['DRAWN', 'SCORES', 'RESAMPLES', 'refuse_outputs', 'read_drawing', 'st
 from pathlib import Path
 
 from ..train.digest import data_digest, holds_stories
-from ..draw.drawings import Drawings, drawings_digest
+from ..draw.drawing_files import Drawings, drawings_digest
 from ..core import StoryError
 from ..files.atomic import load_json, refuse_foreign
 from ..files.manifest import folder_digest, hinted_path

@@ -17,8 +17,8 @@ from torch import nn
 
 from ..core import StoryError
 from .intervals import Estimate, as_span, format_value, estimate, resample
-from ..draw.drawings import Drawings
-from .features import Store, features_of, same_cut
+from ..draw.drawing_files import Drawings
+from .feature_networks import Store, features_of, same_cut
 from ..data.story import StoryFile
 
 # %% ../../nbs/score/54_table.ipynb #3aefbe88

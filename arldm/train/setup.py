@@ -18,7 +18,8 @@ from ..files.atomic import load_json
 from ..data.dataset import Vocabulary, word_tokenizers
 from .digest import data_digest, holds_stories
 from ..files.manifest import hinted_path, path_hints
-from ..model.config import PUBLISHED, SIZES, published, vae_factor
+from ..model.config import SIZES, vae_factor
+from ..model.pretrained import PUBLISHED, published
 from ..model.arldm import ARLDM
 from ..model.port import kind_of, read_weights
 from ..settings import PRESETS, SETTINGS, SETTINGS_SHAPE, TASKS, Settings, resolve

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from arldm.bench import score as throughput
-from arldm.score.features import Store
+from arldm.score.feature_networks import Store
 from arldm.bench.measure import format_line
 from arldm.files.pictures import decode
 from arldm.bench.speed import bench

@@ -25,7 +25,7 @@ from arldm.core import StoryError, asset
 from arldm.data.dataset import StoryDataset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import read
-from arldm.score.features import _see
+from arldm.score.feature_networks import _see
 from arldm.score.inception import Inception
 from arldm.cli.convert import toy_file
 from arldm.model.arldm import ARLDM

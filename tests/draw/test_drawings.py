@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from arldm.core import StoryError
-from arldm.draw.drawings import drawn_frames, drawn_sets, match_drawings
+from arldm.draw.drawing_files import drawn_frames, drawn_sets, match_drawings
 from arldm.files.pictures import to_png
 from arldm.data.story import Story, StoryFile
 from painted import draw, painting, stories, story_file

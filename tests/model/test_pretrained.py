@@ -10,7 +10,8 @@ from transformers import BlipForImageTextRetrieval
 
 from arldm.model.pretrained import load_blip, published_schedule
 from arldm.train.setup import make_model
-from arldm.model.config import PUBLISHED, SIZES
+from arldm.model.config import SIZES
+from arldm.model.pretrained import PUBLISHED
 from arldm.core import CORPORA, StoryError
 from arldm.data.dataset import collate
 from arldm.draw.pipeline import StoryPipeline

@@ -8,7 +8,7 @@ from PIL import Image
 from arldm.score import inception
 from arldm.core import StoryError
 from arldm.files.atomic import load_json
-from arldm.score.features import Store, open_network
+from arldm.score.feature_networks import Store, open_network
 from arldm.score.inception import Inception
 from arldm.score.evaluate import evaluate
 from arldm.report.compare import compare_runs

@@ -9,9 +9,9 @@ from transformers import (CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizerFa
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from arldm.score import features
+from arldm.score import feature_networks as features
 from arldm.core import StoryError
-from arldm.score.features import (Clip, Dino, Fields, LatentFeatures, Store, features_file,
+from arldm.score.feature_networks import (Clip, Dino, Fields, LatentFeatures, Store, features_file,
                                   features_of, fingerprint, networks, open_network, same_cut)
 from arldm.files.pictures import to_png
 from painted import Small, painting

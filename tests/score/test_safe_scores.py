@@ -12,8 +12,8 @@ from arldm.score.intervals import resample
 from arldm.train.cache import data_digest
 from arldm.report.compare import compare_runs
 from arldm.core import StoryError
-from arldm.draw.drawings import drawn_frames, match_drawings
-from arldm.score.features import Store, same_cut
+from arldm.draw.drawing_files import drawn_frames, match_drawings
+from arldm.score.feature_networks import Store, same_cut
 from arldm.files.atomic import load_json, save_json
 from arldm.files.manifest import folder_digest
 from arldm.report.page import open_picture, story_html
