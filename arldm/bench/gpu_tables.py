@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from .budget import GPU_FILE_SHAPE, is_gpu_file
-from ..core import ROOT, StoryError, counted, one_of, say
+from ..core import ROOT, StoryError, counted, markdown_table, one_of, say
 from ..files.atomic import atomic_path, load_json, refuse_foreign, save_json
 from .gpu import row_in_words, with_goal
 from .draw import BENCH_STEPS, drawing_rows
@@ -18,10 +18,6 @@ from ..settings import resolve
 from .train import RECIPES, training_rows
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #994b77df
-def _as_table(rows): # of cells, the first row being the head
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|' + '---|'*len(rows[0]), *lines[1:]])
-
 def _shown(result, name): # a cell: what was measured, and what is wanted
     rows = {n: row for n, row in result['rows'].items() if row['state'] == 'done'}
     return with_goal(rows, name)
@@ -39,37 +35,37 @@ def drawing_table(result:dict) -> str:
     "What a story costs to draw, as Markdown."
     _, many, fewer = BENCH_STEPS[result['size']]
     head = 's/story, % of the bfloat16 rate, peak GB', f'PNDM, {many} steps', f'DPM-Solver++, {fewer} steps'
-    rows, names = [head], {}
+    rows, names = [], {}
     for name in drawing_rows(result['size']): names.setdefault(name.split(', ', 1)[1], []).append(f'draw: {name}')
     of_table = {name for both in names.values() for name in both}
     for what, both in names.items():
         cells = {name.split()[1]: _shown(result, name) for name in both}
         rows.append([what, cells.get('pndm', ''), cells.get('dpm++', '')])
-    return f'{_where(result, of_table)}\n\n{_as_table(rows)}'
+    return f'{_where(result, of_table)}\n\n{markdown_table(head, rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #42b7377e
 def training_table(result:dict) -> str:
     "What a training step costs, as Markdown."
-    rows, recipes = [['stories/s, % of the bfloat16 rate, peak GB', *RECIPES]], {}
+    head, rows, recipes = ['stories/s, % of the bfloat16 rate, peak GB', *RECIPES], [], {}
     for name in training_rows(result['size']): recipes.setdefault(name.rpartition(', ')[0], []).append(f'train: {name}')
     for what, names in recipes.items(): rows.append([what, *(_shown(result, name) for name in names)])
     of_table = {name for names in recipes.values() for name in names}
-    return f'{_where(result, of_table)}\n\n{_as_table(rows)}'
+    return f'{_where(result, of_table)}\n\n{markdown_table(head, rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #7a9d3633
 def checks_table(result:dict) -> str:
     "Whether the card computes right, as Markdown."
-    rows = [['check', 'result']]
+    head, rows = ['check', 'result'], []
     names = {
         'check: the same as the CPU': 'a toy story and ten toy steps, against the CPU',
         'check: pytest -m gpu': '`pytest -m gpu`', 'draw: arithmetic': 'the rate of matrix products',
         'draw: where the time goes': 'where the time of a drawing goes, bfloat16, many stories at once'}
     for name, what in names.items(): rows.append([what, row_in_words(result['rows'], name)])
-    return f'{_where(result, names)}\n\n{_as_table(rows)}'
+    return f'{_where(result, names)}\n\n{markdown_table(head, rows)}'
 
 def ssid_table(result:dict) -> str:
     "What SSID takes, as Markdown."
-    s, rows, names = resolve('ssid'), [['', 'measured', 'so all of it takes']], []
+    s, head, rows, names = resolve('ssid'), ['', 'measured', 'so all of it takes'], [], []
     stories = s.max_train_steps*s.train_batch_size
     trained = '256 px, baseline frozen, cached', '256 px, baseline frozen, 8 stories', '256 px, all trained, 8 stories'
     for name in trained:
@@ -83,7 +79,7 @@ def ssid_table(result:dict) -> str:
         names.append(f'draw: {name}')
         rows.append([f'drawing, {name}', _shown(result, names[-1]), time_taken])
     note = 'Steps and drawings alone: without the running average, validation, checkpoints and filling the cache.'
-    return f'{_where(result, names)} {note}\n\n{_as_table(rows)}'
+    return f'{_where(result, names)} {note}\n\n{markdown_table(head, rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #5c99a565
 TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table)

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ..score.intervals import estimate, mean_of, resample
 from ..train.cache import build_cache, data_digest
-from ..core import StoryError, asset, at_least_one, command, counted, end_stopped, machine, one_of, say
+from ..core import (StoryError, asset, at_least_one, command, counted, end_stopped, machine,
+                        markdown_table, one_of, say)
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
 from ..draw.drawing_files import frame_path, is_drawn
@@ -279,8 +280,7 @@ def experiments_table(table:list) -> str: # of `compare_experiments`
         change = line[f'{kind} − control']
         beside = '' if change is None else ' ({:+.1f}, {:+.1f}…{:+.1f})'.format(*(100*x for x in change))
         return f'{100*line[kind]:.1f}{beside}'.replace('-', '−')
-    lines = []
+    rows = []
     for line in table:
-        cells = [cell(line, kind) for kind in FACT_KINDS]
-        lines.append(f'| {line["experiment"]} | {" | ".join(cells)} |')
-    return '\n'.join(['| | ' + ' | '.join(f'{kind}, %' for kind in FACT_KINDS) + ' |', '|---|---|---|---|', *lines])
+        rows.append([line['experiment'], *(cell(line, kind) for kind in FACT_KINDS)])
+    return markdown_table(['', *(f'{kind}, %' for kind in FACT_KINDS)], rows)

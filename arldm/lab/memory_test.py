@@ -14,7 +14,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
+from ..core import StoryError, asset, at_least_one, command, machine, markdown_table, one_of, say
 from ..files.atomic import lock_folder, save_json
 from ..draw.drawing_files import is_drawn, set_name, write_drawing
 from ..draw.pipeline import StoryPipeline
@@ -116,13 +116,13 @@ def memory_table(table:dict) -> str:
         return f'{x["value"]*scale:{form}}{within}'
     frames = sorted({k for row in table.values() for k in row['frames']})
     head = ['', 'stated facts, %', 'remembered facts, %', *(f'frame {k}' for k in frames), 'distance']
-    lines = [f'| {" | ".join(head)} |'.replace('|  |', '| |'), '|' + '---|'*len(head)]
+    rows = []
     for row, x in table.items():
         drift = [f'{100*x["frames"][k]:.1f}' if k in x['frames'] else '' for k in frames]
         cells = [cell(x.get('stated facts'), 100, '.1f'), cell(x.get('remembered facts'), 100, '.1f'), *drift,
                  cell(x.get('distance'), 1, '.3f')]
-        lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        rows.append([row, *cells])
+    return markdown_table(head, rows)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #b68f31d7
 UNSEEN_SEED = 2026                       # of the test stories: no model was trained on a corpus of this seed
