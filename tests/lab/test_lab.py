@@ -144,7 +144,7 @@ def test_the_memory_test_as_a_table():
     rows = {'AR-LDM': {'stated facts': cell(.99), 'remembered facts': cell(.5), 'distance': cell(.125), 'frames': {2: .6, 3: .4}},
             'chance': {'stated facts': cell(1.), 'remembered facts': dict(value=.25, low=None, high=None), 'frames': {2: .25}}}
     assert memory_test.memory_table(rows).splitlines() == [
-        '| | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '|---|---|---|---|---|---|',
+        '|  | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '| --- | --: | --: | --: | --: | --: |',
         '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
         '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
 
