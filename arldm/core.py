@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'ROOT', 'DIFFUSERS_FLAGS', 'RENAMED', 'printable', 'say', 'StoryError', 'BadStory', 'first_line', 'counted',
-           'markdown_table', 'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator',
-           'environment_number', 'rank_and_world_size', 'pick_device', 'out_of_memory', 'memory_advice', 'error_line',
-           'did_you_mean', 'stopped', 'end_stopped', 'at_home', 'command']
+           'Corpus', 'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'environment_number',
+           'rank_and_world_size', 'pick_device', 'out_of_memory', 'memory_advice', 'error_line', 'did_you_mean',
+           'stopped', 'end_stopped', 'at_home', 'command']
 
 # %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, functools, importlib.metadata as metadata, importlib.util, inspect, os, platform
-import re, subprocess, sys, warnings
+import subprocess, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,25 +58,6 @@ def first_line(e:Exception) -> str: # At most 160 characters
 def counted(n:int, noun:str, plural:str='') -> str:
     "A number and its noun: '1 album', '2 albums'."
     return f'{n:,} {noun if n == 1 else plural or noun + "s"}'
-
-# %% ../nbs/00_core.ipynb #507c2f0a
-def markdown_table(
-    columns:list, # Their names
-    rows:list,    # Of cells, one per column
-)->str:
-    """A table in Markdown; columns of numbers, except the first, are aligned to the right.
-
-    Args:
-        columns (list): Their names
-        rows (list): Of cells, one per column
-    """
-    rows = [[str(cell) for cell in row] for row in rows]
-    marks = ['---']
-    for i in range(1, len(columns)):
-        cells = [row[i] for row in rows if row[i]]
-        numbers = cells and all(re.match(r'[-+−]?\d', cell) for cell in cells)
-        marks.append('--:' if numbers else '---')
-    return '\n'.join(f'| {" | ".join(line)} |' for line in (columns, marks, *rows))
 
 # %% ../nbs/00_core.ipynb #879373bd
 @dataclass(frozen=True)

@@ -13,16 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
-import numpy as np
-import torch
+import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..score.intervals import estimate, mean_of, resample
 from ..train.cache import build_cache, data_digest
-from ..core import (StoryError, asset, at_least_one, command, counted, end_stopped, machine,
-                        markdown_table, one_of, say)
+from ..core import (StoryError, asset, at_least_one, command, counted, end_stopped, machine, one_of, say)
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
 from ..draw.drawing_files import frame_path, is_drawn
@@ -39,6 +37,7 @@ from ..files.pictures import decode
 from ..settings import resolve
 from ..data.story import StoryFile
 from ..train.loop import train_steps
+from ..data.strips import markdown_table
 
 # %% ../../nbs/lab/76_ablations.ipynb #991d6682
 class Changed(Dataset):

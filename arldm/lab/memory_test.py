@@ -14,7 +14,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from ..core import StoryError, asset, at_least_one, command, machine, markdown_table, one_of, say
+from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
 from ..draw.drawing_files import is_drawn, set_name, write_drawing
 from ..draw.pipeline import StoryPipeline
@@ -29,6 +29,7 @@ from ..toy.scene import draw_scene
 from ..score.evaluate import evaluate
 from ..data.story import StoryFile, StorySplit
 from ..toy.corpus import TOY_SPLITS
+from ..data.strips import markdown_table
 
 # %% ../../nbs/lab/75_memory_test.ipynb #791a4f9d
 ROWS = {'text to image': 'base/none', 'history removed': 'arldm/none', 'captions only': 'arldm/captions',
