@@ -32,13 +32,13 @@ class DrawingBench:
         training (TrainingBench): Stories, and a model
         model (ARLDM, optional): Instead of that of `training`
         side (int, optional): Pixels of a frame; default: the smaller one of the size
-        guidance_scale (float, default 7.5): Default: the seed's
+        guidance_scale (float, default 7.5): Default: the SSID baseline's
     """
     def __init__(self,
         training:TrainingBench, # Stories, and a model
         model:ARLDM=None,     # Instead of that of `training`
         side:int=None,        # Pixels of a frame; default: the smaller one of the size
-        guidance_scale:float=7.5, # Default: the seed's
+        guidance_scale:float=7.5, # Default: the SSID baseline's
     ):
         self.side, self.guidance_scale = side or SIDES[training.size][0], guidance_scale
         self.pipe = StoryPipeline.from_model(model or training.model)
@@ -140,10 +140,10 @@ def against(
     return line if wanted is None else dict(line, wanted=f'at most {wanted:.2f}×')
 
 # %% ../../nbs/bench/83_draw.ipynb #b26722cb
-BENCH_STEPS = dict(tiny=(2, 5, 2), full=(3, 50, 20)) # Equal ones; then the seed's, and ours instead
+BENCH_STEPS = dict(tiny=(2, 5, 2), full=(3, 50, 20)) # Equal ones; then the SSID baseline's, and ours instead
 
 def compare_drawing(drawing:DrawingBench, size:str, rounds:int)->list: # Lines about speed and arithmetic
-    """A story drawn plainly and ours: at equal steps, and at the seed's settings against fewer steps.
+    """A story drawn plainly and ours: at equal steps, and at the SSID baseline's settings against fewer steps.
 
     Returns:
         list: Lines about speed and arithmetic

@@ -128,7 +128,7 @@ def gpu_rows(size:str) -> list: # Of `Row`
     """
     drawn = sorted(reversed(drawing_rows(size)), key=_worth)                   # many stories before few
     trained = [name for name in training_rows(size) if '8-bit' not in name or find_spec('bitsandbytes')]
-    first = drawn[:3]                          # as the seed drew; compiled and recorded, both schedulers, many stories
+    first = drawn[:3]                  # as the SSID baseline drew; compiled and recorded, both schedulers, many stories
     rows = [('check: the same as the CPU', 45), ('check: pytest -m gpu', 90), ('draw: arithmetic', 30)]
     rows += [(f'draw: {name}', 45) for name in first]
     rows += [(f'train: {name}', 15) for name in trained if name in GOALS]

@@ -69,7 +69,7 @@ def recipe(
     size:str,         # 'tiny' or 'full'
     changes:dict={},  # Fields of `Settings` that differ
 )->Settings:
-    """The seed's recipe with changes, for one story a step unless it says otherwise.
+    """The SSID baseline's recipe with changes, for one story a step unless it says otherwise.
 
     Args:
         size (str): 'tiny' or 'full'
@@ -140,7 +140,7 @@ next(steps(TrainingBench(*sys.argv[1:3]), CANDIDATES[sys.argv[3]]))
 """
 
 def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmetic and memory
-    """A training step of the seed's recipe, plainly and ours, in turns.
+    """A training step of the SSID baseline's recipe, plainly and ours, in turns.
 
     Returns:
         list: Lines about speed, arithmetic and memory

@@ -125,11 +125,11 @@ def distance_by_frame(t:Table, s:Seen):
     if ks: t.by_frame(name, [{int(k): of(k, x) for k in ks} for x in s.drawn])
 
 def fid64_row(t:Table, s:Seen):
-    "The seed's FID."
+    "FID64 by the SSID baseline's protocol."
     if too_few(t, s, ('FID64',)): return
     stats, beside = distances(s, t.d, gauss, often=True)
     n = len(s.place)
-    note = f'the seed\'s protocol: 64 pixels, {n:,} reference frames, {len(s.reference):,} of them different'
+    note = f'the SSID baseline\'s protocol: 64 pixels, {n:,} reference frames, {len(s.reference):,} of them different'
     t.add('pictures', 'FID64', stats, 'lower', beside=beside, note=note + few(n, s.reference.shape[1], n),
           within=(0, math.inf))
 

@@ -1,4 +1,4 @@
-"Scores: the seed's number to the letter, honest numbers beside it, nothing made up, nothing silent."
+"Scores: the SSID baseline's number to the letter, honest numbers beside it, nothing made up, nothing silent."
 import json, math, subprocess, sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from networks import clip_folder, published, regenerated
 PARITY = Path(__file__).resolve().parents[1]/'parity'
 
 
-# the seed's protocol, written down once more from its description
+# the SSID baseline's protocol, written down once more from its description
 
 @pytest.fixture(scope='module')
 def eyes():
