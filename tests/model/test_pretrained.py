@@ -141,7 +141,7 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch, capsys):
     def draw(**kw):
         return torch.from_numpy(pipe(['a man walks', 'he sleeps', 'he wakes'], num_inference_steps=2, output_type='np',
                                      generator=torch.Generator().manual_seed(0), **kw).frames[0])
-    assert draw().shape == (3, 32, 32, 3) and torch.allclose(draw(), draw(plain=True), atol=2e-2)
+    assert draw().shape == (3, 32, 32, 3) and torch.allclose(draw(), draw(plain=True), atol=1.1/255)  # a grey level
     with pytest.raises(StoryError, match='history.slot_projection.*the original has no such layer'): net.to_original()
 
 
