@@ -7,7 +7,7 @@ __all__ = ['SIDES', 'WORD_TABLE_ROWS', 'CANDIDATES', 'RECIPES', 'TRAINED', 'Trai
            'arithmetic', 'compare_training', 'training_rows', 'measure_training', 'bench_train']
 
 # %% ../../nbs/bench/82_train.ipynb #9e60a7b8
-import contextlib, gc, tempfile, time
+import contextlib, gc, tempfile
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..data.dataset import StoryDataset, Vocabulary, word_tokenizers
 from ..model.encoders import resize_vocabulary
 from ..files.atomic import temporary_folder
 from ..files.kept_results import keep_file
-from .measure import speedup_line, count_flops, gpu_peak, matrix_rate, peak, take_turns
+from .measure import count_flops, gpu_peak, matrix_rate, peak, speedup_line, take_turns, timed_turns
 from ..model.arldm import ARLDM
 from .synthetic_photos import PHOTO_WORDS, write_corpus
 from ..settings import Settings, resolve
@@ -149,20 +149,16 @@ def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about spe
     memory = {name: peak(_STEP, folder, size, name)/1e3 for name in CANDIDATES}
     training = TrainingBench(folder, size)
     rate = matrix_rate(device=training.model.device.type)
-    busy = {name: [] for name in CANDIDATES}                                        # seconds of CPU time
     with contextlib.ExitStack() as stack:
         candidates = {}
         for name, changes in CANDIDATES.items():
             candidates[name] = stack.enter_context(contextlib.closing(steps(training, changes)))
             next(candidates[name])
-        def step(name):
-            start = time.process_time()
-            next(candidates[name])
-            busy[name].append(time.process_time() - start)
-        seconds = take_turns(rounds, {name: partial(step, name) for name in candidates})
+        seconds = timed_turns(rounds, {name: partial(next, records) for name, records in candidates.items()})
+    passed, busy = seconds['time passed'], seconds['CPU time']
     flops = {name: arithmetic(training, rounds, changes) for name, changes in CANDIDATES.items()}
-    share = {name: 100*flops[name]*rounds/sum(seconds[name])/rate for name in CANDIDATES}
-    return [speedup_line('training step, baseline frozen', 'stories/s', 1, seconds, 'ours', 1.8),
+    share = {name: 100*flops[name]*rounds/sum(passed[name])/rate for name in CANDIDATES}
+    return [speedup_line('training step, baseline frozen', 'stories/s', 1, passed, 'ours', 1.8),
             speedup_line('the same by CPU time', 'stories/s', 1, busy, 'ours', 1.8),
             dict(what='its arithmetic', unit='TFLOP', **{name: n/1e12 for name, n in flops.items()}),
             dict(what="share of the machine's matrix rate", unit='%', **share),

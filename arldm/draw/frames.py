@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import StoryError
 from ..data.dataset import pixels, to_memory
 from .sampling import decode_latents, denoise
 from ..model.history import context_visible

@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DCo
 from diffusers.utils import BaseOutput
 from fastcore.basics import patch
 from PIL import Image
-from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 from ..core import StoryError, at_home, first_line, one_of

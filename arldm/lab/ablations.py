@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..score.intervals import estimate, mean_of, resample
 from ..train.cache import build_cache, data_digest
-from ..core import (StoryError, asset, at_least_one, command, counted, end_stopped, machine, one_of, say)
+from ..core import (StoryError, asset, at_least_one, command, end_stopped, machine, one_of, say)
 from ..files.atomic import lock_folder, save_json
 from ..data.dataset import StoryDataset, pixels
 from ..draw.drawing_files import frame_path, is_drawn

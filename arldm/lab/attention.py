@@ -6,7 +6,6 @@
 __all__ = ['Listener', 'listening', 'attention', 'words_of', 'show_attention']
 
 # %% ../../nbs/lab/77_attention.ipynb #e0328499
-import math
 from contextlib import contextmanager
 
 import torch

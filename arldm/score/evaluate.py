@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from .coherence import (by_frame, centred, character_scores, characters_seen, similarity,
                                    names_in, nearest, similarity_to_reference, pairs, together,

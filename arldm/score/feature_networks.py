@@ -24,7 +24,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..core import StoryError, first_line, one_of, pick_device
 from ..data.dataset import pixels, center_crop
-from .inception import Inception, load_inception
+from .inception import load_inception
 from ..files.pictures import decode, to_png, upright
 from ..files.row_store import Store
 
