@@ -16,12 +16,14 @@ from statistics import median
 from typing import Callable
 
 import torch
+
 from ..core import StoryError, out_of_memory
-from ..draw.sampling import make_scheduler
-from ..draw.pipeline import StoryPipeline
-from ..model.encoders import quiet_loading
-from .measure import cost_line, count_flops, gpu_peak, matrix_rate, take_turns, timed_turns, wait
 from ..model.arldm import ARLDM
+from ..model.encoders import quiet_loading
+from ..draw.pipeline import StoryPipeline
+from ..draw.sampling import make_scheduler
+from .measure import (cost_line, count_flops, gpu_peak, matrix_rate, take_turns,
+                                 timed_turns, wait)
 from .train import SIDES, TrainingBench
 
 # %% ../../nbs/bench/83_draw.ipynb #113708c5
@@ -161,7 +163,8 @@ def in_bfloat16(
     drawing.pipe.to(torch.bfloat16).unet.to(memory_format=torch.channels_last)
     drawing.draw('dpm++', 1)
     def once(scheduler, steps, rounds, _, part):
-        return median(timed_turns(rounds, dict(ours=partial(drawing.draw, scheduler, steps, **part)))['CPU time']['ours'])
+        job = partial(drawing.draw, scheduler, steps, **part)
+        return median(timed_turns(rounds, dict(ours=job))['CPU time']['ours'])
     return [cost_line(name, dict(plain=[p['plain']], ours=[once(*job)]), job[3], p['unit'])
             for name, job, p in zip(names, jobs, plain)]
 

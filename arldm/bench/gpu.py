@@ -10,12 +10,13 @@ import math, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
+
+from ..core import StoryError, counted, machine, one_of, say
+from ..files.atomic import lock_folder
+from ..model.encoders import quiet_loading
 from ..train.setup import check_place
 from .budget import Measurements, run_rows, start_worker, work, worker_words
-from ..core import StoryError, counted, machine, one_of, say
-from ..model.encoders import quiet_loading
-from ..files.atomic import lock_folder
-from .gpu_rows import GOALS, Bench, device_environment, gpu_rows
+from .gpu_rows import Bench, GOALS, device_environment, gpu_rows
 
 # %% ../../nbs/bench/87_gpu.ipynb #ba7e9949
 def _share(rows, name, found): # of the measured bfloat16 rate, in percent; None if something for it is missing

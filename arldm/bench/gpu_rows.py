@@ -15,20 +15,21 @@ from pathlib import Path
 
 import numpy as np, torch
 from fastcore.basics import patch
-from ..train.setup import make_model
-from .budget import Row
+
 from ..core import ROOT, StoryError, asset
+from ..settings import resolve
 from ..data.dataset import StoryDataset
-from ..draw.pipeline import StoryPipeline
+from ..data.story import StoryFile
 from ..model.encoders import quiet_loading
+from ..train.loop import train_steps
+from ..train.setup import make_model
+from ..draw.pipeline import StoryPipeline
 from ..cli.convert import toy_file
-from .measure import matrix_rate
+from .budget import Row
 from .draw import (BATCHES, BENCH_STEPS, drawing_flops, drawing_rows, measure_drawing,
                               part_seconds, prepared, tidy)
-from ..settings import resolve
+from .measure import matrix_rate
 from .train import TrainingBench, measure_training, training_rows
-from ..data.story import StoryFile
-from ..train.loop import train_steps
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #09d0c4a2
 TOLERANCE = dict(levels=2, mean_level=.001, loss=1e-5) # of 255 levels; of the loss itself

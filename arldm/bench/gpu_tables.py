@@ -9,14 +9,14 @@ __all__ = ['TABLES', 'MEASURED', 'drawing_table', 'training_table', 'checks_tabl
 import json
 from pathlib import Path
 
-from .budget import GPU_FILE_SHAPE, is_gpu_file
 from ..core import ROOT, StoryError, counted, one_of, say
-from ..files.atomic import atomic_path, load_json, refuse_foreign, save_json
-from .gpu import row_in_words, with_goal
-from .draw import BENCH_STEPS, drawing_rows
 from ..settings import resolve
-from .train import RECIPES, training_rows
+from ..files.atomic import atomic_path, load_json, refuse_foreign, save_json
 from ..data.strips import markdown_table
+from .budget import GPU_FILE_SHAPE, is_gpu_file
+from .draw import BENCH_STEPS, drawing_rows
+from .gpu import row_in_words, with_goal
+from .train import RECIPES, training_rows
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #994b77df
 def _shown(result, name): # a cell: what was measured, and what is wanted

@@ -15,6 +15,7 @@ from typing import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
+
 from ..core import ROOT
 
 # %% ../../nbs/bench/80_measure.ipynb #4a5128e8

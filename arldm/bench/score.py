@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core import pick_device
+from ..files.pictures import decode
 from ..data.dataset import pixels
 from ..score.distances import frechet
 from ..score.feature_networks import Store, features_of, same_cut
 from ..score.inception import Inception
 from .measure import wait
 from .synthetic_photos import encoded, photo
-from ..files.pictures import decode
 
 # %% ../../nbs/bench/84_score.ipynb #5d93f752
 BENCH_SIDE = 256  # pixels of a picture

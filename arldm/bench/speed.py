@@ -16,20 +16,22 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
 from ..core import CORPORA, command, machine, one_of, say
 from ..files.atomic import load_json, refuse_foreign, save_json
-from ..cli.convert import convert
+from ..data.corpora import SSID_FILES
 from ..data.dataset import (StoryDataset, Vocabulary, collate, to_memory, to_target,
                                 word_tokenizers)
+from ..data.story import StoryFile
+from ..cli.convert import convert
+from .draw import bench_draw
 from .gpu import measure_gpu
 from .gpu_tables import tables_from
-from .measure import format_line, speedup_line, peak, take_turns
-from .draw import bench_draw
-from .synthetic_photos import ALBUM_PICTURES, PHOTO_SIZES, PHOTO_WORDS, encoded, write_corpus
-from ..data.corpora import SSID_FILES
-from .train import bench_train
-from ..data.story import StoryFile
+from .measure import format_line, peak, speedup_line, take_turns
 from .score import bench_score
+from .synthetic_photos import (ALBUM_PICTURES, PHOTO_SIZES, PHOTO_WORDS, encoded,
+                                          write_corpus)
+from .train import bench_train
 
 # %% ../../nbs/bench/89_speed.ipynb #562115f8
 def reencode(

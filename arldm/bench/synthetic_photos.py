@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
+
 from ..core import CORPORA
 from ..data.corpora import SSID_FILES
 

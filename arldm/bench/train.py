@@ -13,19 +13,21 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from ..train.cache import CachedStories, build_cache
-from ..cli.convert import convert
+
 from ..core import CORPORA, StoryError, out_of_memory, pick_device
-from ..data.dataset import StoryDataset, Vocabulary, word_tokenizers
-from ..model.encoders import resize_vocabulary
+from ..settings import Settings, resolve
 from ..files.atomic import temporary_folder
 from ..files.kept_results import keep_file
-from .measure import count_flops, gpu_peak, matrix_rate, peak, speedup_line, take_turns, timed_turns
-from ..model.arldm import ARLDM
-from .synthetic_photos import PHOTO_WORDS, write_corpus
-from ..settings import Settings, resolve
+from ..data.dataset import StoryDataset, Vocabulary, word_tokenizers
 from ..data.story import StoryFile
+from ..model.arldm import ARLDM
+from ..model.encoders import resize_vocabulary
+from ..train.cache import CachedStories, build_cache
 from ..train.loop import train_steps
+from ..cli.convert import convert
+from .measure import (count_flops, gpu_peak, matrix_rate, peak, speedup_line, take_turns,
+                                 timed_turns)
+from .synthetic_photos import PHOTO_WORDS, write_corpus
 
 # %% ../../nbs/bench/82_train.ipynb #21b61cf4
 SIDES = dict(tiny=(32, 64), full=(256, 512)) # Pixels of a frame

@@ -12,13 +12,13 @@ from itertools import combinations
 from pathlib import Path
 from tqdm.auto import tqdm
 
-from ..core import at_least_one, command, counted, one_of, say, StoryError
-from ..data.checks import NoStory, refuse
-from ..data.corpora import drafts_in, SOURCES, SPLITS, SSID, TOY_FILES
-from ..data.story import count_stories, is_story_file, NoStories, write_stories
+from ..core import StoryError, at_least_one, command, counted, one_of, say
 from ..files.atomic import FolderTaken, refuse_foreign, temporary_folder, whole_folder
 from ..files.kept_results import keep_file
 from ..files.raw_folder import RawFolder
+from ..data.checks import NoStory, refuse
+from ..data.corpora import SOURCES, SPLITS, SSID, TOY_FILES, drafts_in
+from ..data.story import NoStories, count_stories, is_story_file, write_stories
 from ..toy.corpus import write_toy
 
 # %% ../../nbs/cli/65_convert.ipynb #4b482262

@@ -8,14 +8,14 @@ __all__ = ['DEMO_ALBUMS', 'DEMO', 'demo']
 # %% ../../nbs/cli/72_demo.ipynb #df74e375
 from pathlib import Path
 
+from ..core import StoryError, at_least_one, command
+from ..files.atomic import lock_folder
+from ..files.kept_results import claim_folder
 from .convert import toy_file
 from .draw import draw
 from .report import report
 from .score import score
 from .train import train
-from ..core import at_least_one, command, StoryError
-from ..files.atomic import lock_folder
-from ..files.kept_results import claim_folder
 
 # %% ../../nbs/cli/72_demo.ipynb #2f8e7643
 DEMO_ALBUMS = 400, 16, 64              # train, validation and test

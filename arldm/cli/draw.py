@@ -13,18 +13,18 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ..core import StoryError, at_least_one, command, counted, rank_and_world_size, say
-
+from ..settings import TASKS
+from ..files.manifest import hinted_path, path_hints
+from ..data.story import StoryFile, StorySplit
 from ..train.digest import holds_stories
 from ..draw.drawing_files import is_drawn, set_name
-from ..draw.test_set import draw_split
-from ..files.manifest import hinted_path, path_hints
-from ..score.provenance import read_drawing
+from ..draw.drawing_record import (APART, SamplingSettings, default_dtype, named_folder,
+                                       numbers, open_pipeline, pipeline_folder,
+                                       refuse_other_drawings, refuse_place, run_settings,
+                                       sampling_facts, write_record)
 from ..draw.own_stories import draw_text
-from ..draw.drawing_record import (APART, SamplingSettings, default_dtype, named_folder, numbers,
-                                       open_pipeline, pipeline_folder, refuse_other_drawings, refuse_place,
-                                       run_settings, sampling_facts, write_record)
-from ..settings import TASKS
-from ..data.story import StoryFile, StorySplit
+from ..draw.test_set import draw_split
+from ..score.provenance import read_drawing
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command

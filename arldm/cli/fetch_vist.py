@@ -17,11 +17,12 @@ from typing import Iterator
 from urllib import error, request
 
 from tqdm.auto import tqdm
-from ..data.checks import is_id
+
 from ..core import StoryError, at_home, at_least_one, command, counted, say
 from ..files.atomic import atomic_path, lock_folder, refuse_foreign, temporary_folder
 from ..files.pictures import BadPicture, decode, picture_format
 from ..files.raw_folder import RawFolder
+from ..data.checks import is_id
 from ..data.corpora import SPLITS, records_in
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #11320598

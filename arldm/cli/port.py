@@ -11,15 +11,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..model.pretrained import tokenizers
-from ..train.setup import check_place
 from ..core import StoryError, command, one_of, say
+from ..settings import PRESETS, TASKS
 from ..files.atomic import FolderTaken, save_json, whole_folder
-from ..draw.pipeline import StoryPipeline
 from ..model.arldm import ARLDM
 from ..model.port import Misfit, corpora_of, read_weights, rows_of
-from ..settings import PRESETS, TASKS
+from ..model.pretrained import tokenizers
 from ..train.checkpoint import write_tensors
+from ..train.setup import check_place
+from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/67_port.ipynb #d46156fc
 def convert_checkpoint(

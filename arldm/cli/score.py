@@ -11,22 +11,22 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from .draw import of_all, open_pipeline, share
 from ..core import StoryError, asset, at_least_one, command, say
-from ..data.story import StoryFile, StorySplit
-from ..draw.drawing_record import SamplingSettings, recorded_sampling
-from ..draw.drawing_files import match_drawings
 from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store
+from ..data.story import StoryFile, StorySplit
+from ..toy import corpus as toy
+from ..draw.drawing_files import match_drawings
+from ..draw.drawing_record import SamplingSettings, recorded_sampling
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate
 from ..score.feature_networks import Fields, LatentFeatures, features_file, networks
-from ..score.histories import remembered_facts, draw_histories, score_histories
+from ..score.histories import draw_histories, remembered_facts, score_histories
 from ..score.intervals import refuse_draws
 from ..score.provenance import (other_stories, other_weights, read_drawing, refuse_outputs,
                                     story_path)
 from ..score.table import as_lines, look
-from ..toy import corpus as toy
+from .draw import of_all, open_pipeline, share
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
 def history_sampling(run:Path, record:dict) -> SamplingSettings: # `record`: what `read_drawing` says

@@ -15,25 +15,25 @@ from fastcore.docments import docments
 from fastcore.script import bool_arg
 from safetensors import SafetensorError
 
-from ..train.setup import check_lengths, found_again, make_model, open_run, start_hints
-from ..train.cache import build_cache, check_cache
-from ..core import BadStory, StoryError, command, counted, end_stopped, machine, rank_and_world_size, say
+from ..core import (BadStory, StoryError, command, counted, end_stopped, machine,
+                        rank_and_world_size, say)
+from ..settings import Settings, Subject, TASKS
 from ..files.atomic import atomic_path, lock_folder, save_json
 from ..files.manifest import (file_digest, path_hints, read_manifest, recover_folder,
                                   refuse_foreign_folder, replace_folder)
-from ..data.dataset import StoryDataset
-from ..train.digest import data_digest
-from ..draw.pipeline import StoryPipeline
-from ..model.arldm import count_trained
-from ..model.arldm import ARLDM
-from ..train.optim import averaged, make_ema, optimizer_kind
 from ..files.raw_folder import plain_name
-from ..settings import TASKS, Settings, Subject
-from ..data.strips import strips
+from ..data.dataset import StoryDataset
 from ..data.story import Story, StoryFile
+from ..data.strips import strips
+from ..model.arldm import ARLDM, count_trained
+from ..train.cache import build_cache, check_cache
 from ..train.checkpoint import Trained, check_log, checkpoints, load_checkpoint
-from ..train.loop import accelerator, check_batch, train_steps
+from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
+from ..train.loop import accelerator, check_batch, train_steps
+from ..train.optim import averaged, make_ema, optimizer_kind
+from ..train.setup import check_lengths, found_again, make_model, open_run, start_hints
+from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134
 def with_settings(f:Callable) -> Callable:

@@ -9,8 +9,8 @@ __all__ = ['MOST_TEXT', 'read_captions', 'given_paths']
 import os, re
 from pathlib import Path
 
-from .checks import clean, has_visible
 from ..core import StoryError, at_home
+from .checks import clean, has_visible
 
 # %% ../../nbs/data/17_caption_file.ipynb #0e961a49
 MOST_TEXT = 100_000_000  # bytes of a captions file

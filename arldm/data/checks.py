@@ -10,6 +10,7 @@ import json, re, unicodedata
 from collections.abc import Callable, Iterator
 
 import numpy as np
+
 from ..core import BadStory
 from .story import Story
 

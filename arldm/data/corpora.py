@@ -18,10 +18,11 @@ from typing import Callable
 
 import numpy as np
 from PIL import Image
-from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
-from ..core import CORPORA, BadStory, StoryError, counted
+
+from ..core import BadStory, CORPORA, StoryError, counted
 from ..files.pictures import cut, to_png
 from ..files.raw_folder import RawFolder, composed, load_array, load_pickle, plain_name
+from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
 from .story import Story
 
 # %% ../../nbs/data/14_corpora.ipynb #2cb7adfb

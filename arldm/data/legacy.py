@@ -8,6 +8,7 @@ __all__ = ['is_original', 'original_rows', 'original_picture', 'original_attrs',
 # %% ../../nbs/data/11_legacy.ipynb #056903ce
 import h5py, numpy as np
 from PIL import Image
+
 from ..core import StoryError
 from ..files.pictures import decode, to_png
 

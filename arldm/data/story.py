@@ -17,11 +17,12 @@ from typing import Callable, Iterable
 import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
+
 from ..core import CORPORA, StoryError, at_home, one_of
 from ..files.atomic import atomic_path, check_shape, refuse_foreign
 from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
-from .legacy import is_original, original_attrs, original_index, original_picture
 from ..files.pictures import decode, shrink, to_png
+from .legacy import is_original, original_attrs, original_index, original_picture
 from .strips import strips
 
 # %% ../../nbs/data/12_story.ipynb #07572c4a

@@ -12,6 +12,7 @@ from pathlib import Path
 import ftfy
 from tokenizers import normalizers, pre_tokenizers
 from transformers import BertTokenizer, CLIPTokenizer
+
 from ..files.atomic import atomic_path
 
 # %% ../../nbs/data/15_vocabulary.ipynb #3c413114

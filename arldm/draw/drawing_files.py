@@ -17,11 +17,11 @@ from statistics import median_low
 import numpy as np
 
 from ..core import BadStory, StoryError, counted
+from ..settings import TASKS
 from ..files.atomic import whole_folder
 from ..files.manifest import file_digest
 from ..files.pictures import BadPicture, decode
 from ..files.raw_folder import plain_name
-from ..settings import TASKS
 from ..data.story import StorySplit
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #b2d37fa7

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ..core import at_home, at_least_one, one_of, pick_device, StoryError
+from ..core import StoryError, at_home, at_least_one, one_of, pick_device
+from ..settings import DTYPES, TASKS, resolve
+from ..files.atomic import check_shape, load_json
+from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
 from ..data.story import StorySplit
+from ..model.config import PARTS
+from ..train.cache import data_digest, weights_digest
 from .drawing_files import is_drawn, set_places
 from .inputs import check_sampling
 from .pipeline import StoryPipeline
 from .sampling import make_scheduler
-from ..files.atomic import check_shape, load_json
-from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
-from ..model.config import PARTS
-from ..settings import DTYPES, resolve, TASKS
-from ..train.cache import data_digest, weights_digest
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #d723e73e
 # what is read of settings.json

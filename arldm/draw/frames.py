@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.dataset import pixels, to_memory
-from .sampling import decode_latents, denoise
-from ..model.history import context_visible
-from ..model.arldm import ARLDM
 from ..data.strips import as_picture
+from ..model.arldm import ARLDM
+from ..model.history import context_visible
+from .sampling import decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:

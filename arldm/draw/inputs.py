@@ -16,8 +16,8 @@ import numpy as np, torch
 from PIL import Image
 
 from ..core import StoryError, counted, memory_advice, story_generator
-from .sampling import set_timesteps
 from ..files.pictures import upright
+from .sampling import set_timesteps
 
 # %% ../../nbs/draw/41_inputs.ipynb #0da783db
 @dataclass

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from ..files.pictures import read_picture
 from ..core import StoryError, counted, printable, rank_and_world_size
-from ..data.dataset import center_crop
 from ..files.atomic import atomic_path, lock_folder, save_json
-from .story_folder import (PART, STORY_STRIP, WHOLE, OwnStory, difference, is_temporary, kept_story,
-                                     left_to_draw, own_story, whole_frames)
 from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_folder
+from ..files.pictures import read_picture
+from ..data.dataset import center_crop
+from ..data.strips import strips
 from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, numbers, open_pipeline
-from ..data.strips import strips
+from .story_folder import (OwnStory, PART, STORY_STRIP, WHOLE, difference, is_temporary,
+                                     kept_story, left_to_draw, own_story, whole_frames)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #b0bf0a61
 @contextlib.contextmanager

@@ -19,17 +19,17 @@ from PIL import Image
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 from ..core import StoryError, at_home, first_line, one_of
-from ..data.dataset import Vocabulary, pixels, center_crop, to_memory
-from .sampling import make_scheduler
-from ..model.encoders import MemoryEncoder
-from .frames import Memory, draw_frames, initial_noise, preprocess_frame
-from ..model.history import HistoryEmbeddings
 from ..files.manifest import recover_folder
-from ..model.config import PARTS, check_kind, check_whole, noise_like, vae_factor
-from ..model.arldm import ARLDM
-from .inputs import (as_given, story_generators, check_latents, check_sampling,
-                               enough_memory, make_plan, make_plans)
+from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
+from ..model.arldm import ARLDM
+from ..model.config import PARTS, check_kind, check_whole, noise_like, vae_factor
+from ..model.encoders import MemoryEncoder
+from ..model.history import HistoryEmbeddings
+from .frames import Memory, draw_frames, initial_noise, preprocess_frame
+from .inputs import (as_given, check_latents, check_sampling, enough_memory, make_plan,
+                               make_plans, story_generators)
+from .sampling import make_scheduler
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c9755c17
 @dataclass(repr=False)

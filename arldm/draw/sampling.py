@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import StoryError, first_line, one_of
-from ..model.history import pack_visible
-from ..model.config import noise_schedule
 from ..model.arldm import ARLDM
+from ..model.config import noise_schedule
+from ..model.history import pack_visible
 
 # %% ../../nbs/draw/39_sampling.ipynb #8818b001
 _as_trained = 'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule'

@@ -11,14 +11,14 @@ import json, os, re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..data.caption_file import given_paths, read_captions
 from ..core import StoryError, at_home, counted
 from ..files.atomic import FolderTaken, check_shape
 from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
-from .inputs import make_plan
+from ..files.pictures import read_picture
+from ..data.caption_file import given_paths, read_captions
 from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, named_folder, pipeline_folder, refuse_place
-from ..files.pictures import read_picture
+from .inputs import make_plan
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407
 STORY = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}  # of manifest.json

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..core import StoryError, at_home
 from ..files.atomic import FolderTaken
-from .drawing_files import is_drawn, write_drawing
-from .pipeline import StoryPipeline
-from .inputs import make_plan
 from ..files.raw_folder import plain_name
+from .drawing_files import is_drawn, write_drawing
+from .inputs import make_plan
+from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/44_test_set.ipynb #7144228a
 def _opening(story, n): return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()

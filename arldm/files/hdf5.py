@@ -10,6 +10,7 @@ import contextlib, errno, math, mmap, os, struct
 from pathlib import Path
 
 import h5py, numpy as np
+
 from ..core import StoryError, at_home, first_line
 from .atomic import NO_LOCKS
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
 from ..core import StoryError, at_home, first_line
 
 # %% ../../nbs/files/06_pictures.ipynb #a1115667

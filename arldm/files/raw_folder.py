@@ -12,6 +12,7 @@ from typing import Callable
 
 import numpy as np
 from fastcore.basics import patch
+
 from ..core import BadStory, StoryError, at_home, first_line
 from .atomic import load_json
 from .pictures import BadPicture, decode

@@ -18,26 +18,26 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..score.intervals import estimate, mean_of, resample
-from ..train.cache import build_cache, data_digest
-from ..core import (StoryError, asset, at_least_one, command, end_stopped, machine, one_of, say)
+from ..core import StoryError, asset, at_least_one, command, end_stopped, machine, one_of, say
+from ..settings import resolve
 from ..files.atomic import lock_folder, save_json
+from ..files.kept_results import claim_folder, keep_folder
+from ..files.manifest import folder_digest
+from ..files.pictures import decode
 from ..data.dataset import StoryDataset, pixels
+from ..data.story import StoryFile
+from ..data.strips import markdown_table
+from ..toy.facts import check_facts
+from ..model.arldm import ARLDM
+from ..train.cache import build_cache, data_digest
+from ..train.loop import train_steps
+from ..train.optim import averaged, make_ema
 from ..draw.drawing_files import frame_path, is_drawn
 from ..draw.pipeline import StoryPipeline
-from ..toy.facts import check_facts
 from ..draw.test_set import draw_split
 from ..score.histories import draw_histories
-from ..files.kept_results import claim_folder, keep_folder
+from ..score.intervals import estimate, mean_of, resample
 from .ladder import check_seed, ladder_stories
-from ..files.manifest import folder_digest
-from ..model.arldm import ARLDM
-from ..train.optim import averaged, make_ema
-from ..files.pictures import decode
-from ..settings import resolve
-from ..data.story import StoryFile
-from ..train.loop import train_steps
-from ..data.strips import markdown_table
 
 # %% ../../nbs/lab/76_ablations.ipynb #991d6682
 class Changed(Dataset):

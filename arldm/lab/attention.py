@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.dataset import Vocabulary, pixels
-from ..draw.pipeline import StoryPipeline
-from ..draw.frames import Memory, preprocess_frame
-from ..model.arldm import ARLDM
 from ..data.strips import as_picture, with_palette
+from ..model.arldm import ARLDM
+from ..draw.frames import Memory, preprocess_frame
+from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/lab/77_attention.ipynb #56b369e7
 class Listener:

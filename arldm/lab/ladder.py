@@ -17,22 +17,22 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..train.cache import weights_digest
 from ..core import CORPORA, StoryError, at_least_one, command, one_of, say
 from ..files.atomic import load_json, lock_folder
-from ..data.dataset import Vocabulary, pixels, to_target, word_tokenizers
-from ..draw.pipeline import StoryPipeline
-from ..toy.facts import compare_scenes, read
 from ..files.kept_results import MADE, claim_folder, keep_file, keep_folder
-from ..cli.convert import toy_file
-from ..model.config import SIZES, make_vae
-from ..model.arldm import ARLDM
 from ..files.pictures import to_png
-from ..toy.captions import TOY_WORDS, describe, invent, tell
-from ..cli.train import train
-from ..toy.scene import draw_scene, landscape, random_scene
+from ..data.dataset import Vocabulary, pixels, to_target, word_tokenizers
 from ..data.story import Story, write_stories
+from ..toy.captions import TOY_WORDS, describe, invent, tell
+from ..toy.facts import compare_scenes, read
+from ..toy.scene import draw_scene, landscape, random_scene
+from ..model.arldm import ARLDM
+from ..model.config import SIZES, make_vae
+from ..train.cache import weights_digest
 from ..train.checkpoint import load_checkpoint, save_checkpoint
+from ..draw.pipeline import StoryPipeline
+from ..cli.convert import toy_file
+from ..cli.train import train
 
 # %% ../../nbs/lab/74_ladder.ipynb #77d90518
 def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)

@@ -16,20 +16,20 @@ from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
 from ..files.atomic import lock_folder, save_json
-from ..draw.drawing_files import is_drawn, set_name, write_drawing
-from ..draw.pipeline import StoryPipeline
+from ..files.kept_results import claim_folder
+from ..data.story import StoryFile, StorySplit
+from ..data.strips import markdown_table
+from ..toy.corpus import TOY_SPLITS
 from ..toy.facts import check_facts, guess, read
+from ..toy.scene import draw_scene
+from ..model.config import noise_schedule
+from ..draw.drawing_files import is_drawn, set_name, write_drawing
+from ..draw.drawing_record import drawing_provenance, pipeline_digest
+from ..draw.pipeline import StoryPipeline
+from ..score.evaluate import evaluate
 from ..score.feature_networks import LatentFeatures, Store
 from ..score.histories import ALL_KINDS, draw_histories
-from ..model.config import noise_schedule
-from ..files.kept_results import claim_folder
-from ..draw.drawing_record import drawing_provenance, pipeline_digest
 from ..cli.convert import toy_file
-from ..toy.scene import draw_scene
-from ..score.evaluate import evaluate
-from ..data.story import StoryFile, StorySplit
-from ..toy.corpus import TOY_SPLITS
-from ..data.strips import markdown_table
 
 # %% ../../nbs/lab/75_memory_test.ipynb #791a4f9d
 ROWS = {'text to image': 'base/none', 'history removed': 'arldm/none', 'captions only': 'arldm/captions',

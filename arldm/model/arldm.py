@@ -16,18 +16,18 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .pretrained import published_schedule, published_tokenizers, start_parts
+from ..core import CORPORA, Corpus, StoryError, first_line, one_of
+from ..files.atomic import load_json
+from ..files.manifest import recover_folder
+from ..data.dataset import Vocabulary, to_memory, to_target
 from .config import (PARTS, SIZES, check_finite, check_whole, make_vae, noise_like,
                                 noise_schedule, vae_factor)
-from ..core import CORPORA, Corpus, StoryError, first_line, one_of
-from ..data.dataset import Vocabulary, to_memory, to_target
 from .encoders import MemoryEncoder, encode_captions as encode_text
-from ..files.atomic import load_json
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
                                  pack_visible)
-from ..files.manifest import recover_folder
-from .port import (ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE, Misfit,
+from .port import (Misfit, ORIGINAL_NAMES, REMADE, TEXT_CHANCE, VISION_CHANCE,
                               corpora_of, rows_of, translate)
+from .pretrained import published_schedule, published_tokenizers, start_parts
 
 # %% ../../nbs/model/27_arldm.ipynb #7d21acec
 class ARLDM(nn.Module):

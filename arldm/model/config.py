@@ -14,8 +14,8 @@ from safetensors import safe_open
 from transformers import CLIPTextModel
 
 from ..core import StoryError
-from .encoders import MemoryEncoder
 from ..files.atomic import load_json
+from .encoders import MemoryEncoder
 from .history import HistoryEmbeddings
 
 # %% ../../nbs/model/24_config.ipynb #94efc744

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 from transformers.utils import cached_file
 
-from .config import check_finite, noise_like, noise_schedule
 from ..core import StoryError, first_line
 from ..files.atomic import load_json
 from ..data.dataset import Vocabulary
+from .config import check_finite, noise_like, noise_schedule
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .port import (BLIP_NAMES, TEXT_CHANCE, VISION_CHANCE, kind_of, read_weights,
                               translate)

@@ -11,7 +11,7 @@ import math
 from html import escape
 
 from ..score.intervals import as_span, format_value
-from .page import LOOKS, Curve, chart, legend
+from .page import Curve, LOOKS, chart, legend
 
 # %% ../../nbs/report/61_charts.ipynb #92346e3b
 def known(x:object) -> bool:

@@ -12,19 +12,19 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from .compare import compare_runs
 from ..core import StoryError, counted
 from ..files.atomic import atomic_path, refuse_foreign
-from ..score.intervals import format_value
-from .page import (LOOKS, Curve, chart, img_tag, is_page, legend, open_picture, page,
-                               place, story_html)
 from ..files.pictures import decode
-from .run_folder import (all_trouble, differing_html, lead, measured, other_tales,
-                                     read_run, settings_html, reference_split)
 from ..data.story import StorySplit
 from ..train.checkpoint import read_log
-from .charts import compare_html, drift_html, facts_html, known, scores_html
 from ..train.log import smooth
+from ..score.intervals import format_value
+from .charts import compare_html, drift_html, facts_html, known, scores_html
+from .compare import compare_runs
+from .page import (Curve, LOOKS, chart, img_tag, is_page, legend, open_picture, page,
+                               place, story_html)
+from .run_folder import (all_trouble, differing_html, lead, measured, other_tales,
+                                     read_run, reference_split, settings_html)
 
 # %% ../../nbs/report/63_report.ipynb #472966e6
 def finite(log:list, key:str) -> list: # of (step, loss)

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..core import StoryError, counted
-from ..draw.drawing_files import drawn_frames, set_name
 from ..files.atomic import load_json
-from ..score.provenance import SCORES, outdated, read_drawing, story_path
-from .page import flat, plain_table
-from .charts import known, score_text
 from ..data.story import StoryFile, StorySplit
 from ..train.checkpoint import read_log
+from ..draw.drawing_files import drawn_frames, set_name
+from ..score.provenance import SCORES, outdated, read_drawing, story_path
+from .charts import known, score_text
+from .page import flat, plain_table
 
 # %% ../../nbs/report/62_run_folder.ipynb #6b4c6317
 _TEXT = str, type(None)

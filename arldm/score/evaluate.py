@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .coherence import (by_frame, centred, character_scores, characters_seen, similarity,
-                                   names_in, nearest, similarity_to_reference, pairs, together,
-                                   unusual)
 from ..core import CORPORA, StoryError, machine
 from ..files.atomic import save_json
 from ..files.manifest import path_hints
-from .intervals import format_value, mean_of
+from ..files.pictures import decode
 from ..draw.drawing_files import Drawings, match_drawings
+from .coherence import (by_frame, centred, character_scores, characters_seen, names_in,
+                                   nearest, pairs, similarity, similarity_to_reference, together,
+                                   unusual)
 from .feature_networks import Fields, Store, fingerprint
 from .fidelity import (FRECHET, NEEDS, TEXT, distance_by_frame, distance_rows, fid64_row,
                                   neighbour_rows, text_rows)
 from .inception import fid64_drawn, fid64_real
+from .intervals import format_value, mean_of
 from .provenance import origin, read_drawing, refuse_outputs
-from ..files.pictures import decode
 from .table import Seen, Table, as_lines, look, training_pictures
 
 # %% ../../nbs/score/57_evaluate.ipynb #0c8344a7

@@ -23,10 +23,10 @@ from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..core import StoryError, first_line, one_of, pick_device
-from ..data.dataset import pixels, center_crop
-from .inception import load_inception
 from ..files.pictures import decode, to_png, upright
 from ..files.row_store import Store
+from ..data.dataset import center_crop, pixels
+from .inception import load_inception
 
 # %% ../../nbs/score/50_feature_networks.ipynb #0b4bdb9a
 def fields(x:Tensor) -> Tensor: # (B, C, h, w) -> (B, C*4*4)

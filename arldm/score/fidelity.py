@@ -13,10 +13,10 @@ from functools import partial
 import numpy as np, torch
 from torch import nn
 
+from ..draw.drawing_files import Drawings
 from .coherence import by_frame, own_rank, rank_chance, text_score
 from .distances import frechet, kernel_distance, kid_std, neighbours
 from .intervals import mean_of
-from ..draw.drawing_files import Drawings
 from .table import LEAST, Seen, Table
 
 # %% ../../nbs/score/55_fidelity.ipynb #b47fb735

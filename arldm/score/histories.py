@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 
 from ..core import StoryError, at_least_one, counted, one_of
-from .intervals import Estimate, as_span, format_value, estimate, mean_of, resample
-from ..draw.pipeline import StoryPipeline
-from ..draw.drawing_files import Drawings, is_drawn, match_drawings, write_drawing
-from ..draw.frames import initial_noise
 from ..files.kept_results import claim_folder
-from ..draw.drawing_record import drawing_provenance
-from ..draw.inputs import story_generators
 from ..files.raw_folder import plain_name
-from .evaluate import read_facts
 from ..data.story import StorySplit
+from ..draw.drawing_files import Drawings, is_drawn, match_drawings, write_drawing
+from ..draw.drawing_record import drawing_provenance
+from ..draw.frames import initial_noise
+from ..draw.inputs import story_generators
+from ..draw.pipeline import StoryPipeline
+from .evaluate import read_facts
+from .intervals import Estimate, as_span, estimate, format_value, mean_of, resample
 
 # %% ../../nbs/score/58_histories.ipynb #71d6c201
 HISTORY_KINDS = 'own', 'reference', 'shuffled', 'none'

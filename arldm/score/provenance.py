@@ -9,12 +9,12 @@ __all__ = ['DRAWN', 'SCORES', 'RESAMPLES', 'refuse_outputs', 'read_drawing', 'st
 # %% ../../nbs/score/56_provenance.ipynb #3574b2ce
 from pathlib import Path
 
-from ..train.digest import data_digest, holds_stories
-from ..draw.drawing_files import Drawings, drawings_digest
 from ..core import StoryError
 from ..files.atomic import load_json, refuse_foreign
 from ..files.manifest import folder_digest, hinted_path
 from ..data.story import StorySplit
+from ..train.digest import data_digest, holds_stories
+from ..draw.drawing_files import Drawings, drawings_digest
 
 # %% ../../nbs/score/56_provenance.ipynb #9ebc0727
 _TEXT, _NUMBER = (str, type(None)), (float, type(None))

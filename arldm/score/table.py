@@ -16,10 +16,10 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import StoryError
-from .intervals import Estimate, as_span, format_value, estimate, resample
+from ..data.story import StoryFile
 from ..draw.drawing_files import Drawings
 from .feature_networks import Store, features_of, same_cut
-from ..data.story import StoryFile
+from .intervals import Estimate, as_span, estimate, format_value, resample
 
 # %% ../../nbs/score/54_table.ipynb #3aefbe88
 LEAST = 3 # frames, pictures or pairs without which nothing is measured

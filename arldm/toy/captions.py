@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, replace
 
 from ..core import CORPORA
-from .scene import (ACCESSORIES, COLOURS, PLACES, POSITIONS, SHAPES, RADII, TIMES_OF_DAY,
-                             Figure, Look, Scene, has_hard, figures_in_order, two_looks)
+from .scene import (ACCESSORIES, COLOURS, Figure, Look, PLACES, POSITIONS, RADII, SHAPES,
+                             Scene, TIMES_OF_DAY, figures_in_order, has_hard, two_looks)
 
 # %% ../../nbs/toy/19_captions.ipynb #4434fb0b
 PRONOUNS = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy='she', leo='he')

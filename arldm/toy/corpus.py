@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 
 from ..core import at_home
 from ..files.atomic import FolderTaken, atomic_path
-from .facts import check_facts
 from ..files.pictures import to_png
-from .captions import STORY_FRAMES, invent, tell
-from .scene import TOY_SIDE, draw_scene
 from ..data.story import Story
+from .captions import STORY_FRAMES, invent, tell
+from .facts import check_facts
+from .scene import TOY_SIDE, draw_scene
 
 # %% ../../nbs/toy/21_corpus.ipynb #8123bf7d
 def toy_story(

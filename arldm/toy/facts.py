@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from .captions import invent, tell
-from .scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, TOY_SIDE,
-                             RADII, TIMES_OF_DAY, Figure, Look, Scene, cutout, figures_in_order,
+from .scene import (ACCESSORIES, ACTIONS, COLOURS, Figure, Look, PLACES, POSITIONS, RADII,
+                             SHAPES, Scene, TIMES_OF_DAY, TOY_SIDE, cutout, figures_in_order,
                              landscape, two_looks)
 
 # %% ../../nbs/toy/20_facts.ipynb #a97b4992

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from ..core import StoryError, first_line
 from ..files.atomic import atomic_path, create_json, load_json
+from ..files.pictures import decode
 from ..data.dataset import StoryDataset, pixels, to_memory
+from ..model.arldm import ARLDM
 from .digest import (data_digest, part_digest, tensors_digest, vocabulary_digest,
                                 weights_digest)
-from ..model.arldm import ARLDM
-from ..files.pictures import decode
 
 # %% ../../nbs/train/33_cache.ipynb #8ef6133b
 def frozen_parts(model:ARLDM) -> dict: # Of moments, captions and slots -> the part that computes them

@@ -15,10 +15,10 @@ import torch
 
 from ..core import StoryError, counted, first_line
 from ..files.atomic import atomic_path
-from .digest import config_digest, tensors_digest, vocabulary_digest
-from ..model.config import PARTS, check_finite
 from ..model.arldm import ARLDM
+from ..model.config import PARTS, check_finite
 from ..model.port import check_archive
+from .digest import config_digest, tensors_digest, vocabulary_digest
 
 # %% ../../nbs/train/34_checkpoint.ipynb #491c067f
 def checkpoints(folder:Path) -> list: # Paths, the newest last

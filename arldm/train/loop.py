@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .setup import check_steps
 from ..core import StoryError, counted, memory_advice, rank_and_world_size
+from ..settings import Settings, TASKS
 from ..data.dataset import collate
-from ..model.config import noise_schedule
 from ..model.arldm import ARLDM
-from .optim import averaged, each_rate, make_optimizer
-from ..settings import TASKS, Settings
+from ..model.config import noise_schedule
 from .checkpoint import (Log, Trained, check_loss, load_checkpoint, save_checkpoint,
                                     stop_signals)
+from .optim import averaged, each_rate, make_optimizer
+from .setup import check_steps
 
 # %% ../../nbs/train/37_loop.ipynb #978e3edb
 def step_stories(

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ..core import StoryError
-from ..model.arldm import ARLDM
 from ..settings import Settings
+from ..model.arldm import ARLDM
 
 # %% ../../nbs/train/36_optim.ipynb #ad803c26
 def _legacy_rates(base, W, T, n): # bit for bit those of the original

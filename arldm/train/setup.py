@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 
 from ..core import CORPORA, StoryError, asset, counted, rank_and_world_size, say
+from ..settings import PRESETS, SETTINGS, SETTINGS_SHAPE, Settings, TASKS, resolve
 from ..files.atomic import load_json
-from ..data.dataset import Vocabulary, word_tokenizers
-from .digest import data_digest, holds_stories
 from ..files.manifest import hinted_path, path_hints
-from ..model.config import SIZES, vae_factor
-from ..model.pretrained import PUBLISHED, published
-from ..model.arldm import ARLDM
-from ..model.port import kind_of, read_weights
-from ..settings import PRESETS, SETTINGS, SETTINGS_SHAPE, TASKS, Settings, resolve
+from ..data.dataset import Vocabulary, word_tokenizers
 from ..data.story import StoryFile, StorySplit
+from ..model.arldm import ARLDM
+from ..model.config import SIZES, vae_factor
+from ..model.port import kind_of, read_weights
+from ..model.pretrained import PUBLISHED, published
 from .checkpoint import checkpoints
+from .digest import data_digest, holds_stories
 
 # %% ../../nbs/train/35_setup.ipynb #facc2489
 SHIPPED = {'toy-base': 'toy/base', 'toy-arldm': 'toy/arldm'}    # models of the small world, in `data/`
