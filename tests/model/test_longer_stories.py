@@ -72,7 +72,7 @@ def test_forgotten_frames_are_said(run, tmp_path, capsys):
     assert sum('more frames' in str(w.message) for w in said) == 1
     (tmp_path/'story.txt').write_text('\n'.join(captions) + '\n')
     with pytest.warns(UserWarning, match='has more frames than the model has slots for') as said:
-        draw(asset('toy/arldm'), captions=str(tmp_path/'story.txt'), steps=1)
+        draw(asset('toy/arldm'), captions=str(tmp_path/'story.txt'), num_inference_steps=1)
     assert sum('more frames' in str(w.message) for w in said) == 1
 
 def test_goes_on(run, file):
