@@ -89,7 +89,7 @@ class SamplingSettings:
     seed:int=0                        # Story `i` of set `j` starts from `seed + i + j*APART`
 
     def options(self) -> dict: # keywords of `StoryPipeline`
-        """What a call of `StoryPipeline` is told.
+        """The keywords for a call of `StoryPipeline`.
 
         Returns:
             dict: keywords of `StoryPipeline`
