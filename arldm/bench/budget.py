@@ -172,17 +172,15 @@ def run_rows(
     rows:list,        # Of `Row`
     deadline:float,
     start:Callable,   # start(rows) -> a process that measures them and writes to the file
-    apart:bool=True,  # Each group in a process of its own; else all rows in one
 ):
     """Measure rows, those of a group in one process; a process that ends early is followed by another.
 
     Args:
         rows (list): Of `Row`
         start (Callable): start(rows) -> a process that measures them and writes to the file
-        apart (bool, default True): Each group in a process of its own; else all rows in one
     """
     begun = time.time()
-    for _, group in itertools.groupby(rows, lambda row: apart and row.name.split(':')[0]):
+    for _, group in itertools.groupby(rows, lambda row: row.name.split(':')[0]):
         todo = list(group)
         while todo:
             left = deadline - time.time()

@@ -132,7 +132,7 @@ def measure_gpu(
         def start(rows):
             words = [str(kept.path), folder, size, device, [row.name for row in rows], deadline, commit]
             return start_worker(_WORKER, words, device_environment(device))
-        run_rows(kept, todo, deadline, start, apart=device == 'cuda')
+        run_rows(kept, todo, deadline, start)
     if lock: lock.close()
     states = [row['state'] for row in kept.rows().values()]
     done, failed = states.count('done'), states.count('failed')
