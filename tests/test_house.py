@@ -129,7 +129,7 @@ def test_code_cells(path):
     "Exported cells are short; no line of code is wide; nothing is star-imported from our own package."
     wrong = []
     for cell in cells(path):
-        if {'export', 'exporti', 'exports'} & cell.directives.keys() and len(cell.body) > 30:
+        if {'export', 'exporti', 'exports'} & cell.directives.keys() and len(cell.body) > 40:
             wrong.append(f'cell {cell.id}: {len(cell.body)} exported lines')
         wrong += [f'cell {cell.id}: {len(line)} columns: {line.strip()[:40]}' for line in cell.body if len(line) > 120]
         wrong += [f'cell {cell.id}: a star import from {module}' for level, module, names in
@@ -153,7 +153,7 @@ def test_numbers_follow_the_parts():
 
 # the modules
 
-GROWS = {'model.arldm': 400}   # one class, which grows through five chapters
+GROWS = {'model.arldm': 560}   # one class, which grows through five chapters
 
 def test_module_size():
     "Lines that chapters export, without what export adds to docstrings."
@@ -163,7 +163,7 @@ def test_module_size():
             if 'export' not in cell.directives: continue
             name = cell.directives['export'] or module_of(path)
             lengths[name] = lengths.get(name, 0) + len(cell.body) + 2
-    long = {name: n for name, n in lengths.items() if n > GROWS.get(name, 300)}
+    long = {name: n for name, n in lengths.items() if n > GROWS.get(name, 380)}
     assert not long, f'is each of these one noun? {long}'
 
 @each(MODULES)
