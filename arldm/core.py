@@ -67,7 +67,8 @@ class Corpus:
     Args:
         name (str): The name used on the command line
         length (int): Tokens per caption, `S`
-        resolution (int): Height and width of a drawn frame in pixels, unless the settings say otherwise
+        resolution (int): Height and width of a drawn frame in pixels, unless the settings say
+            otherwise
         frames (int, default 5): Frames per story
         names (tuple, default ()): Character names that get a token of their own
     """

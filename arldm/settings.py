@@ -51,17 +51,22 @@ class Subject:
     Args:
         preset (str, default 'toy'): Key of `PRESETS` that the other fields started from
         corpus (str, default 'toy'): Key of `CORPORA`
-        task (str, default 'visualization'): 'visualization' draws every frame; 'continuation' is given the first
-        model (str, default 'toy-base'): toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable
-            Diffusion's
+        task (str, default 'visualization'): 'visualization' draws every frame; 'continuation' is
+            given the first
+        model (str, default 'toy-base'): toy-base, toy-arldm, toy, tiny, full, a pipeline folder,
+            Stable Diffusion's
         blip (str, default ''): BLIP weights that go with a Stable Diffusion `model`
-        bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
+        bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or
+            bert-base
         resolution (int, default 64): Frame height and width in pixels
-        crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always new ones
-        n_slots (int, default 0): Frames of the longest story; 0 = as the model has slots, or the corpus frames
-        freeze (tuple, default ()): Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
-        legacy (bool, default False): Behave as the 2022 code where this book deliberately differs (chapter
-            original)
+        crops (int, default 1): Squares per picture, their frozen features computed once; 0 = always
+            new ones
+        n_slots (int, default 0): Frames of the longest story; 0 = as the model has slots, or the
+            corpus frames
+        freeze (tuple, default ()): Frozen: none, ssid-baseline, attention, history, or parts
+            (clip,blip,words)
+        legacy (bool, default False): Behave as the 2022 code where this book deliberately differs
+            (chapter original)
         guidance_scale (float, default 2.0): Guidance scale of drawings; 1 = none
         seed (int, default 0): Of all random numbers
     """
@@ -86,33 +91,42 @@ class Settings(Subject):
 
     Args:
         max_train_steps (int, default 300): Optimiser steps
-        train_batch_size (int, default 8): Stories that pass through the model together, in each process
-        gradient_accumulation_steps (int, default 1): Such batches per optimiser step; multiplies the stories of a
-            step
-        gradient_checkpointing (bool, default False): Compute activations again for the backward pass, to save
-            memory
-        pack_context (bool, default True): Leave out tokens that no frame may see; changes nothing but the time
+        train_batch_size (int, default 8): Stories that pass through the model together, in each
+            process
+        gradient_accumulation_steps (int, default 1): Such batches per optimiser step; multiplies
+            the stories of a step
+        gradient_checkpointing (bool, default False): Compute activations again for the backward
+            pass, to save memory
+        pack_context (bool, default True): Leave out tokens that no frame may see; changes nothing
+            but the time
         mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
         optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' where bitsandbytes is installed
         learning_rate (float, default 0.001): Highest learning rate
-        lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022
-            code)
+        lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine
+            of the 2022 code)
         lr_warmup_steps (int, default 20): Steps of linear warm-up
         adam_weight_decay (float, default 0.01): AdamW's decoupled decay
-        decay_parameters (str, default 'matrices'): What decays: 'matrices' (no biases, norms, embeddings) or
-            'all'
+        decay_parameters (str, default 'matrices'): What decays: 'matrices' (no biases, norms,
+            embeddings) or 'all'
         max_grad_norm (float, default 1.0): Largest gradient norm; 0 = no clipping
         ema_decay (float, default 0.99): Decay of the weights' running average; 0 = none
-        cond_dropout (float, default 0.1): Chance that a frame loses its whole condition, for guidance
+        cond_dropout (float, default 0.1): Chance that a frame loses its whole condition, for
+            guidance
         weighting (str, default 'none'): Loss weight by noise level: 'none' or 'p2' (chapter loss)
-        snr_gamma (float, default 0.0): Min-SNR loss weights, 5 in the paper; 0 = none (chapter loss)
-        timestep_bias_power (float, default 2.0): Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier
-            pictures
-        noise_offset (float, default 0.0): Spread of a shift of the noise that all of a frame's latents share
-        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon', the noise, or 'v_prediction'
-        rescale_betas_zero_snr (bool, default False): The last timestep is pure noise; needs 'v_prediction'
-        checkpointing_steps (int, default 100): Steps between checkpoints, validation losses and strips
-        num_validation_stories (int, default 32): Validation stories whose loss is taken then; 0 = none
+        snr_gamma (float, default 0.0): Min-SNR loss weights, 5 in the paper; 0 = none (chapter
+            loss)
+        timestep_bias_power (float, default 2.0): Timesteps are drawn as u^(1/power): 1 = evenly,
+            more = noisier pictures
+        noise_offset (float, default 0.0): Spread of a shift of the noise that all of a frame's
+            latents share
+        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon', the noise, or
+            'v_prediction'
+        rescale_betas_zero_snr (bool, default False): The last timestep is pure noise; needs
+            'v_prediction'
+        checkpointing_steps (int, default 100): Steps between checkpoints, validation losses and
+            strips
+        num_validation_stories (int, default 32): Validation stories whose loss is taken then; 0 =
+            none
     """
     max_train_steps: int = 300              # Optimiser steps
     train_batch_size: int = 8               # Stories that pass through the model together, in each process

@@ -39,7 +39,8 @@ class Measurements:
     """A file of measured rows.
 
     Args:
-        words (Callable, default lambda rows, name: ''): (all rows, name) -> what a row has come to, in words
+        words (Callable, default lambda rows, name: ''): (all rows, name) -> what a row has come to,
+            in words
     """
     def __init__(self,
         path:str|Path,
@@ -121,8 +122,8 @@ def work(
 
     Args:
         rows (list): Of `Row`
-        measure (Callable): measure(name) -> dict of numbers; `note` says what is wrong, `wrong=True` that the row
-            failed
+        measure (Callable): measure(name) -> dict of numbers; `note` says what is wrong,
+            `wrong=True` that the row failed
         deadline (float): When to stop, as `time.time` counts
     """
     for row in rows:

@@ -73,8 +73,8 @@ class Turns(nn.Module):
         net (nn.Module): A feature network
         ready (Tensor): uint8 (B, 3, side, side), on its device
         every (int): Batches of the stream between two turns
-        on_turn (Callable, default lambda n: None): Called with the number of pictures streamed since the last
-            turn
+        on_turn (Callable, default lambda n: None): Called with the number of pictures streamed
+            since the last turn
     """
     def __init__(self,
         net:nn.Module,   # A feature network

@@ -179,14 +179,18 @@ def bench(
     """Measure what the speed-ups of this book buy, on this machine.
 
     Args:
-        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): data, train, draw or score; gpu: all
-            that needs a GPU
-        size (str, optional): tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
-        out (str, optional): JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
-        minutes (float, default 9.0): With gpu: when to stop; the same command again measures what is missing
+        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): data, train, draw or
+            score; gpu: all that needs a GPU
+        size (str, optional): tiny (the default): seconds; full: minutes to an hour. With gpu: full,
+            on a CPU tiny
+        out (str, optional): JSON file for the results. With gpu: folder of `gpu.json`, default
+            runs/gpu
+        minutes (float, default 9.0): With gpu: when to stop; the same command again measures what
+            is missing
         device (str, default 'cuda'): With gpu: cuda, or cpu to see that every row runs
         commit (str, optional): With gpu: the commit to note; default: this repository's
-        from_file (str, optional): Show a `gpu.json` as tables, and write those of a GPU into the notebooks
+        from_file (str, optional): Show a `gpu.json` as tables, and write those of a GPU into the
+            notebooks
     """
     if from_file: return tables_from(from_file)
     if one_of('benchmark', what, (*BENCHES, 'gpu')) == 'gpu':

@@ -84,9 +84,12 @@ def write_corpus(
     """A corpus of invented photographs in SSID's raw layout.
 
     Args:
-        albums (int): With `ALBUM_PICTURES` and `ALBUM_STORIES` each; the last two are validation and test
-        sizes (list, default PHOTO_SIZES): Width and height of one picture after the other, over and over
-        drawn (int, default 10 ** 9): Different pictures to draw; the others differ from them in their number only
+        albums (int): With `ALBUM_PICTURES` and `ALBUM_STORIES` each; the last two are validation
+            and test
+        sizes (list, default PHOTO_SIZES): Width and height of one picture after the other, over and
+            over
+        drawn (int, default 10 ** 9): Different pictures to draw; the others differ from them in
+            their number only
 
     Returns:
         Path: `raw`

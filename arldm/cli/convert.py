@@ -108,16 +108,17 @@ def convert(
 
     Args:
         source (str): Corpus: ssid, vist-sis, vist-dii, pororo, flintstones or toy
-        raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
+        raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not
+            exist)
         out (str): The story file to write, such as ssid.h5
-        skip_bad (bool, default False): Leave bad stories out and count them by reason; otherwise the first one
-            ends it
-        resolution (int, default 0): Shrink pictures whose short side has more pixels than this; 0 = keep all as
-            they are
+        skip_bad (bool, default False): Leave bad stories out and count them by reason; otherwise
+            the first one ends it
+        resolution (int, default 0): Shrink pictures whose short side has more pixels than this; 0 =
+            keep all as they are
         workers (int, default 2): Threads that shrink
         dry_run (bool, default False): Read and check everything, write nothing
-        albums (int, optional): Toy: albums for training, 1000 by default; a tenth as many for each of val, test
-            and hard
+        albums (int, optional): Toy: albums for training, 1000 by default; a tenth as many for each
+            of val, test and hard
         quiet (bool, default False): No bar and no summary
 
     Returns:

@@ -56,22 +56,27 @@ def draw(
         data (str, optional): Story file; default: the one a run was trained on
         split (str, default 'test'): Split to draw
         captions (str, optional): Instead: a text file of your own, one caption a line
-        given (str, optional): With `--captions`: opening pictures, `first.png` or `first.png,second.png`
-        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay
-        out (str, optional): Folder for the drawings; default: the run; for mine.txt, mine-drawn beside it
+        given (str, optional): With `--captions`: opening pictures, `first.png` or
+            `first.png,second.png`
+        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the
+            others stay
+        out (str, optional): Folder for the drawings; default: the run; for mine.txt, mine-drawn
+            beside it
         scheduler (str, default 'dpm++'): dpm++, unipc, ddim or pndm
         num_inference_steps (int, default 20): Denoising steps per frame
         guidance_scale (float, optional): 1 = no guidance; default: that of the run's settings
-        guidance_interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither the first nor
-            the last fifth
-        reuse (int, default 1): Renew deep features only in every so many steps; above 1 faster and approximate
-        dtype (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
+        guidance_interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither
+            the first nor the last fifth
+        reuse (int, default 1): Renew deep features only in every so many steps; above 1 faster and
+            approximate
+        dtype (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else
+            float32
         fast (bool, default False): Compile for the GPU first; worth it for many stories
         batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
         seed (int, default 0): Story i starts from seed + i
         limit (int, optional): Only the first so many stories
-        sets (int, default 1): Draw all so often, from other seeds, into drawn, drawn2, …; scores show their
-            spread
+        sets (int, default 1): Draw all so often, from other seeds, into drawn, drawn2, …; scores
+            show their spread
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     run, s = Path(run), run_settings(Path(run))

@@ -84,11 +84,14 @@ class Limits:
 
     Args:
         tries (int, default 4): Attempts at one address while the trouble may pass
-        pause (float, default 1.0): Seconds before the second attempt; doubles with every further one
-        silence (float, default 30.0): Seconds without a single byte after which an attempt is given up
+        pause (float, default 1.0): Seconds before the second attempt; doubles with every further
+            one
+        silence (float, default 30.0): Seconds without a single byte after which an attempt is given
+            up
         total (float, default 300.0): Seconds that a photo may take, with all attempts and pauses
         size (int, default 50000000): Bytes that a photo may have
-        in_a_row (int, default 100): Photos one after the other with passing trouble: then it is not the photos
+        in_a_row (int, default 100): Photos one after the other with passing trouble: then it is not
+            the photos
     """
     tries: int = 4              # Attempts at one address while the trouble may pass
     pause: float = 1.           # Seconds before the second attempt; doubles with every further one
@@ -282,7 +285,8 @@ def fetch_vist(
         json_dir (str): Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
         out_dir (str): Folder for the photos, and for missing.csv, the list of those that failed
         workers (int, default 8): Photos fetched at the same time
-        dry_run (bool, default False): Say how many photos there are and how many would be fetched, and stop
+        dry_run (bool, default False): Say how many photos there are and how many would be fetched,
+            and stop
 
     Returns:
         dict: Number of photos by what became of them

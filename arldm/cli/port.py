@@ -77,11 +77,13 @@ def port(
     Args:
         source (str): A checkpoint of the original; or, to go back, a pipeline folder or run
         out (str): The pipeline folder to write, or the checkpoint; must not exist
-        sd (str, default 'sd-1.5'): Stable Diffusion: folder or hub name; only its tokenizer/ is read
+        sd (str, default 'sd-1.5'): Stable Diffusion: folder or hub name; only its tokenizer/ is
+            read
         bert (str, default 'bert-base'): BLIP's vocabulary: folder or hub name
-        corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: read from the tables
-        task (str, default 'visualization'): What it was trained for; or continuation, which is given the first
-            frame
+        corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: read from
+            the tables
+        task (str, default 'visualization'): What it was trained for; or continuation, which is
+            given the first frame
         size (str, default 'full'): Size of the model: full, toy or tiny
         loose (bool, default False): Leave out unknown tensors, keep missing ones random
         dry_run (bool, default False): Do everything but write

@@ -25,7 +25,8 @@ def report(
 
     Args:
         run (str): Run folder
-        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run, to lay beside it
+        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run, to lay beside
+            it
         split (str, optional): Split of the reference frames; default: the one that was scored
     """
     if against is None: page = write_report(run, split)

@@ -94,11 +94,14 @@ def score(
         data (str, optional): Story file; default: the one that was drawn
         split (str, optional): Its split; default: the one that was drawn
         inception (str, optional): Weights of the FID Inception; default: what ARLDM_INCEPTION names
-        dinov2 (str, optional): DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
+        dinov2 (str, optional): DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2
+            names
         clip (str, optional): CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-        train_pictures (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        train_pictures (int, optional): Training pictures to compare with; default: as many as
+            frames were drawn
         resamples (int, default 100): Draws of albums for the intervals; 0 = no intervals
-        histories (int, default 0): Draw so many stories again with other histories: does the run use its memory?
+        histories (int, default 0): Draw so many stories again with other histories: does the run
+            use its memory?
         store (str, optional): File that keeps features; default: beside the story file
         batch_size (int, default 32): Pictures that a network sees at once
         dry_run (bool, default False): Say what would be scored and stop
@@ -140,7 +143,8 @@ def score_run(
         histories (int): Stories to draw with other histories
         store (Path): Where features are kept
         n_resamples (int): Bootstrap samples
-        train_pictures (int, optional): Training pictures to compare with; default: as many as frames were drawn
+        train_pictures (int, optional): Training pictures to compare with; default: as many as
+            frames were drawn
         batch_size (int, default 32): Pictures that a network sees at once
 
     Returns:

@@ -67,10 +67,10 @@ def train(
     Args:
         run (str): Run folder; one that exists goes on
         data (str, optional): Story file from arldm-convert
-        preset (str, optional): toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the
-            corpus
-        cache (str, optional): Folder for features of frozen parts, for several runs; default: cache/ in the run
-            folder
+        preset (str, optional): toy, tiny (random weights), ssid, ssid-baseline or paper; default:
+            named like the corpus
+        cache (str, optional): Folder for features of frozen parts, for several runs; default:
+            cache/ in the run folder
         workers (int, optional): Processes that read ahead; default: 4 with a GPU, else none
         tensorboard (bool, default False): Write tensorboard/ in the run folder, too
         dry_run (bool, default False): Check all that a run checks, and stop

@@ -31,7 +31,8 @@ class Vocabulary:
         memory_tokenizer (BertTokenizer): Gets `[DEC]`, `[ENC]` and the names
         length (int): Tokens per caption, `S`
         names (tuple, default ()): Characters that get a token of their own where they have none
-        legacy (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
+        legacy (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a
+            caption special
     """
     def __init__(self,
         caption_tokenizer:CLIPTokenizer, # Gets the names
@@ -173,7 +174,8 @@ def center_crop(
     Args:
         picture (Image.Image): RGB
         side (int): Pixels
-        at (tuple, default (0.5, 0.5)): Where the square is cut out: 0 = left or top, 1 = right or bottom
+        at (tuple, default (0.5, 0.5)): Where the square is cut out: 0 = left or top, 1 = right or
+            bottom
 
     Returns:
         Image.Image: (side, side)
@@ -205,7 +207,8 @@ class StoryDataset(Dataset):
         resolution (int): Height and width of a frame in pixels
         memory_side (int, default 224): The same of a memory picture
         train (bool, default False): Random square and random picture, else the middle and the first
-        legacy (bool, default False): A memory is a square of its own; the picture of a frame is always random
+        legacy (bool, default False): A memory is a square of its own; the picture of a frame is
+            always random
         crops (int, default 0): Random squares per picture; 0 = always new ones
     """
     def __init__(self,

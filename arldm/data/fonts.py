@@ -151,7 +151,8 @@ class Lettering:
 
     Args:
         texts (list): All that shall be drawn with it
-        size (int, default 12): Pixels of Pillow's own font; DejaVu Sans, which is larger, gets one less
+        size (int, default 12): Pixels of Pillow's own font; DejaVu Sans, which is larger, gets one
+            less
     """
     def __init__(self,
         texts:list,  # All that shall be drawn with it
@@ -214,7 +215,8 @@ def wrap(self:Lettering,
         most (float): Pixels
 
     Returns:
-        list: of lines; one that by itself would run in another direction than the text begins with a mark
+        list: of lines; one that by itself would run in another direction than the text begins with
+            a mark
     """
     lines, to_left = [''], _right_to_left(text)
     for word in self.plain(text).split(' '):

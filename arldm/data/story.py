@@ -185,10 +185,12 @@ def write_stories(
     """Write a story file.
 
     Args:
-        path (str | Path): The story file to write; a story file that is there is replaced, any other file is not
+        path (str | Path): The story file to write; a story file that is there is replaced, any
+            other file is not
         splits (dict): Name of a split -> iterable of `Story`; may be empty
         corpus (str): Name of the corpus, a key of `CORPORA`
-        resolution (int, default 0): Shrink pictures to short sides of so many pixels; 0 = keep the original bytes
+        resolution (int, default 0): Shrink pictures to short sides of so many pixels; 0 = keep the
+            original bytes
         workers (int, default 2): Threads that shrink
 
     Returns:

@@ -63,8 +63,8 @@ def strips(
         captions (list, optional): One caption per column, wrapped below it
         labels (list, optional): One word per row, at its left
         side (int, default 104): Width of a frame in the strip, in pixels
-        palette (bool, default True): With at most 255 colours, for a notebook; False keeps every colour, for a
-            file
+        palette (bool, default True): With at most 255 colours, for a notebook; False keeps every
+            colour, for a file
     """
     pen = Lettering([*(captions or []), *(labels or [])])
     left = max(54, math.ceil(max(map(pen.width, labels))) + 2*_GAP) if labels else _GAP
@@ -135,8 +135,10 @@ def show_visible(
     """A mask as a grid: filled where a frame may look.
 
     Args:
-        visible: bool tensor (V, columns); True = the row's frame may look at the column's slot or token
-        given (int, default 0): Opening frames that are given, so that the first row is a later frame
+        visible: bool tensor (V, columns); True = the row's frame may look at the column's slot or
+            token
+        given (int, default 0): Opening frames that are given, so that the first row is a later
+            frame
         cell (int, default 26): Pixels per cell
         column (str, default 'slot'): What a column is, written above the names of the frames
     """

@@ -189,7 +189,8 @@ class Drawings:
         albums (list): Names
         side (int, default 0): Pixels of a drawing's short side; the middle one, where they differ
         missing (list, default field(default_factory=list)): Ids of stories that are not drawn
-        unknown (list, default field(default_factory=list)): Ids of drawings that the split does not know
+        unknown (list, default field(default_factory=list)): Ids of drawings that the split does not
+            know
         trouble (list, default field(default_factory=list)): Lines for the reader
     """
     split: StorySplit

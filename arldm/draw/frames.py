@@ -26,8 +26,8 @@ class Memory:
     The first frame that is forgotten is a warning.
 
     Args:
-        opening (int, default 1): First frames that are never forgotten; at least the newest frame has room beside
-            them
+        opening (int, default 1): First frames that are never forgotten; at least the newest frame
+            has room beside them
     """
     def __init__(self,
         model:ARLDM,
@@ -136,10 +136,10 @@ def draw_frames(
         scheduler: Of `make_scheduler`, or any other of diffusers
         captions: For each story frame: ids and masks, each (B, S)
         noise: For each drawn frame: (B, 4, h, w) of unit variance
-        given (dict, default {}): {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from
-            0
-        opening (int, optional): How many of the first frames are never forgotten; default: those given, at least
-            one
+        given (dict, default {}): {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are
+            not drawn, from 0
+        opening (int, optional): How many of the first frames are never forgotten; default: those
+            given, at least one
         null_cond (tuple, optional): `model.null_cond()`, if it is known already
         guidance_scale (float, default 7.5): As for `denoise`, and so are these:
         num_inference_steps (int, default 50): As for `denoise`, and so are these:

@@ -188,18 +188,23 @@ def __call__(self:StoryPipeline,
         guidance_scale (float, default 7.5): 1 = no guidance
         height (int, optional): Pixels; `None` = what the model was trained on
         width (int, optional): Pixels; `None` = what the model was trained on
-        seed (int | list, default 0): Story i starts from `seed + i`; a list names one seed per story
+        seed (int | list, default 0): Story i starts from `seed + i`; a list names one seed per
+            story
         latents (list, optional): Noise instead: of each story (frames to draw, 4, h/8, w/8)
-        output_type (str, default 'pil'): 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
+        output_type (str, default 'pil'): 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1],
+            or 'latent'
         callback_on_step_end (optional): f(pipe, i, t, {'latents': z}) -> dict
-        redraw (list, optional): Numbers of frames to draw again, from 1; `given` then holds all frames
+        redraw (list, optional): Numbers of frames to draw again, from 1; `given` then holds all
+            frames
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
         return_dict (bool, default True): Else a tuple
         callback_on_step_end_tensor_inputs (list, default ('latents',)): No others are available
-        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither first
-            nor last fifth
-        reuse (int, default 1): As for `denoise`: renew deep features in every so many steps; no shortcuts
-        plain (bool, default False): As for `denoise`: renew deep features in every so many steps; no shortcuts
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
+            neither first nor last fifth
+        reuse (int, default 1): As for `denoise`: renew deep features in every so many steps; no
+            shortcuts
+        plain (bool, default False): As for `denoise`: renew deep features in every so many steps;
+            no shortcuts
     """
     convert, shape = _AS[one_of('output type', output_type, _AS)], self._latent_shape(height, width)
     heard = getattr(callback_on_step_end, 'tensor_inputs', callback_on_step_end_tensor_inputs) or ()

@@ -38,8 +38,8 @@ def make_scheduler(
 
     Args:
         name (str): Key of `SCHEDULERS`
-        like (dict | None, optional): Configuration of the scheduler or noise schedule that the model was trained
-            with
+        like (dict | None, optional): Configuration of the scheduler or noise schedule that the
+            model was trained with
     """
     config = {k: like[k] for k in ('prediction_type', 'rescale_betas_zero_snr') if like and like.get(k)}
     if 'rescale_betas_zero_snr' in config: config['timestep_spacing'] = 'trailing' # begins where all is noise
@@ -211,10 +211,12 @@ def denoise(
         num_inference_steps (int, default 50): Denoising steps; PNDM calls the UNet once more
         generator (optional): One per story, for schedulers that add noise
         on_step (optional): Called with (i, t, z) after every step; may return other latents
-        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) = neither first
-            nor last fifth
-        reuse (int, default 1): Refresh deep features only in every so many steps; 1 = always, more = approximate
-        plain (bool, default False): Compute everything again in every step; the same latents, slower
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
+            neither first nor last fifth
+        reuse (int, default 1): Refresh deep features only in every so many steps; 1 = always, more
+            = approximate
+        plain (bool, default False): Compute everything again in every step; the same latents,
+            slower
         graphs (bool, default False): Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
 
     Returns:

@@ -62,8 +62,8 @@ def refuse_foreign(
 
     Args:
         path (str | Path): Where something shall be written
-        is_ours (Callable): path -> whether the file there was written by this package; may raise `StoryError` or
-            `OSError`
+        is_ours (Callable): path -> whether the file there was written by this package; may raise
+            `StoryError` or `OSError`
         kind (str): What we write, for the message
     """
     path = Path(path)
@@ -87,8 +87,8 @@ def check_shape(
 
     Args:
         x (object): What was read
-        want (object): A type or a tuple of types; {key: shape}, where 'key?' may be missing and '*' is any key;
-            [shape]
+        want (object): A type or a tuple of types; {key: shape}, where 'key?' may be missing and '*'
+            is any key; [shape]
         path (str | Path): The file, for the message
         key (str, default ''): Where `x` stands in it
     """
@@ -195,8 +195,8 @@ def whole_folder(
 
     Args:
         folder (str | Path): Where the finished folder shall stand; must not exist
-        flush (bool, default True): Wait for the disk; may be left out for very many files that are easily made
-            again
+        flush (bool, default True): Wait for the disk; may be left out for very many files that are
+            easily made again
 
     Returns:
         Iterator: Yields a temporary folder beside it

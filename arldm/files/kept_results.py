@@ -26,7 +26,8 @@ def claim_folder(
     """Write down what a folder is filled from, or refuse to mix it with anything else.
 
     Args:
-        folder (str | Path): Will be filled; may be there already, empty or with what was made from the same facts
+        folder (str | Path): Will be filled; may be there already, empty or with what was made from
+            the same facts
         facts (dict): Digests and settings that decide what is put into it
         advice (str, default _ADVICE): What to do about a folder of other facts
     """

@@ -124,7 +124,8 @@ def replace_folder(
     """Fill a temporary folder; it takes the place of `folder` when the block succeeds.
 
     Args:
-        folder (str | Path): Where the finished folder shall stand; one that is there must have been made here
+        folder (str | Path): Where the finished folder shall stand; one that is there must have been
+            made here
         about (dict, default {}): What the new folder is made from, for its manifest
 
     Returns:
@@ -159,7 +160,8 @@ def record_provenance(
     Args:
         path (str | Path): JSON file beside what is kept
         facts (dict): Must be the same for all that is kept: digests and settings
-        hints (dict, default {}): May differ, such as where the data lies; the newest are written down
+        hints (dict, default {}): May differ, such as where the data lies; the newest are written
+            down
         advice (str, default ''): What the reader can do, for the message
     """
     facts = json.loads(json.dumps(facts, default=str))
@@ -182,7 +184,8 @@ def path_hints(
     Args:
         folder (str | Path): Where the hints are kept
         path (str | Path): The file
-        name (str, default 'data'): Key of the absolute path; with '_relative' that of the relative one
+        name (str, default 'data'): Key of the absolute path; with '_relative' that of the relative
+            one
 
     Returns:
         dict: For JSON
@@ -202,7 +205,8 @@ def hinted_path(
         folder (str | Path): That may have been moved
         hints (dict): From `path_hints`
         name (str, default 'data'): As there
-        fits (Callable, optional): path -> whether this is the file; of two that exist, one that fits is taken
+        fits (Callable, optional): path -> whether this is the file; of two that exist, one that
+            fits is taken
 
     Returns:
         Path | None: `None` if nothing is said; may be a path where nothing is

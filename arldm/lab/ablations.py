@@ -236,7 +236,8 @@ def ablations(
         out (str, default 'runs/ablations'): Folder for all of them
         data (str, optional): Story file of the toy corpus; default: the ladder's, written there
         start (str, optional): Pipeline to start from; default: the shipped one
-        max_train_steps (int, optional): Training steps of each experiment; default: 1200, for tricks 500
+        max_train_steps (int, optional): Training steps of each experiment; default: 1200, for
+            tricks 500
         seed (int, default 0): Of training and drawing
         limit (int, default 100): Test stories to draw
     """

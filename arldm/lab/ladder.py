@@ -187,7 +187,8 @@ def ladder(
     Args:
         out (str, default 'runs/ladder'): Folder for all three runs
         stage (str, default 'arldm'): Where to stop: autoencoder, base or arldm
-        max_train_steps (int, optional): Steps of that last stage; default: those behind the shipped weights
+        max_train_steps (int, optional): Steps of that last stage; default: those behind the shipped
+            weights
         seed (int, default 0): Of all random numbers
     """
     out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))

@@ -94,7 +94,8 @@ def score_rows(
         n_resamples (int, default 100): Bootstrap samples
 
     Returns:
-        dict: Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the reader
+        dict: Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the
+            reader
     """
     table, store = {}, Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):
@@ -159,10 +160,12 @@ def memory_test(
     """Draw stories with and without their history, and count what is remembered.
 
     Args:
-        out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists goes on
+        out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists goes
+            on
         model (str, optional): Pipeline or run of AR-LDM; default: the shipped one
         base (str, optional): The text-to-image model that it began as; default: the shipped one
-        data (str, optional): Story file of the toy corpus; default: stories that no shipped model has seen
+        data (str, optional): Story file of the toy corpus; default: stories that no shipped model
+            has seen
         split (str, default 'test'): test, or hard: stories that open as no training story does
         limit (int, default 100): Stories to draw
         seeds (int, default 3): Drawings of every story

@@ -76,7 +76,8 @@ def create(cls:ARLDM,
     Args:
         size (str | dict): Key of `SIZES`, or what such an entry holds
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
-        resolution (int, default 64): Height and width of a drawn frame in pixels, unless a caller says otherwise
+        resolution (int, default 64): Height and width of a drawn frame in pixels, unless a caller
+            says otherwise
         n_slots (int, default Corpus.frames): Slots that a story can have
 
     Returns:
@@ -118,8 +119,8 @@ def encode_slots(self:ARLDM,
     Args:
         pictures (Tensor): float (..., 3, P, P), CLIP-normalised
         tokens (dict): `memory_ids` int64 and `memory_real` bool, each (..., S)
-        which (Tensor, optional): int64 (n,): which of the pictures (m, 3, P, P) belongs to a caption; default:
-            one each
+        which (Tensor, optional): int64 (n,): which of the pictures (m, 3, P, P) belongs to a
+            caption; default: one each
 
     Returns:
         Tensor: (..., S, D)
@@ -177,11 +178,12 @@ def condition(self:ARLDM,
 
     Args:
         tokens (dict): `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
-        memory (Tensor | None): float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1
-            suffices
+        memory (Tensor | None): float (B, N, 3, P, P), CLIP-normalised pictures of the first N
+            slots; N ≥ n-1 suffices
         n_given (int, default 0): Opening frames that are given, not drawn
         dropped (Tensor, optional): bool (B, V); True = null condition
-        captions (Tensor, optional): (B, n, S, D), where captions are encoded already (chapter cache)
+        captions (Tensor, optional): (B, n, S, D), where captions are encoded already (chapter
+            cache)
         slots (Tensor, optional): (B, N, S, D), where `memory` is `None`
         no_caption (Tensor, optional): (B, S, D); default: computed
         no_slot (Tensor, optional): (B, S, D); default: computed
@@ -394,11 +396,14 @@ def loss(self:ARLDM,
         n_given (int, default 0): Opening frames that are given, not drawn
         cond_dropout (float, default 0.1): Probability that a frame's condition is dropped
         weighting (str, default 'none'): Key of `LOSS_WEIGHTS`
-        snr_gamma (float, default 0.0): Above 0: Min-SNR weights with this gamma instead, 5 in the paper
-        timestep_bias_power (float, default 1.0): Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier
-        noise_offset (float, default 0.0): Spread of a shift of the noise that all latents of a frame and channel
-            share
-        pack_context (bool, default False): Leave out tokens that no frame may see; changes nothing but the time
+        snr_gamma (float, default 0.0): Above 0: Min-SNR weights with this gamma instead, 5 in the
+            paper
+        timestep_bias_power (float, default 1.0): Timesteps are drawn as u^(1/power): 1 = evenly,
+            more = noisier
+        noise_offset (float, default 0.0): Spread of a shift of the noise that all latents of a
+            frame and channel share
+        pack_context (bool, default False): Leave out tokens that no frame may see; changes nothing
+            but the time
 
     Returns:
         Tensor: ()
@@ -523,8 +528,8 @@ def from_original(cls:ARLDM,
         state (dict): The original's `state_dict`
         words (CLIPTokenizer): That of Stable Diffusion
         more (BertTokenizer): BLIP's
-        size (str | dict, default 'full'): Key of `SIZES`, or what such an entry holds: heads cannot be read off
-            tensors
+        size (str | dict, default 'full'): Key of `SIZES`, or what such an entry holds: heads cannot
+            be read off tensors
         corpus (str, optional): Key of `CORPORA`; default: read from the word tables
         loose (bool, default False): Leave out what is unknown, keep what is missing random
 

@@ -72,7 +72,8 @@ def noise_schedule(
     """Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891).
 
     Args:
-        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon' or 'v_prediction'
+        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon' or
+            'v_prediction'
         rescale_betas_zero_snr (bool, default False): The last timestep is pure noise
     """
     return DDPMScheduler(1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,

@@ -23,7 +23,8 @@ def history_visible(
 
     Args:
         n_frames (int): Frames to draw, `V`
-        n_given (int, default 0): Frames given before the first drawn one: 0 visualization, 1 continuation
+        n_given (int, default 0): Frames given before the first drawn one: 0 visualization, 1
+            continuation
 
     Returns:
         Tensor: bool (V, V+n_given); True where the frame may look at the slot
@@ -122,7 +123,8 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
 
         Args:
             captions (Tensor): (B, V, S, D) encoded captions, null ones where dropped
-            slots (Tensor): (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to share them
+            slots (Tensor): (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to
+                share them
 
         Returns:
             Tensor: (B·V, (1+N)·S, D)

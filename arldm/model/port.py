@@ -57,7 +57,8 @@ def read_weights(
     """The tensors of a checkpoint; no code in it is run.
 
     Args:
-        path (str | Path): Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or safetensors
+        path (str | Path): Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or
+            safetensors
 
     Returns:
         dict: Name -> tensor, on the CPU

@@ -209,7 +209,8 @@ def start_parts(
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
         blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
-        legacy (bool, default False): New rows are fifty times as wide as trained ones, as the original's
+        legacy (bool, default False): New rows are fifty times as wide as trained ones, as the
+            original's
 
     Returns:
         dict: unet, vae, text_encoder, memory_encoder
@@ -241,7 +242,8 @@ def published_tokenizers(
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
         blip (str | Path): BLIP weights; a folder may hold its vocabulary
-        bert (str | None, optional): BLIP's vocabulary; default: that of a BLIP folder, else bert-base
+        bert (str | None, optional): BLIP's vocabulary; default: that of a BLIP folder, else
+            bert-base
 
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`, without names

@@ -70,7 +70,8 @@ def compare_runs(
         run_b (str | Path): Another one, of the same stories
 
     Returns:
-        list: of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per score of both
+        list: of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per
+            score of both
     """
     (a, again_a), (b, again_b) = map(_scored, (run_a, run_b))
     why, again, out = _not_paired((a, b), (again_a, again_b)), (again_a, again_b), []

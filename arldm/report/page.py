@@ -200,8 +200,8 @@ class Curve(NamedTuple):
     Args:
         x (list): Steps, or frames
         y (list): As many numbers
-        kind (str, default 'one'): Its look: one or two (colours), reference-line (dashed), with 'faint' for less
-            of it
+        kind (str, default 'one'): Its look: one or two (colours), reference-line (dashed), with
+            'faint' for less of it
         low (tuple, default ()): Interval at every point, or nothing
     """
     x:list           # Steps, or frames

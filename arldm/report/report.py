@@ -167,7 +167,8 @@ def write_report(
 
     Args:
         run (str | Path): A run folder, finished or not
-        split (optional): Of the reference frames: a `StorySplit`, a name, or None = the split that was scored
+        split (optional): Of the reference frames: a `StorySplit`, a name, or None = the split that
+            was scored
         against (str | Path, optional): Another run folder: lay this run beside it instead
 
     Returns:

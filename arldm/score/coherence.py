@@ -54,7 +54,8 @@ def pairs(
     """Pairs of frames of one story.
 
     Args:
-        story (np.ndarray): (n,) which story each row belongs to; each drawing of a story counts as one of its own
+        story (np.ndarray): (n,) which story each row belongs to; each drawing of a story counts as
+            one of its own
         k (np.ndarray): (n,) its frame
         how (str, default 'adjacent'): 'adjacent': k with k+1; 'all': each with each
 

@@ -168,8 +168,8 @@ def neighbours(
         k (default 5): Whose distance is the radius of a ball: the k-th nearest neighbour's
 
     Returns:
-        dict: precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are the four
-            figures
+        dict: precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are
+            the four figures
     """
     x, y = _rows(x, y, k + 1)
     x, y = x - x.mean(0), y - x.mean(0)                                      # shorter rows, less rounding

@@ -191,7 +191,8 @@ def evaluate(
     Args:
         folder (str | Path): A run folder, or a folder of drawings
         split: The `StorySplit` it illustrates
-        nets (dict, optional): name -> network of 12e, or the `StoryError` that says why it is missing
+        nets (dict, optional): name -> network of 12e, or the `StoryError` that says why it is
+            missing
         facts (optional): A facts reader such as `toy.check_facts`
         characters (optional): list of pictures -> a set of names each
         train (int, optional): Training pictures to look at; default: as many as were drawn

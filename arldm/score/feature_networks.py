@@ -105,8 +105,8 @@ def open_network(
 
     Args:
         name (str): 'inception', 'dinov2' or 'clip'
-        where (str | Path, optional): File, folder or hub name; default: what the variable in `WEIGHT_VARIABLES`
-            names
+        where (str | Path, optional): File, folder or hub name; default: what the variable in
+            `WEIGHT_VARIABLES` names
     """
     where = where or os.environ.get(WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)])
     if name == 'inception': return load_inception(where)

@@ -172,12 +172,14 @@ def history_rows(
     """Each kind, and what is lost with other histories, as rows of the score table.
 
     Args:
-        values (dict): {kind: (n,)}, higher is better, of frames after the first; the same frames in all kinds
+        values (dict): {kind: (n,)}, higher is better, of frames after the first; the same frames in
+            all kinds
         album (np.ndarray): int (n,)
         draws (np.ndarray): (n_resamples, n_albums), from `resample`
         name (str): What is measured
         unit (str, default ''): '%': the values are shares
-        within (tuple, default (-math.inf, math.inf)): Where values lie; intervals of the kinds end there
+        within (tuple, default (-math.inf, math.inf)): Where values lie; intervals of the kinds end
+            there
     """
     if len({len(album), *map(len, values.values())}) > 1:
         frames = ', '.join(f'{counted(len(v), "frame")} ({k})' for k, v in values.items())

@@ -32,7 +32,8 @@ def resample(
 
     Args:
         n_resamples (int, default 100): Draws, at most `MOST_DRAWS`
-        seed (int, default 0): The same albums and seed give the same draws, whatever is measured on them
+        seed (int, default 0): The same albums and seed give the same draws, whatever is measured on
+            them
 
     Returns:
         np.ndarray: int64 (n_resamples, n_albums), counts; every row adds up to `n_albums`
@@ -160,7 +161,8 @@ def format_value(
 
     Args:
         value (float): None or NaN = nothing there
-        unit (str, default ''): '%': the value is a share; 'points': a difference of shares, which has a sign
+        unit (str, default ''): '%': the value is a share; 'points': a difference of shares, which
+            has a sign
         sign (bool, default False): With a plus, too
     """
     if value is None or not math.isfinite(value): return '—'

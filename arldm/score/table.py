@@ -176,8 +176,8 @@ def look(
         net (nn.Module): A feature network
         train (np.ndarray): Rows of training pictures in the story file
         store (Store, optional): Keeps features
-        cuts (tuple, optional): (cut, its name) of reference pictures and of drawings; default: the same on both
-            sides
+        cuts (tuple, optional): (cut, its name) of reference pictures and of drawings; default: the
+            same on both sides
         batch (int, default 32): Pictures that the network sees at once
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here

@@ -64,8 +64,8 @@ def write_toy(
 
     Args:
         raw (str | Path): Folder to write; empty, or not there yet
-        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, where a fourth is
-            given, hard
+        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, where a
+            fourth is given, hard
         tellings (int, default 1): Stories about each album (SSID has four)
         seed (int, default 0): The same seed and numbers give the same corpus
         progress (bool, default True): Show a bar

@@ -188,7 +188,8 @@ def build_cache(
 
     Args:
         model (ARLDM): Frozen as it will be in training
-        mixed_precision (str, default 'no'): In which the encoders compute, as in `Settings`; fp16 counts as bf16
+        mixed_precision (str, default 'no'): In which the encoders compute, as in `Settings`; fp16
+            counts as bf16
         rank (int, default 0): This process
         world_size (int, default 1): How many there are
         progress (bool, default True): Show a bar
