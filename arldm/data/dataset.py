@@ -30,7 +30,8 @@ class Vocabulary:
         caption_tokenizer (CLIPTokenizer): Gets the names
         memory_tokenizer (BertTokenizer): Gets `[DEC]`, `[ENC]` and the names
         length (int): Tokens per caption, `S`
-        names (tuple, default ()): Characters that get a token of their own where they have none
+        names (tuple, default ()): Names of characters that get a token of their own if they have
+            none
         legacy (bool, default False): As the original: names case-sensitive in CLIP, '[SEP]' in a
             caption special
     """
@@ -38,22 +39,35 @@ class Vocabulary:
         caption_tokenizer:CLIPTokenizer, # Gets the names
         memory_tokenizer:BertTokenizer,  # Gets `[DEC]`, `[ENC]` and the names
         length:int,                      # Tokens per caption, `S`
-        names:tuple=(),                  # Characters that get a token of their own where they have none
-        legacy:bool=False,             # As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
+        # Names of characters that get a token of their own if they have none
+        names:tuple=(),
+        # As the original: names case-sensitive in CLIP, '[SEP]' in a caption special
+        legacy:bool=False,
     ):
-        if length < 2: raise StoryError(f'captions of {length} tokens; at least the 2 special ones need room')
-        self.caption_tokenizer, self.memory_tokenizer, self.length = caption_tokenizer, memory_tokenizer, length
-        self.legacy, caption_tokenizer.pad_token = legacy, caption_tokenizer.eos_token
+        if length < 2:
+            raise StoryError(f'captions of {length} tokens; at least the 2 special ones need room')
+        self.caption_tokenizer = caption_tokenizer
+        self.memory_tokenizer = memory_tokenizer
+        self.length = length
+        self.legacy = legacy
+        caption_tokenizer.pad_token = caption_tokenizer.eos_token
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        for t, raw in (caption_tokenizer, legacy), (memory_tokenizer, False):
-            new = [n for n in names if n not in t.get_vocab()]
-            t.add_tokens([AddedToken(n, normalized=not raw) for n in new])
-        self.enc, self._known, self._noted = memory_tokenizer.convert_tokens_to_ids('[ENC]'), {}, set()
+        _add_names(caption_tokenizer, names, normalized=not legacy)
+        _add_names(memory_tokenizer, names, normalized=True)
+        self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
+        self._known = {}      # word -> whether both tokenizers know it
+        self._noted = set()   # unknown words of which a warning has told
         self._cut = torch.zeros((), dtype=torch.int64, device='cpu').share_memory_()
 
     @property
-    def cut(self): return int(self._cut)  # Captions that were too long so far, in all worker processes
+    def cut(self): return int(self._cut)  # Captions that were too long, in all worker processes
+
+def _add_names(tokenizer, names, normalized):
+    "A token for every name without one; `normalized` = found in lower case, as other text is."
+    known = tokenizer.get_vocab()
+    new = [name for name in names if name not in known]
+    tokenizer.add_tokens([AddedToken(name, normalized=normalized) for name in new])
 
 # %% ../../nbs/data/16_dataset.ipynb #56f500ad
 def fit(
@@ -71,29 +85,37 @@ def fit(
     Returns:
         tuple: ids int64 (n, S); real bool (n, S)
     """
-    rows = [r if len(r) <= length else r[:length-1] + r[-1:] for r in rows]
-    ids = torch.tensor([r + [pad]*(length - len(r)) for r in rows])                # (n, S)
-    real = torch.arange(length) < torch.tensor([len(r) for r in rows])[:, None]    # (n, S)
-    return ids, real
+    ids = []
+    lengths = []
+    for row in rows:
+        if len(row) > length: row = row[:length-1] + row[-1:]
+        ids.append(row + [pad]*(length - len(row)))
+        lengths.append(len(row))
+    real = torch.arange(length) < torch.tensor(lengths)[:, None]    # (n, S)
+    return torch.tensor(ids), real
 
 # %% ../../nbs/data/16_dataset.ipynb #e42e8810
 @patch
 def encode(self:Vocabulary,
     captions:list, # `n` captions
-)->dict:           # `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
+)->dict:           # `caption_ids`, `memory_ids` int64; `caption_real`, `memory_real` bool: (n, S)
     """The tokens of some captions; True = a real token, not filler.
 
     Args:
         captions (list): `n` captions
 
     Returns:
-        dict: `caption_ids`, `memory_ids` int64 (n, S); `caption_real`, `memory_real` bool (n, S)
+        dict: `caption_ids`, `memory_ids` int64; `caption_real`, `memory_real` bool: (n, S)
     """
-    clip, bert = self.caption_tokenizer, self.memory_tokenizer
-    as_text = dict(verbose=False, split_special_tokens=not self.legacy)      # '[SEP]' in a caption is text
-    rows = clip([ftfy.fix_text(c) for c in captions], **as_text)['input_ids']
+    clip = self.caption_tokenizer
+    bert = self.memory_tokenizer
+    as_text = dict(verbose=False, split_special_tokens=not self.legacy)   # '[SEP]' is text
+    rows = clip([ftfy.fix_text(caption) for caption in captions], **as_text)['input_ids']
     memory_rows = bert(list(captions), **as_text)['input_ids']
-    self._count_cut([c for c, *r in zip(captions, rows, memory_rows) if max(map(len, r)) > self.length])
+    too_long = []
+    for caption, row, memory_row in zip(captions, rows, memory_rows):
+        if max(len(row), len(memory_row)) > self.length: too_long.append(caption)
+    self._count_cut(too_long)
     caption_ids, caption_real = fit(rows, self.length, clip.pad_token_id)
     memory_ids, memory_real = fit(memory_rows, self.length, bert.pad_token_id)
     return dict(caption_ids=caption_ids, caption_real=caption_real,
@@ -101,10 +123,11 @@ def encode(self:Vocabulary,
 
 @patch
 def _count_cut(self:Vocabulary, captions):
+    "Count captions that were too long; warn of the first."
     if captions and not self.cut:
-        warnings.warn(f'a caption has more than {self.length} tokens and loses its end: {captions[0][:60]!r}…; tell '
-                      'it in fewer words, or in more usual ones; further captions are cut without a note',
-                      stacklevel=3)
+        warnings.warn(f'a caption has more than {self.length} tokens and loses its end: '
+                      f'{captions[0][:60]!r}…; tell it in fewer words, or in more usual ones; '
+                      'further captions are cut without a note', stacklevel=3)
     self._cut += len(captions)
 
 # %% ../../nbs/data/16_dataset.ipynb #bce6e908
@@ -112,14 +135,15 @@ def _count_cut(self:Vocabulary, captions):
 def null(self:Vocabulary)->dict:
     "The tokens of the null condition, shapes (1, S)."
     tokens = self.encode([''])
-    return {k: torch.ones_like(v) if k.endswith('real') else v for k, v in tokens.items()}
+    for key in 'caption_real', 'memory_real': tokens[key] = torch.ones_like(tokens[key])
+    return tokens
 
 # %% ../../nbs/data/16_dataset.ipynb #b80c78d5
 @patch
 def unknown_words(self:Vocabulary,
     captions,  # Any number of them
 )->list:       # Each word once, in the order of their appearance
-    """Words that one of the tokenizers does not know (chapter vocabulary); names with a token of their own are known.
+    """Words that one of the tokenizers does not know; names with a token of their own are known.
 
     Args:
         captions: Any number of them
@@ -127,15 +151,22 @@ def unknown_words(self:Vocabulary,
     Returns:
         list: Each word once, in the order of their appearance
     """
-    tokenizers, unknown = (self.caption_tokenizer, self.memory_tokenizer), {}
-    if not self._known:
-        names = [n for t in tokenizers for n in t.get_added_vocab() if n not in t.all_special_tokens]
-        self._known = {word: True for name in names for word in words_in(name)}
+    if not self._known: self._known = dict.fromkeys(self._words_of_names(), True)
+    tokenizers = self.caption_tokenizer, self.memory_tokenizer
+    unknown = {}
     for caption in captions:
         for word in words_in(caption):
-            if word not in self._known: self._known[word] = all(is_known(word, t) for t in tokenizers)
+            if word not in self._known:
+                self._known[word] = all(is_known(word, tokenizer) for tokenizer in tokenizers)
             if not self._known[word]: unknown[word] = True
     return list(unknown)
+
+@patch
+def _words_of_names(self:Vocabulary):
+    "The words of the names that were added to the tokenizers."
+    for tokenizer in self.caption_tokenizer, self.memory_tokenizer:
+        for name in tokenizer.get_added_vocab():
+            if name not in tokenizer.all_special_tokens: yield from words_in(name)
 
 def unknown_text(words:list, most:int=8) -> str: # '' if there are none
     """A note about unknown words; `most` of them are named.
@@ -146,8 +177,8 @@ def unknown_text(words:list, most:int=8) -> str: # '' if there are none
     if not words: return ''
     more = f' and {len(words) - most:,} more' if len(words) > most else ''
     named = ', '.join(word[:30] for word in words[:most])
-    return (f"the model's vocabulary does not know: {named}{more}; pictures will not show that; use words that the "
-            'model was trained with')
+    return (f"the model's vocabulary does not know: {named}{more}; pictures will not show that; "
+            'use words that the model was trained with')
 
 # %% ../../nbs/data/16_dataset.ipynb #263e34c5
 @patch
@@ -180,9 +211,11 @@ def center_crop(
     Returns:
         Image.Image: (side, side)
     """
-    size = scaled(picture.size, side)
-    left, top = (round(float(a)*(s - side)) for a, s in zip(at, size))
-    return picture.resize(size, Image.BILINEAR).crop((left, top, left + side, top + side))
+    width, height = scaled(picture.size, side)
+    left = round(float(at[0])*(width - side))
+    top = round(float(at[1])*(height - side))
+    small = picture.resize((width, height), Image.BILINEAR)
+    return small.crop((left, top, left + side, top + side))
 
 def pixels(
     pictures:list, # `n` RGB pictures of one size
@@ -195,7 +228,8 @@ def pixels(
     Returns:
         Tensor: uint8 (n, 3, h, w)
     """
-    return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
+    stacked = np.stack([np.array(picture) for picture in pictures])   # (n, h, w, 3)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/data/16_dataset.ipynb #e135200a
 class StoryDataset(Dataset):
@@ -214,30 +248,47 @@ class StoryDataset(Dataset):
     def __init__(self,
         split:StorySplit,     # The stories
         vocab:Vocabulary,     # Turns captions into tokens
-        resolution:int,             # Height and width of a frame in pixels
+        resolution:int,       # Height and width of a frame in pixels
         memory_side:int=224,  # The same of a memory picture
         train:bool=False,     # Random square and random picture, else the middle and the first
         seed:int=0,
-        legacy:bool=False,  # A memory is a square of its own; the picture of a frame is always random
+        # A memory is a square of its own; the picture of a frame is always random
+        legacy:bool=False,
         crops:int=0,          # Random squares per picture; 0 = always new ones
     ):
-        self.split, self.vocab, self.resolution, self.memory_side = split, vocab, resolution, memory_side
-        self.train, self.seed, self.legacy, self.crops = train, seed, legacy, crops
+        self.split = split
+        self.vocab = vocab
+        self.resolution = resolution
+        self.memory_side = memory_side
+        self.train = train
+        self.seed = seed
+        self.legacy = legacy
+        self.crops = crops
 
     def __len__(self): return len(self.split)
 
 # %% ../../nbs/data/16_dataset.ipynb #a6b65829
 @patch
-def choose(self:StoryDataset, i:int, epoch:int=0)->tuple: # rows (n,), squares of frames (n,) and of memories (n,)
-    """Which picture of every frame of story `i` is shown, and which of its squares.
+def choose(self:StoryDataset,
+    i:int,       # Place of the story
+    epoch:int=0,
+)->tuple:        # (n,) each: rows of `/frames`, the frames' crops, the memories' crops
+    """Which picture of every frame of a story is shown, and which of its squares.
+
+    Args:
+        i (int): Place of the story
 
     Returns:
-        tuple: rows (n,), squares of frames (n,) and of memories (n,)
+        tuple: (n,) each: rows of `/frames`, the frames' crops, the memories' crops
     """
-    rng, rows = np.random.default_rng((self.seed, epoch, i)), self.split.rows(i)
-    rows = rows.reshape(len(rows), -1)                                                          # (n, K)
-    rows = [int(rng.choice(r[r >= 0]) if self.train or self.legacy else r[0]) for r in rows]
-    frames, memories = rng.integers((self.crops or 2**32) if self.train else 1, size=(2, len(rows))).tolist()
+    rng = np.random.default_rng((self.seed, epoch, i))
+    rows = []
+    for of_frame in self.split.rows(i):
+        of_frame = np.atleast_1d(of_frame)                                         # (K,)
+        if self.train or self.legacy: rows.append(int(rng.choice(of_frame[of_frame >= 0])))
+        else: rows.append(int(of_frame[0]))
+    n_crops = (self.crops or 2**32) if self.train else 1
+    frames, memories = rng.integers(n_crops, size=(2, len(rows))).tolist()
     return rows, frames, memories if self.legacy else frames
 
 @patch
@@ -267,20 +318,24 @@ def squares(self:StoryDataset, i:int, epoch:int=0)->tuple: # frames, memories: n
     Returns:
         tuple: frames, memories: n pictures each
     """
-    rows, frames, memories = self.choose(i, epoch)
-    try: pictures = [decode(self.split.file.picture(r)) for r in rows]
+    rows, frame_crops, memory_crops = self.choose(i, epoch)
+    try: pictures = [decode(self.split.file.picture(row)) for row in rows]
     except StoryError as e: raise StoryError(f'story {self.split.ids[i]}: {e}') from None
-    return tuple([self.cut(p, r, c, m) for p, r, c in zip(pictures, rows, crops)]
-                 for m, crops in enumerate((frames, memories)))
+    frames = []
+    memories = []
+    for k, picture in enumerate(pictures):
+        frames.append(self.cut(picture, rows[k], frame_crops[k]))
+        memories.append(self.cut(picture, rows[k], memory_crops[k], memory=True))
+    return frames, memories
 
 @patch
 def __getitem__(self:StoryDataset, i:int|tuple)->dict:
-    "Story `i`, or (`i`, epoch): `frames` and `memory`, uint8 (n, 3, h, w), its tokens, its `index` and `id`."
+    "Story `i`, or (`i`, epoch): `frames`, `memory` uint8 (n, 3, h, w), tokens, `index`, `id`."
     i, epoch = i if isinstance(i, tuple) else (i, 0)
     i = range(len(self))[i]
     frames, memory = self.squares(i, epoch)
-    return dict(frames=pixels(frames), memory=pixels(memory), **self.vocab.encode(self.split.captions(i)),
-                index=i, id=self.split.ids[i])
+    return dict(frames=pixels(frames), memory=pixels(memory),
+                **self.vocab.encode(self.split.captions(i)), index=i, id=self.split.ids[i])
 
 # %% ../../nbs/data/16_dataset.ipynb #29c98654
 def collate(
@@ -294,12 +349,18 @@ def collate(
     Returns:
         dict: The same keys; tensors (B, n, ...), `index` (B,), `id` a list
     """
-    lengths = sorted({len(x['caption_ids']) for x in items})
+    lengths = sorted({len(item['caption_ids']) for item in items})
     if len(lengths) > 1:
-        raise StoryError(f'stories of {lengths} frames in one batch; a batch holds stories of one length, so begin '
-                         'with batches of 1, or leave out stories of other lengths')
-    batch = {k: [x[k] for x in items] for k in items[0]}
-    return {k: v if k == 'id' else torch.tensor(v) if k == 'index' else torch.stack(v) for k, v in batch.items()}
+        raise StoryError(f'stories of {lengths} frames in one batch; a batch holds stories of one '
+                         'length, so begin with batches of 1, or leave out stories of other '
+                         'lengths')
+    batch = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if key == 'id': batch[key] = values
+        elif key == 'index': batch[key] = torch.tensor(values)
+        else: batch[key] = torch.stack(values)
+    return batch
 
 # %% ../../nbs/data/16_dataset.ipynb #348f0920
 def to_target(
@@ -326,5 +387,6 @@ def to_memory(
     Returns:
         Tensor: float32, about zero mean and unit spread
     """
-    mean, std = torch.tensor([OPENAI_CLIP_MEAN, OPENAI_CLIP_STD], device=memory.device)[..., None, None]  # (3, 1, 1)
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=memory.device)[:, None, None]   # (3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD, device=memory.device)[:, None, None]     # (3, 1, 1)
     return (memory.float()/255 - mean)/std
