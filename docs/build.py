@@ -159,7 +159,9 @@ class Book:
             command = self.commands.get(f'{chapter.module}:{name}')
             head, text = entry(chapter.said[name], name, node, kind, chapter.classes, body, command)
             parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
-        fold = '<details class="source"><summary>Source</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
+        names = defined_names(body)
+        summary = f'Source of {names}, {chapter.module}' if names else f'Source, {chapter.module}'
+        fold = f'<details class="source"><summary>{summary}</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
         yield markdown(*parts, *fold)
 
     def contents(self):
@@ -208,6 +210,17 @@ def code(cell, alt):
         if width >= 500: image['classes'] = 'wide'
     metadata = dict(tags=[f'remove-{what}' for what in without], mystnb=dict(image=image))
     return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
+
+
+def defined_names(source):
+    "What a cell defines, as HTML: its functions, classes and constants; those with an underscore only if there are no others."
+    names = [name for name, *_ in definitions(source)]
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, (ast.AnnAssign, ast.AugAssign)): targets = [node.target]
+        names += [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    public = [name for name in names if not name.startswith('_')]
+    return ', '.join(f'<code>{name}</code>' for name in dict.fromkeys(public or names))
 
 
 def write_page(path, cells):

@@ -157,6 +157,8 @@ def test_entries(pages):
     assert '../files/atomic.html#arldm.files.atomic.atomic_path' in pages['data/story.html'].links
     assert 'cli/train.html#arldm.cli.train.train' in pages['ssid.html'].links
     history = pages['model/history.html'].text
+    assert '<summary>Source of <code>history_visible</code>, arldm.model.history</summary>' in history
+    assert not [name for name, page in pages.items() if '>Source</summary>' in page.text]
     assert '<td><p>Frames given before the first drawn one' in history
     assert 'class="source"' in history and 'def <span class="nf">' not in history
     assert not [name for name, page in pages.items() if re.search('at 0x[0-9a-f]{6}', page.text)]
@@ -180,6 +182,9 @@ def test_formulas(pages):
     assert 'currentColor' in text and 'fill="black"' not in text
     assert not [link for page in pages.values() for link in page.loads if 'math' in link.lower()]
     assert r'$\mu' not in text and '$$' not in text
+    for name, words in ('model/loss', r'L = \mathbb{E}'), ('draw/sampling', r'\hat y ='), ('model/history', r'\operatorname{softmax}'):
+        block = [at for tag, at in pages[f'{name}.html'].classes['formula'] if tag == 'svg' and words in at['aria-label']]
+        assert len(block) == 1, f'{name}: {words}'
 
 def test_figures(pages):
     "Figures have words beside them; those of many pixels an inch are shown at half their width."
@@ -254,6 +259,23 @@ def test_every_page_loads_and_fits(browser, served, pages):
         narrow, said = b.js(SEEN), trouble(b, served)
         if said or wide != [0, []] or narrow != [0, []]: wrong[name] = said, wide, narrow
     assert not wrong, wrong
+
+# For every block of code, also in a folded one: its longest line in columns, and how many pixels are out of its box
+BLOCKS = '''(() => {
+  document.querySelectorAll('details').forEach(d => d.open = true)
+  return [...document.querySelectorAll('details.source pre, .cell_input pre')].map(pre =>
+    [Math.max(...pre.textContent.split('\\n').map(line => line.length)), pre.scrollWidth - pre.clientWidth]) })()'''
+
+@browses
+def test_code_fits(browser, pages):
+    "At 1280 pixels and more no block of code scrolls sideways, unless a line of it has more than 100 columns."
+    names = [name for name in pages if 'class="source"' in pages[name].text]
+    assert len(names) > 60
+    for width in 1280, 1320:
+        for name in names if width == 1280 else ['model/history.html', 'model/arldm.html', 'train/loop.html']:
+            blocks = browser(name, width=width).js(BLOCKS)
+            wide = [block for block in blocks if block[0] <= 100 and block[1] > 0]
+            assert blocks and not wide, f'{name} at {width}: {wide}'
 
 @browses
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
