@@ -9,8 +9,8 @@ __all__ = ['CORPORA', 'ROOT', 'DIFFUSERS_FLAGS', 'RENAMED', 'printable', 'say', 
            'stopped', 'end_stopped', 'at_home', 'command']
 
 # %% ../nbs/00_core.ipynb #3bd81c81
-import contextlib, difflib, errno, functools, importlib.metadata as metadata, importlib.util, inspect, os, platform
-import subprocess, sys, warnings
+import contextlib, difflib, errno, functools, importlib.metadata as metadata, importlib.util
+import inspect, os, platform, subprocess, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from . import __version__
 
 # %% ../nbs/00_core.ipynb #f9743248
 def printable(text:object) -> str:
-    "Text without line breaks, control characters and escape sequences, each of them a question mark."
+    "The text with each line break, control character and escape sequence as a question mark."
     return ''.join(c if c.isprintable() else '?' for c in str(text))
 
 def say(text:object=''):
     "Print lines; names in them cannot command the terminal."
-    print('\n'.join(map(printable, str(text).split('\n'))))
+    for line in str(text).split('\n'): print(printable(line))
 
 class StoryError(ValueError):
     "Something the reader can mend; its message is one line: expected, got, what to do."
@@ -37,27 +37,31 @@ class BadStory(StoryError):
     """One story of a corpus that cannot be used.
 
     Args:
-        reason (str): Short class of the trouble, for counting, such as `'missing picture'`
+        reason (str): Kind of error in a few words, for counting, such as `'missing picture'`
         message (str): The full line for the reader
     """
     def __init__(self,
-        reason:str,  # Short class of the trouble, for counting, such as `'missing picture'`
-        message:str, # The full line for the reader
+        reason:str,   # Kind of error in a few words, for counting, such as `'missing picture'`
+        message:str,  # The full line for the reader
     ):
         super().__init__(message)
         self.reason = reason
 
-def first_line(e:Exception) -> str: # At most 160 characters
-    """What a library's error says, for a message of ours.
+def first_line(
+    e:Exception,
+)->str:  # At most 160 characters
+    """The first line of a library's error, to be quoted in a message of ours.
 
     Returns:
         str: At most 160 characters
     """
-    return ((str(e) or type(e).__name__).splitlines() or [''])[0][:160]
+    lines = str(e).splitlines() or [type(e).__name__]
+    return lines[0][:160]
 
 def counted(n:int, noun:str, plural:str='') -> str:
     "A number and its noun: '1 album', '2 albums'."
-    return f'{n:,} {noun if n == 1 else plural or noun + "s"}'
+    if n == 1: return f'1 {noun}'
+    return f'{n:,} {plural or noun + "s"}'
 
 # %% ../nbs/00_core.ipynb #879373bd
 @dataclass(frozen=True)
@@ -67,27 +71,26 @@ class Corpus:
     Args:
         name (str): The name used on the command line
         length (int): Tokens per caption, `S`
-        resolution (int): Height and width of a drawn frame in pixels, unless the settings say
-            otherwise
+        resolution (int): Height and width of a drawn frame in pixels; settings may say otherwise
         frames (int, default 5): Frames per story
         names (tuple, default ()): Character names that get a token of their own
     """
-    name: str         # The name used on the command line
-    length: int       # Tokens per caption, `S`
-    resolution: int         # Height and width of a drawn frame in pixels, unless the settings say otherwise
-    frames: int = 5   # Frames per story
-    names: tuple = () # Character names that get a token of their own
+    name: str          # The name used on the command line
+    length: int        # Tokens per caption, `S`
+    resolution: int    # Height and width of a drawn frame in pixels; settings may say otherwise
+    frames: int = 5    # Frames per story
+    names: tuple = ()  # Character names that get a token of their own
 
 _pororo = ('pororo', 'loopy', 'eddy', 'harry', 'poby', 'tongtong', 'crong', 'rody', 'petty')
 _flintstones = ('fred', 'barney', 'wilma', 'betty', 'pebbles', 'dino', 'slate')
 
-CORPORA = {c.name: c for c in (
-    Corpus('toy', 36, 64),
-    Corpus('ssid', 100, 256),
-    Corpus('vist-sis', 100, 512),
-    Corpus('vist-dii', 65, 512),
-    Corpus('pororo', 85, 512, names=_pororo),
-    Corpus('flintstones', 91, 512, names=_flintstones))}
+CORPORA = {
+    'toy': Corpus('toy', 36, 64),
+    'ssid': Corpus('ssid', 100, 256),
+    'vist-sis': Corpus('vist-sis', 100, 512),
+    'vist-dii': Corpus('vist-dii', 65, 512),
+    'pororo': Corpus('pororo', 85, 512, names=_pororo),
+    'flintstones': Corpus('flintstones', 91, 512, names=_flintstones)}
 
 # %% ../nbs/00_core.ipynb #caf54410
 def one_of(
@@ -113,7 +116,8 @@ def at_least_one(**numbers):
         if n < 1: raise StoryError(f'{name} must be at least 1, got {n}')
 
 # %% ../nbs/00_core.ipynb #f32ae3aa
-ROOT = Path(importlib.util.find_spec('arldm').origin).parent.parent  # the folder that holds `arldm/` and `data/`
+# the folder that holds `arldm/` and `data/`
+ROOT = Path(importlib.util.find_spec('arldm').origin).parent.parent
 
 def asset(
     name:str,  # Path below `data/`
@@ -123,25 +127,28 @@ def asset(
     Args:
         name (str): Path below `data/`
     """
-    places = ROOT/'data'/name, ROOT/'arldm/assets'/name
-    if (path := next(filter(Path.exists, places), None)): return path
-    raise StoryError(f'{places[0]} is missing; clone the repository again, or install the wheel again')
+    in_repository = ROOT/'data'/name
+    in_wheel = ROOT/'arldm/assets'/name
+    for path in in_repository, in_wheel:
+        if path.exists(): return path
+    raise StoryError(f'{in_repository} is missing; clone the repository again, or install the '
+                     'wheel again')
 
 # %% ../nbs/00_core.ipynb #eaeb6687
-def _ask(f):
-    "What `f` says, or 'unknown' where this machine cannot answer."
-    try: return f() or 'unknown'
-    except (OSError, StopIteration, subprocess.SubprocessError, metadata.PackageNotFoundError): return 'unknown'
+def _or_unknown(f, *args):
+    "What `f` returns, or 'unknown' if this machine cannot tell."
+    try: return f(*args) or 'unknown'
+    except (OSError, subprocess.SubprocessError, metadata.PackageNotFoundError): return 'unknown'
 
 def _commit():
-    "The book's own commit, `-dirty` when files differ from it; none when it stands in somebody else's repository."
+    "This repository's commit, with `-dirty` if files differ from it; empty outside a repository."
     if not (ROOT/'.git').exists(): return ''
     command = 'git', '--no-optional-locks', 'describe', '--always', '--dirty', '--exclude=*'
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 def _cpu():
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return next(l.split(':')[1].strip() for l in lines if l.startswith('model name'))
+    for line in Path('/proc/cpuinfo').read_text().splitlines():
+        if line.startswith('model name'): return line.split(':')[1].strip()
 
 def machine()->dict: # Versions, commit and machine, all JSON-friendly
     """What a reader needs to know about the place where a number was made.
@@ -150,16 +157,18 @@ def machine()->dict: # Versions, commit and machine, all JSON-friendly
         dict: Versions, commit and machine, all JSON-friendly
     """
     import torch
-    names = 'torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow', 'h5py'
-    versions = {n: _ask(lambda: metadata.version(n)) for n in names}
-    return dict(versions=dict(arldm=__version__, **versions), commit=_ask(_commit),
-                python=platform.python_version(), cpu=_ask(_cpu), cores=os.cpu_count(),
+    versions = {'arldm': __version__}
+    for name in ('torch', 'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'pillow',
+                 'h5py'):
+        versions[name] = _or_unknown(metadata.version, name)
+    return dict(versions=versions, commit=_or_unknown(_commit), python=platform.python_version(),
+                cpu=_or_unknown(_cpu), cores=os.cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../nbs/00_core.ipynb #199bc39c
 def story_generator(
-    seed:int, # The run's seed plus the story's index
-)->'torch.Generator': # A generator on the CPU
+    seed:int,          # The run's seed plus the story's index
+)->'torch.Generator':  # A generator on the CPU
     """The random numbers of one story.
 
     Args:
@@ -172,22 +181,24 @@ def story_generator(
     return torch.Generator('cpu').manual_seed(seed)
 
 def environment_number(name:str, default:int) -> int:
-    "A whole number from the environment; a `StoryError` names the variable that holds something else."
+    "A whole number from the environment; a `StoryError` if the variable holds something else."
     try: n = int(os.environ.get(name, default))
     except ValueError: n = -1
     if n >= 0: return n
-    raise StoryError(f'the environment says {name}={os.environ[name]!r}, expected a whole number; unset {name}')
+    raise StoryError(f'the environment says {name}={os.environ[name]!r}, expected a whole number; '
+                     f'unset {name}')
 
-def rank_and_world_size() -> tuple: # (0, 1) for a process alone
-    """Which process this is, from 0, and how many there are, as launchers such as torchrun say in RANK and WORLD_SIZE.
+def rank_and_world_size()->tuple: # (0, 1) for a process alone
+    """Which process this is, from 0, and of how many: RANK and WORLD_SIZE, as torchrun sets them.
 
     Returns:
         tuple: (0, 1) for a process alone
     """
-    rank, world_size = environment_number('RANK', 0), environment_number('WORLD_SIZE', 1)
+    rank = environment_number('RANK', 0)
+    world_size = environment_number('WORLD_SIZE', 1)
     if rank < world_size: return rank, world_size
-    raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, expected a rank below the size of '
-                     'the world; unset both to work alone')
+    raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, expected a '
+                     'rank below the size of the world; unset both to work alone')
 
 def pick_device()->'torch.device':
     "The best device there is: CUDA (of several processes each its own), Apple's MPS, or the CPU."
@@ -197,17 +208,19 @@ def pick_device()->'torch.device':
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #1607d2da
-_NO_ROOM = ('out of memory', 'allocate memory', 'bad_alloc', 'could not create a primitive',
-            'could not create a memory', 'CUBLAS_STATUS_ALLOC_FAILED')
+# parts of the messages of torch, numpy, oneDNN, C++ and cuBLAS
+_MEMORY_MESSAGES = ('out of memory', 'allocate memory', 'bad_alloc',
+                    'could not create a primitive', 'could not create a memory',
+                    'CUBLAS_STATUS_ALLOC_FAILED')
 
 def out_of_memory(e:Exception) -> bool:
-    "Whether the machine or its GPU had no room left; Python, numpy, torch and oneDNN each say it in their own way."
-    return isinstance(e, MemoryError) or any(x in str(e) for x in _NO_ROOM)
+    "Whether the machine or its GPU had no room left, whichever library says so."
+    return isinstance(e, MemoryError) or any(x in str(e) for x in _MEMORY_MESSAGES)
 
 @contextlib.contextmanager
 def memory_advice(
-    what:str,     # What is computed together: '4 stories of 64 pixels'
-    instead:list, # What needs less, in words
+    what:str,      # What is computed together: '4 stories of 64 pixels'
+    instead:list,  # What needs less, in words
 ):
     """Within the block, running out of memory is a `StoryError` that says what to try.
 
@@ -218,53 +231,85 @@ def memory_advice(
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
-        raise StoryError(f'out of memory with {what} at once; try {", or ".join(instead)}') from None
+        advice = ', or '.join(instead)
+        raise StoryError(f'out of memory with {what} at once; try {advice}') from None
 
-def error_line(e:Exception) -> str: # Empty: this is a mistake of the book, not of the reader
+def error_line(
+    e:Exception,
+)->str:  # Empty if this is a mistake of the book, not of the reader
     """The line that a command ends with.
 
     Returns:
-        str: Empty: this is a mistake of the book, not of the reader
+        str: Empty if this is a mistake of the book, not of the reader
     """
     text = ' '.join(str(e).split())
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f'{text}; make room and run the same command again'
     if isinstance(e, (StoryError, OSError)): return text
-    return f'out of memory ({first_line(e)}); end other programs, or process less at once' if out_of_memory(e) else ''
+    if not out_of_memory(e): return ''
+    return f'out of memory ({first_line(e)}); end other programs, or process less at once'
 
 # %% ../nbs/00_core.ipynb #9c26aa36
-DIFFUSERS_FLAGS = {   # of diffusers' scripts -> ours: the first that a command has; after a colon, advice
-    'pretrained_model_name_or_path': ('model',), 'train_data_dir': ('data',), 'dataset_name': ('data',),
-    'output_dir': ('run: the run folder is the first argument', 'out'),
-    'resume_from_checkpoint': ('run: a run folder that exists goes on',),
-    'num_train_epochs': ('max_train_steps',), 'use_ema': ('ema_decay',),
-    'use_8bit_adam': ('optimizer: --optimizer adamw8bit',), 'dataloader_num_workers': ('workers',),
-    'validation_steps': ('checkpointing_steps',), 'min_snr_gamma': ('snr_gamma',), 'center_crop': ('crops',),
-    'random_flip': ('crops',), 'proportion_empty_prompts': ('cond_dropout',),
-    'input_perturbation': ('noise_offset',), 'report_to': ('tensorboard',), 'logging_dir': ('tensorboard',)}
+# flag of diffusers' scripts -> our names for it, of which the first that a command has counts;
+# advice may follow a colon
+DIFFUSERS_FLAGS = {
+    'pretrained_model_name_or_path': ('model',),
+    'train_data_dir':                ('data',),
+    'dataset_name':                  ('data',),
+    'output_dir':                    ('run: the run folder is the first argument', 'out'),
+    'resume_from_checkpoint':        ('run: a run folder that exists goes on',),
+    'num_train_epochs':              ('max_train_steps',),
+    'use_ema':                       ('ema_decay',),
+    'use_8bit_adam':                 ('optimizer: --optimizer adamw8bit',),
+    'dataloader_num_workers':        ('workers',),
+    'validation_steps':              ('checkpointing_steps',),
+    'min_snr_gamma':                 ('snr_gamma',),
+    'center_crop':                   ('crops',),
+    'random_flip':                   ('crops',),
+    'proportion_empty_prompts':      ('cond_dropout',),
+    'input_perturbation':            ('noise_offset',),
+    'report_to':                     ('tensorboard',),
+    'logging_dir':                   ('tensorboard',)}
 
 # %% ../nbs/00_core.ipynb #7656196c
-_BEFORE = {   # ours before 0.1
-    'steps': ('max_train_steps', 'num_inference_steps'), 'batch': ('train_batch_size', 'batch_size'),
-    'lr': ('learning_rate',), 'weight_decay': ('adam_weight_decay',), 'decay': ('decay_parameters',),
-    'accumulate': ('gradient_accumulation_steps',), 'checkpointing': ('gradient_checkpointing',),
-    'precision': ('mixed_precision', 'dtype'), 'schedule': ('lr_scheduler',), 'warmup': ('lr_warmup_steps',),
-    'clip': ('max_grad_norm',), 'ema': ('ema_decay',), 'drop': ('cond_dropout',),
-    'noise_bias': ('timestep_bias_power',), 'offset_noise': ('noise_offset',),
-    'prediction': ('prediction_type',), 'zero_snr': ('rescale_betas_zero_snr',),
-    'save_every': ('checkpointing_steps',), 'validate': ('num_validation_stories',), 'pack': ('pack_context',),
-    'side': ('resolution',), 'guidance': ('guidance_scale',), 'interval': ('guidance_interval',),
-    'original': ('legacy',), 'train': ('train_pictures',), 'what': ('which',)}
+# flag of this project before version 0.1 -> our names for it, as above
+_BEFORE = {
+    'steps':         ('max_train_steps', 'num_inference_steps'),
+    'batch':         ('train_batch_size', 'batch_size'),
+    'lr':            ('learning_rate',),
+    'weight_decay':  ('adam_weight_decay',),
+    'decay':         ('decay_parameters',),
+    'accumulate':    ('gradient_accumulation_steps',),
+    'checkpointing': ('gradient_checkpointing',),
+    'precision':     ('mixed_precision', 'dtype'),
+    'schedule':      ('lr_scheduler',),
+    'warmup':        ('lr_warmup_steps',),
+    'clip':          ('max_grad_norm',),
+    'ema':           ('ema_decay',),
+    'drop':          ('cond_dropout',),
+    'noise_bias':    ('timestep_bias_power',),
+    'offset_noise':  ('noise_offset',),
+    'prediction':    ('prediction_type',),
+    'zero_snr':      ('rescale_betas_zero_snr',),
+    'save_every':    ('checkpointing_steps',),
+    'validate':      ('num_validation_stories',),
+    'pack':          ('pack_context',),
+    'side':          ('resolution',),
+    'guidance':      ('guidance_scale',),
+    'interval':      ('guidance_interval',),
+    'original':      ('legacy',),
+    'train':         ('train_pictures',),
+    'what':          ('which',)}
 
 RENAMED = DIFFUSERS_FLAGS | _BEFORE
 
 # %% ../nbs/00_core.ipynb #8999037b
 def did_you_mean(
-    name:str,      # What is not known, with underscores
-    known,         # Names that are
-    form=str,      # How one is written for the reader
-    positional=(), # Names of arguments without a flag
-)->str:            # Empty if nothing is near
+    name:str,       # What is not known, with underscores
+    known,          # Names that are
+    form=str,       # How one is written for the reader
+    positional=(),  # Names of arguments without a flag
+)->str:             # Empty if nothing is near
     """What a flag or setting is called here.
 
     Args:
@@ -278,25 +323,28 @@ def did_you_mean(
     """
     for ours in RENAMED.get(name, ()):
         parameter, _, advice = ours.partition(': ')
-        if parameter in (*known, *positional) and advice and not advice.startswith('--'): return f'; {advice}'
-        if parameter in known: return f'; did you mean {advice or form(parameter)}?'
+        names_a_flag = not advice or advice.startswith('--')
+        if parameter in known and names_a_flag:
+            return f'; did you mean {advice or form(parameter)}?'
+        if parameter in (*known, *positional) and not names_a_flag: return f'; {advice}'
     near = difflib.get_close_matches(name, known, 1)
     return f'; did you mean {form(near[0])}?' if near else ''
 
 # %% ../nbs/00_core.ipynb #18ce53eb
 def stopped(
-    after:str='', # How far it came, such as 'by a signal after step 12'
+    after:str='',  # How far it came, such as 'by a signal after step 12'
 )->str:
     """What a command says that has been stopped and can go on.
 
     Args:
         after (str, default ''): How far it came, such as 'by a signal after step 12'
     """
-    return ' '.join(filter(None, ['stopped', after])) + '; run the same command again to go on'
+    what = f'stopped {after}' if after else 'stopped'
+    return f'{what}; run the same command again to go on'
 
 def end_stopped(
-    after:str,       # As for `stopped`
-    first:bool=True, # Whether this is the process that speaks
+    after:str,        # As for `stopped`
+    first:bool=True,  # Whether this is the process that speaks
 ):
     """End a command that kept all it had done when a signal came: no error.
 
@@ -314,64 +362,81 @@ def at_home(x:object) -> object:
 # %% ../nbs/00_core.ipynb #4ec07ee1
 def _flag(name): return '--' + name.replace('_', '-')
 
-def _known_flags(words, flags, positional): # of the command line: underscores become hyphens, unknown flags an error
-    known, done = [flag[2:].replace('-', '_') for flag in flags if flag not in ('--pdb', '--xtra')], []
+def _name(flag): return flag[2:].replace('-', '_')
+
+def _known_flags(words, flags, positional):
+    "The words of the command line with each flag as argparse knows it; an unknown one is an error."
+    found = []
     for i, word in enumerate(words):
-        if word == '--': return done + words[i:]
+        if word == '--': return found + words[i:]
         flag, equals, value = word.partition('=')
         if flag.startswith('--') and flag not in flags:
-            name = flag[2:].replace('-', '_')
-            both = {'--' + name, _flag(name)} & set(flags)
-            if not both:
+            name = _name(flag)
+            spellings = {'--' + name, _flag(name)} & set(flags)
+            if not spellings:
+                known = [_name(f) for f in flags if f not in ('--pdb', '--xtra')]
                 hint = did_you_mean(name, known, _flag, positional)
                 raise StoryError(f'unrecognized arguments: {flag}{hint}')
-            word = f'{both.pop()}{equals}{value}'
-        done.append(word)
-    return done
+            word = f'{spellings.pop()}{equals}{value}'
+        found.append(word)
+    return found
 
 # %% ../nbs/00_core.ipynb #a3b5352b
-def _read_arguments(f, name, stop): # of the command line
+def _read_arguments(f, name, stop):
+    "The arguments of command `f` from the command line; `stop` ends it with a message."
     parser = anno_parser(f, prog=name)
-    parser.description = inspect.getdoc(f).partition('\n\n')[0]                     # arguments have a list of their own
+    parser.description = inspect.getdoc(f).partition('\n\n')[0]  # the rest lists the arguments
     parser.error = lambda message: stop(f'{message}; see {name} --help')
-    flags = [s for action in parser._actions for s in action.option_strings if s.startswith('--')]
-    positional = [action.dest for action in parser._actions if not action.option_strings]
-    try: words = _known_flags(sys.argv[1:], flags, positional)      # an abbreviation is no flag: --batch is a mistake
+    flags, positional = [], []
+    for action in parser._actions:
+        flags += [s for s in action.option_strings if s.startswith('--')]
+        if not action.option_strings: positional.append(action.dest)
+    # argparse would take `--batch` for `--batch-size`; here it is an unknown flag
+    try: words = _known_flags(sys.argv[1:], flags, positional)
     except StoryError as e: parser.error(str(e))
-    given = {k: v for k, v in vars(parser.parse_args(words)).items() if k not in ('pdb', 'xtra')}
-    needed = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
-    for k in needed:
-        if given.get(k) == '': stop(f'{k} is empty; expected a name')
-    return given
+    arguments = vars(parser.parse_args(words))
+    for added_by_fastcore in 'pdb', 'xtra': arguments.pop(added_by_fastcore, None)
+    for p in inspect.signature(f).parameters.values():
+        if p.default is p.empty and arguments.get(p.name) == '':
+            stop(f'{p.name} is empty; expected a name')
+    return arguments
 
 # %% ../nbs/00_core.ipynb #0f5d2a2a
-def _quiet_libraries(): # of those that are loaded; what is missing in weights is checked, not reported
-    for library in filter(None, map(sys.modules.get, ('diffusers', 'transformers'))):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+def _quiet_libraries():
+    "Silence diffusers and transformers, if loaded: missing weights are checked, not reported."
+    for name in 'diffusers', 'transformers':
+        library = sys.modules.get(name)
+        if library:
+            library.utils.logging.disable_progress_bar()
+            library.utils.logging.set_verbosity_error()
 
-def _open_streams(): # a closed one swallows what is said; a poor one shows question marks
+def _open_streams():
+    "Give a closed stream a place to write to; what a stream cannot show becomes a question mark."
     for name in 'stdout', 'stderr':
         stream = getattr(sys, name)
         if stream is None: setattr(sys, name, open(os.devnull, 'w'))
         elif hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
 
+def _expanded(arguments): return {name: at_home(value) for name, value in arguments.items()}
+
 def command(f:Callable) -> Callable:
     "Make a function a command: without arguments it reads those of the command line."
     @functools.wraps(f)
-    def run(*args, **kw):
-        if args or kw: return f(*map(at_home, args), **{k: at_home(v) for k, v in kw.items()})
+    def run(*args, **kwargs):
+        if args or kwargs: return f(*map(at_home, args), **_expanded(kwargs))
         name = 'arldm-' + f.__name__.replace('_', '-')
         _open_streams()
         _quiet_libraries()
         def stop(message, code=1):
             print(f'{name}: {printable(message)}', file=sys.stderr)
             sys.exit(code)
-        def note(message, *_): tqdm.write(f'{name}: note: {printable(message)}', sys.stderr)               # above bars
+        def note(message, *_): # a warning, written above the progress bars
+            tqdm.write(f'{name}: note: {printable(message)}', sys.stderr)
         warnings.showwarning = note
-        try: f(**{k: at_home(v) for k, v in _read_arguments(f, name, stop).items()})
+        try: f(**_expanded(_read_arguments(f, name, stop)))
         except KeyboardInterrupt: stop(stopped(), 130)
         except Exception as e:
-            if not (said := error_line(e)): raise
-            stop(said)
+            line = error_line(e)
+            if not line: raise
+            stop(line)
     return run

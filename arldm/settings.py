@@ -15,18 +15,32 @@ from fastcore.basics import patch
 from .core import CORPORA, StoryError, at_least_one, did_you_mean, one_of
 
 # %% ../nbs/01_settings.ipynb #c05cce50
-TASKS = {'visualization': 0, 'continuation': 1}  # task -> frames given
-DTYPES = {'no': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}  # mixed precision -> what the layers compute in
-CHOICES = dict(corpus=CORPORA, task=TASKS, lr_scheduler=('cosine', 'constant', 'legacy'), mixed_precision=DTYPES,
-               weighting=('none', 'p2'), optimizer=('adamw', 'adamw8bit'), decay_parameters=('matrices', 'all'),
-               prediction_type=('epsilon', 'v_prediction'))
+# task -> frames given
+TASKS = {'visualization': 0, 'continuation': 1}
+# mixed precision -> what the layers compute in
+DTYPES = {'no': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
+# setting -> its values
+CHOICES = {
+    'corpus': CORPORA,
+    'task': TASKS,
+    'lr_scheduler': ('cosine', 'constant', 'legacy'),
+    'mixed_precision': DTYPES,
+    'weighting': ('none', 'p2'),
+    'optimizer': ('adamw', 'adamw8bit'),
+    'decay_parameters': ('matrices', 'all'),
+    'prediction_type': ('epsilon', 'v_prediction')}
 
 # %% ../nbs/01_settings.ipynb #49277585
 FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet'
-FREEZE = {'none': (),                                         # everything but the autoencoder trains
-          'ssid-baseline': ('clip', 'blip', 'resnet'),        # the recipe behind FID64 52.4
-          'attention': ('clip', 'blip', 'words', 'resnet'),   # the same, and the word tables too
-          'history': ('clip', 'blip', 'words', 'unet')}       # only the cross-attention, type and time
+FREEZE = {
+    # everything but the autoencoder trains
+    'none': (),
+    # the recipe behind FID64 52.4
+    'ssid-baseline': ('clip', 'blip', 'resnet'),
+    # the same, and the word tables too
+    'attention': ('clip', 'blip', 'words', 'resnet'),
+    # only the cross-attention and the embeddings of type and time train
+    'history': ('clip', 'blip', 'words', 'unet')}
 
 def freezing(
     parts,  # Key of `FREEZE`, parts with commas between them, or a sequence of parts
@@ -51,8 +65,8 @@ class Subject:
     Args:
         preset (str, default 'toy'): Key of `PRESETS` that the other fields started from
         corpus (str, default 'toy'): Key of `CORPORA`
-        task (str, default 'visualization'): 'visualization' draws every frame; 'continuation' is
-            given the first
+        task (str, default 'visualization'): 'visualization': draw every frame; 'continuation':
+            first is given
         model (str, default 'toy-base'): toy-base, toy-arldm, toy, tiny, full, a pipeline folder,
             Stable Diffusion's
         blip (str, default ''): BLIP weights that go with a Stable Diffusion `model`
@@ -70,19 +84,25 @@ class Subject:
         guidance_scale (float, default 2.0): Guidance scale of drawings; 1 = none
         seed (int, default 0): Of all random numbers
     """
-    preset: str = 'toy'           # Key of `PRESETS` that the other fields started from
-    corpus: str = 'toy'           # Key of `CORPORA`
-    task: str = 'visualization'   # 'visualization' draws every frame; 'continuation' is given the first
-    model: str = 'toy-base'       # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
-    blip: str = ''                # BLIP weights that go with a Stable Diffusion `model`
-    bert: str = ''                # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
-    resolution: int = 64          # Frame height and width in pixels
-    crops: int = 1                # Squares per picture, their frozen features computed once; 0 = always new ones
-    n_slots: int = 0              # Frames of the longest story; 0 = as the model has slots, or the corpus frames
-    freeze: tuple = ()            # Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
-    legacy: bool = False          # Behave as the 2022 code where this book deliberately differs (chapter original)
-    guidance_scale: float = 2.0   # Guidance scale of drawings; 1 = none
-    seed: int = 0                 # Of all random numbers
+    preset: str = 'toy'          # Key of `PRESETS` that the other fields started from
+    corpus: str = 'toy'          # Key of `CORPORA`
+    task: str = 'visualization'  # 'visualization': draw every frame; 'continuation': first is given
+    # toy-base, toy-arldm, toy, tiny, full, a pipeline folder, Stable Diffusion's
+    model: str = 'toy-base'
+    blip: str = ''               # BLIP weights that go with a Stable Diffusion `model`
+    # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
+    bert: str = ''
+    resolution: int = 64         # Frame height and width in pixels
+    # Squares per picture, their frozen features computed once; 0 = always new ones
+    crops: int = 1
+    # Frames of the longest story; 0 = as the model has slots, or the corpus frames
+    n_slots: int = 0
+    # Frozen: none, ssid-baseline, attention, history, or parts (clip,blip,words)
+    freeze: tuple = ()
+    # Behave as the 2022 code where this book deliberately differs (chapter original)
+    legacy: bool = False
+    guidance_scale: float = 2.0  # Guidance scale of drawings; 1 = none
+    seed: int = 0                # Of all random numbers
 
 # %% ../nbs/01_settings.ipynb #7f38bb1f
 @dataclass(frozen=True)
@@ -91,16 +111,15 @@ class Settings(Subject):
 
     Args:
         max_train_steps (int, default 300): Optimiser steps
-        train_batch_size (int, default 8): Stories that pass through the model together, in each
-            process
-        gradient_accumulation_steps (int, default 1): Such batches per optimiser step; multiplies
-            the stories of a step
-        gradient_checkpointing (bool, default False): Compute activations again for the backward
-            pass, to save memory
+        train_batch_size (int, default 8): Stories that pass the model together, in each process
+        gradient_accumulation_steps (int, default 1): Batches per optimiser step; multiplies its
+            stories
+        gradient_checkpointing (bool, default False): Compute activations again for gradients: saves
+            memory
         pack_context (bool, default True): Leave out tokens that no frame may see; changes nothing
             but the time
         mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
-        optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' where bitsandbytes is installed
+        optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' if bitsandbytes is installed
         learning_rate (float, default 0.001): Highest learning rate
         lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine
             of the 2022 code)
@@ -110,8 +129,7 @@ class Settings(Subject):
             embeddings) or 'all'
         max_grad_norm (float, default 1.0): Largest gradient norm; 0 = no clipping
         ema_decay (float, default 0.99): Decay of the weights' running average; 0 = none
-        cond_dropout (float, default 0.1): Chance that a frame loses its whole condition, for
-            guidance
+        cond_dropout (float, default 0.1): Chance that a frame loses its condition, for guidance
         weighting (str, default 'none'): Loss weight by noise level: 'none' or 'p2' (chapter loss)
         snr_gamma (float, default 0.0): Min-SNR loss weights, 5 in the paper; 0 = none (chapter
             loss)
@@ -119,38 +137,44 @@ class Settings(Subject):
             more = noisier pictures
         noise_offset (float, default 0.0): Spread of a shift of the noise that all of a frame's
             latents share
-        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon', the noise, or
+        prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon' or
             'v_prediction'
         rescale_betas_zero_snr (bool, default False): The last timestep is pure noise; needs
             'v_prediction'
-        checkpointing_steps (int, default 100): Steps between checkpoints, validation losses and
-            strips
+        checkpointing_steps (int, default 100): Steps between checkpoints, validation and strips
         num_validation_stories (int, default 32): Validation stories whose loss is taken then; 0 =
             none
     """
-    max_train_steps: int = 300              # Optimiser steps
-    train_batch_size: int = 8               # Stories that pass through the model together, in each process
-    gradient_accumulation_steps: int = 1    # Such batches per optimiser step; multiplies the stories of a step
-    gradient_checkpointing: bool = False    # Compute activations again for the backward pass, to save memory
-    pack_context: bool = True               # Leave out tokens that no frame may see; changes nothing but the time
-    mixed_precision: str = 'no'             # 'no' (float32), 'bf16' or 'fp16'
-    optimizer: str = 'adamw'                # 'adamw', or 'adamw8bit' where bitsandbytes is installed
-    learning_rate: float = 1e-3             # Highest learning rate
-    lr_scheduler: str = 'cosine'            # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
-    lr_warmup_steps: int = 20               # Steps of linear warm-up
-    adam_weight_decay: float = 1e-2         # AdamW's decoupled decay
-    decay_parameters: str = 'matrices'      # What decays: 'matrices' (no biases, norms, embeddings) or 'all'
-    max_grad_norm: float = 1.0              # Largest gradient norm; 0 = no clipping
-    ema_decay: float = 0.99                 # Decay of the weights' running average; 0 = none
-    cond_dropout: float = 0.1               # Chance that a frame loses its whole condition, for guidance
-    weighting: str = 'none'                 # Loss weight by noise level: 'none' or 'p2' (chapter loss)
-    snr_gamma: float = 0.                   # Min-SNR loss weights, 5 in the paper; 0 = none (chapter loss)
-    timestep_bias_power: float = 2.0        # Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier pictures
-    noise_offset: float = 0.                # Spread of a shift of the noise that all of a frame's latents share
-    prediction_type: str = 'epsilon'        # What the UNet predicts: 'epsilon', the noise, or 'v_prediction'
-    rescale_betas_zero_snr: bool = False    # The last timestep is pure noise; needs 'v_prediction'
-    checkpointing_steps: int = 100          # Steps between checkpoints, validation losses and strips
-    num_validation_stories: int = 32        # Validation stories whose loss is taken then; 0 = none
+    max_train_steps: int = 300            # Optimiser steps
+    train_batch_size: int = 8             # Stories that pass the model together, in each process
+    gradient_accumulation_steps: int = 1  # Batches per optimiser step; multiplies its stories
+    gradient_checkpointing: bool = False  # Compute activations again for gradients: saves memory
+    # Leave out tokens that no frame may see; changes nothing but the time
+    pack_context: bool = True
+    mixed_precision: str = 'no'           # 'no' (float32), 'bf16' or 'fp16'
+    optimizer: str = 'adamw'              # 'adamw', or 'adamw8bit' if bitsandbytes is installed
+    learning_rate: float = 1e-3           # Highest learning rate
+    # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
+    lr_scheduler: str = 'cosine'
+    lr_warmup_steps: int = 20             # Steps of linear warm-up
+    adam_weight_decay: float = 1e-2       # AdamW's decoupled decay
+    # What decays: 'matrices' (no biases, norms, embeddings) or 'all'
+    decay_parameters: str = 'matrices'
+    max_grad_norm: float = 1.0            # Largest gradient norm; 0 = no clipping
+    ema_decay: float = 0.99               # Decay of the weights' running average; 0 = none
+    cond_dropout: float = 0.1             # Chance that a frame loses its condition, for guidance
+    # Loss weight by noise level: 'none' or 'p2' (chapter loss)
+    weighting: str = 'none'
+    # Min-SNR loss weights, 5 in the paper; 0 = none (chapter loss)
+    snr_gamma: float = 0.
+    # Timesteps are drawn as u^(1/power): 1 = evenly, more = noisier pictures
+    timestep_bias_power: float = 2.0
+    # Spread of a shift of the noise that all of a frame's latents share
+    noise_offset: float = 0.
+    prediction_type: str = 'epsilon'      # What the UNet predicts: 'epsilon' or 'v_prediction'
+    rescale_betas_zero_snr: bool = False  # The last timestep is pure noise; needs 'v_prediction'
+    checkpointing_steps: int = 100        # Steps between checkpoints, validation and strips
+    num_validation_stories: int = 32      # Validation stories whose loss is taken then; 0 = none
 
 # %% ../nbs/01_settings.ipynb #035d01ae
 @patch(as_prop=True)
@@ -160,74 +184,92 @@ def stories_per_step(self:Settings) -> int:
 
 # %% ../nbs/01_settings.ipynb #f191e541
 SETTINGS = tuple(f.name for f in dataclasses.fields(Settings))
-_fields = dataclasses.fields(Settings)
-SETTINGS_SHAPE = {f'{f.name}?': [str] if f.type is tuple else f.type for f in _fields}  # for `check_shape`
+
+def _settings_shape():
+    shape = {}
+    for f in dataclasses.fields(Settings):
+        shape[f'{f.name}?'] = [str] if f.type is tuple else f.type
+    return shape
+
+SETTINGS_SHAPE = _settings_shape()  # for `check_shape`
 
 # %% ../nbs/01_settings.ipynb #cc8debc3
-_start = dict(model='sd-1.5', blip='blip-large')  # published weights, by their names in chapter pretrained
+# published weights, by their names in chapter pretrained
+_start = dict(model='sd-1.5', blip='blip-large')
 _legacy = dict(_start, train_batch_size=1, crops=0, learning_rate=1e-5,
-               lr_scheduler='legacy', lr_warmup_steps=500, max_train_steps=50_000, adam_weight_decay=1e-4,
-               decay_parameters='all', max_grad_norm=0., ema_decay=0., timestep_bias_power=1.,
-               checkpointing_steps=1000, guidance_scale=7.5, legacy=True)
+               lr_scheduler='legacy', lr_warmup_steps=500, max_train_steps=50_000,
+               adam_weight_decay=1e-4, decay_parameters='all', max_grad_norm=0., ema_decay=0.,
+               timestep_bias_power=1., checkpointing_steps=1000, guidance_scale=7.5, legacy=True)
 _toy = dict(prediction_type='v_prediction', ema_decay=.999)
 PRESETS = {
-    'toy': dict(_toy, ema_decay=.99),                                                  # the demo: see chapter journey
-    'toy-base': dict(_toy, max_train_steps=6000, train_batch_size=16, learning_rate=1.5e-3, lr_warmup_steps=200,
-                     checkpointing_steps=250),                                         # the ladder's second rung
+    # the demo: see chapter journey
+    'toy': dict(_toy, ema_decay=.99),
+    # the ladder's second rung
+    'toy-base': dict(_toy, max_train_steps=6000, train_batch_size=16, learning_rate=1.5e-3,
+                     lr_warmup_steps=200, checkpointing_steps=250),
+    # the ladder's third rung
     'toy-arldm': dict(_toy, max_train_steps=4000, lr_warmup_steps=100, timestep_bias_power=3.,
-                      checkpointing_steps=250),                                        # and its third
+                      checkpointing_steps=250),
+    # random weights: does my data run at all?
     'tiny': dict(model='tiny', crops=0, max_train_steps=3, train_batch_size=2, lr_warmup_steps=1,
-                 weighting='p2'),                                     # random weights: does my data run at all?
+                 weighting='p2'),
     'ssid': dict(_start, corpus='ssid', resolution=256, crops=4, max_train_steps=20_000,
-                 train_batch_size=8, learning_rate=3e-5, lr_warmup_steps=500, ema_decay=.9995, snr_gamma=5.,
-                 timestep_bias_power=1., freeze=FREEZE['attention'], mixed_precision='bf16',
-                 checkpointing_steps=1000, guidance_scale=7.5),
+                 train_batch_size=8, learning_rate=3e-5, lr_warmup_steps=500, ema_decay=.9995,
+                 snr_gamma=5., timestep_bias_power=1., freeze=FREEZE['attention'],
+                 mixed_precision='bf16', checkpointing_steps=1000, guidance_scale=7.5),
     'ssid-baseline': dict(_legacy, corpus='ssid', resolution=256, freeze=FREEZE['ssid-baseline']),
     'paper': dict(_legacy, corpus='pororo', resolution=512, guidance_scale=6.)}
 
 # %% ../nbs/01_settings.ipynb #315bed7a
-MOST = dict(resolution=8192, crops=1000, n_slots=1000)  # more would fill any memory before the first step
-_COUNTS = 'max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution', 'checkpointing_steps'
-_NOT_NEGATIVE = ('crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate', 'max_grad_norm',
-                 'adam_weight_decay', 'noise_offset', 'snr_gamma')
+# more would fill any memory before the first step
+MOST = dict(resolution=8192, crops=1000, n_slots=1000)
+_COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution',
+           'checkpointing_steps')
+_NOT_NEGATIVE = ('crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate',
+                 'max_grad_norm', 'adam_weight_decay', 'noise_offset', 'snr_gamma')
 
 def _check_numbers(s):
     "A `StoryError` that names the first number that no run can have."
-    at_least_one(**{k: getattr(s, k) for k in _COUNTS})
+    for k in _COUNTS: at_least_one(**{k: getattr(s, k)})
     for k in _NOT_NEGATIVE:
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
-    if not 0 <= s.ema_decay < 1: raise StoryError(f'ema_decay must be at least 0 and below 1, got {s.ema_decay}')
+    if not 0 <= s.ema_decay < 1:
+        raise StoryError(f'ema_decay must be at least 0 and below 1, got {s.ema_decay}')
     if not 0 <= s.cond_dropout <= 1:
         raise StoryError(f'cond_dropout is a chance between 0 and 1, got {s.cond_dropout}')
-    if not 0 <= s.seed < 2**32: raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
+    if not 0 <= s.seed < 2**32:
+        raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
     if not s.timestep_bias_power > 0:
         raise StoryError(f'timestep_bias_power must be above 0, got {s.timestep_bias_power}')
     if not s.guidance_scale >= 1:
         raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {s.guidance_scale}')
     for k, most in MOST.items():
-        if getattr(s, k) > most: raise StoryError(f'{k} must be at most {most:,}, got {getattr(s, k):,}')
+        if getattr(s, k) > most:
+            raise StoryError(f'{k} must be at most {most:,}, got {getattr(s, k):,}')
     for k in SETTINGS:
-        if isinstance(x := getattr(s, k), float) and not math.isfinite(x):
-            raise StoryError(f'{k} must be a finite number, got {x}')
+        value = getattr(s, k)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise StoryError(f'{k} must be a finite number, got {value}')
 
 # %% ../nbs/01_settings.ipynb #76ee4381
 def _check_together(s):
     "A `StoryError` that names settings which exclude each other."
-    weighted = s.weighting != 'none' or s.snr_gamma > 0
     if s.snr_gamma and s.weighting != 'none':
-        raise StoryError(f"weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weigh the loss; take "
-                         "weighting='none' or snr_gamma=0")
-    if s.rescale_betas_zero_snr and s.prediction_type != 'v_prediction':
-        raise StoryError("rescale_betas_zero_snr needs prediction_type='v_prediction': from pure noise, epsilon "
-                         'says nothing')
-    if s.rescale_betas_zero_snr and weighted:
-        raise StoryError("rescale_betas_zero_snr needs weighting='none' and snr_gamma=0: others forget its end")
+        raise StoryError(f'weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weigh the '
+                         "loss; take weighting='none' or snr_gamma=0")
+    if not s.rescale_betas_zero_snr: return
+    if s.prediction_type != 'v_prediction':
+        raise StoryError("rescale_betas_zero_snr needs prediction_type='v_prediction': from pure "
+                         'noise, epsilon says nothing')
+    if s.weighting != 'none' or s.snr_gamma > 0:
+        raise StoryError("rescale_betas_zero_snr needs weighting='none' and snr_gamma=0: other "
+                         'weights are zero at the last timestep')
 
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,
 )->Settings:           # Checked and complete
-    """The settings of a preset with the reader's own fields of `Settings` on top; `None` = as in the preset.
+    """The settings of a preset, except those that are named here; `None` = as in the preset.
 
     Args:
         preset (str, default 'toy'): Key of `PRESETS`
@@ -238,8 +280,10 @@ def resolve(
     given = {k: v for k, v in overrides.items() if v is not None}
     for k in given:
         if k not in SETTINGS: raise StoryError(f'no setting {k!r}{did_you_mean(k, SETTINGS)}')
-    if given.get('weighting') == 'min-snr': raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
-    s = Settings(**{**PRESETS[one_of('preset', preset, PRESETS)], 'preset': preset, **given})
+    if given.get('weighting') == 'min-snr':
+        raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
+    one_of('preset', preset, PRESETS)
+    s = Settings(**{**PRESETS[preset], 'preset': preset, **given})
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)
     _check_together(s)
