@@ -46,14 +46,14 @@ class Keys:
     story: str = 'story_id'
     album: str = 'album_id'
 
-SSID = Keys('storytext', 'youtube_image_id', 'image_order')
-VIST = Keys('original_text', 'photo_flickr_id', 'worker_arranged_photo_order')
+SSID = Keys(text='storytext', picture='youtube_image_id', order='image_order')
+VIST = Keys(text='original_text', picture='photo_flickr_id', order='worker_arranged_photo_order')
 
 # %% ../../nbs/data/14_corpora.ipynb #bf841aca
 def records_in(
     folder:RawFolder, # Where the annotations are
     file:str,         # Name of the JSON file
-)->list:              # dictionaries
+)->list:              # dictionaries; an empty one for a record that is no object
     """The records of an annotation file.
 
     Args:
@@ -61,24 +61,29 @@ def records_in(
         file (str): Name of the JSON file
 
     Returns:
-        list: dictionaries
+        list: dictionaries; an empty one for a record that is no object
     """
     data = folder.json(file)
     groups = data.get('annotations') if isinstance(data, dict) else None
-    if not isinstance(groups, list): raise StoryError(f'{folder.find(file)}: no list "annotations" in it')
-    records = [r for group in groups for r in (group if isinstance(group, list) else [group])]
-    return [r if isinstance(r, dict) else {} for r in records]
+    if not isinstance(groups, list):
+        raise StoryError(f'{folder.find(file)}: no list "annotations" in it')
+    records = []
+    for group in groups:
+        for record in group if isinstance(group, list) else [group]:
+            records.append(record if isinstance(record, dict) else {})
+    return records
 
-def drafts_in(folder:RawFolder, file:str, keys:Keys)->list: # (story id, its records) in the order of the file
+def drafts_in(folder:RawFolder, file:str, keys:Keys)->list: # (story id, its records), in file order
     """The stories that an annotation file speaks of.
 
     Returns:
-        list: (story id, its records) in the order of the file
+        list: (story id, its records), in file order
     """
     drafts = {}
-    for i, record in enumerate(records_in(folder, file)):
+    for i, record in enumerate(records_in(folder, file), 1):
         story = record.get(keys.story)
-        drafts.setdefault(str(story) if is_id(story) else f'of record {i+1} in {file}', []).append(record)
+        name = str(story) if is_id(story) else f'of record {i} in {file}'
+        drafts.setdefault(name, []).append(record)
     return list(drafts.items())
 
 # %% ../../nbs/data/14_corpora.ipynb #6c9468ad
@@ -98,18 +103,21 @@ def stories_in_order(
     Returns:
         list: The records by their order field
     """
-    for r in records:
-        lacking = [k for k in vars(keys).values() if r.get(k) is None]
-        if lacking: raise BadStory('missing key', f'story {story}: a record has no {", ".join(lacking)}')
-        for k in keys.story, keys.album, keys.picture: id_text(r[k], k, story)
-    places = [place_number(r[keys.order], keys.order, story) for r in records]
-    order, n = Counter(places).most_common(1)[0]
+    for record in records:
+        missing = [key for key in vars(keys).values() if record.get(key) is None]
+        if missing:
+            raise BadStory('missing key', f'story {story}: a record has no {", ".join(missing)}')
+        for key in keys.story, keys.album, keys.picture: id_text(record[key], key, story)
+    places = [place_number(record[keys.order], keys.order, story) for record in records]
+    place, n = Counter(places).most_common(1)[0]
     if n > 1:
-        raise BadStory(f'repeated {keys.order}', f'story {story} has {n} pictures with {keys.order} {order}; does its '
-                                                 'id stand twice?')
+        raise BadStory(f'repeated {keys.order}',
+                       f'story {story} has {n} pictures with {keys.order} {place}; '
+                       'does its id stand twice?')
     if len(records) != n_frames:
-        raise BadStory('wrong length', f'story {story} has {len(records)} pictures, {n_frames} needed')
-    return sorted(records, key=lambda r: int(r[keys.order]))
+        raise BadStory('wrong length',
+                       f'story {story} has {len(records)} pictures, {n_frames} needed')
+    return sorted(records, key=lambda record: int(record[keys.order]))
 
 # %% ../../nbs/data/14_corpora.ipynb #8a6cecab
 def from_records(
@@ -128,16 +136,21 @@ def from_records(
         texts (Callable, optional): (record, story) -> checked caption; default: as the record says
     """
     def build(draft):
-        story, records = plain_name(draft[0], draft[0]), draft[1]
-        records = stories_in_order(story, records, CORPORA['ssid'].frames, keys)
-        captions = tuple(texts(r, story) if texts else caption_text(r[keys.text], keys.text, story) for r in records)
-        frames = tuple(folder.picture(str(r[keys.picture]), story) for r in records)
-        return Story(story, plain_name(str(records[0][keys.album]), story), captions, frames)
+        name, unordered = draft
+        story = plain_name(name, name)
+        records = stories_in_order(story, unordered, CORPORA['ssid'].frames, keys)
+        captions = []
+        for record in records:
+            if texts: captions.append(texts(record, story))
+            else: captions.append(caption_text(record[keys.text], keys.text, story))
+        frames = [folder.picture(str(record[keys.picture]), story) for record in records]
+        album = plain_name(str(records[0][keys.album]), story)
+        return Story(story, album, tuple(captions), tuple(frames))
     return Stories(drafts_in(folder, file, keys), build, bad, file)
 
 # %% ../../nbs/data/14_corpora.ipynb #d8567766
 SSID_FILES = dict(train='SSID_Train.json', val='SSID_Validation.json', test='SSID_Test.json')
-TOY_FILES = dict(SSID_FILES, hard='SSID_Hard.json')            # the toy corpus may have a fourth
+TOY_FILES = dict(SSID_FILES, hard='SSID_Hard.json')  # the toy corpus may have a fourth split
 
 def ssid(
     raw:str|Path|RawFolder, # The corpus
@@ -163,26 +176,48 @@ def vist_sis(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
 
 # %% ../../nbs/data/14_corpora.ipynb #b002d348
 def vist_dii(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
-    "The stories of VIST, each photograph with the longest description that it was given in isolation."
-    folder, said, file = opened(raw), {}, f'{split}.description-in-isolation.json'
-    records = records_in(folder, file)
-    nameless = sum(not is_id(r.get(VIST.picture)) for r in records)
-    if nameless: warnings.warn(f'{file}: {counted(nameless, "record")} without the id of a photo left out')
-    for r in records:
-        if is_id(r.get(VIST.picture)) and r.get(VIST.text) is not None:
-            said.setdefault(str(r[VIST.picture]), []).append(r[VIST.text])
+    "VIST's stories, each photograph with the longest description that it has in isolation (DII)."
+    folder = opened(raw)
+    file = f'{split}.description-in-isolation.json'
+    descriptions = _descriptions(folder, file)
+
     def text(record, story):
         photo = str(record[VIST.picture])
-        if photo not in said: raise BadStory('missing description', f'story {story}: nobody described photo {photo}')
-        texts = [x for x in said[photo] if isinstance(x, str)]
-        longest = max(texts, key=len) if texts else said[photo][0]
+        if photo not in descriptions:
+            raise BadStory('missing description', f'story {story}: nobody described photo {photo}')
+        texts = [x for x in descriptions[photo] if isinstance(x, str)]
+        longest = max(texts, key=len) if texts else descriptions[photo][0]
         return caption_text(longest, f'{VIST.text} of photo {photo} in {file}', story)
+
     return from_records(folder, f'{split}.story-in-sequence.json', VIST, bad, text)
 
+def _descriptions(folder, file):
+    "All descriptions by photograph; a warning counts the records that name none."
+    descriptions = {}
+    n_nameless = 0
+    for record in records_in(folder, file):
+        if not is_id(record.get(VIST.picture)): n_nameless += 1
+        elif record.get(VIST.text) is not None:
+            descriptions.setdefault(str(record[VIST.picture]), []).append(record[VIST.text])
+    if n_nameless:
+        warnings.warn(f'{file}: {counted(n_nameless, "record")} without the id of a photo left out')
+    return descriptions
+
 # %% ../../nbs/data/14_corpora.ipynb #64ae37d3
-def _names(x):
-    "Text where an array has bytes."
-    if isinstance(x, (bytes, str)): return str(x) if isinstance(x, str) else x.decode('utf-8', 'replace')
+# What annotations of another shape make plain Python and numpy raise.
+_WRONG_SHAPE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+def _tables(folder, read):
+    "What `read(folder)` makes of annotations, computed once for all splits; or a `StoryError`."
+    try: return folder.once(read)
+    except _WRONG_SHAPE as e:
+        raise StoryError(f'{folder.path}: annotations are not as their authors ship them '
+                         f'({e})') from None
+
+def _as_text(x):
+    "Text, also where an array has bytes."
+    if isinstance(x, str): return str(x)
+    if isinstance(x, bytes): return x.decode('utf-8', 'replace')
     raise ValueError(f'a {type(x).__name__} instead of a text')
 
 def _number(x):
@@ -190,104 +225,141 @@ def _number(x):
     if is_id(x) and not isinstance(x, str) and abs(x) < 2**31: return int(x)
     raise ValueError('something else instead of a number')
 
-def _tables(folder, read):
-    "What `read(folder)` makes of annotations, or one line; computed once for all splits."
-    try: return folder.once(read)
-    except StoryError: raise
-    except Exception as e:
-        raise StoryError(f'{folder.path}: annotations are not as their authors ship them ({e})') from None
-
+# %% ../../nbs/data/14_corpora.ipynb #168eb132
 def _pororo_tables(folder):
     "Names of the pictures of every story, numbers of stories by split, texts by picture."
-    first, rest, ids, texts = (load_array(folder.find(f)) for f in ('img_cache4.npy', 'following_cache4.npy',
-                                                                 'train_seen_unseen_ids.npy', 'descriptions.npy'))
-    texts = texts.item() if isinstance(texts, np.ndarray) and texts.ndim == 0 else texts
-    if not (isinstance(rest, np.ndarray) and rest.shape == (len(first), 4) and len(ids) == 3 and type(texts) is dict):
+    first = load_array(folder.find('img_cache4.npy'))
+    following = load_array(folder.find('following_cache4.npy'))
+    ids = load_array(folder.find('train_seen_unseen_ids.npy'))
+    texts = load_array(folder.find('descriptions.npy'))
+    if isinstance(texts, np.ndarray) and texts.ndim == 0: texts = texts.item()
+    fits = isinstance(following, np.ndarray) and following.shape == (len(first), 4)
+    if not fits or len(ids) != 3 or type(texts) is not dict:
         raise ValueError('the four .npy files do not fit together')
-    splits = dict(zip(('train', 'val', 'test'), (sorted(map(_number, x)) for x in ids)))
-    return [tuple(map(_names, (a, *b))) for a, b in zip(first, rest)], splits, texts
+    splits = {}
+    for split, numbers in zip(('train', 'val', 'test'), ids):
+        splits[split] = sorted(map(_number, numbers))
+    stories = []
+    for name, names in zip(first, following):
+        stories.append(tuple(map(_as_text, (name, *names))))
+    return stories, splits, texts
+
+def _strip_path(root, name, story):
+    "The file of a strip; a Mac's archive may store its name in another Unicode form."
+    parts = [plain_name(part, story) for part in name.removesuffix('.png').split('/')]
+    plain = os.path.join(root, *parts) + '.png'
+    if os.path.isfile(plain): return plain
+    for form in 'NFC', 'NFD':
+        parts_of_form = [unicodedata.normalize(form, part) for part in parts]
+        path = os.path.join(root, *parts_of_form) + '.png'
+        if os.path.isfile(path): return path
+    raise BadStory('missing picture', f'story {story}: there is no {plain}')
 
 # %% ../../nbs/data/14_corpora.ipynb #073e5e5a
 def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
-    "The stories of PororoSV, in the order of their numbers; every frame has all pictures of its strip."
+    "The stories of PororoSV by their numbers; every frame has all pictures of its strip."
     folder = opened(raw)
     stories, splits, texts = _tables(folder, _pororo_tables)
-    root, cut_once = os.path.dirname(folder.find('img_cache4.npy')), lru_cache(16)(cut)
+    root = os.path.dirname(folder.find('img_cache4.npy'))
+    cut_once = lru_cache(16)(cut)
 
     def frame(name, story):
-        parts = [plain_name(part, story) for part in name.removesuffix('.png').split('/')]
-        forms = [parts] + [[unicodedata.normalize(form, part) for part in parts] for form in ('NFC', 'NFD')]
-        paths = [os.path.join(root, *form) + '.png' for form in forms]
-        path = next(filter(os.path.isfile, paths), None)
-        if not path: raise BadStory('missing picture', f'story {story}: there is no {paths[0]}')
-        try: return cut_once(folder.picture(name, story, path))
-        except BadStory: raise
-        except StoryError as e: raise BadStory('broken strip', f'story {story}: {name} is {e}') from None
+        strip = folder.picture(name, story, _strip_path(root, name, story))
+        try: return cut_once(strip)
+        except StoryError as e:
+            raise BadStory('broken strip', f'story {story}: {name} is {e}') from None
 
     def caption(name, story):
         text = texts.get(name.removesuffix('.png'))
         if isinstance(text, (list, tuple, np.ndarray)) and len(text): text = text[0]
-        if text is None: raise BadStory('missing description', f'story {story}: nobody described {name}')
+        if text is None:
+            raise BadStory('missing description', f'story {story}: nobody described {name}')
         return caption_text(text, f'the text of {name} in descriptions.npy', story)
 
     def build(i):
-        if not 0 <= i < len(stories): raise BadStory('unknown story', f'story {i}: there are only {len(stories)}')
+        if not 0 <= i < len(stories):
+            raise BadStory('unknown story', f'story {i}: there are only {len(stories)}')
         names = stories[i]
-        frames = tuple(frame(n, i) for n in names)
-        return Story(str(i), names[0].split('/')[0], tuple(caption(n, i) for n in names), frames)
+        frames = [frame(name, i) for name in names]
+        captions = [caption(name, i) for name in names]
+        return Story(str(i), names[0].split('/')[0], tuple(captions), tuple(frames))
+
     return Stories(splits[split], build, bad, f'train_seen_unseen_ids.npy, {split}')
 
 # %% ../../nbs/data/14_corpora.ipynb #ae3c67b9
 def _flintstones_tables(folder):
-    "Clips by split, following clips, descriptions by clip."
-    splits, annotations = folder.json('train-val-test_split.json'), folder.json('flintstones_annotations_v1-0.json')
-    follow = load_pickle(folder.find('following_cache4.pkl'))
-    if not (isinstance(splits, dict) and isinstance(follow, dict) and isinstance(annotations, list)
-            and all(isinstance(splits.get(s), list) for s in ('train', 'val', 'test'))):
+    "Clips by split, following clips by clip, descriptions by clip."
+    splits = folder.json('train-val-test_split.json')
+    annotations = folder.json('flintstones_annotations_v1-0.json')
+    following = load_pickle(folder.find('following_cache4.pkl'))
+    fits = (isinstance(splits, dict) and isinstance(following, dict)
+            and isinstance(annotations, list))
+    if not fits or not all(isinstance(splits.get(k), list) for k in ('train', 'val', 'test')):
         raise ValueError('splits, following clips or descriptions')
-    texts = {str(r['globalID']): r.get('description') for r in annotations
-             if isinstance(r, dict) and is_id(r.get('globalID'))}
-    return splits, {_names(k): v for k, v in follow.items()}, texts
+    texts = {}
+    for record in annotations:
+        if isinstance(record, dict) and is_id(record.get('globalID')):
+            texts[str(record['globalID'])] = record.get('description')
+    following = {_as_text(clip): clips for clip, clips in following.items()}
+    return splits, following, texts
 
-def _following(clips, story): # the four clips after the first one of a story
+def _four_following(clips, story):
+    "The names of the four clips after the first one of a story."
     if isinstance(clips, np.ndarray): clips = clips.tolist()
-    named = isinstance(clips, (list, tuple)) and all(isinstance(clip, (str, bytes)) for clip in clips)
-    if not named or len(clips) > 4:
-        raise BadStory('odd following clips', f'story {story}: following_cache4.pkl has no list of 4 clips for it')
-    if len(clips) < 4: raise NoStory('too few clips follow', f'story {story}: {len(clips)} clips follow it, 4 needed')
-    return list(map(_names, clips))
+    is_list = isinstance(clips, (list, tuple)) and len(clips) <= 4
+    if not is_list or not all(isinstance(clip, (str, bytes)) for clip in clips):
+        raise BadStory('odd following clips',
+                       f'story {story}: following_cache4.pkl has no list of 4 clips for it')
+    if len(clips) < 4:
+        raise NoStory('too few clips follow',
+                      f'story {story}: {len(clips)} clips follow it, 4 needed')
+    return list(map(_as_text, clips))
 
-def _clip(file): # the frames of a clip, as PNG
+def _clip(file):
+    "The pictures of a clip, as PNG."
     frames = load_array(file)
-    if frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == 'uint8' and frames.size and len(frames) <= 1000:
-        return tuple(to_png(Image.fromarray(f)) for f in frames)
-    raise StoryError(f'{os.path.basename(file)} is {frames.dtype} {frames.shape}, expected uint8 (n, h, w, 3)')
+    if not isinstance(frames, np.ndarray):
+        raise StoryError(f'{os.path.basename(file)} holds no array, but a {type(frames).__name__}')
+    rgb = frames.dtype == 'uint8' and frames.ndim == 4 and frames.shape[-1] == 3
+    if not rgb or not frames.size or len(frames) > 1000:
+        raise StoryError(f'{os.path.basename(file)} is {frames.dtype} {frames.shape}, '
+                         'expected uint8 (n, h, w, 3)')
+    return tuple(to_png(Image.fromarray(frame)) for frame in frames)
 
 # %% ../../nbs/data/14_corpora.ipynb #e9f781d5
 def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     "The stories of FlintstonesSV; every frame has all pictures of its clip."
     folder = opened(raw)
-    splits, follow, texts = _tables(folder, _flintstones_tables)
+    splits, following, texts = _tables(folder, _flintstones_tables)
     clip_once = lru_cache(16)(_clip)
+
     def frame(clip, story):
         file = folder.files.get(composed(f'{plain_name(clip, story)}.npy'))
-        if not file: raise BadStory('missing picture', f'story {story}: no {clip}.npy in {folder.path} or below it')
-        try: return clip_once(folder.allowed(file, story))
-        except BadStory: raise
+        if not file:
+            raise BadStory('missing picture',
+                           f'story {story}: no {clip}.npy in {folder.path} or below it')
+        path = folder.allowed(file, story)
+        try: return clip_once(path)
         except StoryError as e: raise BadStory('broken picture', f'story {story}: {e}') from None
+
     def caption(clip, story):
+        if texts.get(clip) is None:
+            raise BadStory('missing description', f'story {story}: nobody described clip {clip}')
         where = f'the description of {clip} in flintstones_annotations_v1-0.json'
-        if texts.get(clip) is not None: return caption_text(texts[clip], where, story)
-        raise BadStory('missing description', f'story {story}: nobody described clip {clip}')
+        return caption_text(texts[clip], where, story)
+
     def build(first):
-        first = id_text(first, 'a clip of the split', f'{first!r:.40}')
-        clips = [first, *_following(follow[first], first)]
-        frames = tuple(frame(c, first) for c in clips)
-        return Story(first, first.split('_shot_')[0], tuple(caption(c, first) for c in clips), frames)
-    drafts = [clip for clip in splits[split] if not is_id(clip) or str(clip) in follow]
-    return Stories(drafts, build, bad, f'train-val-test_split.json, {split}')
+        story = id_text(first, 'a clip of the split', f'{first!r:.40}')
+        clips = [story, *_four_following(following[story], story)]
+        frames = [frame(clip, story) for clip in clips]
+        captions = [caption(clip, story) for clip in clips]
+        return Story(story, story.split('_shot_')[0], tuple(captions), tuple(frames))
+
+    begin_story = [clip for clip in splits[split] if not is_id(clip) or str(clip) in following]
+    return Stories(begin_story, build, bad, f'train-val-test_split.json, {split}')
 
 # %% ../../nbs/data/14_corpora.ipynb #8915d714
 SPLITS = 'train', 'val', 'test'
-SOURCES = {'ssid': ssid, 'toy': ssid, 'vist-sis': vist_sis, 'vist-dii': vist_dii, 'pororo': pororo,
-           'flintstones': flintstones}       # corpus -> function (raw folder, split, bad) giving its `Stories`
+# Corpus -> function (raw folder, split, bad) that gives its `Stories`
+SOURCES = {'ssid': ssid, 'toy': ssid, 'vist-sis': vist_sis, 'vist-dii': vist_dii,
+           'pororo': pororo, 'flintstones': flintstones}

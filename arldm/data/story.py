@@ -340,7 +340,7 @@ class StorySplit:
         self.ids = list(index['story_id'])
         self.albums = list(index['album_id'])
         self._index = index
-        self._check()
+        self._check_index()
 
     def __len__(self): return len(self.ids)
 
@@ -374,7 +374,7 @@ class StorySplit:
 
 # %% ../../nbs/data/12_story.ipynb #97f264f4
 @patch
-def _check(self:StorySplit):
+def _check_index(self:StorySplit):
     "A `StoryError` unless there are as many ids, albums, captions and frames, without holes."
     frame = self._index['frame']
     shape = self._index['caption'].shape

@@ -27,21 +27,24 @@ def word_merges(
     Returns:
         list: Pairs in the order of their rank
     """
-    rank = {}
+    ranks = {}  # pair -> its rank
     for word in words:
         parts = [*word[:-1], word[-1] + '</w>']
         while len(parts) > 1:
-            i = min(range(len(parts) - 1), key=lambda i: rank.get((parts[i], parts[i+1]), len(rank)))
-            rank.setdefault((parts[i], parts[i+1]), len(rank))
+            pairs = list(zip(parts, parts[1:]))
+            # The pair of the lowest rank, as the tokenizer does; the first one if none has a rank.
+            pair = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+            ranks.setdefault(pair, len(ranks))
+            i = pairs.index(pair)
             parts[i:i+2] = [parts[i] + parts[i+1]]
-    return list(rank)
+    return list(ranks)
 
 # %% ../../nbs/data/15_vocabulary.ipynb #2e947bef
 def word_tokenizers(
     texts:list,      # Words, or whole captions: their words are taken
     folder:str|Path, # Where the files go, in `clip` and `bert`
 )->tuple:            # `CLIPTokenizer`, `BertTokenizer`
-    """Make small vocabularies, in their true file formats, in which each of these words is one token.
+    """Small vocabularies, in their true file formats, in which each of these words is one token.
 
     Args:
         texts (list): Words, or whole captions: their words are taken
@@ -50,38 +53,55 @@ def word_tokenizers(
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`
     """
-    for name in ('clip', 'bert'): (Path(folder)/name).mkdir(parents=True, exist_ok=True)
-    words = {w for t in texts for w in re.findall(r'[^\W\d_]+', ftfy.fix_text(t).lower())}
-    _write_clip(Path(folder)/'clip', words)
-    _write_bert(Path(folder)/'bert', words)
-    return CLIPTokenizer.from_pretrained(Path(folder)/'clip'), BertTokenizer.from_pretrained(Path(folder)/'bert')
+    words = set()
+    for text in texts: words.update(re.findall(r'[^\W\d_]+', ftfy.fix_text(text).lower()))
+    clip_folder = Path(folder)/'clip'
+    bert_folder = Path(folder)/'bert'
+    clip_folder.mkdir(parents=True, exist_ok=True)
+    bert_folder.mkdir(parents=True, exist_ok=True)
+    _write_clip(clip_folder, words)
+    _write_bert(bert_folder, words)
+    return CLIPTokenizer.from_pretrained(clip_folder), BertTokenizer.from_pretrained(bert_folder)
 
 # %% ../../nbs/data/15_vocabulary.ipynb #60be5b7f
 def _write_clip(folder, words):
     "vocab.json and merges.txt: bytes, bytes that end a word, merges, specials."
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-    merges = word_merges([to_bytes(w)[0][0] for w in sorted(words)])
-    letters, ends = sorted(pre_tokenizers.ByteLevel.alphabet()), ['<|startoftext|>', '<|endoftext|>']
-    tokens = [*letters, *(x + '</w>' for x in letters), *dict.fromkeys(a + b for a, b in merges), *ends]
-    _write(folder/'vocab.json', json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
-    _write(folder/'merges.txt', '#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges))
-    special = dict(bos_token=ends[0], eos_token=ends[1], pad_token=ends[1], unk_token=ends[1])
-    _write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='CLIPTokenizer', **special)))
+    merges = word_merges([to_bytes(word)[0][0] for word in sorted(words)])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    start, end = '<|startoftext|>', '<|endoftext|>'
+    last_letters = [letter + '</w>' for letter in letters]
+    merged = dict.fromkeys(a + b for a, b in merges)   # two merges may make the same token
+    tokens = [*letters, *last_letters, *merged, start, end]
+    ids = {token: i for i, token in enumerate(tokens)}
+    lines = ['#version: 0.2', *(f'{a} {b}' for a, b in merges)]
+    config = dict(tokenizer_class='CLIPTokenizer', bos_token=start, eos_token=end, pad_token=end,
+                  unk_token=end)
+    _write(folder/'vocab.json', json.dumps(ids, ensure_ascii=False))
+    _write(folder/'merges.txt', '\n'.join(lines) + '\n')
+    _write(folder/'tokenizer_config.json', json.dumps(config))
 
 def _write_bert(folder, words):
     "vocab.txt: specials, characters, characters that continue a word, words."
-    plain = sorted({p for w in words for p in normalizers.BertNormalizer().normalize_str(w).split()})
-    letters = sorted({c for c in map(chr, range(33, 127)) if c == c.lower()} | set(''.join(plain)))
+    normalize = normalizers.BertNormalizer().normalize_str
+    plain = set()
+    for word in words: plain.update(normalize(word).split())
+    ascii_letters = [c for c in map(chr, range(33, 127)) if c == c.lower()]
+    letters = sorted({*ascii_letters, *''.join(plain)})
     specials = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-    tokens = dict.fromkeys([*specials, *letters, *('##' + c for c in letters), *plain])
+    continuing = ['##' + letter for letter in letters]
+    tokens = dict.fromkeys([*specials, *letters, *continuing, *sorted(plain)])
+    config = dict(tokenizer_class='BertTokenizer', do_lower_case=True)
     _write(folder/'vocab.txt', '\n'.join(tokens) + '\n')
-    _write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True)))
+    _write(folder/'tokenizer_config.json', json.dumps(config))
 
-def _write(path, text): # several processes may do so at once
+def _write(path, text): # atomically, since several processes may do so at once
     with atomic_path(path) as tmp: tmp.write_text(text, 'utf-8')
 
 # %% ../../nbs/data/15_vocabulary.ipynb #691864c4
-_WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)|(?<=\w['’])[^\W\d_]{3,}(?!\w)")  # letters; no 's, no 3rd
+_WORD = re.compile(
+    r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)"    # letters, without digits beside them: not the rd of 3rd
+    r"|(?<=\w['’])[^\W\d_]{3,}(?!\w)")      # after an apostrophe three or more: not the s of Ada's
 _IDEOGRAPH = re.compile('[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]')
 
 def words_in(caption:str) -> list: # in lower case
@@ -93,10 +113,13 @@ def words_in(caption:str) -> list: # in lower case
     plain = caption if caption.isascii() else ftfy.fix_text(caption)
     return _WORD.findall(plain.lower())
 
-def _pieces(tokenizer, word): # texts of the tokens of a word; None if one is unknown
+def _pieces(tokenizer, word):
+    "The texts of the tokens of a word; None if one is unknown."
     tokens = tokenizer.tokenize(word, split_special_tokens=True)
-    if isinstance(tokenizer, CLIPTokenizer): return [tokenizer.convert_tokens_to_string([t]).strip() for t in tokens]
-    return None if tokenizer.unk_token in tokens else [t.removeprefix('##') for t in tokens]
+    if isinstance(tokenizer, CLIPTokenizer):
+        return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+    if tokenizer.unk_token in tokens: return None
+    return [token.removeprefix('##') for token in tokens]
 
 def is_known(
     word:str,   # Letters, in lower case
@@ -109,8 +132,10 @@ def is_known(
         tokenizer: `CLIPTokenizer` or `BertTokenizer`
     """
     ideographs = bool(_IDEOGRAPH.search(word))
-    if ideographs and isinstance(tokenizer, CLIPTokenizer): return True             # three bytes, seldom one token
+    # CLIP reads an ideograph as three bytes, seldom as one token.
+    if ideographs and isinstance(tokenizer, CLIPTokenizer): return True
     pieces = _pieces(tokenizer, word)
     if pieces is None: return False
     if ideographs or len(word) == 1 or len(pieces) == 1: return True
-    return 2*sum(len(p) for p in pieces if len(p) > 1) > len(word)
+    n_in_long_pieces = sum(len(piece) for piece in pieces if len(piece) > 1)
+    return 2*n_in_long_pieces > len(word)
