@@ -57,8 +57,8 @@ def without_type(model:ARLDM): still_zero(model.history.type_embedding)
 def drop_stories(model:ARLDM):
     "A story loses its condition as a whole or not at all."
     plain = model.random_inputs
-    def random_inputs(*args):
-        *others, dropped = plain(*args)
+    def random_inputs(*args, **options):
+        *others, dropped = plain(*args, **options)
         return *others, dropped[:1].expand(len(dropped))
     model.random_inputs = random_inputs
 

@@ -8,12 +8,15 @@ __all__ = ['step_stories', 'check_batch', 'step_batches', 'validation_loss', 'ac
 # %% ../../nbs/train/37_loop.ipynb #62d40c9e
 import contextlib, functools, itertools, math, os, signal, time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..core import StoryError, counted, memory_advice, rank_and_world_size
 from ..settings import Settings, TASKS
 from ..data.dataset import collate
-from ..model.arldm import ARLDM
+from ..model.arldm import ARLDM, trained_weights
 from ..model.config import noise_schedule
 from .checkpoint import (Log, Trained, check_loss, load_checkpoint, save_checkpoint,
                                     stop_signals)
@@ -29,6 +32,10 @@ from .optim import averaged, each_rate, make_optimizer
 from .setup import check_steps
 
 # %% ../../nbs/train/37_loop.ipynb #978e3edb
+def _epoch_order(n, seed, epoch): # the `n` stories in the random order of an epoch
+    generator = torch.Generator().manual_seed(seed*1_000_003 + epoch)
+    return torch.randperm(n, generator=generator)
+
 def step_stories(
     n:int,                    # Stories in the split
     total:int,                # Stories per step, all processes together
@@ -49,10 +56,12 @@ def step_stories(
     Returns:
         list: (story, epoch) for each of this process's stories
     """
-    def order(epoch): return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
-    places = range(step*total + rank, (step + 1)*total, world_size)
-    orders = {epoch: order(epoch) for epoch in {p//n for p in places}}
-    return [(int(orders[p//n][p % n]), p//n) for p in places]
+    orders, found = {}, []
+    for place in range(step*total + rank, (step + 1)*total, world_size):
+        epoch, at = divmod(place, n)
+        if epoch not in orders: orders[epoch] = _epoch_order(n, seed, epoch)
+        found.append((int(orders[epoch][at]), epoch))
+    return found
 
 # %% ../../nbs/train/37_loop.ipynb #488df685
 def check_batch(n:int, s:Settings, world_size:int=1):
@@ -61,7 +70,8 @@ def check_batch(n:int, s:Settings, world_size:int=1):
     if n >= total: return
     less = f'--train-batch-size {max(1, n//world_size)}'
     if s.gradient_accumulation_steps > 1: less += ' --gradient-accumulation-steps 1'
-    raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {total:,} of one step; take {less}')
+    raise StoryError(f'{counted(n, "story", "stories")} to train on, fewer than the {total:,} '
+                     f'of one step; take {less}')
 
 def step_batches(
     stories:Dataset,          # A `StoryDataset` or `CachedStories`
@@ -83,130 +93,206 @@ def step_batches(
     Returns:
         DataLoader: The stories of each step that is left, to be read once
     """
-    check_batch(len(stories), s, world_size)
+    n = len(stories)
+    check_batch(n, s, world_size)
     if workers < 0: raise StoryError(f'workers must not be below 0, got {workers}')
     total = s.stories_per_step*world_size
-    steps = (step_stories(len(stories), total, k, s.seed, rank, world_size) for k in range(done, s.max_train_steps))
+    left = range(done, s.max_train_steps)
+    steps = (step_stories(n, total, step, s.seed, rank, world_size) for step in left)
     return DataLoader(stories, batch_sampler=steps, num_workers=workers, collate_fn=collate,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_patient)
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator(),
+                      worker_init_fn=_ignore_stop_signals)
 
-def _patient(worker): # signals to all processes are meant for the one that trains; it ends its readers itself
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def _ignore_stop_signals(worker):
+    """A signal to all processes is meant for the training process, which ends its workers itself.
+    Only the second SIGTERM ends a worker."""
+    def end_on_the_next(number, frame): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, end_on_the_next)
     for name in 'SIGHUP', 'SIGUSR1':
         if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 # %% ../../nbs/train/37_loop.ipynb #33726c91
+@dataclass
+class _TrainState:
+    "All that a training step works with, apart from its stories."
+    acc:Accelerator
+    model:ARLDM
+    # The model as accelerate wraps it; a call computes the loss
+    wrapped:nn.Module
+    optimizer:Optimizer
+    ema:EMAModel|None
+    s:Settings
+    # Checkpoints, which the message of a diverged loss names
+    folder:Path|None
+
+    @property
+    def places(self): # of this process's stories among all stories of a step
+        world_size = self.acc.num_processes
+        return range(self.acc.process_index, self.s.stories_per_step*world_size, world_size)
+
 def _step_generator(*numbers): # a `torch.Generator` seeded by some whole numbers
     state = np.random.SeedSequence([n & 0xffffffff for n in numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
-def _backward(acc, ready, batch, generators, s): # -> the mean loss of this process's stories
+def _loss_options(s): # keyword arguments of `ARLDM.loss`
+    return dict(n_given=TASKS[s.task], cond_dropout=s.cond_dropout, weighting=s.weighting,
+                snr_gamma=s.snr_gamma, timestep_bias_power=s.timestep_bias_power,
+                noise_offset=s.noise_offset, pack_context=s.pack_context)
+
+# %% ../../nbs/train/37_loop.ipynb #4a376daf
+def _backward(state, batch, generators): # -> the mean loss of this process's stories
     "Loss and gradients of one step, `s.train_batch_size` stories at a time."
-    how = dict(n_given=TASKS[s.task], cond_dropout=s.cond_dropout, weighting=s.weighting, snr_gamma=s.snr_gamma,
-               timestep_bias_power=s.timestep_bias_power, noise_offset=s.noise_offset, pack_context=s.pack_context)
-    total, size = 0., s.train_batch_size
+    acc, s = state.acc, state.s
+    options = _loss_options(s)
+    size = s.train_batch_size
+    total = 0.
     for start in range(0, len(generators), size):
         part = {k: v[start:start + size] for k, v in batch.items()}
         last = start + size == len(generators)
-        with contextlib.nullcontext() if last else acc.no_sync(ready):         # processes meet at the last part
+        # Processes exchange their gradients only after the last part
+        with contextlib.nullcontext() if last else acc.no_sync(state.wrapped):
             with acc.autocast():
-                part_loss = ready(part, generators[start:start + size], **how)/s.gradient_accumulation_steps
+                part_loss = state.wrapped(part, generators[start:start + size], **options)
+                part_loss = part_loss/s.gradient_accumulation_steps
+            acc.backward(part_loss)
+        total = total + part_loss.detach()
+    return total
+
+# %% ../../nbs/train/37_loop.ipynb #4aacd0ee
+def _backward(state, batch, generators): # -> the mean loss of this process's stories
+    "Loss and gradients of one step, `s.train_batch_size` stories at a time."
+    acc, s = state.acc, state.s
+    options = _loss_options(s)
+    size = s.train_batch_size
+    total = 0.
+    for start in range(0, len(generators), size):
+        part = {k: v[start:start + size] for k, v in batch.items()}
+        last = start + size == len(generators)
+        # Processes exchange their gradients only after the last part
+        with contextlib.nullcontext() if last else acc.no_sync(state.wrapped):
+            with acc.autocast():
+                part_loss = state.wrapped(part, generators[start:start + size], **options)
+                part_loss = part_loss/s.gradient_accumulation_steps
             acc.backward(part_loss)
         total = total + part_loss.detach()
     return total
 
 # %% ../../nbs/train/37_loop.ipynb #4b7b6423
-def _step(k, lr, acc, ready, model, optimizer, batch, s, ema, folder, start): # `start`: when fetching began
-    "One step of `train_steps`."
-    rank, world_size = acc.process_index, acc.num_processes
-    torch.manual_seed((s.seed*1_000_003 + k)*1_009 + rank)
-    generators = [_step_generator(s.seed, k, place) for place in range(rank, s.stories_per_step*world_size, world_size)]
-    loss = acc.reduce(_backward(acc, ready, batch, generators, s), 'mean').item()
-    norm = float(acc.clip_grad_norm_(model.parameters(), s.max_grad_norm or math.inf))
-    check_loss(loss, k + 1, folder, 0. if acc.scaler else norm)     # float16's scaler copes with an infinite one
+def _step(state, k, lr, batch, start): # -> a record
+    "Step `k` of `train_steps`, counted from 0; `start` is when fetching its batch began."
+    acc, s, optimizer = state.acc, state.s, state.optimizer
+    state.model.train()
+    torch.manual_seed((s.seed*1_000_003 + k)*1_009 + acc.process_index)
+    generators = [_step_generator(s.seed, k, place) for place in state.places]
+    loss = acc.reduce(_backward(state, batch, generators), 'mean').item()
+    norm = acc.clip_grad_norm_(state.model.parameters(), s.max_grad_norm or math.inf)
+    norm = float(norm)
+    # The scaler of float16 skips a step whose gradient is infinite
+    check_loss(loss, k + 1, state.folder, 0. if acc.scaler else norm)
     for group in optimizer.param_groups: group['lr'] = lr
-    optimizer.step(); optimizer.zero_grad()
-    if ema: ema.step([p for p in model.parameters() if p.requires_grad])
-    return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm,
-                stories_per_s=round(s.stories_per_step*world_size/(time.perf_counter() - start), 3), val_loss=math.nan)
+    optimizer.step()
+    optimizer.zero_grad()
+    if state.ema: state.ema.step(trained_weights(state.model))
+    n = s.stories_per_step*acc.num_processes
+    speed = round(n/(time.perf_counter() - start), 3)
+    return dict(step=k + 1, loss=loss, lr=lr, grad_norm=norm, stories_per_s=speed,
+                val_loss=math.nan)
 
 # %% ../../nbs/train/37_loop.ipynb #9cc63ce4
 @torch.no_grad()
 def validation_loss(
     model:ARLDM,              # In evaluation mode
-    stories:Dataset,          # Not for training: middle squares
-    s:Settings,               # Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
+    stories:Dataset,          # Not for training: center crops
+    # Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
+    s:Settings,
     rank:int=0,               # This process
     world_size:int=1,         # How many there are
-)->torch.Tensor:              # (2,): the sum over this process's stories, and how many these are
-    """The loss of the first `s.num_validation_stories` stories on noise, times and drops that never change.
+)->torch.Tensor:              # (2,): the sum over this process's stories, and their number
+    """The loss of the first `s.num_validation_stories` stories on noise and drops that never change.
 
     Args:
         model (ARLDM): In evaluation mode
-        stories (Dataset): Not for training: middle squares
-        s (Settings): Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
+        stories (Dataset): Not for training: center crops
         rank (int, default 0): This process
         world_size (int, default 1): How many there are
 
     Returns:
-        torch.Tensor: (2,): the sum over this process's stories, and how many these are
+        torch.Tensor: (2,): the sum over this process's stories, and their number
     """
-    rows, total = range(min(s.num_validation_stories, len(stories)))[rank::world_size], 0.
-    for part in _parts(((i, stories[i, 0]) for i in rows), s.train_batch_size):
-        batch, generators = collate([item for _, item in part]), [_step_generator(0, i) for i, _ in part]
-        loss = model.loss(batch, generators, TASKS[s.task], s.cond_dropout, pack_context=s.pack_context)
+    rows = range(min(s.num_validation_stories, len(stories)))[rank::world_size]
+    total = 0.
+    for part in _same_length(stories, rows, s.train_batch_size):
+        batch = collate([item for _, item in part])
+        generators = [_step_generator(0, i) for i, _ in part]
+        loss = model.loss(batch, generators, TASKS[s.task], s.cond_dropout,
+                          pack_context=s.pack_context)
         total += loss.item()*len(part)
     return torch.tensor([total, len(rows)])
 
-def _parts(stories, size): # (i, item) after (i, item) -> lists of at most `size`, each of stories of one length
+def _same_length(stories, rows, size): # yields lists of (i, story)
+    "Stories in lists of at most `size`, each of neighbours with as many frames."
     part = []
-    for i, item in stories:
-        if part and (len(part) == size or len(item['caption_ids']) != len(part[0][1]['caption_ids'])):
-            yield part
-            part = []
+    for i in rows:
+        item = stories[i, 0]
+        if part:
+            _, first = part[0]
+            other_length = len(item['caption_ids']) != len(first['caption_ids'])
+            if other_length or len(part) == size:
+                yield part
+                part = []
         part.append((i, item))
     if part: yield part
 
 # %% ../../nbs/train/37_loop.ipynb #3d5fd239
-_USUAL = dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS='1', ACCELERATE_DYNAMO_BACKEND='no',
-              ACCELERATE_USE_DEEPSPEED='false', ACCELERATE_USE_FSDP='false',
-              ACCELERATE_USE_MEGATRON_LM='false', ACCELERATE_USE_CPU='true')
+# Variables of accelerate that would change the training, and their values that change nothing
+_NEUTRAL = dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS='1', ACCELERATE_DYNAMO_BACKEND='no',
+                ACCELERATE_USE_DEEPSPEED='false', ACCELERATE_USE_FSDP='false',
+                ACCELERATE_USE_MEGATRON_LM='false', ACCELERATE_USE_CPU='true')
 
-def _refuse_variables(): # of the environment that would change what a run computes without a word
-    for name, usual in _USUAL.items():
+def _refuse_variables():
+    for name, neutral in _NEUTRAL.items():
         value = os.environ.get(name, '')
-        if value.lower() not in ('', usual, '0', 'false', 'no'):
-            raise StoryError(f'the environment says {name}={value!r}, which would change the training; unset {name}')
+        if value.lower() not in ('', neutral, '0', 'false', 'no'):
+            raise StoryError(f'the environment says {name}={value!r}, which would change the '
+                             f'training; unset {name}')
 
 def accelerator(s:Settings) -> Accelerator:
     "One process or, under `torchrun`, one of several, in the precision of the settings."
     _refuse_variables()
     gpu = torch.cuda.is_available()
-    if s.mixed_precision == 'fp16' and not gpu: raise StoryError("mixed_precision='fp16' needs a GPU; take bf16 or no")
-    _check_started(*rank_and_world_size(), 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
-    AcceleratorState._reset_state()                                   # an earlier run may have had another precision
+    if s.mixed_precision == 'fp16' and not gpu:
+        raise StoryError("mixed_precision='fp16' needs a GPU; take bf16 or no")
+    rank, world_size = rank_and_world_size()
+    _check_started(rank, world_size, 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
+    # An earlier run in this process may have had another precision
+    AcceleratorState._reset_state()
     acc = Accelerator(cpu=not gpu, mixed_precision=s.mixed_precision)
-    _check_started(*rank_and_world_size(), rank_and_world_size() == (acc.process_index, acc.num_processes))
+    rank, world_size = rank_and_world_size()
+    _check_started(rank, world_size, (rank, world_size) == (acc.process_index, acc.num_processes))
     return acc
 
-def _check_started(rank, world_size, together): # every part of a run must agree on which process writes
+def _check_started(rank, world_size, together): # so that every part of a run agrees on who writes
     if world_size > 1 and not together:
-        raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, but torchrun did not start '
-                         'this process; unset both to train alone, or start it with torchrun')
+        raise StoryError(f'the environment says RANK={rank} and WORLD_SIZE={world_size}, but '
+                         'torchrun did not start this process; unset both to train alone, or '
+                         'start it with torchrun')
 
 # %% ../../nbs/train/37_loop.ipynb #73a69d14
 def checkpoint_blocks(model:ARLDM, on:bool=True):
     "Keep only the inputs of blocks for the backward pass, and compute the rest again."
-    (model.unet.enable_gradient_checkpointing if on else model.unet.disable_gradient_checkpointing)()
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]      # of both encoders
-    for layer in layers:
+    if on: model.unet.enable_gradient_checkpointing()
+    else: model.unet.disable_gradient_checkpointing()
+    for layer in model.modules():
+        # The layers of both encoders
+        if not isinstance(layer, GradientCheckpointingLayer): continue
         vars(layer).pop('forward', None)
         if on: layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
-def _prepared(acc, model, s): # the model as the loop calls it, and its optimiser
+def _prepared(acc, model, s, ema, folder): # -> `_TrainState`
     model.noise_scheduler = noise_schedule(s.prediction_type, s.rescale_betas_zero_snr)
     checkpoint_blocks(model, s.gradient_checkpointing)
-    return acc.prepare(model, make_optimizer(model, s))
+    wrapped, optimizer = acc.prepare(model, make_optimizer(model, s))
+    return _TrainState(acc, model, wrapped, optimizer, ema, s, folder)
 
 # %% ../../nbs/train/37_loop.ipynb #aec1ccf1
 def train_steps(
@@ -215,69 +301,82 @@ def train_steps(
     s:Settings,
     run:str|Path|None=None,    # Run folder for log and checkpoints; `None` keeps nothing
     ema:EMAModel|None=None,    # From `make_ema`
-    val:Dataset|None=None,     # Stories for the validation loss, taken with every `s.checkpointing_steps`-th step
+    # Stories for the validation loss, taken with every `s.checkpointing_steps`-th step
+    val:Dataset|None=None,
     workers:int=0,             # Processes that read ahead
-)->Iterator:                   # A dict with the keys `COLUMNS` after every step
-    """Train, resuming from the newest checkpoint of `run`; on a signal to stop it writes a checkpoint and ends.
+)->Iterator:                   # A dict with the keys `LOG_COLUMNS` after every step
+    """Train, from the newest checkpoint of `run` on; a signal to stop ends it with a checkpoint.
 
     Args:
         stories (Dataset): The training split, a `StoryDataset` or `CachedStories`
         run (str | Path | None, optional): Run folder for log and checkpoints; `None` keeps nothing
         ema (EMAModel | None, optional): From `make_ema`
-        val (Dataset | None, optional): Stories for the validation loss, taken with every
-            `s.checkpointing_steps`-th step
         workers (int, default 0): Processes that read ahead
 
     Returns:
-        Iterator: A dict with the keys `COLUMNS` after every step
+        Iterator: A dict with the keys `LOG_COLUMNS` after every step
     """
-    acc, folder = accelerator(s), Path(run)/'checkpoints' if run else None
-    ready, optimizer = _prepared(acc, model, s)
-    parts = dict(model=Trained(model), optimizer=optimizer, ema=ema, scaler=acc.scaler)
-    done = load_checkpoint(folder, parts := {k: v for k, v in parts.items() if v}) if run else 0
-    if ema: ema.to(acc.device)                                      # a checkpoint is read on the CPU
+    acc = accelerator(s)
+    folder = Path(run)/'checkpoints' if run else None
+    state = _prepared(acc, model, s, ema, folder)
+    parts = dict(model=Trained(model), optimizer=state.optimizer)
+    if ema: parts['ema'] = ema
+    if acc.scaler: parts['scaler'] = acc.scaler
+    done = load_checkpoint(folder, parts) if run else 0
+    # A checkpoint is read on the CPU
+    if ema: ema.to(acc.device)
     check_steps(run, done, s)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
     rates = itertools.islice(each_rate(s), done, None)
     log = Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
-    with _room(s), stop_signals() as signals, _unwrapped(acc, ready):
+    with _memory_advice(s), stop_signals() as signals, _unwrapped(state):
         for k, (rate, (batch, start)) in enumerate(zip(rates, _timed(batches)), done):
-            record = _step(k, rate, acc, ready, model.train(), optimizer, batch, s, ema, folder, start)
-            due, stop = k + 1 == s.max_train_steps or (k + 1) % s.checkpointing_steps == 0, _any(acc, signals)
-            if due and val and s.num_validation_stories: record['val_loss'] = _validate(acc, model.eval(), ema, val, s)
+            record = _step(state, k, rate, batch, start)
+            due = k + 1 == s.max_train_steps or (k + 1) % s.checkpointing_steps == 0
+            stop = _any_process(acc, signals)
+            if due and val and s.num_validation_stories: record['val_loss'] = _validate(state, val)
             log.add(record)
-            if folder and acc.is_main_process and (due or stop): save_checkpoint(folder, k + 1, parts)
+            if folder and acc.is_main_process and (due or stop):
+                save_checkpoint(folder, k + 1, parts)
             model.eval()
             yield record
             if stop: return
 
 # %% ../../nbs/train/37_loop.ipynb #0636310d
 @contextlib.contextmanager
-def _unwrapped(acc, ready):
+def _unwrapped(state):
     "Afterwards the model is in evaluation mode and without what accelerate wrapped around it."
     try: yield
-    finally: acc.unwrap_model(ready, keep_fp32_wrapper=False).eval()
+    finally: state.acc.unwrap_model(state.wrapped, keep_fp32_wrapper=False).eval()
 
-def _timed(batches): # each batch, and when fetching it began
+def _timed(batches): # yields each batch, and when fetching it began
     batches = iter(batches)
-    while (start := time.perf_counter()) and (batch := next(batches, None)): yield batch, start
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None: return
+        yield batch, start
 
-def _any(acc, signals): # whether any process got a signal to stop; then all stop together
-    return acc.reduce(torch.tensor(float(len(signals)), device=acc.device), 'sum').item() > 0
+def _any_process(acc, signals): # whether any got a signal to stop; then all stop together
+    n = torch.tensor(float(len(signals)), device=acc.device)
+    return acc.reduce(n, 'sum').item() > 0
 
-def _validate(acc, model, ema, val, s):
-    with averaged(model, ema), acc.autocast():
-        mine = validation_loss(model, val, s, acc.process_index, acc.num_processes)
+def _validate(state, val): # -> the validation loss of the averaged weights
+    acc, model = state.acc, state.model.eval()
+    with averaged(model, state.ema), acc.autocast():
+        mine = validation_loss(model, val, state.s, acc.process_index, acc.num_processes)
         total, n = acc.reduce(mine.to(acc.device), 'sum')
     return (total/n).item()
 
 # %% ../../nbs/train/37_loop.ipynb #6a7f107c
-def _room(s):
+def _memory_advice(s):
     "Within the block, running out of memory is a `StoryError` that says what to try."
-    n, less = s.train_batch_size, ['a smaller resolution in another run']
-    if not s.gradient_checkpointing: less.insert(0, '--gradient-checkpointing')
+    n = s.train_batch_size
+    less = []
     if n > 1:
         size = n//2 if n % 2 == 0 else 1
         parts = s.stories_per_step//size
-        less.insert(0, f'--train-batch-size {size} --gradient-accumulation-steps {parts}')
+        less.append(f'--train-batch-size {size} --gradient-accumulation-steps {parts}')
+    if not s.gradient_checkpointing: less.append('--gradient-checkpointing')
+    less.append('a smaller resolution in another run')
     return memory_advice(f'{counted(n, "story", "stories")} of {s.resolution} pixels', less)

@@ -15,13 +15,14 @@ from torch.optim import AdamW, Optimizer
 
 from ..core import StoryError
 from ..settings import Settings
-from ..model.arldm import ARLDM
+from ..model.arldm import ARLDM, trained_weights
 
 # %% ../../nbs/train/36_optim.ipynb #ad803c26
-def _legacy_rates(base, W, T, n): # bit for bit those of the original
-    rate, span = 0., max(1, T - W)
+def _legacy_rates(base, W, T, n): # bit for bit those of the original, each made from the one before
+    span = max(1, T - W)
+    def wave(k): return 1 + math.cos(math.pi*(k - W)/span)
+    rate = 0.
     for k in range(n):
-        def wave(k): return 1 + math.cos(math.pi*(k - W)/span)
         if 0 < k < W: rate += base/(W - 1)
         elif 0 < k == W: rate = base
         elif k > W and (k - 1 - T) % (2*span) == 0: rate += base*(1 - math.cos(math.pi/span))/2
@@ -29,32 +30,35 @@ def _legacy_rates(base, W, T, n): # bit for bit those of the original
         yield rate
 
 def each_rate(
-    s:Settings,    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    s:Settings,
     n:int=None,    # How many; default: `s.max_train_steps`
 )->Iterator:
     """The learning rate of one step after the other, without a table of all steps.
 
     Args:
-        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
         n (int, optional): How many; default: `s.max_train_steps`
     """
-    W, T, n = s.lr_warmup_steps, s.max_train_steps, n or s.max_train_steps
+    W, T = s.lr_warmup_steps, s.max_train_steps
+    n = n or T
     if s.lr_scheduler == 'legacy':
         yield from _legacy_rates(s.learning_rate, W, T, n)
         return
     for k in range(n):
-        warm, fall = min(1, (k + 1)/(W + 1)), 1
-        if s.lr_scheduler == 'cosine': fall = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
-        yield s.learning_rate*warm*fall
+        warmup = min(1, (k + 1)/(W + 1))
+        decay = 1
+        if s.lr_scheduler == 'cosine':
+            decay = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
+        yield s.learning_rate*warmup*decay
 
 def learning_rates(
-    s:Settings,    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    s:Settings,
     n:int=None,    # How many; default: `s.max_train_steps`
 )->list:
     """The learning rate of every step.
 
     Args:
-        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
         n (int, optional): How many; default: `s.max_train_steps`
     """
     return list(each_rate(s, n))
@@ -63,49 +67,57 @@ def learning_rates(
 def decay_groups(
     model:nn.Module,
     s:Settings,   # Uses `decay_parameters` and `adam_weight_decay`
-)->list:          # Of dicts, for an optimiser
+)->list:          # Of dicts, for an optimizer
     """The weights that train, those that decay apart from those that do not.
 
     Args:
         s (Settings): Uses `decay_parameters` and `adam_weight_decay`
 
     Returns:
-        list: Of dicts, for an optimiser
+        list: Of dicts, for an optimizer
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    trained, decaying = [p for p in model.parameters() if p.requires_grad], []
-    for p in trained: decaying.append(s.decay_parameters == 'all' or id(p) in matrices)
-    groups = [dict(params=[p for p, d in zip(trained, decaying) if d], weight_decay=s.adam_weight_decay),
-              dict(params=[p for p, d in zip(trained, decaying) if not d], weight_decay=0.)]
-    return [g for g in groups if g['params']]
+    decaying, others = [], []
+    for p in trained_weights(model):
+        decays = s.decay_parameters == 'all' or id(p) in matrices
+        (decaying if decays else others).append(p)
+    groups = []
+    if decaying: groups.append(dict(params=decaying, weight_decay=s.adam_weight_decay))
+    if others: groups.append(dict(params=others, weight_decay=0.))
+    return groups
 
-def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and how it is made
+def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and its keyword arguments
     """The optimizer of the settings; a `StoryError` if it is not installed.
 
     Returns:
-        tuple: A subclass of `Optimizer`, and how it is made
+        tuple: A subclass of `Optimizer`, and its keyword arguments
     """
     if s.optimizer == 'adamw': return AdamW, dict(fused=True)
     try: from bitsandbytes.optim import AdamW8bit
-    except ImportError: raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None
+    except ImportError:
+        raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None
     return AdamW8bit, {}
 
 def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
-    "The optimiser of the settings, over the weights that train."
+    "The optimizer of the settings, over the weights that train."
     kind, options = optimizer_kind(s)
     return kind(decay_groups(model, s), lr=s.learning_rate, **options)
 
 # %% ../../nbs/train/36_optim.ipynb #05e5b4cf
 def make_ema(model:ARLDM, s:Settings) -> EMAModel|None:
     "The running average of the trained weights, or None when `s.ema_decay` is 0."
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return EMAModel(weights, decay=s.ema_decay, use_ema_warmup=True, power=.75, foreach=True) if s.ema_decay else None
+    if not s.ema_decay: return None
+    return EMAModel(trained_weights(model), decay=s.ema_decay, use_ema_warmup=True, power=.75,
+                    foreach=True)
 
 @contextlib.contextmanager
 def averaged(model:ARLDM, ema:EMAModel|None):
     "Within the block the model has its averaged weights."
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if ema: ema.store(weights); ema.copy_to(weights)
+    if not ema:
+        yield model
+        return
+    weights = trained_weights(model)
+    ema.store(weights)
+    ema.copy_to(weights)
     try: yield model
-    finally:
-        if ema: ema.restore(weights)
+    finally: ema.restore(weights)

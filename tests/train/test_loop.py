@@ -72,7 +72,7 @@ def test_losses_are_those_of_diffusers(begin, prediction, zero, weighting, gamma
     net.noise_scheduler, seen = noise_schedule(prediction, zero), []
     net.predict = lambda noisy, *_: seen.append(noisy) or guess
     context, visible = torch.zeros(7, 3, 32), torch.ones(7, 3, dtype=torch.bool)
-    found = net.frame_losses(z, noise, t, context, visible, weighting, gamma)
+    found = net.frame_losses(z, noise, t, context, visible, weighting=weighting, snr_gamma=gamma)
     aim = trusted.get_velocity(z, noise, t) if prediction == 'v_prediction' else noise
     snr = compute_snr(trusted, t)
     assert bool(snr[-1] == 0) == zero and torch.equal(seen[0], trusted.add_noise(z, noise, t))
@@ -118,7 +118,9 @@ def test_offset_noise(begin, monkeypatch):
     "It shifts all latents of a frame and channel by one number of the asked spread, and nothing else."
     net, stories, *_ = begin()
     batch, seen, real = collate([stories[0], stories[1]]), [], ARLDM.frame_losses
-    def note(self, z, noise, t, *more): return seen.append((z, noise, t, *more[:2])) or real(self, z, noise, t, *more)
+    def note(self, z, noise, t, context, visible, **options):
+        seen.append((z, noise, t, context, visible))
+        return real(self, z, noise, t, context, visible, **options)
     monkeypatch.setattr(ARLDM, 'frame_losses', note)
     for offset in 0., .5, 1.:
         with torch.no_grad(): net.loss(batch, [torch.Generator().manual_seed(s) for s in (3, 4)], noise_offset=offset)
@@ -135,9 +137,9 @@ def test_offset_noise(begin, monkeypatch):
 def test_parts_of_a_step(begin, how, monkeypatch):
     "Six stories as 6, 3 × 2, 2 × 3 or 1 × 6: the same loss and the same gradients."
     found, real = [], training._backward
-    def backward(acc, ready, *more):
-        loss = real(acc, ready, *more)
-        gradients = {k: p.grad.clone() for k, p in ready.named_parameters() if p.requires_grad}
+    def backward(state, *more):
+        loss = real(state, *more)
+        gradients = {k: p.grad.clone() for k, p in state.wrapped.named_parameters() if p.requires_grad}
         found.append({'loss': loss.clone(), **gradients})
         return loss
     monkeypatch.setattr(training, '_backward', backward)
