@@ -213,6 +213,7 @@ def validation_loss(
     Args:
         model (ARLDM): In evaluation mode
         stories (Dataset): Not for training: center crops
+        s (Settings): Uses `task`, `cond_dropout`, `num_validation_stories` and `train_batch_size`
         rank (int, default 0): This process
         world_size (int, default 1): How many there are
 
@@ -311,6 +312,8 @@ def train_steps(
         stories (Dataset): The training split, a `StoryDataset` or `CachedStories`
         run (str | Path | None, optional): Run folder for log and checkpoints; `None` keeps nothing
         ema (EMAModel | None, optional): From `make_ema`
+        val (Dataset | None, optional): Stories for the validation loss, taken with every
+            `s.checkpointing_steps`-th step
         workers (int, default 0): Processes that read ahead
 
     Returns:

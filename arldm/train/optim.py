@@ -37,6 +37,7 @@ def each_rate(
     """The learning rate of one step after the other, without a table of all steps.
 
     Args:
+        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
         n (int, optional): How many; default: `s.max_train_steps`
     """
     W, T = s.lr_warmup_steps, s.max_train_steps
@@ -59,6 +60,7 @@ def learning_rates(
     """The learning rate of every step.
 
     Args:
+        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
         n (int, optional): How many; default: `s.max_train_steps`
     """
     return list(each_rate(s, n))
