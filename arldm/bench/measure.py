@@ -20,7 +20,7 @@ from ..core import ROOT
 
 # %% ../../nbs/bench/80_measure.ipynb #4a5128e8
 def wait():
-    "Let a GPU, where there is one, finish what it was asked to do."
+    "Let a GPU, if there is one, finish the work that was given to it."
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
 def take_turns(
@@ -61,15 +61,17 @@ def timed_turns(
         dict: {'CPU time': {name: seconds of each turn}, 'time passed': the same}
     """
     busy = {name: [] for name in jobs}
-    def job(name):
+    def run(name):
         start = time.process_time()
         jobs[name]()
         busy[name].append(time.process_time() - start)
-    return {'time passed': take_turns(rounds, {name: partial(job, name) for name in jobs}), 'CPU time': busy}
+    passed = take_turns(rounds, {name: partial(run, name) for name in jobs})
+    return {'time passed': passed, 'CPU time': busy}
 
 # %% ../../nbs/bench/80_measure.ipynb #b94a0f31
 def speedup_line(
-    what:str, unit:str,
+    what:str,
+    unit:str,
     amount:float,  # Units of work in each turn
     seconds:dict,  # Candidate -> seconds of each turn; `plain` is the baseline
     ours:str,      # The candidate to compare with `plain`
@@ -83,23 +85,26 @@ def speedup_line(
         ours (str): The candidate to compare with `plain`
         wanted (float): Gain hoped for
     """
-    plain, ours = seconds['plain'], seconds[ours]
-    return dict(what=what, unit=unit, plain=amount/median(plain), ours=amount/median(ours), wanted=wanted,
-                gain=median(p/o for p, o in zip(plain, ours, strict=True)))
+    plain_seconds = seconds['plain']
+    our_seconds = seconds[ours]
+    gain = median(plain/ours for plain, ours in zip(plain_seconds, our_seconds, strict=True))
+    return dict(what=what, unit=unit, plain=amount/median(plain_seconds),
+                ours=amount/median(our_seconds), wanted=wanted, gain=gain)
 
 # %% ../../nbs/bench/80_measure.ipynb #4e30ccbc
 def _number(x): return f'{x:,.1f}' if x >= 10 else f'{x:.3g}'
 
 def format_line(line:dict)->str:
     "A line of a table, for the terminal."
-    values = ' → '.join(_number(line[k]) for k in ('plain', 'ours') if k in line)
-    beside = f'{line["gain"]:.1f}×' if 'gain' in line else line.get('note', '')
-    text = f'{line["what"]:<38} {values + " " + line["unit"] if values else "":>28} {beside:>8}'
+    numbers = [_number(line[k]) for k in ('plain', 'ours') if k in line]
+    values = f'{" → ".join(numbers)} {line["unit"]}' if numbers else ''
+    remark = f'{line["gain"]:.1f}×' if 'gain' in line else line.get('note', '')
+    text = f'{line["what"]:<38} {values:>28} {remark:>8}'
     wanted = line.get('wanted')
     if wanted is None: return text.rstrip()
-    if not isinstance(wanted, str):
-        wanted = f'at least {wanted}×' if 'gain' in line else f'at most {wanted} {line["unit"]}'
-    return f'{text}   wanted: {wanted}'
+    if isinstance(wanted, str): return f'{text}   wanted: {wanted}'
+    if 'gain' in line: return f'{text}   wanted: at least {wanted}×'
+    return f'{text}   wanted: at most {wanted} {line["unit"]}'
 
 # %% ../../nbs/bench/80_measure.ipynb #a252ede6
 def cost_line(
@@ -114,22 +119,30 @@ def cost_line(
         seconds (dict): Of each turn: plain and ours
         wanted (float, optional): Ours is at most this part of plain
     """
-    part = median(o/p for p, o in zip(seconds['plain'], seconds['ours'], strict=True))
-    line = dict(what=what, unit=unit, part=part, note=f'{part:.2f}×', **{k: median(s) for k, s in seconds.items()})
-    return line if wanted is None else dict(line, wanted=f'at most {wanted:.2f}×')
+    turns = zip(seconds['plain'], seconds['ours'], strict=True)
+    part = median(ours/plain for plain, ours in turns)
+    medians = {name: median(turn_seconds) for name, turn_seconds in seconds.items()}
+    line = dict(what=what, unit=unit, part=part, note=f'{part:.2f}×', **medians)
+    if wanted is not None: line['wanted'] = f'at most {wanted:.2f}×'
+    return line
 
 # %% ../../nbs/bench/80_measure.ipynb #a9dee03c
 _aten = torch.ops.aten
-def _forward(query, key, value, *rest, **kw): return sdpa_flop_count(query, key, value)
-def _backward(grad, query, key, value, *rest, **kw): return 2*sdpa_flop_count(query, key, value)
-_FORMULAS = {_aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-             **{getattr(_aten, f'_scaled_dot_product_{kind}_backward'): _backward for kind in
-                ('flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention')}}
+_KERNELS = 'flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'
+
+def _forward(query, key, value, *rest, **kwargs): return sdpa_flop_count(query, key, value)
+def _backward(grad, query, key, value, *rest, **kwargs):
+    return 2*sdpa_flop_count(query, key, value)
+
+# PyTorch does not count attention on a CPU, and counts recomputed weights in backward passes
+_FORMULAS = {getattr(_aten, f'_scaled_dot_product_{kernel}_backward'): _backward
+             for kernel in _KERNELS}
+_FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu] = _forward
 
 def count_flops(
     job:Callable, # Called once, forward, backward or both
 )->int:
-    """The floating-point operations that a job asks for in matrix products, convolutions and attention.
+    """The floating-point operations of a job in matrix products, convolutions and attention.
 
     Args:
         job (Callable): Called once, forward, backward or both
@@ -151,8 +164,9 @@ def matrix_rate(
     Returns:
         float: Floating-point operations per second
     """
+    if not sides: sides = (4096, 8192) if device == 'cuda' else (512, 1024, 2048)
     best = 0
-    for n in sides or ((4096, 8192) if device == 'cuda' else (512, 1024, 2048)):
+    for n in sides:
         a, b = torch.randn(2, n, n, device=device).to(dtype)
         seconds = take_turns(6, dict(product=lambda: a@b))['product']
         best = max(best, 2*n**3/min(seconds))
@@ -170,18 +184,24 @@ def gpu_peak(job:Callable)->float: # MB; nan where there is no GPU
     job()
     return torch.cuda.max_memory_allocated()/1e6 if gpu else math.nan
 
+# the peak memory of this process in kB, from /proc if there is one (Linux)
 _REPORT = '''
 import re, resource, sys
-try: kb = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
-except OSError: kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024 if sys.platform == 'darwin' else 1)
+try:
+    kb = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
+except OSError:
+    kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == 'darwin': kb = kb/1024
 print(kb)'''
 
 def peak(code:str, *args)->float: # MB
-    """The most memory that some Python code takes at any moment, in a process of its own with these arguments.
+    """The most memory that Python code with these arguments takes, in a process of its own.
 
     Returns:
         float: MB
     """
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))}
-    said = subprocess.check_output([sys.executable, '-c', code + _REPORT, *map(str, args)], env=env, text=True)
-    return float(said.split()[-1])*1024/1e6
+    paths = filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    command = [sys.executable, '-c', code + _REPORT, *map(str, args)]
+    printed = subprocess.check_output(command, env=env, text=True)
+    return float(printed.split()[-1])*1024/1e6

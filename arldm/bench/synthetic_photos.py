@@ -8,7 +8,6 @@ __all__ = ['ROUGH', 'PHOTO_SIZES', 'PHOTO_WORDS', 'ALBUM_PICTURES', 'ALBUM_STORI
 
 # %% ../../nbs/bench/81_synthetic_photos.ipynb #82c5acdd
 import io, json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,16 @@ from ..core import CORPORA
 from ..data.corpora import SSID_FILES
 
 # %% ../../nbs/bench/81_synthetic_photos.ipynb #fdbfab8f
-def clouds(rng:np.random.Generator, size:tuple)->np.ndarray: # size (w, h) -> float32 (h, w), around 0
+def clouds(rng:np.random.Generator, size:tuple)->np.ndarray: # (w, h) -> float32 (h, w), around 0
     """Noise with the same contrast at every scale, from half the picture down to a pixel.
 
     Returns:
-        np.ndarray: size (w, h) -> float32 (h, w), around 0
+        np.ndarray: (w, h) -> float32 (h, w), around 0
     """
-    (w, h), light = size, np.zeros(size[::-1], 'float32')
-    for n in (2**k for k in range(1, w.bit_length())):
+    w, h = size
+    light = np.zeros((h, w), 'float32')
+    for k in range(1, w.bit_length()):
+        n = 2**k
         grid = rng.normal(size=(n*h//w + 2, n + 2)).astype('float32')
         light += np.asarray(Image.fromarray(grid).resize(size, Image.BICUBIC))
     return light
@@ -38,49 +39,80 @@ def photo(
     rng:np.random.Generator,
     size:tuple, # Width and height in pixels
 )->Image.Image:
-    """A picture that compresses as a photograph does: sky and ground, things that hide each other, roughness.
+    """A picture that compresses as a photograph does: sky, ground, overlapping things, roughness.
 
     Args:
         size (tuple): Width and height in pixels
     """
     w, h = size
-    sky, ground = rng.uniform(110, 230) + rng.normal(0, 20, 3), rng.uniform(40, 150) + rng.normal(0, 20, 3)
-    y = np.linspace(0, 1, h)[:, None, None]
-    im = Image.fromarray((sky*(1 - y) + ground*y + np.zeros((h, w, 3))).clip(0, 255).astype('uint8'))
+    sky = rng.uniform(110, 230) + rng.normal(0, 20, 3)
+    ground = rng.uniform(40, 150) + rng.normal(0, 20, 3)
+    down = np.linspace(0, 1, h)[:, None, None]
+    im = _picture(sky*(1 - down) + ground*down + np.zeros((h, w, 3)))
     pen = ImageDraw.Draw(im)
-    for r in np.sort(.012*w*(1 - rng.random(60))**-.8)[::-1].clip(1, .4*w):
-        x, y, (a, b) = rng.random()*w, rng.random()*h, r*rng.uniform(.5, 1.5, 2)
-        colour = .5*(ground if y > h/2 else sky) + rng.uniform(0, 110) + rng.normal(0, 18, 3)
+    radii = .012*w*(1 - rng.random(60))**-.8
+    for r in np.sort(radii)[::-1].clip(1, .4*w):
+        x = rng.random()*w
+        y = rng.random()*h
+        a, b = r*rng.uniform(.5, 1.5, 2)
+        behind = ground if y > h/2 else sky
+        colour = .5*behind + rng.uniform(0, 110) + rng.normal(0, 18, 3)
         pen.ellipse((x - a, y - b, x + a, y + b), fill=tuple(colour.clip(0, 255).astype(int)))
     calm = Image.fromarray(rng.normal(size=(4, 4)).astype('float32')).resize(size, Image.BICUBIC)
     light = ROUGH*np.exp(.7*np.asarray(calm))*clouds(rng, size)
-    return Image.fromarray((im + light[..., None]).clip(0, 255).astype('uint8'))
+    return _picture(im + light[..., None])
 
-def encoded(picture:Image.Image, kind:str='JPEG')->bytes: # JPEG of the quality that cameras choose, or 'PNG'
-    picture.save(out := io.BytesIO(), kind, quality=90)
+def _picture(levels): # (h, w, 3)
+    return Image.fromarray(levels.clip(0, 255).astype('uint8'))
+
+def encoded(
+    picture:Image.Image,
+    kind:str='JPEG',     # JPEG of the quality that cameras choose, or 'PNG'
+)->bytes:
+    """The bytes of a picture file.
+
+    Args:
+        kind (str, default 'JPEG'): JPEG of the quality that cameras choose, or 'PNG'
+    """
+    out = io.BytesIO()
+    picture.save(out, kind, quality=90)
     return out.getvalue()
 
 # %% ../../nbs/bench/81_synthetic_photos.ipynb #74582fb9
-PHOTO_SIZES = [(640, 480), (500, 375), (256, 256), (375, 500), (640, 360), (400, 300), (480, 640), (320, 256)]
-PHOTO_WORDS = 'the a we they family friends boat beach house street old little red went saw found ate and in'.split()
-ALBUM_PICTURES, ALBUM_STORIES = CORPORA['ssid'].frames, 4   # of an album of SSID
+PHOTO_SIZES = [(640, 480), (500, 375), (256, 256), (375, 500), (640, 360), (400, 300), (480, 640),
+               (320, 256)]
+PHOTO_WORDS = ('the a we they family friends boat beach house street old little red went saw found '
+               'ate and in').split()
+ALBUM_PICTURES = CORPORA['ssid'].frames
+ALBUM_STORIES = 4 # of an album of SSID
 
-def tellings(rng:np.random.Generator, albums:list) -> list: # SSID's records of the stories about each album
+def tellings(rng:np.random.Generator, albums:list) -> list: # Records as in SSID's annotations
+    """The stories about each album: every one tells all of its pictures.
+
+    Returns:
+        list: Records as in SSID's annotations
+    """
     records = []
-    for album, t, k in product(albums, range(ALBUM_STORIES), range(ALBUM_PICTURES)):
-        story_id = ALBUM_STORIES*album + t
-        caption = ' '.join(rng.choice(PHOTO_WORDS, rng.integers(8, 18))) + '.'
-        records.append([dict(storylet_id=story_id, storytext=caption, youtube_image_id=str(ALBUM_PICTURES*album + k),
-                             album_id=album, story_id=story_id, image_order=k + 1)])
+    for album in albums:
+        for t in range(ALBUM_STORIES):
+            story_id = ALBUM_STORIES*album + t
+            for k in range(ALBUM_PICTURES):
+                n_words = rng.integers(8, 18)
+                caption = ' '.join(rng.choice(PHOTO_WORDS, n_words)) + '.'
+                image_id = str(ALBUM_PICTURES*album + k)
+                records.append([dict(storylet_id=story_id, storytext=caption,
+                                     youtube_image_id=image_id, album_id=album,
+                                     story_id=story_id, image_order=k + 1)])
     return records
 
 # %% ../../nbs/bench/81_synthetic_photos.ipynb #b3f25c95
 def write_corpus(
     raw:Path,
-    albums:int,           # With `ALBUM_PICTURES` and `ALBUM_STORIES` each; the last two are validation and test
-    sizes:list=PHOTO_SIZES,     # Width and height of one picture after the other, over and over
-    drawn:int=10**9,      # Different pictures to draw; the others differ from them in their number only
-)->Path:                  # `raw`
+    # With `ALBUM_PICTURES` and `ALBUM_STORIES` each; the last two are validation and test
+    albums:int,
+    sizes:list=PHOTO_SIZES, # Width and height of one picture after the other, over and over
+    drawn:int=10**9, # Different pictures to draw; the others differ in their number only
+)->Path:             # `raw`
     """A corpus of invented photographs in SSID's raw layout.
 
     Args:
@@ -88,19 +120,23 @@ def write_corpus(
             and test
         sizes (list, default PHOTO_SIZES): Width and height of one picture after the other, over and
             over
-        drawn (int, default 10 ** 9): Different pictures to draw; the others differ from them in
-            their number only
+        drawn (int, default 10 ** 9): Different pictures to draw; the others differ in their number
+            only
 
     Returns:
         Path: `raw`
     """
-    rng, pictures = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     for name in ('SSID_Annotations', 'SSID_Images'): (raw/name).mkdir(parents=True)
+    pictures = []
     for i in tqdm(range(ALBUM_PICTURES*albums), 'photographs', leave=False):
         if i < drawn: pictures.append(encoded(photo(rng, sizes[i % len(sizes)])))
-        start, rest = (p := pictures[i % len(pictures)])[:2], p[2:]
-        (raw/'SSID_Images'/f'{i}.jpg').write_bytes(start + b'\xff\xfe\0\x0a%08d' % i + rest)  # a comment of 8 digits
+        jpeg = pictures[i % len(pictures)]
+        # after the JPEG's first marker: a comment of 8 digits
+        comment = b'\xff\xfe\0\x0a%08d' % i
+        (raw/'SSID_Images'/f'{i}.jpg').write_bytes(jpeg[:2] + comment + jpeg[2:])
     places = dict(train=range(albums - 2), val=[albums - 2], test=[albums - 1])
     for split, file in SSID_FILES.items():
-        (raw/'SSID_Annotations'/file).write_text(json.dumps(dict(annotations=tellings(rng, places[split]))))
+        annotations = json.dumps(dict(annotations=tellings(rng, places[split])))
+        (raw/'SSID_Annotations'/file).write_text(annotations)
     return raw

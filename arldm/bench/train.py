@@ -9,7 +9,6 @@ __all__ = ['SIDES', 'WORD_TABLE_ROWS', 'CANDIDATES', 'RECIPES', 'TRAINED', 'Trai
 # %% ../../nbs/bench/82_train.ipynb #9e60a7b8
 import contextlib, gc, tempfile
 from functools import cached_property, partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,8 +29,8 @@ from .measure import (count_flops, gpu_peak, matrix_rate, peak, speedup_line, ta
 from .synthetic_photos import PHOTO_WORDS, write_corpus
 
 # %% ../../nbs/bench/82_train.ipynb #21b61cf4
-SIDES = dict(tiny=(32, 64), full=(256, 512)) # Pixels of a frame
-WORD_TABLE_ROWS = 49408, 30524                        # Rows of the word tables of CLIP and BLIP
+SIDES = dict(tiny=(32, 64), full=(256, 512))  # Pixels of a frame
+WORD_TABLE_ROWS = 49408, 30524                # Rows of the word tables of CLIP and BLIP
 
 class TrainingBench:
     """Stories, and a model of random weights, for timing.
@@ -44,14 +43,17 @@ class TrainingBench:
         folder:Path, # The stories, their features and the word list go here, or are here
         size:str,    # 'tiny' or 'full'
     ):
-        self.folder, self.size, file = Path(folder), size, Path(folder)/'stories.h5'
+        self.folder = Path(folder)
+        self.size = size
         def make(tmp):
             with temporary_folder(self.folder/'raw') as raw:
                 write_corpus(raw, 4, [(640, 480) if size == 'full' else (128, 96)])
                 convert('ssid', raw, tmp, quiet=True)
+        file = self.folder/'stories.h5'
         keep_file(file, dict(size=size), make)
         self.split = StoryFile(file)['train']
-        self.vocab = Vocabulary(*word_tokenizers(PHOTO_WORDS, self.folder/'words'), CORPORA['ssid'].length)
+        words = word_tokenizers(PHOTO_WORDS, self.folder/'words')
+        self.vocab = Vocabulary(*words, CORPORA['ssid'].length)
 
     def new_model(self) -> ARLDM:
         "A model; its weights are made on the device that will compute."
@@ -64,7 +66,9 @@ class TrainingBench:
         return model.to(pick_device())
 
     @cached_property
-    def model(self): return self.new_model()  # the one that trains
+    def model(self) -> ARLDM:
+        "The model that is trained."
+        return self.new_model()
 
 # %% ../../nbs/bench/82_train.ipynb #ef7f5935
 def recipe(
@@ -77,23 +81,25 @@ def recipe(
         size (str): 'tiny' or 'full'
         changes (dict, default {}): Fields of `Settings` that differ
     """
-    return resolve('ssid-baseline', **{'resolution': SIDES[size][0], 'model': size, 'max_train_steps': 1000, **changes})
+    settings = dict(resolution=SIDES[size][0], model=size, max_train_steps=1000)
+    return resolve('ssid-baseline', **{**settings, **changes})
 
 CANDIDATES = dict(plain=dict(freeze='ssid-baseline', crops=0, pack_context=False),
                   ours=dict(freeze='attention', crops=1))
 
 # %% ../../nbs/bench/82_train.ipynb #6ee68794
 def stories_of(training:TrainingBench, s:Settings): # -> `StoryDataset` or `CachedStories`
-    """The training stories as a recipe reads them; their features are computed when they are not there yet.
+    """The training stories as a recipe reads them; missing features are computed.
 
     -> `StoryDataset` or `CachedStories`
     """
     model = training.model
-    stories = StoryDataset(training.split, model.vocab, s.resolution, model.memory_side, train=True, seed=s.seed,
-                           legacy=s.legacy, crops=s.crops)
+    stories = StoryDataset(training.split, model.vocab, s.resolution, model.memory_side,
+                           train=True, seed=s.seed, legacy=s.legacy, crops=s.crops)
     if not s.crops: return stories
     folder = training.folder/'-'.join(['features', str(s.resolution), *s.freeze])
-    if not folder.exists(): build_cache(model.freeze(s.freeze), stories, folder, s.mixed_precision, progress=False)
+    if not folder.exists():
+        build_cache(model.freeze(s.freeze), stories, folder, s.mixed_precision, progress=False)
     return CachedStories(stories, folder)
 
 def steps(
@@ -113,6 +119,7 @@ def steps(
     with contextlib.closing(train_steps(training.model, stories, s)) as records:
         for record in records:
             yield record
+            # another recipe may have trained the same model meanwhile
             training.model.freeze(s.freeze)
 
 # %% ../../nbs/bench/82_train.ipynb #6f1c0a7e
@@ -132,7 +139,9 @@ def arithmetic(
     """
     with contextlib.closing(steps(training, changes)) as records:
         next(records)
-        return count_flops(lambda: [next(records) for _ in range(n)])/n
+        def train():
+            for _ in range(n): next(records)
+        return count_flops(train)/n
 
 # %% ../../nbs/bench/82_train.ipynb #dd94bfd8
 _STEP = """
@@ -141,37 +150,59 @@ from arldm.bench.train import CANDIDATES, TrainingBench, steps
 next(steps(TrainingBench(*sys.argv[1:3]), CANDIDATES[sys.argv[3]]))
 """
 
-def compare_training(folder:Path, size:str, rounds:int)->list: # Lines about speed, arithmetic and memory
+def compare_training(
+    folder:Path, # For stories and features
+    size:str,    # 'tiny' or 'full'
+    rounds:int,  # Steps of each candidate
+)->list:         # Lines about speed, arithmetic and memory
     """A training step of the SSID baseline's recipe, plainly and ours, in turns.
+
+    Args:
+        folder (Path): For stories and features
+        size (str): 'tiny' or 'full'
+        rounds (int): Steps of each candidate
 
     Returns:
         list: Lines about speed, arithmetic and memory
     """
+    # features are there before any memory is measured
     stories_of(TrainingBench(folder, size), recipe(size, CANDIDATES['ours']))
     memory = {name: peak(_STEP, folder, size, name)/1e3 for name in CANDIDATES}
     training = TrainingBench(folder, size)
     rate = matrix_rate(device=training.model.device.type)
     with contextlib.ExitStack() as stack:
-        candidates = {}
+        jobs = {}
         for name, changes in CANDIDATES.items():
-            candidates[name] = stack.enter_context(contextlib.closing(steps(training, changes)))
-            next(candidates[name])
-        seconds = timed_turns(rounds, {name: partial(next, records) for name, records in candidates.items()})
-    passed, busy = seconds['time passed'], seconds['CPU time']
-    flops = {name: arithmetic(training, rounds, changes) for name, changes in CANDIDATES.items()}
-    share = {name: 100*flops[name]*rounds/sum(passed[name])/rate for name in CANDIDATES}
+            records = stack.enter_context(contextlib.closing(steps(training, changes)))
+            next(records)
+            jobs[name] = partial(next, records)
+        seconds = timed_turns(rounds, jobs)
+    passed = seconds['time passed']
+    teraflops = {}
+    share = {}
+    for name, changes in CANDIDATES.items():
+        flops = arithmetic(training, rounds, changes)
+        teraflops[name] = flops/1e12
+        share[name] = 100*flops*rounds/sum(passed[name])/rate
+    busy = seconds['CPU time']
     return [speedup_line('training step, baseline frozen', 'stories/s', 1, passed, 'ours', 1.8),
             speedup_line('the same by CPU time', 'stories/s', 1, busy, 'ours', 1.8),
-            dict(what='its arithmetic', unit='TFLOP', **{name: n/1e12 for name, n in flops.items()}),
+            dict(what='its arithmetic', unit='TFLOP', **teraflops),
             dict(what="share of the machine's matrix rate", unit='%', **share),
             dict(what='peak memory', unit='GB', **memory)]
 
 # %% ../../nbs/bench/82_train.ipynb #0ef20ee8
-_once = dict(crops=1)
-_less = dict(crops=1, gradient_checkpointing=True)
-RECIPES = {'plain': dict(crops=0, pack_context=False), 'cached': _once, 'checkpointed': _less,
-           '8-bit': dict(_less, optimizer='adamw8bit'), '8 stories': dict(_once, train_batch_size=8)}
-TRAINED = {'baseline frozen': ('ssid-baseline', 'attention'), 'all trained': ('none', 'none')} # in plain, in the others
+_cached = dict(crops=1)
+_checkpointed = dict(crops=1, gradient_checkpointing=True)
+RECIPES = {
+    'plain': dict(crops=0, pack_context=False),
+    'cached': _cached,
+    'checkpointed': _checkpointed,
+    '8-bit': dict(_checkpointed, optimizer='adamw8bit'),
+    '8 stories': dict(_cached, train_batch_size=8)}
+
+# what is frozen in the recipe `plain`, and in the others
+TRAINED = {'baseline frozen': ('ssid-baseline', 'attention'), 'all trained': ('none', 'none')}
 
 def training_rows(size:str) -> dict: # name -> fields of `Settings`
     """What each row of the table for a GPU changes in the recipe.
@@ -180,11 +211,12 @@ def training_rows(size:str) -> dict: # name -> fields of `Settings`
         dict: name -> fields of `Settings`
     """
     rows = {}
-    for side, (trained, freezes) in product(SIDES[size], TRAINED.items()):
-        for name, changes in RECIPES.items():
-            freeze = freezes[name != 'plain']
-            row = dict(resolution=side, freeze=freeze, mixed_precision='bf16')
-            rows[f'{side} px, {trained}, {name}'] = {**row, **changes}
+    for side in SIDES[size]:
+        for trained, (plain_freeze, freeze) in TRAINED.items():
+            for name, changes in RECIPES.items():
+                row = dict(resolution=side, freeze=plain_freeze if name == 'plain' else freeze,
+                           mixed_precision='bf16')
+                rows[f'{side} px, {trained}, {name}'] = {**row, **changes}
     return rows
 
 # %% ../../nbs/bench/82_train.ipynb #a93aaae7
@@ -192,22 +224,27 @@ def measure_training(
     training:TrainingBench,
     rounds:int,       # Steps that are timed
     changes:dict={},  # Fields of `Settings` that differ from the recipe
-)->dict:
-    """What a recipe costs on a GPU: stories_per_s, memory (GB) and flops (of a story), or a note that it does not fit.
+)->dict: # stories_per_s, memory (GB) and flops (of a story); or a note that it does not fit
+    """What a recipe costs on a GPU.
 
     Args:
         rounds (int): Steps that are timed
         changes (dict, default {}): Fields of `Settings` that differ from the recipe
+
+    Returns:
+        dict: stories_per_s, memory (GB) and flops (of a story); or a note that it does not fit
     """
     seconds = []
     try:
         with contextlib.closing(steps(training, changes)) as records:
             next(records)
-            def timed(): seconds.extend(take_turns(rounds, dict(step=partial(next, records)))['step'])
-            memory = gpu_peak(timed)/1e3
+            step = partial(next, records)
+            def train(): seconds.extend(take_turns(rounds, dict(step=step))['step'])
+            memory = gpu_peak(train)/1e3
         batch = changes.get('train_batch_size', 1)
         found = dict(stories_per_s=batch*rounds/sum(seconds), memory=memory)
-        if not changes.get('gradient_checkpointing'): found['flops'] = arithmetic(training, rounds, changes)/batch
+        if not changes.get('gradient_checkpointing'):
+            found['flops'] = arithmetic(training, rounds, changes)/batch
         return found
     except (StoryError, RuntimeError) as e:
         if not out_of_memory(e): raise
