@@ -21,38 +21,43 @@ from ..draw.pipeline import StoryPipeline
 # %% ../../nbs/lab/77_attention.ipynb #56b369e7
 class Listener:
     "Computes a cross-attention layer as diffusers does, and keeps its weights."
-    def __init__(self): self.heard = []                                     # of each call (B, pixels, tokens)
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **kw):
-        n, tokens = len(hidden_states), encoder_hidden_states.shape[1]
-        mask = attn.prepare_attention_mask(attention_mask, tokens, n)
-        q, k, v = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states),
-                                                     attn.to_v(encoder_hidden_states)))
-        weights = attn.get_attention_scores(q, k, mask)                     # (B·heads, pixels, tokens)
-        self.heard.append(weights.detach().unflatten(0, (n, -1)).mean(1))
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights@v)))
+    def __init__(self):
+        # of each call, averaged over the heads: (B, pixels, tokens)
+        self.weights = []
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
+                 **kwargs):
+        n, n_tokens = len(hidden_states), encoder_hidden_states.shape[1]
+        mask = attn.prepare_attention_mask(attention_mask, n_tokens, n)
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        weights = attn.get_attention_scores(query, key, mask) # (B·heads, pixels, tokens)
+        self.weights.append(weights.detach().unflatten(0, (n, -1)).mean(1))
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights@value)))
 
 @contextmanager
 def listening(model:ARLDM): # -> yields a list with a `Listener` for each cross-attention layer
-    """Within the block, the UNet's cross-attention is heard.
+    """Within the block, the weights of the UNet's cross-attention are kept.
 
     -> yields a list with a `Listener` for each cross-attention layer
     """
     plain = model.unet.attn_processors
-    ears = {name: Listener() for name in plain if '.attn2.' in name}
-    model.unet.set_attn_processor({**plain, **ears})
-    try: yield [*ears.values()]
+    listeners = {name: Listener() for name in plain if '.attn2.' in name}
+    model.unet.set_attn_processor({**plain, **listeners})
+    try: yield [*listeners.values()]
     finally: model.unet.set_attn_processor(plain)
 
 # %% ../../nbs/lab/77_attention.ipynb #884b0767
 @torch.no_grad()
 def attention(
     pipe:StoryPipeline,
-    captions:list,                   # Of a story
-    frames:list,                     # Its frames as PIL pictures, drawn or reference
-    k:int,                           # The frame that looks, from 1
-    timesteps:tuple=(500, 650, 800),     # Timesteps of training
-    seed:int=0,                      # Of the noise
-)->Tensor:                           # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
+    captions:list,        # Of a story
+    frames:list,          # Its frames as PIL pictures, drawn or reference
+    k:int,                # The frame that looks, from 1
+    timesteps:tuple=(500, 650, 800), # Timesteps of training
+    seed:int=0,           # Of the noise
+)->Tensor: # (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
     """Where each pixel of a frame looks.
 
     Args:
@@ -65,51 +70,78 @@ def attention(
     Returns:
         Tensor: (1 + slots, S, h, w): own caption and each slot; sums to 1 over both
     """
-    model, to = pipe.model, dict(device=pipe.model.device, dtype=pipe.unet.dtype)
-    story = [{k: v.to(to['device']) for k, v in model.vocab.encode([c]).items()} for c in captions[:k]]
+    model = pipe.model
+    device = model.device
+    story = []
+    for caption in captions[:k]:
+        tokens = model.vocab.encode([caption])
+        story.append({name: x.to(device) for name, x in tokens.items()})
     memory = Memory(model, opening=1)
     for frame, tokens in zip(frames[:k-1], story):
-        memory.add(preprocess_frame([frame], model.memory_side).to(**to), tokens)
+        memory.add(preprocess_frame([frame], model.memory_side).to(device, pipe.unet.dtype), tokens)
     context, visible = memory.see(story[-1])
-    z = model.sample_latents(model.moments(pixels([frames[k-1]])))                       # (1, 4, h, w)
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(**to)
-    with listening(model) as ears:
-        for t in torch.tensor(timesteps, device=to['device']):
-            model.predict(model.noise_scheduler.add_noise(z, noise, t[None]), t, context, visible)
-    maps = [_as_map(x[0], z.shape[-1]) for ear in ears for x in ear.heard]                         # each (tokens, h, w)
-    return torch.stack(maps).float().mean(0).cpu().unflatten(0, (-1, len(story[-1]['caption_ids'][0])))
+    z = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, 4, h, w)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(z.shape, generator=generator).to(device, pipe.unet.dtype)
+    with listening(model) as listeners:
+        for t in torch.tensor(timesteps, device=device):
+            noisy = model.noise_scheduler.add_noise(z, noise, t[None])
+            model.predict(noisy, t, context, visible)
+    maps = [] # of every layer and timestep: (tokens, h, w)
+    for listener in listeners:
+        for weights in listener.weights: maps.append(_as_map(weights[0], z.shape[-1]))
+    mean = torch.stack(maps).float().mean(0).cpu()
+    n_tokens = len(story[-1]['caption_ids'][0])
+    return mean.unflatten(0, (-1, n_tokens))
 
 def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
     side = int(len(weights)**.5)
-    return weights.T.unflatten(1, (side, side)).repeat_interleave(h//side, 1).repeat_interleave(h//side, 2)
+    squares = weights.T.unflatten(1, (side, side))
+    return squares.repeat_interleave(h//side, 1).repeat_interleave(h//side, 2)
 
 # %% ../../nbs/lab/77_attention.ipynb #eff6688c
-def words_of(vocab:Vocabulary, caption:str, own:bool) -> list: # one str per token, specials as ''
-    """The words that attention can fall on, of a frame's own caption or of a slot.
+def words_of(
+    vocab:Vocabulary,
+    caption:str,
+    own:bool,         # Of a frame's own caption (CLIP's tokens), else of a slot (BLIP's)
+) -> list:            # One str per token, special tokens as ''
+    """The words that attention can fall on.
+
+    Args:
+        own (bool): Of a frame's own caption (CLIP's tokens), else of a slot (BLIP's)
 
     Returns:
-        list: one str per token, specials as ''
+        list: One str per token, special tokens as ''
     """
     tokenizer = vocab.caption_tokenizer if own else vocab.memory_tokenizer
-    tokens = tokenizer.convert_ids_to_tokens(vocab.encode([caption])['caption_ids' if own else 'memory_ids'][0])
-    return ['' if t in tokenizer.all_special_tokens else t.replace('</w>', '') for t in tokens]
+    ids = vocab.encode([caption])['caption_ids' if own else 'memory_ids'][0]
+    words = []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        special = token in tokenizer.all_special_tokens
+        words.append('' if special else token.replace('</w>', ''))
+    return words
 
-def _column(d, x, y, wide, words, weights, most, font): # words in lines, shaded by weight
+def _write_words(pen, x, y, width, words, weights, most, font): # in lines, shaded by weight
+    left = x
     for word, weight in zip(words, weights):
         if not word: continue
-        w = d.textlength(word, font)
-        if word.isalpha() and d.at + w > x + wide: d.at, y = x, y + 17
+        w = pen.textlength(word, font)
+        if word.isalpha() and left + w > x + width:
+            left = x
+            y += 17
         shade = round(255*(1 - .8*min(1, weight/most)))
-        d.rectangle([d.at - 1, y, d.at + w + 1, y + 15], fill=(255, shade, shade))
-        d.text((d.at, y), word, (20, 20, 30), font)
-        d.at += w + 4
+        pen.rectangle([left - 1, y, left + w + 1, y + 15], fill=(255, shade, shade))
+        pen.text((left, y), word, (20, 20, 30), font)
+        left += w + 4
 
 # %% ../../nbs/lab/77_attention.ipynb #a27451f5
 def show_attention(
-    weights:Tensor,  # From `attention`
+    weights:Tensor,   # From `attention`
     vocab:Vocabulary,
-    captions:list, frames:list, k:int, # As for `attention`
-    side:int=120,    # Of a picture, in pixels
+    captions:list,    # As for `attention`
+    frames:list,      # As for `attention`
+    k:int,            # As for `attention`
+    side:int=120,     # Of a picture, in pixels
 )->Image.Image:
     """Where a frame looks: into its own caption, and into each earlier frame, word by word.
 
@@ -120,14 +152,20 @@ def show_attention(
         k (int): As for `attention`
         side (int, default 120): Of a picture, in pixels
     """
-    w, font, gap = weights.mean((2, 3)), ImageFont.load_default(12), 12                       # (1 + slots, S)
-    out = Image.new('RGB', ((side + gap)*len(w) + gap, side + 120), 'white')
-    d, most = ImageDraw.Draw(out), float(w[:, 1:].max())
-    for j, share in enumerate(w):
-        x, at = gap + j*(side + gap), k - 1 if j == 0 else j - 1
+    shares = weights.mean((2, 3)) # (1 + slots, S)
+    most = float(shares[:, 1:].max())
+    font = ImageFont.load_default(12)
+    gap = 12
+    out = Image.new('RGB', ((side + gap)*len(shares) + gap, side + 120), 'white')
+    pen = ImageDraw.Draw(out)
+    for j, share in enumerate(shares):
+        # the first column is the frame itself, column j the earlier frame j
+        shown = k if j == 0 else j
         title = f'draws frame {k}' if j == 0 else f'frame {j}'
-        d.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
-        out.paste(as_picture(frames[at]).resize((side, side), Image.NEAREST), (x, 22))
-        d.at = x
-        _column(d, x, side + 28, side, words_of(vocab, captions[at], j == 0), share.tolist(), most, font)
+        x = gap + j*(side + gap)
+        pen.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
+        picture = as_picture(frames[shown-1]).resize((side, side), Image.NEAREST)
+        out.paste(picture, (x, 22))
+        words = words_of(vocab, captions[shown-1], j == 0)
+        _write_words(pen, x, side + 28, side, words, share.tolist(), most, font)
     return with_palette(out)

@@ -35,24 +35,32 @@ from ..cli.convert import toy_file
 from ..cli.train import train
 
 # %% ../../nbs/lab/74_ladder.ipynb #77d90518
-def random_frames(n:int, seed:int=0) -> tuple: # scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
+def random_frames(
+    n:int,
+    seed:int=0,
+)->tuple:       # scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
     """Scenes for the autoencoder, their pictures, and where figures are in them.
 
     Returns:
-        tuple: scenes; frames uint8 (n, 3, 64, 64); bool (n, 1, 64, 64)
+        tuple: scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
     """
     rng = random.Random(f'frames {seed}')
     scenes = [random_scene(rng) for _ in range(n)]
     frames = pixels([draw_scene(s) for s in scenes])
-    empty = {(s.place, s.time): pixels([landscape(s.place, s.time)])[0] for s in scenes}
-    return scenes, frames, torch.stack([(f != empty[s.place, s.time]).any(0, True) for f, s in zip(frames, scenes)])
+    landscapes = {}
+    figures = []
+    for scene, frame in zip(scenes, frames):
+        key = scene.place, scene.time
+        if key not in landscapes: landscapes[key] = pixels([landscape(*key)])[0]
+        figures.append((frame != landscapes[key]).any(0, True))
+    return scenes, frames, torch.stack(figures)
 
 def autoencoder_loss(
     vae:AutoencoderKL,
     x:Tensor,      # (B, 3, h, w) in [-1, 1]
     figure:Tensor, # (B, 1, h, w), 1 where a figure is
 )->Tensor:
-    """How far pictures come back from themselves.
+    """Reconstruction error, nine times as heavy where figures are, and a little KL divergence.
 
     Args:
         x (Tensor): (B, 3, h, w) in [-1, 1]
@@ -81,12 +89,14 @@ def train_autoencoder(
         n (int, default 12000): Different frames
         learning_rate (float, default 0.002): Highest learning rate
     """
-    claim_folder(folder, dict(max_train_steps=max_train_steps, train_batch_size=train_batch_size, frames=n,
-                              learning_rate=learning_rate, seed=seed))
+    claim_folder(folder, dict(max_train_steps=max_train_steps, train_batch_size=train_batch_size,
+                              frames=n, learning_rate=learning_rate, seed=seed))
     torch.manual_seed(seed)
-    vae, (_, frames, figure) = make_vae(**SIZES['toy']['vae']), random_frames(n, seed)
+    vae = make_vae(**SIZES['toy']['vae'])
+    _, frames, figure = random_frames(n, seed)
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps, pct_start=.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps,
+                                                   pct_start=.05)
     parts = dict(vae=vae, optimizer=optimizer, schedule=schedule)
     for step in range(load_checkpoint(folder/'checkpoints', parts), max_train_steps):
         torch.manual_seed(seed*1_000_003 + step)
@@ -94,34 +104,50 @@ def train_autoencoder(
         loss = autoencoder_loss(vae, to_target(frames[rows]), figure[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
-        optimizer.step(); schedule.step(); optimizer.zero_grad()
-        if (step + 1) % 200 == 0 or step + 1 == max_train_steps: save_checkpoint(folder/'checkpoints', step + 1, parts)
-        yield step + 1, loss.item()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % 200 == 0 or done == max_train_steps:
+            save_checkpoint(folder/'checkpoints', done, parts)
+        yield done, loss.item()
     yield vae.eval()
 
 # %% ../../nbs/lab/74_ladder.ipynb #9eccdbdc
 @torch.no_grad()
-def reconstruct(vae:AutoencoderKL, frames:Tensor) -> np.ndarray: # uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
-    """Pictures after a journey through the autoencoder, without chance.
+def _encode_means(vae, frames): # uint8 (n, 3, h, w) -> yields latents (50, 4, h/8, w/8)
+    for x in frames.split(50): yield vae.encode(to_target(x.to(vae.device))).latent_dist.mode()
+
+@torch.no_grad()
+def reconstruct(
+    vae:AutoencoderKL,
+    frames:Tensor,     # uint8 (n, 3, h, w)
+)->np.ndarray:         # uint8 (n, h, w, 3)
+    """Pictures encoded and decoded by the autoencoder, without random noise.
+
+    Args:
+        frames (Tensor): uint8 (n, 3, h, w)
 
     Returns:
-        np.ndarray: uint8 (n, 3, h, w) -> uint8 (n, h, w, 3)
+        np.ndarray: uint8 (n, h, w, 3)
     """
-    back = [vae.decode(vae.encode(to_target(x.to(vae.device))).latent_dist.mode()).sample for x in frames.split(50)]
-    return ((torch.cat(back).clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    decoded = torch.cat([vae.decode(z).sample for z in _encode_means(vae, frames)])
+    levels = ((decoded.clamp(-1, 1) + 1)*127.5).round().byte()
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
 
-def facts_kept(vae:AutoencoderKL, n:int=300, seed:int=1) -> dict: # fact -> share that is read rightly
-    """Facts of unseen scenes that survive the round trip.
+def facts_kept(vae:AutoencoderKL, n:int=300, seed:int=1) -> dict: # fact -> share that is right
+    """Facts of unseen scenes that can still be read after encoding and decoding.
 
     Returns:
-        dict: fact -> share that is read rightly
+        dict: fact -> share that is right
     """
     scenes, frames, _ = random_frames(n, seed)
-    out, rng = {}, random.Random(seed)
-    for s, got in zip(scenes, read(reconstruct(vae, frames))):
-        right = compare_scenes(describe(s, rng), s, got)
-        for name, x in right.items(): out.setdefault(name.split()[1], []).extend(x)
-    return {fact: sum(x)/len(x) for fact, x in out.items()}
+    rng = random.Random(seed)
+    found = {}
+    for scene, seen in zip(scenes, read(reconstruct(vae, frames))):
+        for name, right in compare_scenes(describe(scene, rng), scene, seen).items():
+            found.setdefault(name.split()[1], []).extend(right)
+    return {fact: sum(right)/len(right) for fact, right in found.items()}
 
 # %% ../../nbs/lab/74_ladder.ipynb #96524931
 AGAIN = 'The same again.'
@@ -129,48 +155,56 @@ AGAIN = 'The same again.'
 def pair(i:int) -> Story:
     "A picture with a caption, and the same picture again."
     rng = random.Random(f'pair {i}')
-    if i % 2: scene = random_scene(rng); caption = describe(scene, rng)
+    if i % 2:
+        scene = random_scene(rng)
+        caption = describe(scene, rng)
     else:
         beats = invent(rng)
         k = rng.randrange(len(beats))
-        scene, caption = beats[k].scene, tell(beats, rng)[k]
-    return Story(f'p{i}', f'p{i}', (caption, AGAIN), (to_png(draw_scene(scene)),)*2)
+        scene = beats[k].scene
+        caption = tell(beats, rng)[k]
+    picture = to_png(draw_scene(scene))
+    return Story(f'p{i}', f'p{i}', (caption, AGAIN), (picture, picture))
 
 # %% ../../nbs/lab/74_ladder.ipynb #611dc4f8
 def blank(vae:AutoencoderKL, folder:Path, seed:int=0) -> Path: # The pipeline folder
-    """A pipeline with a trained autoencoder that has learnt nothing else; made once.
+    """A pipeline with a trained autoencoder and random weights elsewhere; made once.
 
     Returns:
         Path: The pipeline folder
     """
     def make(tmp):
-        with tempfile.TemporaryDirectory() as words: words = word_tokenizers([*TOY_WORDS, AGAIN], words)
+        with tempfile.TemporaryDirectory() as words:
+            tokenizers = word_tokenizers([*TOY_WORDS, AGAIN], words)
         torch.manual_seed(seed)
-        model = ARLDM.create('toy', Vocabulary(*words, CORPORA['toy'].length)).eval()
+        model = ARLDM.create('toy', Vocabulary(*tokenizers, CORPORA['toy'].length)).eval()
         model.vae.load_state_dict(vae.state_dict())
-        frames = random_frames(500, seed)[1]
-        z = torch.cat([model.vae.encode(to_target(x)).latent_dist.mode().detach() for x in frames.split(50)])
-        model.vae.register_to_config(scaling_factor=round(1/z.std().item(), 5))
+        _, frames, _ = random_frames(500, seed)
+        latents = torch.cat([*_encode_means(model.vae, frames)])
+        model.vae.register_to_config(scaling_factor=round(1/latents.std().item(), 5))
         StoryPipeline.from_model(model).save_pretrained(tmp)
     keep_folder(folder, dict(autoencoder=weights_digest(vae), seed=seed), make)
     return folder
 
 def write_pairs(path:Path, n:int=24_000, n_val:int=200):
     "A story file of pairs, made once."
-    def make(tmp): write_stories(tmp, {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}, 'toy')
+    def make(tmp):
+        splits = {'train': map(pair, range(n)), 'val': map(pair, range(n, n + n_val))}
+        write_stories(tmp, splits, 'toy')
     keep_file(path, dict(pairs=n, val=n_val), make)
 
 # %% ../../nbs/lab/74_ladder.ipynb #5a7e15b1
-ALBUMS = 12_000, 100, 200, 200                                  # train, val, test, hard
+ALBUMS = 12_000, 100, 200, 200 # train, val, test, hard
 
 def ladder_stories(path:Path, seed:int=0):
-    "The stories that the third rung is trained on, and those it has never seen."
+    "The stories that the third model is trained on, and those it has never seen."
     toy_file(path, ALBUMS, seed, quiet=False)
 
 # %% ../../nbs/lab/74_ladder.ipynb #1e7749fb
 def check_seed(seed:int):
-    "A `StoryError` if not all random numbers can start from this seed."
-    if not 0 <= seed < 2**32: raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
+    "A `StoryError` for a seed that some random number generator refuses."
+    if 0 <= seed < 2**32: return
+    raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../../nbs/lab/74_ladder.ipynb #68371295
 STAGES = 'autoencoder', 'base', 'arldm'
@@ -191,30 +225,34 @@ def ladder(
             weights
         seed (int, default 0): Of all random numbers
     """
-    out, last = Path(out), STAGES.index(one_of('stage', stage, STAGES))
-    at_least_one(max_train_steps=1 if max_train_steps is None else max_train_steps)
+    last = one_of('stage', stage, STAGES)
+    if max_train_steps is not None: at_least_one(max_train_steps=max_train_steps)
     check_seed(seed)
-    lock = lock_folder(out, 'climbing the ladder')                          # held as long as this runs
-    def asked(i): return max_train_steps if i == last else None
-    vae = _autoencoder(out/'autoencoder', asked(0), seed)
-    if last == 0: return say({k: round(v, 4) for k, v in facts_kept(vae).items()})
+    out = Path(out)
+    # held as long as this runs
+    lock = lock_folder(out, 'climbing the ladder')
+    def steps_of(name): return max_train_steps if name == last else None
+    vae = _autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
+    if last == 'autoencoder':
+        say({fact: round(share, 4) for fact, share in facts_kept(vae).items()})
+        return
     blank(vae, out/'blank', seed)
     write_pairs(out/'pairs.h5')
     train(str(out/'base'), data=str(out/'pairs.h5'), preset='toy-base', model=str(out/'blank'),
-              max_train_steps=asked(1),
-          seed=seed)
-    if last == 1: return
+          max_train_steps=steps_of('base'), seed=seed)
+    if last == 'base': return
     ladder_stories(out/'stories.h5', seed)
-    train(str(out/'arldm'), data=str(out/'stories.h5'), preset='toy-arldm', model=str(out/'base/pipeline'),
-          max_train_steps=asked(2), seed=seed)
+    train(str(out/'arldm'), data=str(out/'stories.h5'), preset='toy-arldm',
+          model=str(out/'base/pipeline'), max_train_steps=steps_of('arldm'), seed=seed)
 
 # %% ../../nbs/lab/74_ladder.ipynb #b3cc2168
-def _autoencoder(folder, steps, seed):
+def _autoencoder(folder, steps, seed): # `steps` None: as many as it was trained for, or 4000
+    "Train the autoencoder, or load the one that was trained before."
     if steps is None and (folder/MADE).exists():
         steps = load_json(folder/MADE, dict(max_train_steps=int))['max_train_steps']
-    steps = 4000 if steps is None else steps
+    if steps is None: steps = 4000
     def make(tmp):
-        for result in tqdm(train_autoencoder(folder, steps, seed=seed), 'autoencoder', steps): pass
-        result.save_pretrained(tmp)
+        *_, vae = tqdm(train_autoencoder(folder, steps, seed=seed), 'autoencoder', steps)
+        vae.save_pretrained(tmp)
     keep_folder(folder/'vae', dict(max_train_steps=steps, seed=seed), make)
     return AutoencoderKL.from_pretrained(folder/'vae')

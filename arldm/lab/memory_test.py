@@ -32,31 +32,42 @@ from ..score.histories import ALL_KINDS, draw_histories
 from ..cli.convert import toy_file
 
 # %% ../../nbs/lab/75_memory_test.ipynb #791a4f9d
-ROWS = {'text to image': 'base/none', 'history removed': 'arldm/none', 'captions only': 'arldm/captions',
-        'history shuffled': 'arldm/shuffled', 'AR-LDM': 'arldm/own', 'AR-LDM, teacher-forced': 'arldm/reference',
-        'reference frames': 'reference', 'chance': 'chance'}                                   # row -> its folder
+# row of the table -> its folder
+ROWS = {
+    'text to image': 'base/none',
+    'history removed': 'arldm/none',
+    'captions only': 'arldm/captions',
+    'history shuffled': 'arldm/shuffled',
+    'AR-LDM': 'arldm/own',
+    'AR-LDM, teacher-forced': 'arldm/reference',
+    'reference frames': 'reference',
+    'chance': 'chance'}
 
-def _guessed(story, seed): # what a reader of single captions might draw
+def _guessed(story, seed): # what a model might draw that sees each caption alone
     rng = random.Random(f'{story.id} {seed}')
-    return [draw_scene(guess(caption, s, rng)) for caption, s in zip(story.captions, read(story.pictures()))]
+    frames = []
+    for caption, scene in zip(story.captions, read(story.pictures())):
+        frames.append(draw_scene(guess(caption, scene, rng)))
+    return frames
 
 # %% ../../nbs/lab/75_memory_test.ipynb #ebb6d59c
 def draw_rows(
     out:Path,
-    pipe:StoryPipeline, base:StoryPipeline, # AR-LDM, and the text-to-image model that it began as
-    stories:StorySplit,                     # Of the toy corpus
-    seeds:int=3,                            # Drawings of every story
-    limit:int=None,                         # Only the first so many stories
-    num_inference_steps:int=50,             # Denoising steps
-    guidance_scale:float=7.5,               # 1 = none
-):                                          # -> yields the folder of each story when it is there
-    """Draw all rows; what was drawn with the same models, stories and settings is not drawn again.
+    pipe:StoryPipeline,       # AR-LDM
+    base:StoryPipeline,       # The text-to-image model that it began as
+    stories:StorySplit,       # Of the toy corpus
+    seeds:int=3,              # Drawings of every story
+    limit:int=None,           # Only the first so many stories
+    num_inference_steps:int=50, # Denoising steps
+    guidance_scale:float=7.5, # 1 = none
+):                            # -> yields the folder of each story when it is there
+    """Draw all rows; what was drawn with the same models, stories and settings is kept.
 
     -> yields the folder of each story when it is there
 
     Args:
-        pipe (StoryPipeline): AR-LDM, and the text-to-image model that it began as
-        base (StoryPipeline): AR-LDM, and the text-to-image model that it began as
+        pipe (StoryPipeline): AR-LDM
+        base (StoryPipeline): The text-to-image model that it began as
         stories (StorySplit): Of the toy corpus
         seeds (int, default 3): Drawings of every story
         limit (int, optional): Only the first so many stories
@@ -65,73 +76,101 @@ def draw_rows(
     """
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     facts = drawing_provenance(pipe, stories, {**sampling, 'seeds': seeds, 'limit': limit})
-    claim_folder(out, {**facts, 'base': pipeline_digest(base)}, 'name another folder: --out ANOTHER_FOLDER')
+    claim_folder(out, {**facts, 'base': pipeline_digest(base)},
+                 'name another folder: --out ANOTHER_FOLDER')
     for p in pipe, base: p.set_progress_bar_config(disable=True)
     for j in range(seeds):
-        below, seed = set_name(j), 10_000*j
+        below = set_name(j)
+        seed = 10_000*j
         for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
-            drawn = draw_histories(net, stories, out/name, kinds, below, limit=limit, seed=seed, **sampling)
+            drawn = draw_histories(net, stories, out/name, kinds, below, limit=limit, seed=seed,
+                                   **sampling)
             for kind, story_id, frames in drawn:
                 if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
                 yield out/name/kind/below/story_id
-        for story in (stories[i] for i in range(len(stories))[:limit]):
-            for row, frames in (('chance', _guessed), ('reference', lambda s, _: s.pictures())):
-                folder = out/row/below
-                if (j == 0 or row == 'chance') and not is_drawn(folder, story.id):
-                    write_drawing(folder, story.id, frames(story, seed))
-                yield folder/story.id
+        for i in range(len(stories))[:limit]:
+            story = stories[i]
+            yield _keep_drawing(out/'chance'/below, story, lambda: _guessed(story, seed))
+            if j == 0: yield _keep_drawing(out/'reference'/below, story, story.pictures)
+
+def _keep_drawing(folder, story, make_frames): # -> folder of the story
+    if not is_drawn(folder, story.id): write_drawing(folder, story.id, make_frames())
+    return folder/story.id
 
 # %% ../../nbs/lab/75_memory_test.ipynb #9eb8914d
-TABLE_COLUMNS = {'stated facts': 'stated facts', 'remembered facts': 'remembered facts', 'distance': 'FD-latents'}
+# column of the table -> row of a score table
+TABLE_COLUMNS = {
+    'stated facts': 'stated facts',
+    'remembered facts': 'remembered facts',
+    'distance': 'FD-latents'}
 
 def score_rows(
-    out:Path, stories:StorySplit, vae:AutoencoderKL,
+    out:Path,
+    stories:StorySplit,
+    vae:AutoencoderKL,   # Whose latents are compared
     n_resamples:int=100, # Bootstrap samples
-)->dict:           # Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the reader
-    """Score what `draw_rows` drew.
+)->dict:                 # Row -> column -> value, low, high, spread, n; and 'frames' and 'trouble'
+    """Score what `draw_rows` drew; `trouble` are lines for the reader.
 
     Args:
+        vae (AutoencoderKL): Whose latents are compared
         n_resamples (int, default 100): Bootstrap samples
 
     Returns:
-        dict: Row -> column -> value, low, high, spread; and 'frames' and 'trouble', lines for the
-            reader
+        dict: Row -> column -> value, low, high, spread, n; and 'frames' and 'trouble'
     """
-    table, store = {}, Store(out/'features.db')
+    table = {}
+    store = Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):
         nets = {'latents': LatentFeatures(vae)}
-        got = evaluate(out/folder, stories, nets, check_facts, train=500, n_resamples=n_resamples, store=store)
-        found = {r['name']: r for r in got['scores']}
-        table[row] = {c: {k: found[name][k] for k in ('value', 'low', 'high', 'spread', 'n')}
-                      for c, name in TABLE_COLUMNS.items() if name in found}
-        table[row]['frames'] = {r['k']: r['value'] for r in got['frames'] if r['name'] == 'remembered facts'}
-        table[row]['trouble'] = got['trouble']
+        got = evaluate(out/folder, stories, nets, check_facts, train=500, n_resamples=n_resamples,
+                       store=store)
+        scores = {score['name']: score for score in got['scores']}
+        columns = {}
+        for column, name in TABLE_COLUMNS.items():
+            if name not in scores: continue
+            columns[column] = {k: scores[name][k] for k in ('value', 'low', 'high', 'spread', 'n')}
+        columns['frames'] = {}
+        for frame in got['frames']:
+            if frame['name'] == 'remembered facts': columns['frames'][frame['k']] = frame['value']
+        columns['trouble'] = got['trouble']
+        table[row] = columns
         for line in got['trouble']: say(f'note: {row}: {line}')
     return table
 
 # %% ../../nbs/lab/75_memory_test.ipynb #96f8312c
-def memory_table(table:dict) -> str:
-    "The memory test as a table in Markdown."
-    def cell(x, scale, form): # 97.1 (96.0…98.1)
-        if not x or x['value'] is None: return ''
-        within = '' if x['low'] is None else f' ({x["low"]*scale:{form}}…{x["high"]*scale:{form}})'
-        return f'{x["value"]*scale:{form}}{within}'
-    frames = sorted({k for row in table.values() for k in row['frames']})
-    head = ['', 'stated facts, %', 'remembered facts, %', *(f'frame {k}' for k in frames), 'distance']
+def memory_table(table:dict) -> str: # Of `score_rows`
+    """The memory test as a table in Markdown.
+
+    Returns:
+        str: Of `score_rows`
+    """
+    frames = sorted({k for columns in table.values() for k in columns['frames']})
+    head = ['', 'stated facts, %', 'remembered facts, %']
+    head += [f'frame {k}' for k in frames]
     rows = []
-    for row, x in table.items():
-        drift = [f'{100*x["frames"][k]:.1f}' if k in x['frames'] else '' for k in frames]
-        cells = [cell(x.get('stated facts'), 100, '.1f'), cell(x.get('remembered facts'), 100, '.1f'), *drift,
-                 cell(x.get('distance'), 1, '.3f')]
-        rows.append([row, *cells])
-    return markdown_table(head, rows)
+    for row, columns in table.items():
+        cells = [_cell(columns.get('stated facts'), 100, '.1f'),
+                 _cell(columns.get('remembered facts'), 100, '.1f')]
+        for k in frames:
+            value = columns['frames'].get(k)
+            cells.append('' if value is None else f'{100*value:.1f}')
+        rows.append([row, *cells, _cell(columns.get('distance'), 1, '.3f')])
+    return markdown_table([*head, 'distance'], rows)
+
+def _cell(score, scale, form): # such as '97.1 (96.0…98.1)'; empty if there is no number
+    if not score or score['value'] is None: return ''
+    value = f'{score["value"]*scale:{form}}'
+    if score['low'] is None: return value
+    return f'{value} ({score["low"]*scale:{form}}…{score["high"]*scale:{form}})'
 
 # %% ../../nbs/lab/75_memory_test.ipynb #b68f31d7
-UNSEEN_SEED = 2026                       # of the test stories: no model was trained on a corpus of this seed
+# seed of the test stories: no model was trained on a corpus of this seed
+UNSEEN_SEED = 2026
 N_TIMESTEPS = noise_schedule().config.num_train_timesteps
 
 def unseen_stories(path:Path) -> Path:
-    "A file of stories that no shipped model was trained on; one that was made before is used again."
+    "A file of stories that no shipped model was trained on; one that was made before is kept."
     return toy_file(path, (100, 1, 200, 200), UNSEEN_SEED)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #5642413c
@@ -147,9 +186,10 @@ def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamp
 @command
 def memory_test(
     out:str='runs/memory-test',  # Folder of drawings and scores; one that exists goes on
+    *,
     model:str=None,              # Pipeline or run of AR-LDM; default: the shipped one
-    base:str=None,               # The text-to-image model that it began as; default: the shipped one
-    data:str=None,               # Story file of the toy corpus; default: stories that no shipped model has seen
+    base:str=None,               # Text-to-image model that it began as; default: the shipped one
+    data:str=None,               # Story file of the toy corpus; default: unseen stories, made here
     split:str='test',            # test, or hard: stories that open as no training story does
     limit:int=100,               # Stories to draw
     seeds:int=3,                 # Drawings of every story
@@ -163,9 +203,8 @@ def memory_test(
         out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists goes
             on
         model (str, optional): Pipeline or run of AR-LDM; default: the shipped one
-        base (str, optional): The text-to-image model that it began as; default: the shipped one
-        data (str, optional): Story file of the toy corpus; default: stories that no shipped model
-            has seen
+        base (str, optional): Text-to-image model that it began as; default: the shipped one
+        data (str, optional): Story file of the toy corpus; default: unseen stories, made here
         split (str, default 'test'): test, or hard: stories that open as no training story does
         limit (int, default 100): Stories to draw
         seeds (int, default 3): Drawings of every story
@@ -174,16 +213,22 @@ def memory_test(
         resamples (int, default 200): Draws of albums for the intervals
     """
     _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples)
-    if not data: one_of('split', split, TOY_SPLITS)
-    stories = StoryFile(data)[split] if data else None
-    pipe, start = (StoryPipeline.from_pretrained(p or asset(d)) for p, d in ((model, 'toy/arldm'), (base, 'toy/base')))
-    lock = lock_folder(out, 'running the memory test')                              # held as long as this runs
+    # what is named is opened before anything is written
+    if data: stories = StoryFile(data)[split]
+    else: one_of('split', split, TOY_SPLITS)
+    pipe = StoryPipeline.from_pretrained(model or asset('toy/arldm'))
+    start = StoryPipeline.from_pretrained(base or asset('toy/base'))
+    # held as long as this runs
+    lock = lock_folder(out, 'running the memory test')
     if not data: stories = StoryFile(unseen_stories(Path(out)/'stories.h5'))[split]
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    n, out = min(limit, len(stories)), Path(out)/split
-    rows = draw_rows(out, pipe, start, stories, seeds, n, **sampling)
-    for _ in tqdm(rows, 'drawing', n*(8*seeds + 1 - seeds)): pass
-    table = score_rows(out, stories, pipe.vae, resamples)
-    save_json(out/'memory_test.json', dict(split=split, stories=n, seeds=seeds, **sampling, **machine(), rows=table))
+    n = min(limit, len(stories))
+    folder = Path(out)/split
+    rows = draw_rows(folder, pipe, start, stories, seeds, n, **sampling)
+    # seven rows of every seed, and the reference frames once
+    for _ in tqdm(rows, 'drawing', n*(7*seeds + 1)): pass
+    table = score_rows(folder, stories, pipe.vae, resamples)
+    result = dict(split=split, stories=n, seeds=seeds, **sampling, **machine(), rows=table)
+    save_json(folder/'memory_test.json', result)
     say(memory_table(table))
     return table

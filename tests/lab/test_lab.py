@@ -89,14 +89,15 @@ def test_listening_changes_nothing(pipe):
     processors = model.unet.attn_processors
     with torch.no_grad():
         plain = model.predict(*asked)
-        with listening(model) as ears: heard = model.predict(*asked)
+        with listening(model) as listeners: recorded = model.predict(*asked)
         with pytest.raises(ZeroDivisionError):
             with listening(model): 1/0
-    assert torch.allclose(plain, heard, atol=1e-5) and all(e.heard for e in ears)
+    assert torch.allclose(plain, recorded, atol=1e-5) and all(listener.weights for listener in listeners)
     assert processors == model.unet.attn_processors
-    for e in ears:
-        assert torch.allclose(e.heard[0].sum(-1), torch.ones(()), atol=1e-5)
-        assert not e.heard[0][..., ~asked[3][0]].any()                            # what is hidden is not looked at
+    for listener in listeners:
+        weights = listener.weights[0]
+        assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+        assert not weights[..., ~asked[3][0]].any()                            # what is hidden is not looked at
 
 def test_attention_of_the_first_and_the_last_frame(pipe):
     story = toy_story(3)
