@@ -8,6 +8,7 @@ __all__ = ['FRECHET', 'NEEDS', 'NEIGHBOURS', 'TEXT', 'halves', 'gauss', 'distanc
 
 # %% ../../nbs/score/55_fidelity.ipynb #c1432008
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np, torch
@@ -21,117 +22,168 @@ from .table import LEAST, Seen, Table
 
 # %% ../../nbs/score/55_fidelity.ipynb #b47fb735
 FRECHET = dict(inception='FID', dinov2='FD-DINOv2', latents='FD-latents', fields='FD-fields')
-_HALVES, _TRAIN = 'half against half', 'train against test'
+_HALVES = 'half against half'
+_TRAIN = 'train against test'
 
-def halves(n:int) -> np.ndarray: # bool (n,), albums of the first half
-    """Deal albums into two halves, at random but always alike.
+def halves(
+    n:int,        # Albums
+)->np.ndarray:    # bool (n,), True for albums of the first half
+    """Divide albums into two halves, at random and always alike.
+
+    Args:
+        n (int): Albums
 
     Returns:
-        np.ndarray: bool (n,), albums of the first half
+        np.ndarray: bool (n,), True for albums of the first half
     """
     return np.random.default_rng(0).permutation(n) < n//2
 
 def gauss(
-    x, y,             # Features (n, d) and (m, d)
-    album_x, album_y, # int (n,) and (m,)
-    counts=None,       # int (n,), how often each row of x stands there
-)->callable:          # A statistic
-    """`frechet`, of albums that count more or less often.
+    x,           # Rows of features, (n, d)
+    y,           # Rows of features, (m, d)
+    album_x,     # int (n,), the album of each row of `x`
+    album_y,     # int (m,), the same for `y`
+    counts=None, # int (n,), how often each row of `x` counts; default: once
+)->Callable:     # A statistic
+    """The Fréchet distance `frechet`, as a function of how often each album counts.
 
     Args:
-        x: Features (n, d) and (m, d)
-        y: Features (n, d) and (m, d)
-        album_x: int (n,) and (m,)
-        album_y: int (n,) and (m,)
-        counts (optional): int (n,), how often each row of x stands there
+        x: Rows of features, (n, d)
+        y: Rows of features, (m, d)
+        album_x: int (n,), the album of each row of `x`
+        album_y: int (m,), the same for `y`
+        counts (optional): int (n,), how often each row of `x` counts; default: once
 
     Returns:
-        callable: A statistic
+        Callable: A statistic
     """
-    counts = np.ones(len(x)) if counts is None else counts
-    return lambda w: frechet(x, y, counts*np.asarray(w)[album_x], np.asarray(w)[album_y])
+    if counts is None: counts = np.ones(len(x))
+    def stat(w):
+        w = np.asarray(w)
+        return frechet(x, y, counts*w[album_x], w[album_y])
+    return stat
 
 # %% ../../nbs/score/55_fidelity.ipynb #5a7e12ab
 def distances(
-    s:Seen, d:Drawings,
-    distance:callable,   # (x, y, album_x, album_y) -> statistic
-    often:bool=False,    # Reference pictures count as often as the stories show them
-) -> tuple:              # Statistics of each set, rows for `beside`
-    """A distance between reference and drawn, and its floors.
+    s:Seen,
+    d:Drawings,
+    distance:Callable, # (x, y, album_x, album_y) -> statistic; with `often` it takes `counts`, too
+    often:bool=False,  # Whether reference pictures count as often as the stories show them
+)->tuple:              # list of a statistic of each set, list of the two floors for `beside`
+    """The distance between reference and drawn pictures, and its noise floors.
 
     Args:
-        distance (callable): (x, y, album_x, album_y) -> statistic
-        often (bool, default False): Reference pictures count as often as the stories show them
+        distance (Callable): (x, y, album_x, album_y) -> statistic; with `often` it takes `counts`,
+            too
+        often (bool, default False): Whether reference pictures count as often as the stories show
+            them
 
     Returns:
-        tuple: Statistics of each set, rows for `beside`
+        tuple: list of a statistic of each set, list of the two floors for `beside`
     """
     counts = np.bincount(s.place) if often else np.ones(len(s.reference), int)
-    half, beside = halves(len(d.albums))[s.album], []
-    def apart(x, rows, y, album_x, album_y): # x: of those reference pictures
-        return distance(x, y, album_x, album_y, **(dict(counts=counts[rows]) if often else {}))
-    def floor(rows, y): # without albums
-        return apart(s.reference[rows], rows, y, np.zeros(rows.sum(), int), np.zeros(len(y), int))(np.ones(1))
-    every = np.ones(len(s.reference), bool)
-    if len(s.train) >= LEAST: beside.append((_TRAIN, floor(every, s.train), len(s.train)))
-    if min(half.sum(), (~half).sum()) >= LEAST:
+    keywords = dict(counts=counts) if often else {}
+    stats = [distance(s.reference, x, s.album, d.album, **keywords) for x in s.drawn]
+    def floor(rows, y): # the distance of some reference pictures from `y`, regardless of albums
+        keywords = dict(counts=counts[rows]) if often else {}
+        x = s.reference[rows]
+        return distance(x, y, np.zeros(len(x), int), np.zeros(len(y), int), **keywords)(np.ones(1))
+    beside = []
+    if len(s.train) >= LEAST:
+        every = np.ones(len(s.reference), bool)
+        beside.append((_TRAIN, floor(every, s.train), len(s.train)))
+    half = halves(len(d.albums))[s.album]
+    n_half = int(min(half.sum(), (~half).sum()))
+    if n_half >= LEAST:
         other = np.repeat(s.reference[~half], counts[~half], axis=0)
-        beside.append((_HALVES, floor(half, other), int(min(half.sum(), (~half).sum()))))
-    return [apart(s.reference, every, x, s.album, d.album) for x in s.drawn], beside
+        beside.append((_HALVES, floor(half, other), n_half))
+    return stats, beside
 
 # %% ../../nbs/score/55_fidelity.ipynb #b8dd24ed
 NEEDS = dict(inception=('FID', 'KID'), dinov2=('FD-DINOv2',), clip=('CMMD',)) # rows of each network
 
-def too_few(t:Table, s:Seen, names:list) -> bool:
-    "Whether there is nothing to measure a distance with; says so in the table."
-    n = min(len(s.reference), len(t.d))
-    for name in names if n < LEAST else (): t.few('pictures', name, n, 'different pictures on each side')
-    return n < LEAST
+def too_few(
+    t:Table,
+    s:Seen,
+    names:list, # Of the rows
+)->bool:
+    """Whether there are too few pictures for a distance; if so, adds empty rows that say so.
 
-def few(n:int, features:int, frames:int) -> str:
-    "What too few pictures do to a Fréchet distance."
-    if min(n, frames) > features: return ''
-    return (f'; {min(n, frames)} pictures for {features} features: the covariance is singular and the number reads '
-            'high, so compare it with its floors only')
+    Args:
+        names (list): Of the rows
+    """
+    n = min(len(s.reference), len(t.d))
+    if n >= LEAST: return False
+    for name in names: t.few('pictures', name, n, 'different pictures on each side')
+    return True
+
+def few(
+    n:int,        # Reference pictures
+    features:int, # Of a picture
+    frames:int,   # Drawn frames
+)->str:           # Part of a note; '' if there are enough pictures
+    """What too few pictures do to a Fréchet distance.
+
+    Args:
+        n (int): Reference pictures
+        features (int): Of a picture
+        frames (int): Drawn frames
+
+    Returns:
+        str: Part of a note; '' if there are enough pictures
+    """
+    pictures = min(n, frames)
+    if pictures > features: return ''
+    return (f'; {pictures} pictures for {features} features: the covariance is singular and the '
+            'number reads high, so compare it with its floors only')
 
 # %% ../../nbs/score/55_fidelity.ipynb #d83f1e63
 def distance_rows(t:Table, s:Seen):
-    "The distances that belong to a network."
-    d, p = t.d, 'pictures'
-    if too_few(t, s, NEEDS.get(s.name, (FRECHET.get(s.name),))): return
+    "The distances that belong to a network: a Fréchet distance, KID or CMMD."
+    names = NEEDS.get(s.name, (FRECHET.get(s.name),))
+    if too_few(t, s, names): return
     if s.name in FRECHET:
-        stats, beside = distances(s, d, gauss)
+        stats, beside = distances(s, t.d, gauss)
         n, features = s.reference.shape
-        note = f'{n:,} reference pictures, each once' + few(n, features, len(d))
-        t.add(p, FRECHET[s.name], stats, 'lower', beside=beside, note=note, within=(0, math.inf))
+        note = f'{n:,} reference pictures, each once' + few(n, features, len(t.d))
+        t.add('pictures', FRECHET[s.name], stats, better='lower', beside=beside, note=note,
+              within=(0, math.inf))
     if s.name == 'inception':
-        stats, beside = distances(s, d, kernel_distance)
+        stats, beside = distances(s, t.d, kernel_distance)
         mean, std = kid_std(s.reference, s.drawn[0])
         note = f'{mean:.4g} ± {std:.2g} over random subsets, as published'
-        t.add(p, 'KID', stats, 'lower', beside=beside, note=note)
+        t.add('pictures', 'KID', stats, better='lower', beside=beside, note=note)
     if s.name == 'clip':
-        stats, beside = distances(s, d, partial(kernel_distance, kernel='rbf'))
-        t.add(p, 'CMMD', stats, 'lower', beside=beside, note='unbiased; CLIP, Gaussian kernel of width 10, times 1000')
+        stats, beside = distances(s, t.d, partial(kernel_distance, kernel='rbf'))
+        t.add('pictures', 'CMMD', stats, better='lower', beside=beside,
+              note='unbiased; CLIP, Gaussian kernel of width 10, times 1000')
 
 # %% ../../nbs/score/55_fidelity.ipynb #8119447f
 def distance_by_frame(t:Table, s:Seen):
-    "The Fréchet distance of first frames from first frames, second from second, …"
+    "The Fréchet distance of first frames from first frames, of second from second, …"
     d = t.d
-    def of(k, x):
-        reference, album = s.reference[s.place[d.k == k]], d.album[d.k == k]
-        return gauss(reference, x[d.k == k], album, album)
-    ks = [k for k in np.unique(d.k) if (d.k == k).sum() >= LEAST]
     name = FRECHET.get(s.name, f'FD-{s.name}')
-    if ks: t.by_frame(name, [{int(k): of(k, x) for k in ks} for x in s.drawn])
+    ks = [k for k in np.unique(d.k) if (d.k == k).sum() >= LEAST]
+    stats = []
+    for x in s.drawn:
+        of_set = {}
+        for k in ks:
+            here = d.k == k
+            album = d.album[here]
+            of_set[int(k)] = gauss(s.reference[s.place[here]], x[here], album, album)
+        stats.append(of_set)
+    if ks: t.by_frame(name, stats)
 
 def fid64_row(t:Table, s:Seen):
     "FID64 by the SSID baseline's protocol."
     if too_few(t, s, ('FID64',)): return
     stats, beside = distances(s, t.d, gauss, often=True)
     n = len(s.place)
-    note = f'the SSID baseline\'s protocol: 64 pixels, {n:,} reference frames, {len(s.reference):,} of them different'
-    t.add('pictures', 'FID64', stats, 'lower', beside=beside, note=note + few(n, s.reference.shape[1], n),
-          within=(0, math.inf))
+    different, features = s.reference.shape
+    note = (f'the SSID baseline\'s protocol: 64 pixels, {n:,} reference frames, {different:,} of '
+            'them different')
+    t.add('pictures', 'FID64', stats, better='lower', beside=beside,
+          note=note + few(n, features, n), within=(0, math.inf))
 
 # %% ../../nbs/score/55_fidelity.ipynb #2ce462e7
 NEIGHBOURS = 'precision', 'recall', 'density', 'coverage'
@@ -139,42 +191,72 @@ NEIGHBOURS = 'precision', 'recall', 'density', 'coverage'
 def neighbour_rows(t:Table, s:Seen, k:int=5):
     "Precision and recall, density and coverage."
     d = t.d
-    if min(len(s.reference), len(d)) <= k:
-        n = min(len(s.reference), len(d))
-        return t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures on each '
-                                               f'side, and there are {n}')
-    found, half = [neighbours(s.reference, x, k) for x in s.drawn], halves(len(d.albums))[s.album]
+    n = min(len(s.reference), len(d))
+    if n <= k:
+        t.empty('pictures', NEIGHBOURS, f'not measured: {k} neighbours need more than {k} pictures '
+                                        f'on each side, and there are {n}')
+        return
+    found = [neighbours(s.reference, x, k) for x in s.drawn]
+    half = halves(len(d.albums))[s.album]
     a, b = s.reference[half], s.reference[~half]
-    other = neighbours(a, b, k) if min(len(a), len(b)) > k else {}
+    n_half = min(len(a), len(b))
+    of_halves = neighbours(a, b, k) if n_half > k else {}
     for name in NEIGHBOURS:
-        album = d.album if name in ('precision', 'density') else s.album
-        beside = [(_HALVES, float(np.mean(other[name])), min(len(a), len(b)))] if other else []
-        t.add('pictures', name, [mean_of(f[name], album) for f in found], 'higher', unit='%', beside=beside,
-              note=f'{s.name}, {k} nearest neighbours', within=(0, math.inf if name == 'density' else 1))
+        of_drawn = name in ('precision', 'density') # one value for each drawn frame
+        album = d.album if of_drawn else s.album
+        beside = [(_HALVES, float(np.mean(of_halves[name])), n_half)] if of_halves else []
+        t.add('pictures', name, [mean_of(f[name], album) for f in found], better='higher', unit='%',
+              beside=beside, note=f'{s.name}, {k} nearest neighbours',
+              within=(0, math.inf if name == 'density' else 1))
 
 # %% ../../nbs/score/55_fidelity.ipynb #580b29c1
 TEXT = 'CLIP score', 'rank of the own caption'
 
-def text_rows(t:Table, s:Seen, net:nn.Module):
-    "Does a frame show what its caption says?"
+def _text_features(net, captions): # {place of a story: its captions} -> {caption: its row}
+    different = set()
+    for of_story in captions.values(): different.update(of_story)
+    texts = sorted(different)
+    with torch.no_grad():
+        rows = [net.words(texts[i:i+64]).cpu().numpy() for i in range(0, len(texts), 64)]
+    return dict(zip(texts, np.concatenate(rows)))
+
+def _caption_ranks(d, captions, words, x): # of frames with rows `x` of features, (n,)
+    ranks = np.empty(len(d))
+    for i, of_story in captions.items():
+        mine = d.story == i
+        rows = np.stack([words[caption] for caption in of_story])
+        ranks[mine] = own_rank(x[mine], rows, d.k[mine] - 1)
+    return ranks
+
+# %% ../../nbs/score/55_fidelity.ipynb #5d08ca1a
+def text_rows(
+    t:Table,
+    s:Seen,        # By CLIP
+    net:nn.Module, # `Clip`
+):
+    """How well frames show what their captions say.
+
+    Args:
+        s (Seen): By CLIP
+        net (nn.Module): `Clip`
+    """
     d = t.d
     captions = {int(i): d.split.captions(i) for i in np.unique(d.story)}
-    texts = sorted({c for cs in captions.values() for c in cs})
-    with torch.no_grad(): read = [net.words(texts[i:i+64]).cpu().numpy() for i in range(0, len(texts), 64)]
-    words = dict(zip(texts, np.concatenate(read)))
+    words = _text_features(net, captions)
     own = np.stack([words[captions[int(i)][k-1]] for i, k in zip(d.story, d.k)])
-    def ranks(x):
-        out = np.empty(len(d))
-        for i, cs in captions.items():
-            mine = d.story == i
-            out[mine] = own_rank(x[mine], np.stack([words[c] for c in cs]), d.k[mine] - 1)
-        return out
     reference = s.reference[s.place]
-    real, scores = text_score(reference, own), [text_score(x, own) for x in s.drawn]
-    t.add('pictures', TEXT[0], [mean_of(x, d.album) for x in scores], 'higher',
-          beside=[('reference frames', float(real.mean()), len(d))], note='100 × cosine of frame and caption')
-    t.by_frame(TEXT[0], [by_frame(x, d.k, d.album) for x in scores], {k: real[d.k == k].mean() for k in np.unique(d.k)})
+    score_name, rank_name = TEXT
+    scores = [text_score(x, own) for x in s.drawn]
+    real = text_score(reference, own)
+    t.add('pictures', score_name, [mean_of(x, d.album) for x in scores], better='higher',
+          beside=[('reference frames', float(real.mean()), len(d))],
+          note='100 × cosine of frame and caption')
+    t.by_frame(score_name, [by_frame(x, d.k, d.album) for x in scores],
+               {k: real[d.k == k].mean() for k in np.unique(d.k)})
+    ranks = [_caption_ranks(d, captions, words, x) for x in s.drawn]
+    real_ranks = _caption_ranks(d, captions, words, reference)
     chance = np.mean([rank_chance(len(captions[int(i)])) for i in d.story])
-    t.add('story', TEXT[1], [mean_of(ranks(x), d.album) for x in s.drawn], 'higher', beside=[
-        ('reference frames', float(ranks(reference).mean()), len(d)), ('chance', float(chance), len(d))],
-        note='mean of 1/rank among the captions of the story')
+    t.add('story', rank_name, [mean_of(x, d.album) for x in ranks], better='higher',
+          beside=[('reference frames', float(real_ranks.mean()), len(d)),
+                  ('chance', float(chance), len(d))],
+          note='mean of 1/rank among the captions of the story')

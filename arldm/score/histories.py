@@ -8,7 +8,7 @@ __all__ = ['HISTORY_KINDS', 'ALL_KINDS', 'others', 'remembered', 'draw_histories
 
 # %% ../../nbs/score/58_histories.ipynb #3cee3915
 import math
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,153 +23,213 @@ from ..draw.drawing_record import drawing_provenance
 from ..draw.frames import initial_noise
 from ..draw.inputs import story_generators
 from ..draw.pipeline import StoryPipeline
-from .evaluate import read_facts
-from .intervals import Estimate, as_span, estimate, format_value, mean_of, resample
+from .evaluate import answers_per_frame, read_facts
+from .intervals import (Estimate, as_span, estimate, finite_interval, format_value,
+                                   mean_of, resample)
 
 # %% ../../nbs/score/58_histories.ipynb #71d6c201
 HISTORY_KINDS = 'own', 'reference', 'shuffled', 'none'
-ALL_KINDS = *HISTORY_KINDS, 'captions'                # its own captions with black pictures
+ALL_KINDS = *HISTORY_KINDS, 'captions' # 'captions': its own captions with black pictures
 
-def others(stories:StorySplit) -> dict: # {i: j}, places in it
+def _stories_by_length(stories): # {number of frames: {album: places of its stories}}
+    found = {}
+    for i, album in enumerate(stories.albums):
+        found.setdefault(len(stories.rows(i)), {}).setdefault(album, []).append(i)
+    return found
+
+def others(
+    stories:StorySplit,
+)->dict: # {i: j}, places in the split
     """For every story another one, of the same length and of another album.
 
     Returns:
-        dict: {i: j}, places in it
+        dict: {i: j}, places in the split
     """
-    lengths, out = {}, {}
-    for i, album in enumerate(stories.albums):
-        lengths.setdefault(len(stories.rows(i)), {}).setdefault(album, []).append(i)
-    for n, albums in lengths.items():
+    other = {}
+    for n, albums in _stories_by_length(stories).items():
         if len(albums) < 2:
-            raise StoryError(f'split {stories.name}: one album tells all stories of {counted(n, "frame")}; histories '
-                             'are shuffled between albums, so leave out the kind shuffled, or take a larger split')
-        names = np.random.default_rng(0).permutation(sorted(albums)).tolist()
-        for name, other in zip(names, names[1:] + names[:1]):
-            out |= {i: albums[other][at % len(albums[other])] for at, i in enumerate(albums[name])}
-    return out
+            raise StoryError(f'split {stories.name}: one album tells all stories of '
+                             f'{counted(n, "frame")}; histories are shuffled between albums, so '
+                             'leave out the kind shuffled, or take a larger split')
+        circle = np.random.default_rng(0).permutation(sorted(albums)).tolist()
+        for place, name in enumerate(circle):
+            lenders = albums[circle[(place + 1) % len(circle)]]
+            for at, i in enumerate(albums[name]): other[i] = lenders[at % len(lenders)]
+    return other
 
 # %% ../../nbs/score/58_histories.ipynb #2c860522
-def remembered(k:int, slots:int) -> list: # frames before the one to draw, slots of the model -> places from 0
-    """Which of the frames before there is room for: the first and the newest.
+def remembered(
+    k:int,     # Frames before the one to draw
+    slots:int, # Of the model, one of them for the frame to draw
+)->list:       # Places from 0
+    """Which earlier frames there is room for: the first and the newest.
+
+    Args:
+        k (int): Frames before the one to draw
+        slots (int): Of the model, one of them for the frame to draw
 
     Returns:
-        list: frames before the one to draw, slots of the model -> places from 0
+        list: Places from 0
     """
     room = max(1, slots - 1)
-    kept = min(1, room - 1)
-    return [*range(k)] if k <= room else [*range(kept), *range(k - room + kept, k)]
+    if k <= room: return list(range(k))
+    kept = min(1, room - 1) # how many of the first frames
+    return [*range(kept), *range(k - room + kept, k)]
 
-def _history(stories, i, kind, other, own): # captions and pictures; `own` is a list that grows while the story is drawn
+def _history(stories, i, kind, other, own): # captions and pictures
+    # `own` is the list to which the story's frames are added as they are drawn
     if kind == 'own': return stories.captions(i), own
-    if kind == 'captions': return stories.captions(i), [Image.new('RGB', (64, 64))]*len(stories.rows(i))
+    if kind == 'none': return stories.captions(i), []
+    if kind == 'captions':
+        return stories.captions(i), [Image.new('RGB', (64, 64))]*len(stories.rows(i))
     j = other[i] if kind == 'shuffled' else i
-    return stories.captions(j), stories[j].pictures() if kind != 'none' else []
+    return stories.captions(j), stories[j].pictures()
 
-def _batches(stories, limit, batch): # lists of places in the split; the stories of each have one length
+def _batches(stories, limit, batch): # yields places in the split, of stories of one length
     lengths = {}
     for i in range(len(stories))[:limit]: lengths.setdefault(len(stories.rows(i)), []).append(i)
-    return [rows[at:at + batch] for rows in lengths.values() for at in range(0, len(rows), batch)]
+    for places in lengths.values():
+        for start in range(0, len(places), batch): yield places[start:start + batch]
 
 # %% ../../nbs/score/58_histories.ipynb #2c860523
-def _draw(pipe, stories, histories, own, none, seed, sampling): # of stories of one length: {i: frames}
+def _draw(pipe, stories, histories, own, kind, seed, sampling): # {i: frames}, stories of one length
     if not histories: return {}
-    side, seeds, frames = pipe.model.memory_side, [seed + i for i in histories], {i: [] for i in histories}
-    generators = story_generators(len(histories), seeds)
-    noise = initial_noise(generators, pipe._latent_shape(sampling.get('height'), sampling.get('width')))
-    for k, z in zip(range(len(stories.rows(next(iter(histories))))), noise):
-        past = [] if none else remembered(k, pipe.history.config.n_slots)
-        captions = [[*(c[p] for p in past), stories.captions(i)[k]] for i, (c, _) in histories.items()]
-        given = [[pictures[p] for p in past] for _, pictures in histories.values()]
+    size = pipe.model.memory_side, pipe.model.memory_side
+    places = list(histories)
+    seeds = [seed + i for i in places]
+    latent_shape = pipe._latent_shape(sampling['height'], sampling['width'])
+    noise = initial_noise(story_generators(len(places), seeds), latent_shape)
+    frames = {i: [] for i in places}
+    for k, z in zip(range(len(stories.rows(places[0]))), noise):
+        past = [] if kind == 'none' else remembered(k, pipe.history.config.n_slots)
+        captions, given = [], []
+        for i in places:
+            past_captions, past_pictures = histories[i]
+            captions.append([*(past_captions[p] for p in past), stories.captions(i)[k]])
+            given.append([past_pictures[p] for p in past])
         drawn = pipe(captions, given, latents=list(z[:, None]), seed=seeds, **sampling).frames
-        for i, [frame] in zip(histories, drawn):
+        for i, [frame] in zip(places, drawn):
             frames[i].append(frame)
-            own[i].append(frame.resize((side, side), Image.BILINEAR))
+            own[i].append(frame.resize(size, Image.BILINEAR))
     return frames
+
+# %% ../../nbs/score/58_histories.ipynb #cedd6a98
+def _draw_batch(pipe, stories, places, kind, folder, other, seed, sampling):
+    # yields (story_id, frames or `StoryError`) for stories of one length that are not drawn yet
+    own = {i: [] for i in places}
+    histories = {}
+    for i in places:
+        story_id = stories.ids[i]
+        try:
+            if is_drawn(folder, plain_name(story_id, story_id)): continue
+            histories[i] = _history(stories, i, kind, other, own[i])
+        except StoryError as e: yield story_id, e
+    drawn = _draw(pipe, stories, histories, own, kind, seed, sampling)
+    for i, frames in drawn.items():
+        write_drawing(folder, stories.ids[i], frames)
+        yield stories.ids[i], frames
 
 # %% ../../nbs/score/58_histories.ipynb #2bf6258f
 def draw_histories(
     pipe:StoryPipeline,
-    stories,           # `StorySplit`
+    stories:StorySplit,
     out:str|Path,      # Folder; a folder of drawings for each kind is made in it
     kinds:tuple=HISTORY_KINDS, # Which histories, of `ALL_KINDS`
     below:str='',      # Folder for the stories below that of each kind
     *,
-    limit:int=None, batch:int=16, # Only the first so many stories; so many drawn together
+    limit:int=None,    # Only the first so many stories
+    batch:int=16,      # Stories drawn together
     seed:int=0,        # Story `i` of the split has `seed + i`, in every kind
-    num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
-    guidance_interval:tuple=(0, 1), reuse:int=1, height:int=None, width:int=None,
-):                     # -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
-    """Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`; what is there already stays.
+    num_inference_steps:int=50,      # As for `StoryPipeline`
+    guidance_scale:float=7.5,        # As for `StoryPipeline`
+    guidance_interval:tuple=(0, 1),  # As for `StoryPipeline`
+    reuse:int=1,                     # As for `StoryPipeline`
+    height:int=None,                 # As for `StoryPipeline`
+    width:int=None,                  # As for `StoryPipeline`
+): # -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
+    """Draw stories with other histories into `<out>/<kind>/<story_id>/<k>.png`; existing ones stay.
 
     -> yields (kind, story_id, [frames], or a `StoryError`) as stories are finished
 
     Args:
-        stories: `StorySplit`
         out (str | Path): Folder; a folder of drawings for each kind is made in it
         kinds (tuple, default HISTORY_KINDS): Which histories, of `ALL_KINDS`
         below (str, default ''): Folder for the stories below that of each kind
-        limit (int, optional): Only the first so many stories; so many drawn together
-        batch (int, default 16): Only the first so many stories; so many drawn together
+        limit (int, optional): Only the first so many stories
+        batch (int, default 16): Stories drawn together
         seed (int, default 0): Story `i` of the split has `seed + i`, in every kind
-        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
-        guidance_scale (float, default 7.5): As for `StoryPipeline`, and so are these:
+        num_inference_steps (int, default 50): As for `StoryPipeline`
+        guidance_scale (float, default 7.5): As for `StoryPipeline`
+        guidance_interval (tuple, default (0, 1)): As for `StoryPipeline`
+        reuse (int, default 1): As for `StoryPipeline`
+        height (int, optional): As for `StoryPipeline`
+        width (int, optional): As for `StoryPipeline`
     """
     for kind in kinds: one_of('history', kind, ALL_KINDS)
     at_least_one(batch=batch, limit=1 if limit is None else limit)
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                     guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
     other = others(stories) if 'shuffled' in kinds else {}
-    facts = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
-    for kind in kinds: claim_folder(Path(out)/kind/below, {**facts, 'history': kind})
-    for rows, kind in product(_batches(stories, limit, batch), kinds):
-        histories, own = {}, {i: [] for i in rows}
-        for i in rows:
-            try:
-                if is_drawn(Path(out)/kind/below, plain_name(stories.ids[i], stories.ids[i])): continue
-                histories[i] = _history(stories, i, kind, other, own[i])
-            except StoryError as e: yield kind, stories.ids[i], e
-        for i, frames in _draw(pipe, stories, histories, own, kind == 'none', seed, sampling).items():
-            write_drawing(Path(out)/kind/below, stories.ids[i], frames)
-            yield kind, stories.ids[i], frames
+    made_with = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
+    folders = {kind: Path(out)/kind/below for kind in kinds}
+    for kind, folder in folders.items(): claim_folder(folder, {**made_with, 'history': kind})
+    for places in _batches(stories, limit, batch):
+        for kind, folder in folders.items():
+            done = _draw_batch(pipe, stories, places, kind, folder, other, seed, sampling)
+            for story_id, frames in done: yield kind, story_id, frames
 
 # %% ../../nbs/score/58_histories.ipynb #23ca19d2
-_SAID = dict(own='drawn with the frames it drew itself', reference='drawn with the reference frames in memory',
-             shuffled='drawn with frames and captions of another album in memory', none='drawn with nothing in memory')
+_NOTES = dict(own='drawn with the frames it drew itself',
+              reference='drawn with the reference frames in memory',
+              shuffled='drawn with frames and captions of another album in memory',
+              none='drawn with nothing in memory')
 
 def _row(name, e, n, unit, note, within=(-math.inf, math.inf)): # of the score table
-    value, low, high = (v if math.isfinite(v) else None for v in (e.value, *e.interval))
-    if low is not None: low, high = (min(max(x, within[0]), within[1]) for x in (low, high))
-    return dict(name=name, group='histories', value=value, low=low, high=high, n=n, better='higher', unit=unit,
-                beside=[], spread=None, note=note, invalid=False)
+    value = e.value if math.isfinite(e.value) else None
+    low, high = finite_interval(e, within)
+    return dict(name=name, group='histories', value=value, low=low, high=high, n=n, better='higher',
+                unit=unit, beside=[], spread=None, note=note, invalid=False)
 
 def history_verdict(
-    e:Estimate,   # Reference − other
-    name:str,
+    e:Estimate,   # Of the difference, with reference frames in memory − with another history
+    name:str,     # What is measured
     unit:str='',  # Of both; '%': their difference is in points
 )->str:
     """Whether history is used, in a sentence.
 
     Args:
-        e (Estimate): Reference − other
+        e (Estimate): Of the difference, with reference frames in memory − with another history
+        name (str): What is measured
         unit (str, default ''): Of both; '%': their difference is in points
     """
     low, high = e.interval
     if not math.isfinite(low): return 'no verdict: too few albums for an interval'
     unit = 'points' if unit == '%' else unit
     where = f'95 % interval {as_span(low, high, unit, True)}'
-    if low > 0: return f'history is used: {name} {format_value(e.value, unit, True)} with it, {where}'
-    return f'history misleads: {where}' if high < 0 else f'no effect of history beyond chance: {where}'
+    if low > 0:
+        gain = format_value(e.value, unit, True)
+        return f'history is used: {name} {gain} with it, {where}'
+    if high < 0: return f'history misleads: {where}'
+    return f'no effect of history beyond chance: {where}'
 
 # %% ../../nbs/score/58_histories.ipynb #3ce84c39
+def _same_frames(values, album, name): # a `StoryError` if kinds have values of different frames
+    if all(len(of_kind) == len(album) for of_kind in values.values()): return
+    frames = ', '.join(f'{counted(len(v), "frame")} ({kind})' for kind, v in values.items())
+    raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the '
+                     'same frames in all kinds')
+
 def history_rows(
-    values:dict,       # {kind: (n,)}, higher is better, of frames after the first; the same frames in all kinds
+    # {kind: (n,)}, higher is better, of frames after the first; the same frames in all kinds
+    values:dict,
     album:np.ndarray,  # int (n,)
     draws:np.ndarray,  # (n_resamples, n_albums), from `resample`
     name:str,          # What is measured
     unit:str='',       # '%': the values are shares
-    within:tuple=(-math.inf, math.inf), # Where values lie; intervals of the kinds end there
-)->list:
-    """Each kind, and what is lost with other histories, as rows of the score table.
+    # Least and greatest possible value; intervals of the kinds end there
+    within:tuple=(-math.inf, math.inf),
+)->list:               # Of dicts, as `Table.rows`
+    """The score with each kind of history, and what is lost with another one or none.
 
     Args:
         values (dict): {kind: (n,)}, higher is better, of frames after the first; the same frames in
@@ -178,64 +238,90 @@ def history_rows(
         draws (np.ndarray): (n_resamples, n_albums), from `resample`
         name (str): What is measured
         unit (str, default ''): '%': the values are shares
-        within (tuple, default (-math.inf, math.inf)): Where values lie; intervals of the kinds end
-            there
+        within (tuple, default (-math.inf, math.inf)): Least and greatest possible value; intervals
+            of the kinds end there
+
+    Returns:
+        list: Of dicts, as `Table.rows`
     """
-    if len({len(album), *map(len, values.values())}) > 1:
-        frames = ', '.join(f'{counted(len(v), "frame")} ({k})' for k, v in values.items())
-        raise StoryError(f'{name}: {counted(len(album), "album")} for values of {frames}; compare the same frames in '
-                         'all kinds')
-    got, n = {kind: estimate(mean_of(v, album), draws) for kind, v in values.items()}, len(album)
-    rows = [_row(f'{name}, history {kind}', e, n, unit, _SAID[kind], within) for kind, e in got.items()]
+    _same_frames(values, album, name)
+    n = len(album)
+    scores = {kind: estimate(mean_of(v, album), draws) for kind, v in values.items()}
+    rows = []
+    for kind, e in scores.items():
+        rows.append(_row(f'{name}, history {kind}', e, n, unit, _NOTES[kind], within))
+    difference_unit = 'points' if unit == '%' else unit
     for kind in 'shuffled', 'none':
-        if {'reference', kind} <= got.keys():
-            lost = got['reference'] - got[kind]
-            apart = 'points' if unit == '%' else unit
-            rows.append(_row(f'{name}, reference − {kind}', lost, n, apart, history_verdict(lost, name, unit)))
+        if kind not in scores or 'reference' not in scores: continue
+        lost = scores['reference'] - scores[kind]
+        rows.append(_row(f'{name}, reference − {kind}', lost, n, difference_unit,
+                         history_verdict(lost, name, unit)))
     return rows
 
 # %% ../../nbs/score/58_histories.ipynb #9f6cd3e1
-def remembered_facts(d:Drawings, facts:callable) -> np.ndarray: # (n,)
-    """Share of each frame's remembered facts that a facts reader calls right; NaN where a frame has none.
+def remembered_facts(
+    d:Drawings,
+    facts:Callable, # A facts reader
+)->np.ndarray:      # (n,), NaN where a frame has none
+    """The share of right answers among each frame's remembered facts.
+
+    Args:
+        facts (Callable): A facts reader
 
     Returns:
-        np.ndarray: (n,)
+        np.ndarray: (n,), NaN where a frame has none
     """
-    of = [x for name, x in read_facts(d, facts, 0).items() if name.startswith('remembered')]
-    right, total = (sum(np.bincount(i, w, len(d)) for w, i in pairs) + np.zeros(len(d))
-                    for pairs in ([(r, i) for r, _, i in of], [(np.ones(len(i)), i) for _, _, i in of]))
+    found = read_facts(d, facts, 0)
+    answers = [a for name, a in found.items() if name.startswith('remembered')]
+    right, total = answers_per_frame(answers, len(d))
     return np.where(total > 0, right/np.maximum(total, 1), np.nan)
 
+def _values_of_frames(d, value_of): # {(place of the story, k): value}
+    frames = zip(d.story.tolist(), d.k.tolist())
+    return dict(zip(frames, value_of(d)))
+
+def _comparable(values, limit): # frames after the first that have a value in every kind, in order
+    found = []
+    for frame in sorted(set.intersection(*map(set, values.values()))):
+        i, k = frame
+        if k == 1 or limit is not None and i >= limit: continue
+        if all(math.isfinite(of_kind[frame]) for of_kind in values.values()): found.append(frame)
+    return found
+
+# %% ../../nbs/score/58_histories.ipynb #02dfdb7d
 def score_histories(
-    folder:str|Path, # What `draw_histories` filled
-    split,           # The `StorySplit`
-    value_of,        # `Drawings` -> (n,), such as `remembered_facts`
-    name:str,        # What that is
-    n_resamples:int=100,   # Draws of albums
+    folder:str|Path,   # What `draw_histories` filled
+    split:StorySplit,
+    value_of:Callable, # `Drawings` -> (n,), such as `remembered_facts`
+    name:str,          # What that measures
+    n_resamples:int=100, # Resamples of the albums
     within:tuple=(0, 1), # As in `history_rows`
-    limit:int=None,  # Only the first so many stories of the split, if more are drawn
-)->list:             # As `history_rows`, of shares
-    """What other histories do to drawings.
+    limit:int=None,    # Only the first so many stories of the split, if more are drawn
+)->list:               # As `history_rows`, of shares
+    """Compare drawings that were made with different histories.
 
     Args:
         folder (str | Path): What `draw_histories` filled
-        split: The `StorySplit`
-        value_of: `Drawings` -> (n,), such as `remembered_facts`
-        name (str): What that is
-        n_resamples (int, default 100): Draws of albums
+        value_of (Callable): `Drawings` -> (n,), such as `remembered_facts`
+        name (str): What that measures
+        n_resamples (int, default 100): Resamples of the albums
         within (tuple, default (0, 1)): As in `history_rows`
         limit (int, optional): Only the first so many stories of the split, if more are drawn
 
     Returns:
         list: As `history_rows`, of shares
     """
-    d = {kind: match_drawings(Path(folder)/kind, split) for kind in HISTORY_KINDS if (Path(folder)/kind).is_dir()}
-    if not d: raise StoryError(f'{folder}: nothing was drawn there with {", ".join(HISTORY_KINDS)}')
-    same = set.intersection(*({*zip(x.story.tolist(), x.k.tolist())} for x in d.values()))
-    same = {(i, k) for i, k in same if limit is None or i < limit}
-    values = {kind: dict(zip(zip(x.story.tolist(), x.k.tolist()), value_of(x))) for kind, x in d.items()}
-    keep = [f for f in sorted(same) if f[1] > 1 and all(math.isfinite(v[f]) for v in values.values())]
-    if not keep: raise StoryError(f'{folder}: no frame after the first was drawn with every history')
-    names, album = np.unique([split.albums[i] for i, _ in keep], return_inverse=True)
-    values = {kind: np.array([v[f] for f in keep]) for kind, v in values.items()}
-    return history_rows(values, album, resample(len(names), n_resamples), name, '%', within)
+    values = {}
+    for kind in HISTORY_KINDS:
+        drawings = Path(folder)/kind
+        if not drawings.is_dir(): continue
+        values[kind] = _values_of_frames(match_drawings(drawings, split), value_of)
+    if not values:
+        raise StoryError(f'{folder}: nothing was drawn there with {", ".join(HISTORY_KINDS)}')
+    frames = _comparable(values, limit)
+    if not frames:
+        raise StoryError(f'{folder}: no frame after the first was drawn with every history')
+    names, album = np.unique([split.albums[i] for i, _ in frames], return_inverse=True)
+    draws = resample(len(names), n_resamples)
+    of_frames = {kind: np.array([of_kind[f] for f in frames]) for kind, of_kind in values.items()}
+    return history_rows(of_frames, album, draws, name, '%', within)

@@ -19,86 +19,163 @@ from ..core import StoryError
 from ..data.story import StoryFile
 from ..draw.drawing_files import Drawings
 from .feature_networks import Store, features_of, same_cut
-from .intervals import Estimate, as_span, estimate, format_value, resample
+from .intervals import (Estimate, as_span, estimate, finite_interval, format_value,
+                                   resample)
 
 # %% ../../nbs/score/54_table.ipynb #3aefbe88
-LEAST = 3 # frames, pictures or pairs without which nothing is measured
+LEAST = 3 # frames, pictures or pairs; with fewer nothing is measured
 
 class Table:
     "Scores as they are gathered."
     def __init__(self, d:Drawings, n_resamples:int=100):
-        self.d, self.draws = d, resample(len(d.albums), n_resamples)
-        self.rows, self.again, self.frames = [], {}, []
-        self.network = ''                               # on whose features the next rows rest; '' = on none
+        self.d = d
+        self.draws = resample(len(d.albums), n_resamples)
+        self.rows = []    # a dict for each score
+        self.again = {}   # name of a row -> its value on each resample of the albums
+        self.frames = []  # a dict for each score of the k-th frames
+        self.network = '' # the network whose features the next rows rest on; '' = none
 
-    def few(self, group:str, name:str, n:int, what:str='frames') -> bool: # n: on which a row would rest
-        """Whether a row would rest on too little; says so in the table.
+    def few(
+        self,
+        group:str,         # Of the row
+        name:str,          # Of the row
+        n:int,             # How many there are to measure
+        what:str='frames', # What is counted
+    )->bool:
+        """Whether there are fewer than `LEAST`; if so, adds an empty row that says so.
 
-        Returns:
-            bool: n: on which a row would rest
+        Args:
+            group (str): Of the row
+            name (str): Of the row
+            n (int): How many there are to measure
+            what (str, default 'frames'): What is counted
         """
-        if n < LEAST: self.empty(group, [name], f'not measured: {what} are needed, at least {LEAST}, and there are {n}')
-        return n < LEAST
+        if n >= LEAST: return False
+        note = f'not measured: {what} are needed, at least {LEAST}, and there are {n}'
+        self.empty(group, [name], note)
+        return True
 
-    def empty(self, group, names, note, invalid=False):
-        "Rows without a value, and why."
+    def empty(
+        self,
+        group:str,          # Of the rows
+        names:list,         # Of the rows
+        note:str,           # Why they have no value
+        invalid:bool=False, # Whether a value came out that is not a number
+    ):
+        """Add rows without a value.
+
+        Args:
+            group (str): Of the rows
+            names (list): Of the rows
+            note (str): Why they have no value
+            invalid (bool, default False): Whether a value came out that is not a number
+        """
         for name in names:
-            self.rows.append(dict(name=name, group=group, value=None, n=0, better=None, beside=[], note=note,
-                                  network=self.network))
-            if invalid: self.rows[-1]['invalid'] = True
+            row = dict(name=name, group=group, value=None, n=0, better=None, beside=[], note=note,
+                       network=self.network)
+            if invalid: row['invalid'] = True
+            self.rows.append(row)
 
-    def measure(self, stats:list, name:str='') -> tuple: # a statistic per set -> mean `Estimate`, spread or None
-        """A statistic of albums, over the sets.
+# %% ../../nbs/score/54_table.ipynb #dbb6cafc
+@patch
+def measure(
+    self:Table,
+    stats:list,  # A statistic of each set of drawings
+    name:str='', # Of the row, for the progress bar
+)->tuple:        # `Estimate` of the mean over the sets, their standard deviation (one set: None)
+    """The value of a statistic on all albums and on each resample of them.
 
-        Returns:
-            tuple: a statistic per set -> mean `Estimate`, spread or None
-        """
-        of = [estimate(stat, self.draws, f'interval of {name}') for stat in stats]
-        mean = Estimate(*(np.mean([getattr(e, k) for e in of], 0) for k in ('value', 'again')), of[0].n_albums)
-        return mean, float(np.std([e.value for e in of], ddof=1)) if len(of) > 1 else None
+    Args:
+        stats (list): A statistic of each set of drawings
+        name (str, default ''): Of the row, for the progress bar
 
-# %% ../../nbs/score/54_table.ipynb #db342091
+    Returns:
+        tuple: `Estimate` of the mean over the sets, their standard deviation (one set: None)
+    """
+    each = [estimate(stat, self.draws, f'interval of {name}') for stat in stats]
+    values = [e.value for e in each]
+    again = np.mean([e.again for e in each], axis=0)
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Estimate(np.mean(values), again, each[0].n_albums), spread
+
 @patch
 def add(
     self:Table,
-    group:str,  # Where it stands in a report: 'pictures', 'story', 'facts' or 'histories'
-    name:str,   # Of the row
-    stats:list, # A statistic of each set
-    better:str, # 'higher', 'lower' or None
-    n:int=None, unit='', beside=(), note='', within=(-math.inf, math.inf),
+    group:str,       # Where it stands in a report: 'pictures', 'story', 'facts' or 'histories'
+    name:str,        # Of the row
+    stats:list,      # A statistic of each set of drawings
+    *,
+    better:str=None, # 'higher', 'lower' or None
+    n:int=None,      # Frames or pairs that are measured; default: all drawn frames
+    unit:str='',     # '%': the value is a share
+    beside:list=(),  # (what, value, n) for each value to compare with
+    note:str='',     # How the value is measured
+    within:tuple=(-math.inf, math.inf), # Least and greatest possible value; the interval ends there
 ):
-    """A row; intervals do not leave what is possible, `within`.
+    """Measure a statistic and add its row.
 
     Args:
         group (str): Where it stands in a report: 'pictures', 'story', 'facts' or 'histories'
         name (str): Of the row
-        stats (list): A statistic of each set
-        better (str): 'higher', 'lower' or None
+        stats (list): A statistic of each set of drawings
+        better (str, optional): 'higher', 'lower' or None
+        n (int, optional): Frames or pairs that are measured; default: all drawn frames
+        unit (str, default ''): '%': the value is a share
+        beside (list, default ()): (what, value, n) for each value to compare with
+        note (str, default ''): How the value is measured
+        within (tuple, default (-math.inf, math.inf)): Least and greatest possible value; the
+            interval ends there
     """
-    if self.few(group, name, len(self.d) if n is None else n): return
+    if n is None: n = len(self.d)
+    if self.few(group, name, n): return
     e, spread = self.measure(stats, name)
-    if not math.isfinite(e.value): return self.empty(group, [name], f'invalid: came out as {e.value}', True)
-    low, high = (min(max(x, within[0]), within[1]) if math.isfinite(x) else None for x in e.interval)
-    beside = [dict(what=what, value=value, n=m) for what, value, m in beside]
-    self.rows.append(dict(name=name, group=group, value=float(e.value), low=low, high=high, n=n or len(self.d),
-                          better=better, unit=unit, beside=beside, spread=spread, note=note, network=self.network))
+    if not math.isfinite(e.value):
+        self.empty(group, [name], f'invalid: came out as {e.value}', invalid=True)
+        return
+    low, high = finite_interval(e, within)
+    compared = [dict(what=what, value=value, n=m) for what, value, m in beside]
+    self.rows.append(dict(name=name, group=group, value=float(e.value), low=low, high=high, n=n,
+                          better=better, unit=unit, beside=compared, spread=spread, note=note,
+                          network=self.network))
     self.again[name] = [float(f'{x:.6g}') for x in e.again]
 
+# %% ../../nbs/score/54_table.ipynb #db342091
 @patch
-def by_frame(self:Table, name:str, stats:list, reference:dict=None, n:dict=None): # stats of each set: {k: statistic}
-    """The same figure for first frames, second frames, …
+def by_frame(
+    self:Table,
+    name:str,            # Of the score
+    stats:list,          # {k: statistic} of each set of drawings
+    reference:dict=None, # {k: value of the reference frames}
+    n:dict=None,         # {k: how many values are measured}; default: the drawn frames k
+):
+    """Measure a score of first frames, of second frames, …
 
-    stats of each set: {k: statistic}
+    Args:
+        name (str): Of the score
+        stats (list): {k: statistic} of each set of drawings
+        reference (dict, optional): {k: value of the reference frames}
+        n (dict, optional): {k: how many values are measured}; default: the drawn frames k
     """
     for k in stats[0]:
-        if (int((self.d.k == k).sum()) if n is None else n[k]) < LEAST: continue
-        e, _ = self.measure([s[k] for s in stats])
-        low, high = (x if math.isfinite(x) else None for x in e.interval)
-        if math.isfinite(e.value): self.frames.append(
-            dict(name=name, k=int(k), value=float(e.value), low=low, high=high,
-                 n=int((self.d.k == k).sum()) if n is None else n[k], reference=(reference or {}).get(k)))
+        n_values = int((self.d.k == k).sum()) if n is None else n[k]
+        if n_values < LEAST: continue
+        e, _ = self.measure([of_set[k] for of_set in stats])
+        if not math.isfinite(e.value): continue
+        low, high = finite_interval(e)
+        self.frames.append(dict(name=name, k=int(k), value=float(e.value), low=low, high=high,
+                                n=n_values, reference=reference.get(k) if reference else None))
 
 # %% ../../nbs/score/54_table.ipynb #222953f5
+_ARROWS = dict(lower='↓', higher='↑')
+
+def _beside_text(row): # its spread over sets of drawings, and the values to compare it with
+    unit = row.get('unit', '')
+    said = []
+    if row.get('spread') is not None:
+        said.append(f'± {format_value(row["spread"], unit, digits=2)} over seeds')
+    for b in row.get('beside', []): said.append(f'{b["what"]} {format_value(b["value"], unit)}')
+    return ', '.join(said)
+
 def as_lines(
     rows:list, # Of `Table`, or of `scores.json`
 )->str:
@@ -107,20 +184,22 @@ def as_lines(
     Args:
         rows (list): Of `Table`, or of `scores.json`
     """
-    out, reasons = [], {}
+    measured = [] # (name and arrow, value, the rest of the line)
+    reasons = {}  # why rows have no value -> their names
     for r in rows:
         if r.get('value') is None:
             reasons.setdefault(r['note'], []).append(r['name'])
             continue
-        unit, arrow = r.get('unit', ''), dict(lower='↓', higher='↑').get(r.get('better'), ' ')
-        within = as_span(r['low'], r['high'], unit) if r.get('low') is not None else ''
-        beside = ', '.join(f'{b["what"]} {format_value(b["value"], unit)}' for b in r.get('beside', []))
-        if r.get('spread') is not None:
-            beside = f'± {format_value(r["spread"], unit, digits=2)} over seeds' + f', {beside}'*bool(beside)
-        out.append((f'{r["name"]:<44}{arrow}', format_value(r['value'], unit), f'{within:<20} {beside}'))
-    wide = max([8, *(len(value) for _, value, _ in out)])
-    out = [f'{name} {value:>{wide}}  {rest}'.rstrip() for name, value, rest in out]
-    return '\n'.join(out + [f'{", ".join(names)}: {note}' for note, names in reasons.items()])
+        unit = r.get('unit', '')
+        arrow = _ARROWS.get(r.get('better'), ' ')
+        interval = '' if r.get('low') is None else as_span(r['low'], r['high'], unit)
+        measured.append((f'{r["name"]:<44}{arrow}', format_value(r['value'], unit),
+                         f'{interval:<20} {_beside_text(r)}'))
+    width = 8
+    for _, value, _ in measured: width = max(width, len(value))
+    lines = [f'{name} {value:>{width}}  {rest}'.rstrip() for name, value, rest in measured]
+    for note, names in reasons.items(): lines.append(f'{", ".join(names)}: {note}')
+    return '\n'.join(lines)
 
 # %% ../../nbs/score/54_table.ipynb #3d4dc5c0
 @dataclass
@@ -130,34 +209,42 @@ class Seen:
     Args:
         name (str): Of the network
         reference (np.ndarray): (m, d), every reference picture once
-        drawn (list): Of each set (n, d)
-        train (np.ndarray): (t, d); t may be 0
-        place (np.ndarray): int (n,), which of the reference pictures belongs to a drawn frame
-        album (np.ndarray): int (m,), of the reference pictures
+        drawn (list): (n, d) of each set of drawings
+        train (np.ndarray): (t, d), training pictures; t may be 0
+        place (np.ndarray): int (n,), which row of `reference` belongs to a drawn frame
+        album (np.ndarray): int (m,), the albums of the reference pictures
     """
-    name: str               # Of the network
-    reference: np.ndarray        # (m, d), every reference picture once
-    drawn: list             # Of each set (n, d)
-    train: np.ndarray       # (t, d); t may be 0
-    place: np.ndarray       # int (n,), which of the reference pictures belongs to a drawn frame
-    album: np.ndarray       # int (m,), of the reference pictures
+    name: str             # Of the network
+    reference: np.ndarray # (m, d), every reference picture once
+    drawn: list           # (n, d) of each set of drawings
+    train: np.ndarray     # (t, d), training pictures; t may be 0
+    place: np.ndarray     # int (n,), which row of `reference` belongs to a drawn frame
+    album: np.ndarray     # int (m,), the albums of the reference pictures
 
-def training_pictures(file:StoryFile, n:int) -> np.ndarray: # rows of the story file, at most n
+def training_pictures(
+    file:StoryFile,
+    n:int,       # At most so many
+)->np.ndarray:   # int, rows of the story file
     """Pictures of training albums, album by album in random order.
 
+    Args:
+        n (int): At most so many
+
     Returns:
-        np.ndarray: rows of the story file, at most n
+        np.ndarray: int, rows of the story file
     """
     if n < 0: raise StoryError(f'train must be 0 or more, got {n}')
     if 'train' not in file.splits: return np.zeros(0, int)
     train = file['train']
-    albums, found = {}, {}
-    for i, a in enumerate(train.albums): albums.setdefault(a, []).append(i)
+    albums = {} # name -> places of its stories
+    for i, album in enumerate(train.albums): albums.setdefault(album, []).append(i)
     names = sorted(albums)
+    found = {}  # rows of pictures as keys, each once, in order
     for a in np.random.default_rng(0).permutation(len(names)):
         if len(found) >= n: break
-        found.update({int(np.atleast_1d(r)[0]): 0 for i in albums[names[a]] for r in train.rows(i)})
-    return np.array([*found][:n], int)
+        for i in albums[names[a]]:
+            for row in train.rows(i): found[int(np.atleast_1d(row)[0])] = True
+    return np.array(list(found)[:n], int)
 
 # %% ../../nbs/score/54_table.ipynb #5b19a567
 def look(
@@ -165,19 +252,21 @@ def look(
     d:Drawings,
     train:np.ndarray,  # Rows of training pictures in the story file
     store:Store=None,  # Keeps features
-    cuts:tuple=None,   # (cut, its name) of reference pictures and of drawings; default: the same on both sides
-    *, batch:int=32,   # Pictures that the network sees at once
+    # (cut, its name) of reference pictures and of drawings; default: the same centre square
+    cuts:tuple=None,
+    *,
+    batch:int=32,      # Pictures that the network sees at once
     share:tuple=(0, 1), # Which of several processes this is, and how many there are
     wait:Callable=lambda: None, # Returns when all processes have come here
 )->Seen:
-    """Let a network look at all pictures.
+    """The features that a network has of drawn, reference and training pictures.
 
     Args:
         net (nn.Module): A feature network
         train (np.ndarray): Rows of training pictures in the story file
         store (Store, optional): Keeps features
         cuts (tuple, optional): (cut, its name) of reference pictures and of drawings; default: the
-            same on both sides
+            same centre square
         batch (int, default 32): Pictures that the network sees at once
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here
@@ -185,15 +274,24 @@ def look(
     reference, place = np.unique(d.reference, return_inverse=True)
     album = np.empty(len(reference), int)
     album[place] = d.album
-    def same(picture, wanted): return same_cut(picture, d.side, wanted)
-    (reference_cut, reference_as), (drawn_cut, drawn_as) = cuts or [(same, f'square {d.side}')]*2
-    def of(what, n, read, cut, name): return features_of(net, read, n, cut, name, store, batch, share, wait,
-                                                         progress=f'{net.name}, {what}')
-    def real(what, rows):
+    if cuts is None:
+        def same(picture, wanted): return same_cut(picture, d.side, wanted)
+        cuts = [(same, f'square {d.side}')]*2
+    reference_cut, drawn_cut = cuts
+    def features(what, n, read, cut):
+        return features_of(net, read, n, *cut, store, batch, share, wait,
+                           progress=f'{net.name}, {what}')
+    def features_of_rows(what, rows): # of pictures of the story file
         def read(i): return d.split.file.picture(int(rows[i]))
-        return of(what, len(rows), read, reference_cut, reference_as)
-    drawn = [of('drawn', len(d), partial(d.read, of=j), drawn_cut, drawn_as) for j in range(len(d.paths))]
-    seen = Seen(net.name, real('reference', reference), drawn, real('training', train), place, album)
-    bad = sum(int((~np.isfinite(x)).any(1).sum()) for x in (seen.reference, *seen.drawn, seen.train))
-    if bad: raise StoryError(f'invalid: {net.name} gave features that are not finite for {bad} pictures')
+        return features(what, len(rows), read, reference_cut)
+    drawn = []
+    for j in range(len(d.paths)):
+        drawn.append(features('drawn', len(d), partial(d.read, of=j), drawn_cut))
+    seen = Seen(net.name, features_of_rows('reference', reference), drawn,
+                features_of_rows('training', train), place, album)
+    bad = 0
+    for x in (seen.reference, *seen.drawn, seen.train): bad += int((~np.isfinite(x)).any(1).sum())
+    if bad:
+        raise StoryError(f'invalid: {net.name} gave features that are not finite for '
+                         f'{bad} pictures')
     return seen
