@@ -1,8 +1,8 @@
 "Is it a story? Each figure against a plain count, a trusted library, or a case whose answer is known."
 import numpy as np, pytest, torch
 
-from arldm.score.coherence import (by_frame, centred, character_scores, characters_seen, similarity,
-                                   names_in, nearest, own_rank, similarity_to_reference, pairs,
+from arldm.score.coherence import (by_frame, centred, character_scores, characters_seen, distant_frames,
+                                   similarity, names_in, nearest, own_rank, similarity_to_reference, pairs,
                                    rank_chance, text_score, together, unusual)
 from arldm.core import StoryError
 
@@ -74,6 +74,17 @@ def test_similarity_to_the_reference_frame_and_its_drift():
     stats = by_frame(k*10. + album, k, album)
     assert list(stats) == [1, 2, 3] and [s(np.ones(5)) for s in stats.values()] == [12, 22, 32]
     assert stats[2](np.array([0, 0, 0, 0, 5])) == 24
+
+
+@pytest.mark.parametrize('album', [[0, 1], [0, 0, 1, 1, 2, 2], [2, 0, 1, 0, 2, 1, 1], [0]*5, [3, 3, 3, 0]])
+def test_distant_frames_are_others(album):
+    "Every frame once, none is its own; and of another album, if no album has more than half of the frames."
+    album = np.array(album)
+    other = distant_frames(album)
+    assert sorted(other) == list(range(len(album))) and (other != np.arange(len(album))).all()
+    if np.bincount(album).max() <= len(album)//2: assert (album[other] != album).all()
+
+def test_one_frame_has_no_other(): assert distant_frames(np.array([0])).tolist() == [0]
 
 
 # too much alike

@@ -10,7 +10,7 @@ from arldm.core import StoryError
 from arldm.files.atomic import load_json
 from arldm.score.feature_networks import Store, open_network
 from arldm.score.inception import Inception
-from arldm.score.evaluate import FactAnswers, answers_per_frame, distant_frames, evaluate
+from arldm.score.evaluate import FactAnswers, answers_per_frame, evaluate
 from arldm.report.compare import compare_runs
 from painted import Small, draw, painting, row, stories, story_file
 from networks import clip_folder, published, regenerated
@@ -209,16 +209,6 @@ def test_facts_and_characters(tmp_path):
     assert [f['k'] for f in got['frames'] if f['name'] == 'remembered facts'] == [2, 3]
     assert got['stories']['name'] == 'right facts' and got['stories']['values']['s0_0'] == 1
     assert row(got, 'character accuracy')['value'] == 0 and row(got, 'stated facts')['value'] == 1
-
-@pytest.mark.parametrize('album', [[0, 1], [0, 0, 1, 1, 2, 2], [2, 0, 1, 0, 2, 1, 1], [0]*5, [3, 3, 3, 0]])
-def test_distant_frames_are_others(album):
-    "Every frame once, none is its own; and of another album, if no album has more than half of the frames."
-    album = np.array(album)
-    other = distant_frames(album)
-    assert sorted(other) == list(range(len(album))) and (other != np.arange(len(album))).all()
-    if np.bincount(album).max() <= len(album)//2: assert (album[other] != album).all()
-
-def test_one_frame_has_no_other(): assert distant_frames(np.array([0])).tolist() == [0]
 
 def test_answers_are_counted_by_frame():
     place = FactAnswers(np.array([True, False, True]), np.array([0, 0, 1]), np.array([0, 1, 3]))
