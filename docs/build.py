@@ -8,6 +8,7 @@ its chapters.
 import argparse
 import ast
 import base64
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from nbdev.serve import proc_nbs
+from PIL import Image
 from sphinx.cmd.build import main as sphinx
 
 from chapters import first_chapters, parts
@@ -195,10 +197,11 @@ def last_words(text):
 
 
 def code(cell, alt):
-    "A code cell as MyST-NB shows it: what it prints to stderr left out, pictures at their size."
+    "A code cell as MyST-NB shows it: what it prints to stderr left out, pictures at their size, `code-fold` folded."
     directives, source = split_directives(cell['source'])
     without = [what for key, what in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
-    outputs, image = [o for o in cell['outputs'] if o.get('name') != 'stderr'], dict(alt=alt)
+    outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
+    image = dict(alt=directives.get('fig-alt', '').strip('"') or alt)
     for data in (o['data'] for o in outputs if 'data' in o):
         if 'text/markdown' in data: data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
         if 'image/png' not in data: continue
@@ -208,7 +211,10 @@ def code(cell, alt):
         if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{(width := width//2)}px'
         if width <= 128: image['classes'] = 'pixels'
         if width >= 500: image['classes'] = 'wide'
-    metadata = dict(tags=[f'remove-{what}' for what in without], mystnb=dict(image=image))
+        if Image.open(io.BytesIO(png)).convert('RGBA').getpixel((0, 0))[3] == 0: image['classes'] = 'wide transparent'
+    tags = [f'remove-{what}' for what in without]
+    if directives.get('code-fold') == 'true': tags.append('hide-input')
+    metadata = dict(tags=tags, mystnb=dict(image=image))
     return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
 
 

@@ -16,7 +16,7 @@ notebook, readme, pictures = root/'nbs/index.ipynb', root/'README.md', root/'doc
 SUFFIX = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
 CHAPTERS = '<!-- chapters -->'   # opens the cell that lists them
 HEAD = '<!-- Written by `make readme` from nbs/index.ipynb: edit the notebook. -->'
-DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
+DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 
 
 def split_directives(source):
@@ -36,8 +36,8 @@ def relink(text):
     return re.sub(r'(\]\(|(?:src|href)=")([^)"\s]+)', turn, text)
 
 
-def shown(output, name, files):
-    "One output as Markdown; a picture joins `files`."
+def shown(output, name, files, alt):
+    "One output as Markdown; a picture, with the words `alt` for those who do not see it, joins `files`."
     data = output.get('data', {})
     data = {kind: ''.join(value) for kind, value in data.items() if isinstance(value, (str, list))}
     if output['output_type'] == 'error': sys.exit(f'nbs/index.ipynb: cell {name} holds an error; run it again')
@@ -45,7 +45,7 @@ def shown(output, name, files):
         if kind in data:
             file = f'{name}.{suffix}'
             files[file] = data[kind].encode() if suffix == 'svg' else base64.b64decode(data[kind])
-            return f'![]({(pictures/file).relative_to(root).as_posix()})'
+            return f'![{alt}]({(pictures/file).relative_to(root).as_posix()})'
     if 'text/markdown' in data: return relink(data['text/markdown'])
     if 'text/html' in data: return data['text/html']
     text = data.get('text/plain') or (''.join(output.get('text', '')) if output.get('name') == 'stdout' else '')
@@ -70,7 +70,8 @@ def render():
         else:
             if source and directives.get('echo') != 'false': parts.append(f'```python\n{source}\n```')
             wanted = cell['outputs'] if directives.get('output') != 'false' else []
-            parts += [shown(output, f'{cell["id"]}-{k}', files) for k, output in enumerate(wanted)]
+            alt = directives.get('fig-alt', '').strip('"')
+            parts += [shown(output, f'{cell["id"]}-{k}', files, alt) for k, output in enumerate(wanted)]
     return '\n\n'.join(part for part in parts if part) + '\n', files
 
 

@@ -191,6 +191,9 @@ def test_figures(pages):
     for name, page in pages.items():
         assert not re.search(r'<img (?![^>]*alt="[^"]+")[^>]*src="[./]*_images', page.text), name
     assert re.search(r'<img [^>]*style="width: 568px;?"', pages['score/distances.html'].text)
+    for name, words in ('index', 'arldm-convert makes'), ('model/arldm', 'CLIP encodes'):
+        drawn = [at for tag, at in pages[f'{name}.html'].classes['transparent'] if tag == 'img']
+        assert len(drawn) == 1 and drawn[0]['alt'].startswith(words), f'{name}: {drawn}'
 
 
 # looked at in a browser
@@ -297,6 +300,13 @@ def test_search(browser, served):
     assert found and '/model/history.html#arldm.model.history.history_visible' in found[0]
     assert any('/model/arldm.html' in link for link in found)
     assert not trouble(b, served)
+
+@browses
+def test_transparent_figures(browser):
+    "A figure that is drawn for light and dark pages shows the page behind it; the others have white paper."
+    papers = browser('index.html', dark=True).js("""[...document.querySelectorAll('.cell_output img')]
+        .map(i => [i.classList.contains('transparent'), getComputedStyle(i).backgroundColor])""")
+    assert {tuple(paper) for paper in papers} == {(True, 'rgba(0, 0, 0, 0)'), (False, 'rgb(255, 255, 255)')}
 
 @browses
 def test_figures_are_crisp(browser):

@@ -323,7 +323,7 @@ SAMPLE = [
     dict(cell_type='markdown', source=['# Sample\n', '\n', '> A claim.\n', '\n',
         '[a chapter](00_core.ipynb#part), [the licence](../LICENSE), [a site](https://example.org/a), [below](#below)']),
     dict(cell_type='code', id='aa', source='#| hide\nsecret = 1', outputs=[]),
-    dict(cell_type='code', id='bb', source='#| eval: false\nstory[0]', outputs=[
+    dict(cell_type='code', id='bb', source='#| eval: false\n#| fig-alt: "A strip"\nstory[0]', outputs=[
         dict(output_type='execute_result', data={'image/png': 'aGVsbG8=\n', 'text/plain': ['<Image>']})]),
     dict(cell_type='code', id='cc', source='#| echo: false\nprint(1)', outputs=[
         dict(output_type='stream', name='stdout', text=['1\n', '2\n']),
@@ -344,7 +344,7 @@ def test_readme(readme, tmp_path):
     text = (tmp_path/'README.md').read_text(encoding='utf-8').split('\n\n', 1)[1]
     assert text == ('# Sample\n\n> A claim.\n\n[a chapter](nbs/00_core.ipynb#part), [the licence](LICENSE), '
         '[a site](https://example.org/a), [below](#below)\n\n'
-        '```python\nstory[0]\n```\n\n![](docs/readme_files/bb-0.png)\n\n```\n1\n2\n```\n')
+        '```python\nstory[0]\n```\n\n![A strip](docs/readme_files/bb-0.png)\n\n```\n1\n2\n```\n')
     assert (tmp_path/'docs/readme_files/bb-0.png').read_bytes() == b'hello'
 
 def test_readme_check(readme, tmp_path):
