@@ -210,6 +210,7 @@ _WRONG_SHAPE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticEr
 def _tables(folder, read):
     "What `read(folder)` makes of annotations, computed once for all splits; or a `StoryError`."
     try: return folder.once(read)
+    except StoryError: raise
     except _WRONG_SHAPE as e:
         raise StoryError(f'{folder.path}: annotations are not as their authors ship them '
                          f'({e})') from None

@@ -17,7 +17,7 @@ _SPLITS = 'train', 'val', 'test'
 
 def is_original(f:h5py.File)->bool:
     "Whether a file has the original's layout."
-    return any(f'{s}/image0' in f for s in _SPLITS)
+    return any(f'{split}/image0' in f for split in _SPLITS)
 
 def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 (n, L)
     """The pictures of every story.
@@ -25,46 +25,57 @@ def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 
     Returns:
         dict: split -> numbers of its pictures, int32 (n, L)
     """
-    rows, start = {}, 0
-    for split in filter(f.__contains__, _SPLITS):
-        n, L = len(f[split]['image0']), sum(k.startswith('image') for k in f[split])
-        rows[split] = start + np.arange(n*L, dtype='int32').reshape(n, L)
-        start += n*L
+    rows = {}
+    start = 0
+    for split in _SPLITS:
+        if split not in f: continue
+        n_stories = len(f[split]['image0'])
+        n_frames = sum(name.startswith('image') for name in f[split])
+        n_pictures = n_stories*n_frames
+        rows[split] = start + np.arange(n_pictures, dtype='int32').reshape(n_stories, n_frames)
+        start += n_pictures
     return rows
 
 def original_picture(f:h5py.File, row:int)->bytes:
     "One picture as PNG, red and blue put right."
-    at = row
+    at = row   # counted from the start of the split
     for split, rows in original_rows(f).items():
-        if at >= rows.size or at < 0:
-            at -= rows.size
-            continue
-        i, k = divmod(at, rows.shape[1])
-        blue, green, red = decode(f[split][f'image{k}'][i].tobytes()).split()
-        return to_png(Image.merge('RGB', (red, green, blue)))
+        if 0 <= at < rows.size:
+            story, frame = divmod(at, rows.shape[1])
+            stored = decode(f[split][f'image{frame}'][story].tobytes())
+            blue, green, red = stored.split()
+            return to_png(Image.merge('RGB', (red, green, blue)))
+        at -= rows.size
     raise StoryError(f'there is no picture {row}')
 
 # %% ../../nbs/data/11_legacy.ipynb #60cc2b1a
-def _text(f): # name of the dataset of captions: `ssid`, `sis`, `dii` or `text`
-    return next(k for s in _SPLITS if s in f for k in f[s] if not k.startswith('image'))
+def _caption_dataset(f):
+    "The name of the dataset of captions: `ssid`, `sis`, `dii` or `text`."
+    for split in _SPLITS:
+        for name in f[split] if split in f else ():
+            if not name.startswith('image'): return name
+    raise ValueError('no dataset of captions')
 
 def original_attrs(f:h5py.File)->dict:
     "What the attributes of our files say."
-    counts = {s: dict(stories=len(r), pictures=r.size) for s, r in original_rows(f).items()}
-    if _text(f) == 'text': raise StoryError('this file holds strips of film; convert its corpus again')
-    return dict(corpus={'sis': 'vist-sis', 'dii': 'vist-dii'}.get(_text(f), _text(f)), counts=counts)
+    counts = {}
+    for split, rows in original_rows(f).items():
+        counts[split] = dict(stories=len(rows), pictures=rows.size)
+    name = _caption_dataset(f)
+    if name == 'text':
+        raise StoryError('this file holds strips of film; convert its corpus again')
+    return dict(corpus={'sis': 'vist-sis', 'dii': 'vist-dii'}.get(name, name), counts=counts)
 
-def original_index(f:h5py.File, split:str)->dict: # arrays `frame`, `caption`, `story_id`, `album_id`
-    """What the datasets of a split of ours say.
-
-    Returns:
-        dict: arrays `frame`, `caption`, `story_id`, `album_id`
-    """
+def original_index(f:h5py.File, split:str)->dict:
+    "What the datasets of a split of ours say: `frame`, `caption`, `story_id`, `album_id`."
     rows = original_rows(f)[split]
-    captions = [text.split('|') for text in f[split][_text(f)].asstr()[()]]
-    for i, cs in enumerate(captions):
-        if len(cs) != rows.shape[1]:
-            raise StoryError(f"story {i} of split {split} has {len(cs)} captions for {rows.shape[1]} pictures; "
-                             "one of them contains '|', convert the corpus again")
+    captions = []
+    for i, text in enumerate(f[split][_caption_dataset(f)].asstr()[()]):
+        captions.append(text.split('|'))
+        if len(captions[-1]) != rows.shape[1]:
+            raise StoryError(f'story {i} of split {split} has {len(captions[-1])} captions for '
+                             f"{rows.shape[1]} pictures; one of them contains '|', convert the "
+                             'corpus again')
     names = np.array([f'{split}-{i}' for i in range(len(rows))], object)
-    return dict(frame=rows, caption=np.array(captions, object).reshape(rows.shape), story_id=names, album_id=names)
+    return dict(frame=rows, caption=np.array(captions, object).reshape(rows.shape),
+                story_id=names, album_id=names)

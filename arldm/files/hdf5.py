@@ -15,6 +15,11 @@ from ..core import StoryError, at_home, first_line
 from .atomic import NO_LOCKS
 
 # %% ../../nbs/files/07_hdf5.ipynb #f8e53d18
+# What h5py raises for errors of HDF5's library, and what damaged values make it, numpy and the
+# checks of this book raise; found in its table of errors and by changing bytes at random.
+_DAMAGED = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+            ArithmeticError, MemoryError, struct.error)
+
 @contextlib.contextmanager
 def reading(
     path:str|Path, # The file, for the message
@@ -26,10 +31,10 @@ def reading(
     """
     try: yield
     except StoryError: raise
-    except Exception as e:
+    except _DAMAGED as e:
         why = first_line(e)
-        raise StoryError(f'{path}: damaged, or not the file it should be ({why}); copy it again, or move it away and '
-                         'convert again') from None
+        raise StoryError(f'{path}: damaged, or not the file it should be ({why}); copy it again, '
+                         'or move it away and convert again') from None
 
 # %% ../../nbs/files/07_hdf5.ipynb #f5b23c8f
 _REFERENCE = np.dtype([('length', '<u4'), ('heap', '<u8'), ('number', '<u4')])
@@ -37,24 +42,31 @@ _REFERENCE = np.dtype([('length', '<u4'), ('heap', '<u8'), ('number', '<u4')])
 def _heap_sizes(raw, at):
     "Object number -> bytes, of the heap at an address; a `ValueError` if it does not add up."
     if at + 16 > len(raw) or raw[at:at+4] != b'GCOL': raise ValueError(f'no heap at {at}')
-    size, sizes, p = struct.unpack_from('<Q', raw, at + 8)[0], {}, 16
-    if at + size > len(raw): raise ValueError(f'a heap at {at} is longer than the file')
-    while p + 16 <= size:
-        number, n = struct.unpack_from('<H6xQ', raw, at + p)
-        step = 16 + (n + 7)//8*8 if number else n
-        if not 16 <= step <= size - p: raise ValueError(f'a heap at {at} does not add up')
-        sizes[number] = n
-        p += step
+    heap_size, = struct.unpack_from('<Q', raw, at + 8)
+    if at + heap_size > len(raw): raise ValueError(f'a heap at {at} is longer than the file')
+    sizes = {}
+    place = 16   # of the next object, counted from the start of the heap
+    while place + 16 <= heap_size:
+        number, size = struct.unpack_from('<H6xQ', raw, at + place)
+        padded = (size + 7)//8*8
+        step = 16 + padded if number else size   # number 0 is free space, which counts its header
+        if not 16 <= step <= heap_size - place: raise ValueError(f'a heap at {at} does not add up')
+        sizes[number] = size
+        place += step
     return sizes
 
 def _references(d, raw):
-    "The raw references of a dataset of values of varying length."
-    if d.chunks is None: spans = [(d.id.get_offset(), d.size)]
+    "The raw references of a dataset of values of varying length, array after array."
+    spans = []   # address and number of references
+    if d.chunks is None: spans.append((d.id.get_offset(), d.size))
     else:
-        chunks = [d.id.get_chunk_info(i) for i in range(d.id.get_num_chunks())]
-        spans = [(c.byte_offset, c.size//_REFERENCE.itemsize) for c in chunks]
+        for i in range(d.id.get_num_chunks()):
+            chunk = d.id.get_chunk_info(i)
+            spans.append((chunk.byte_offset, chunk.size//_REFERENCE.itemsize))
     for at, n in spans:
-        if at is not None: yield np.frombuffer(raw, _REFERENCE, n, at).copy()  # nothing may hold on to the file
+        if at is None: continue
+        # A copy, since nothing may hold on to the file.
+        yield np.frombuffer(raw, _REFERENCE, n, at).copy()
 
 # %% ../../nbs/files/07_hdf5.ipynb #958010c7
 def check_dataset(
@@ -69,31 +81,39 @@ def check_dataset(
         heaps (dict): Address -> what stands there, of the heaps seen so far; grows
     """
     if d.external or d.is_virtual: raise ValueError(f'{d.name} keeps its data in another file')
-    if d.chunks and math.prod(d.chunks)*d.dtype.itemsize > len(raw): raise ValueError(f'{d.name} has too large chunks')
+    if d.chunks and math.prod(d.chunks)*d.dtype.itemsize > len(raw):
+        raise ValueError(f'{d.name} has too large chunks')
     if h5py.check_vlen_dtype(d.dtype) is None and not h5py.check_string_dtype(d.dtype):
-        if d.nbytes > len(raw): raise ValueError(f'{d.name} claims {d.nbytes:,} bytes, the file has {len(raw):,}')
+        if d.nbytes > len(raw):
+            raise ValueError(f'{d.name} claims {d.nbytes:,} bytes, the file has {len(raw):,}')
         return
-    for refs in _references(d, raw):
-        for n, at, number in refs[refs['length'] > 0].tolist():
-            if at not in heaps: heaps[at] = _heap_sizes(raw, at)
-            if n > heaps[at].get(number, -1): raise ValueError(f'{d.name} refers to what is not there')
+    for references in _references(d, raw):
+        for length, heap, number in references[references['length'] > 0].tolist():
+            if heap not in heaps: heaps[heap] = _heap_sizes(raw, heap)
+            if length > heaps[heap].get(number, -1):
+                raise ValueError(f'{d.name} refers to what is not there')
 
 # %% ../../nbs/files/07_hdf5.ipynb #1e935f74
 def open_unchecked(path:str|Path)->h5py.File:
-    "Open a file for reading, on drives without locks too; a `StoryError` says why it cannot be opened."
+    "Open a file for reading, also on drives without locks; a `StoryError` says why it cannot."
     try: return h5py.File(path, 'r')
     except OSError as e: error = e
-    if error.errno in NO_LOCKS or 'locking flag' in str(error):    # or opened here before, without locks
+    # A drive without locks, or a file that was opened here before, without locks:
+    if error.errno in NO_LOCKS or 'locking flag' in str(error):
         with contextlib.suppress(OSError): return h5py.File(path, 'r', locking=False)
+    raise StoryError(f'{path}: {_why_not_open(path, error)}')
+
+def _why_not_open(path, error):
+    "The reason why a file cannot be opened, and what to do."
     if 'open for write' in str(error):
-        raise StoryError(f'{path}: a program has it open for writing, or was killed when it had; close it there, or if '
-                         f'no such program runs: h5clear -s {path}, or convert again') from None
+        return ('a program has it open for writing, or was killed when it had; close it there, or '
+                f'if no such program runs: h5clear -s {path}, or convert again')
     if 'unable to lock' in str(error):
-        raise StoryError(f'{path}: another program has it open for writing; close it there and try again') from None
+        return 'another program has it open for writing; close it there and try again'
     if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
-        raise StoryError(f'{path}: cannot be read ({os.strerror(error.errno)})') from None
-    raise StoryError(f'{path}: not an HDF5 file, or not a whole one; copy it again, or move it away and convert '
-                     'again') from None
+        return f'cannot be read ({os.strerror(error.errno)})'
+    return ('not an HDF5 file, or not a whole one; copy it again, or move it away and convert '
+            'again')
 
 # %% ../../nbs/files/07_hdf5.ipynb #9d62cd18
 def _members(group):
@@ -106,21 +126,31 @@ def _members(group):
 def open_hdf5(path:str|Path)->h5py.File:
     "Open a file for reading when all it refers to, down to the datasets of its groups, is there."
     path = at_home(str(path))
-    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
-    f, heaps = open_unchecked(path), {}
+    if not Path(path).is_file():
+        raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
+    f = open_unchecked(path)
     try:
-        with reading(path), open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            for top in _members(f):
-                for d in [top] if isinstance(top, h5py.Dataset) else _members(top): check_dataset(d, raw, heaps)
+        with reading(path), open(path, 'rb') as file: _check_file(f, file)
     except BaseException:
         f.close()   # the error may be kept, and with it what the library remembers of the file
         raise
     return f
 
+def _check_file(f, file): # the same file, opened by h5py and by Python
+    heaps = {}
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        for top in _members(f):
+            if isinstance(top, h5py.Dataset): check_dataset(top, raw, heaps)
+            else:
+                for dataset in _members(top): check_dataset(dataset, raw, heaps)
+
 # %% ../../nbs/files/07_hdf5.ipynb #5efe8f9d
 class Disk:
-    "A file that HDF5's library writes to, and that never tells it of a full disk; `error` remembers."
-    def __init__(self, path:str|Path): self.file, self.error = open(path, 'wb+', buffering=0), None
+    "A file for HDF5's library to write to, which never tells it of a full disk; see `check`."
+    def __init__(self, path:str|Path):
+        self.file = open(path, 'wb+', buffering=0)
+        self.error = None   # the first one
+
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
     def __getattr__(self, name): return getattr(self.file, name)
@@ -129,12 +159,14 @@ class Disk:
         left = memoryview(data)
         try:
             while left: left = left[self.file.write(left):]
-        except OSError as e: self.error = self.error or e
+        except OSError as e:
+            self.error = self.error or e
         return len(data)
 
     def readinto(self, buffer):
-        "What never got onto the disk reads as zeros: the library does not look how much it was given."
-        got, view = self.file.readinto(buffer), memoryview(buffer)
+        "What never got onto the disk reads as zeros: the library does not look how much it got."
+        got = self.file.readinto(buffer)
+        view = memoryview(buffer)
         view[got:] = bytes(len(view) - got)
         return len(view)
 

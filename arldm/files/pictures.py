@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'MOST_PIXELS', 'BadPicture', 'decode', 'upright', 'picture
            'shrink', 'cut']
 
 # %% ../../nbs/files/06_pictures.ipynb #444ec76d
-import io
+import io, struct, zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,24 @@ from PIL import Image, UnidentifiedImageError
 from ..core import StoryError, at_home, first_line
 
 # %% ../../nbs/files/06_pictures.ipynb #a1115667
-FORMATS, MOST_PIXELS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'), 50_000_000
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'
+MOST_PIXELS = 50_000_000
+_TOO_LARGE = Image.DecompressionBombError, Image.DecompressionBombWarning
+
+# What Pillow raises on damaged pictures, found in its readers of these formats and by changing
+# bytes at random; a `Warning` where Python was told to raise warnings.
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError,
+                  EOFError, ArithmeticError, RuntimeError, AssertionError, MemoryError, struct.error,
+                  zlib.error, Image.DecompressionBombError, Warning)
 
 class BadPicture(StoryError):
     "Bytes that are no whole picture; `reason` is 'not a picture', 'too large' or 'broken picture'."
     def __init__(self, e:Exception):
         why = first_line(e).split(' <')[0]
         super().__init__(f'not a whole picture ({why})')
-        kinds = (UnidentifiedImageError, 'not a picture'), (_BOMBS, 'too large'), (object, 'broken picture')
-        self.reason = next(reason for kind, reason in kinds if isinstance(e, kind))
-
-_BOMBS = Image.DecompressionBombError, Image.DecompressionBombWarning
+        if isinstance(e, UnidentifiedImageError): self.reason = 'not a picture'
+        elif isinstance(e, _TOO_LARGE): self.reason = 'too large'
+        else: self.reason = 'broken picture'
 
 # %% ../../nbs/files/06_pictures.ipynb #9c6b0ff5
 def decode(
@@ -44,70 +51,92 @@ def decode(
     Returns:
         Image.Image: RGB, upright, transparency on white
     """
-    try: return _decoded(data, quick, least)
+    try:
+        return _decoded(data, quick, least)
     except BadPicture as e:
         error = e
-    for notes in _TEXTS, _TEXTS | _CAMERA:                  # is the trouble in what is said beside the pixels?
+    # The damage may lie beside the pixels: try again without texts, then without camera notes.
+    for notes in _TEXTS, _TEXTS | _CAMERA:
+        if error.reason == 'too large': break
         plain = _without(data, notes)
-        if error.reason == 'too large' or plain == data: continue
-        try: return _decoded(plain, quick, least)
-        except BadPicture as e: error = e
+        if plain == data: continue
+        try:
+            return _decoded(plain, quick, least)
+        except BadPicture as e:
+            error = e
     raise error
 
 def _decoded(data, quick, least):
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        n, most = picture.width*picture.height, MOST_PIXELS
-        if n > most: raise Image.DecompressionBombError(f'image size ({n} pixels) exceeds limit of {most} pixels')
+        n = picture.width*picture.height
+        if n > MOST_PIXELS:
+            raise Image.DecompressionBombError(f'image size ({n} pixels) exceeds limit of '
+                                               f'{MOST_PIXELS} pixels')
         if quick or least: picture.draft('RGB', (max(1, least),)*2)
-    except Exception as e: raise BadPicture(e) from None
+    except _PILLOW_ERRORS as e:
+        raise BadPicture(e) from None
     return upright(picture)
 
 # %% ../../nbs/files/06_pictures.ipynb #a527613b
-_TEXTS = {b'tEXt', b'zTXt', b'iTXt', b'iCCP',               # texts and colour profiles: chunks of a PNG
-          b'\xe2', b'\xed', b'\xfe'}                        # and segments of a JPEG
-_CAMERA = {b'eXIf', b'\xe1'}                                # the notes of a camera
+# Texts and colour profiles: chunks of a PNG, then segments of a JPEG
+_TEXTS = {b'tEXt', b'zTXt', b'iTXt', b'iCCP', b'\xe2', b'\xed', b'\xfe'}
+# The notes of a camera, in a PNG and in a JPEG
+_CAMERA = {b'eXIf', b'\xe1'}
 
 def _without(data, kinds):
     "A PNG or JPEG without its parts of these kinds; other data as they are."
-    kept, at, png = [], 0, data[:8] == b'\x89PNG\r\n\x1a\n'
-    if png: at = 8
+    is_png = data[:8] == b'\x89PNG\r\n\x1a\n'
+    if is_png: at = 8
     elif data[:3] == b'\xff\xd8\xff': at = 2
-    kept.append(data[:at])
-    while at and at + 4 < len(data):
-        if png: kind, end = data[at + 4:at + 8], at + 12 + int.from_bytes(data[at:at + 4], 'big')
-        else: kind, end = data[at + 1:at + 2], at + 2 + int.from_bytes(data[at + 2:at + 4], 'big')
-        if not png and (data[at] != 0xff or kind == b'\xda'): break                  # the pixels begin
+    else: return data
+    kept = [data[:at]]
+    while at + 4 < len(data):
+        if is_png: # 4 bytes of length, 4 of kind, contents, 4 of checksum
+            kind = data[at+4:at+8]
+            end = at + 12 + int.from_bytes(data[at:at+4], 'big')
+        else: # ff, a byte of kind, 2 of length, which counts itself, contents
+            kind = data[at+1:at+2]
+            end = at + 2 + int.from_bytes(data[at+2:at+4], 'big')
+            if data[at] != 0xff or kind == b'\xda': break   # the pixels begin
         if kind not in kinds: kept.append(data[at:end])
         at = end
-    return b''.join([*kept, data[at:]])
+    kept.append(data[at:])
+    return b''.join(kept)
 
 # %% ../../nbs/files/06_pictures.ipynb #c4ec3478
-_TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
-          6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}                 # by EXIF's orientation
+_TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM,
+          5: Image.TRANSPOSE, 6: Image.ROTATE_270, 7: Image.TRANSVERSE,
+          8: Image.ROTATE_90}                              # by EXIF's orientation
 
 def _turn(picture): # what the camera noted, if it can be read
     try: return _TURNS.get(picture.getexif().get(0x112))
-    except Exception: return None
+    except _PILLOW_ERRORS: return None
 
 def upright(picture:Image.Image)->Image.Image:
-    "A copy as RGB, turned as the camera was held, transparency on white; of 16 bits the upper 8. Or a `BadPicture`."
+    "A copy as RGB, turned as the camera was held, transparency on white; or a `BadPicture`."
     try:
         stored = picture.tile[0][3] if getattr(picture, 'tile', None) else ''
         picture.load()
         turn = _turn(picture)
-        x = picture.copy() if turn is None else picture.transpose(turn)
-        x = _as_rgb(x, _transparent_value(x.mode, x.info.get('transparency'), stored))
-        x.info = {}                                         # or it would be turned again
-        return x
-    except Exception as e: raise BadPicture(e) from None
+        turned = picture.copy() if turn is None else picture.transpose(turn)
+        hidden = _transparent_value(turned.mode, turned.info.get('transparency'), stored)
+        rgb = _as_rgb(turned, hidden)
+        rgb.info = {}                                      # or it would be turned again
+        return rgb
+    except _PILLOW_ERRORS as e:
+        raise BadPicture(e) from None
 
 # %% ../../nbs/files/06_pictures.ipynb #4db1439f
-def _transparent_value(mode, value, stored): # of loaded pixels; `stored` is how Pillow calls the bits of the file
-    kind = dict(RGB=tuple).get(mode, int if mode in ('1', 'L') else object)
-    if not isinstance(value, kind): return None
-    if mode == 'RGB' and (stored == 'RGB;16B' or max(value) > 255): return tuple(v >> 8 for v in value)
-    return value*{'L;2': 85, 'L;4': 17}.get(stored, 1) if mode == 'L' else value
+def _transparent_value(mode, value, stored):
+    "Of loaded pixels; `stored` is what Pillow calls the bits of the file. None if there is none."
+    if mode == 'RGB':
+        if not isinstance(value, tuple): return None
+        has_16_bits = stored == 'RGB;16B' or max(value) > 255
+        return tuple(v >> 8 for v in value) if has_16_bits else value
+    if mode in ('1', 'L') and not isinstance(value, int): return None
+    if mode == 'L': return value*{'L;2': 85, 'L;4': 17}.get(stored, 1)
+    return value
 
 def _as_rgb(x, hidden): # hidden: the value that is transparent, if any
     if x.mode.startswith('I'): return _from_16_bits(np.asarray(x), hidden)
@@ -118,10 +147,10 @@ def _as_rgb(x, hidden): # hidden: the value that is transparent, if any
     x = x.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', x.size, 'white'), x).convert('RGB')
 
-def _from_16_bits(grey, hidden):
-    x = (grey.astype('int64') >> 8).clip(0, 255).astype('uint8')
-    if hidden is not None: x[grey == hidden] = 255
-    return Image.fromarray(x).convert('RGB')
+def _from_16_bits(grey, hidden): # the upper 8 bits count
+    levels = (grey.astype('int64') >> 8).clip(0, 255).astype('uint8')
+    if hidden is not None: levels[grey == hidden] = 255
+    return Image.fromarray(levels).convert('RGB')
 
 # %% ../../nbs/files/06_pictures.ipynb #f1557eb9
 _STARTS = {b'\x89PNG': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WEBP', b'BM': 'BMP'}
@@ -132,7 +161,9 @@ def picture_format(data:bytes)->str: # One of `FORMATS`
     Returns:
         str: One of `FORMATS`
     """
-    return next((kind for start, kind in _STARTS.items() if data.startswith(start)), 'JPEG')
+    for start, kind in _STARTS.items():
+        if data.startswith(start): return kind
+    return 'JPEG'
 
 def to_png(picture:Image.Image)->bytes:
     "Encode a picture without loss."
@@ -142,14 +173,17 @@ def to_png(picture:Image.Image)->bytes:
 
 def read_picture(path:str|Path)->Image.Image:
     "The picture of a file, or a line that says why not."
-    file, most = Path(at_home(str(path))), 100_000_000
+    file = Path(at_home(str(path)))
+    most = 100_000_000
+    advice = 'name one that is there'
     try:
-        if file.exists() and not file.is_file() and not file.is_dir():               # a device never ends
-            raise StoryError(f'{path}: no picture that can be read (not a file); name one that is there')
+        if file.exists() and not file.is_file() and not file.is_dir():    # a device never ends
+            raise StoryError(f'{path}: no picture that can be read (not a file); {advice}')
         with open(file, 'rb') as f: data = f.read(most + 1)
-        if len(data) > most: raise StoryError(f'{path}: a picture file may have {most:,} bytes, this one has more')
     except OSError as e:
-        raise StoryError(f'{path}: no picture that can be read ({e.strerror}); name one that is there') from None
+        raise StoryError(f'{path}: no picture that can be read ({e.strerror}); {advice}') from None
+    if len(data) > most:
+        raise StoryError(f'{path}: a picture file may have {most:,} bytes, this one has more')
     try: return decode(data)
     except StoryError as e: raise StoryError(f'{path}: {e}') from None
 
@@ -185,8 +219,9 @@ def shrink(
     """
     picture = decode(data, least=2*side)
     if min(picture.size) <= side: return data
-    small, out = picture.resize(scaled(picture.size, side), Image.BILINEAR), io.BytesIO()
+    small = picture.resize(scaled(picture.size, side), Image.BILINEAR)
     if data[:2] != b'\xff\xd8': return to_png(small)
+    out = io.BytesIO()
     small.save(out, 'JPEG', quality=95)
     return out.getvalue()
 
@@ -204,5 +239,7 @@ def cut(
     """
     strip = decode(data)
     w, h = strip.size
-    if h % w or h > 1000*w: raise StoryError(f'{w}×{h} pixels, expected at most 1,000 squares stacked downwards')
-    return (data,) if h == w else tuple(to_png(strip.crop((0, y, w, y + w))) for y in range(0, h, w))
+    if h % w or h > 1000*w:
+        raise StoryError(f'{w}×{h} pixels, expected at most 1,000 squares stacked downwards')
+    if h == w: return (data,)
+    return tuple(to_png(strip.crop((0, y, w, y + w))) for y in range(0, h, w))

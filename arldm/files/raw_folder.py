@@ -6,7 +6,7 @@
 __all__ = ['DataUnpickler', 'load_pickle', 'load_array', 'composed', 'RawFolder', 'plain_name']
 
 # %% ../../nbs/files/08_raw_folder.ipynb #69a58d6f
-import math, os, pickle, re, struct, unicodedata
+import math, os, pickle, re, struct, tokenize, unicodedata
 from pathlib import Path
 from typing import Callable
 
@@ -18,40 +18,59 @@ from .atomic import load_json
 from .pictures import BadPicture, decode
 
 # %% ../../nbs/files/08_raw_folder.ipynb #d0450202
+def _as_text(x): return x.decode('latin1') if isinstance(x, bytes) else x
+
 def _dtype(code, *_):
-    if re.fullmatch(r'[<>|=]?([biufSU]\d{1,9}|O8?|\?)', code := _text(code)): return np.dtype(code)
-    raise ValueError(f'no plain type: {code}')
-
-def _plain(keys):
-    "Keys of a dictionary or members of a set, when they are easy to hash (a deep tuple is not)."
-    for k in keys:
-        if isinstance(k, (str, bytes, int, float, np.generic, type(None))): continue
-        raise ValueError(f'a {type(k).__name__} as a key')
-    return keys
-
-def _dict(pairs=()): return dict(zip(_plain([k for k, _ in pairs]), [v for _, v in pairs]))
-
-def _text(x): return x.decode('latin1') if isinstance(x, bytes) else x
+    name = _as_text(code)
+    if re.fullmatch(r'[<>|=]?([biufSU]\d{1,9}|O8?|\?)', name): return np.dtype(name)
+    raise ValueError(f'no plain type: {name}')
 
 def _array(shape, dtype, data, fortran=False):
     "An array with just these contents."
     if dtype.hasobject:
-        if not isinstance(data, list) or math.prod(shape) != len(data): raise ValueError('an array of another size')
+        if not isinstance(data, list) or math.prod(shape) != len(data):
+            raise ValueError('an array of another size')
         out = np.empty(len(data), object)
         for i, x in enumerate(data): out[i] = x
     else: out = np.frombuffer(data.encode('latin1') if isinstance(data, str) else data, dtype)
     return out.reshape(shape, order='F' if fortran else 'C')
 
+def _scalar(dtype, data): return _array((), dtype, data)[()]
+
+def _array_from_buffer(data, dtype, shape, order):
+    return _array(shape, dtype, data, fortran=order == 'F')
+
+def _empty_array(*_): return np.empty(0, 'b')   # filled by `DataUnpickler.load_build`
+
+# %% ../../nbs/files/08_raw_folder.ipynb #6ca83559
+def _plain(keys):
+    "The keys of a dictionary or members of a set, if they are easy to hash (a deep tuple is not)."
+    for key in keys:
+        if not isinstance(key, (str, bytes, int, float, np.generic, type(None))):
+            raise ValueError(f'a {type(key).__name__} as a key')
+    return keys
+
+def _dict(pairs=()):
+    made = {}
+    for key, value in pairs:
+        _plain([key])
+        made[key] = value
+    return made
+
+def _empty_dict(*_): return {}   # a `defaultdict`, filled by further opcodes
+def _set(members=()): return set(_plain(members))
+def _frozenset(members=()): return frozenset(_plain(members))
+def _empty_bytes(*_): return b''   # others are no calls in a pickle
+def _encode(text, encoding='latin1'): return text.encode('latin1')
+
 # %% ../../nbs/files/08_raw_folder.ipynb #cb9db776
+# Module -> name in a pickle -> what is called for it; `ndarray` is only named, never called.
 _BUILT = dict(
-    numpy=dict(_reconstruct=lambda *_: np.empty(0, 'b'), ndarray=None,  # named, never called
-               dtype=_dtype,
-               scalar=lambda dtype, data: _array((), dtype, data)[()],
-               _frombuffer=lambda data, dtype, shape, order: _array(shape, dtype, data, order == 'F')),
-    _codecs=dict(encode=lambda text, encoding='latin1': text.encode('latin1')),
-    collections=dict(OrderedDict=_dict, defaultdict=lambda *_: {}),
-    builtins=dict(set=lambda xs=(): set(_plain(xs)), frozenset=lambda xs=(): frozenset(_plain(xs)), list=list,
-                  dict=_dict, bytes=lambda *_: b''))  # bytes: only empty ones are made so
+    numpy=dict(_reconstruct=_empty_array, ndarray=None, dtype=_dtype, scalar=_scalar,
+               _frombuffer=_array_from_buffer),
+    _codecs=dict(encode=_encode),
+    collections=dict(OrderedDict=_dict, defaultdict=_empty_dict),
+    builtins=dict(set=_set, frozenset=_frozenset, list=list, dict=_dict, bytes=_empty_bytes))
 
 # %% ../../nbs/files/08_raw_folder.ipynb #339833b6
 class DataUnpickler(pickle._Unpickler):
@@ -59,30 +78,36 @@ class DataUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module, name):
-        allowed = _BUILT.get(module.split('.')[0].replace('__builtin__', 'builtins'), {})
+        top = module.split('.')[0].replace('__builtin__', 'builtins')
+        allowed = _BUILT.get(top, {})
         if name in allowed: return allowed[name]
         raise StoryError(f'it asks for {module}.{name}, which is not data')
 
     def load_build(self):
-        state, made = self.stack.pop(), self.stack[-1]
+        state = self.stack.pop()
+        made = self.stack[-1]
         if isinstance(made, np.dtype):
-            if state[1] not in ('<', '|', '='): raise ValueError('numbers in the byte order of another machine')
+            if state[1] not in ('<', '|', '='):
+                raise ValueError('numbers in the byte order of another machine')
         elif isinstance(made, np.ndarray):
-            checked = _array(*state[1:3], state[4], state[3])
+            _, shape, dtype, fortran, contents = state
+            checked = _array(shape, dtype, contents, fortran)
             data = list(checked.flat) if checked.dtype.hasobject else checked.tobytes()
             made.__setstate__((1, checked.shape, checked.dtype, False, data))
         else: raise StoryError(f'it sets the insides of a {type(made).__name__}, which is not data')
     dispatch[pickle.BUILD[0]] = load_build
 
-    def load_bytearray8(self): self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
+    def load_bytearray8(self): # reads before it believes the size
+        size, = struct.unpack('<Q', self.read(8))
+        self.append(bytearray(self.read(size)))
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 # %% ../../nbs/files/08_raw_folder.ipynb #0f02dac0
-def _check_first(opcode, keys):
+def _check_first(opcode, keys_in):
     "Have the keys among what an opcode takes from the stack looked at before they are hashed."
     load = DataUnpickler.dispatch[opcode[0]]
     def checked(self):
-        _plain(keys(self.stack))
+        _plain(keys_in(self.stack))
         load(self)
     DataUnpickler.dispatch[opcode[0]] = checked
 
@@ -90,14 +115,22 @@ def _one_key(stack): return stack[-2:-1]
 def _keys_of_pairs(stack): return stack[::2]
 def _members(stack): return stack
 
-_HASHED = {pickle.SETITEM: _one_key, pickle.SETITEMS: _keys_of_pairs, pickle.DICT: _keys_of_pairs,
-           pickle.ADDITEMS: _members, pickle.FROZENSET: _members}
-for _opcode, _keys in _HASHED.items(): _check_first(_opcode, _keys)
+_check_first(pickle.SETITEM, _one_key)
+_check_first(pickle.SETITEMS, _keys_of_pairs)
+_check_first(pickle.DICT, _keys_of_pairs)
+_check_first(pickle.ADDITEMS, _members)
+_check_first(pickle.FROZENSET, _members)
 
 # %% ../../nbs/files/08_raw_folder.ipynb #c6fb8ff9
+# What unpickling and numpy's readers of headers raise on damaged data, found in their code and by
+# changing bytes at random.
+_DAMAGED = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError,
+            RuntimeError, AssertionError, MemoryError, BufferError, SyntaxError, struct.error,
+            pickle.UnpicklingError, tokenize.TokenError)
+
 def load_pickle(path:str|Path):
     "The data in a pickle."
-    return _load(path, lambda f: DataUnpickler(f, encoding='latin1').load())
+    return _load(path, _unpickle)
 
 def load_array(path:str|Path)->np.ndarray:
     "The array in a `.npy` file."
@@ -106,19 +139,22 @@ def load_array(path:str|Path)->np.ndarray:
 def _load(path, read):
     try:
         with open(path, 'rb') as f: return read(f)
-    except Exception as e:
-        why = first_line(e)
-        raise StoryError(f'{path}: cannot be used ({why})') from None
+    except _DAMAGED as e:
+        raise StoryError(f'{path}: cannot be used ({first_line(e)})') from None
+
+def _unpickle(f): return DataUnpickler(f, encoding='latin1').load()
 
 def _read_array(f):
     version = np.lib.format.read_magic(f)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, fortran, dtype = header(f)
-    if dtype.hasobject: return DataUnpickler(f, encoding='latin1').load()
-    here, end = f.tell(), f.seek(0, os.SEEK_END)
-    if dtype.kind not in 'biufSU' or math.prod(shape)*dtype.itemsize != end - here:
+    if version == (1, 0): shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+    elif version == (2, 0): shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+    else: raise ValueError(f'version {version} of the format, expected (1, 0) or (2, 0)')
+    if dtype.hasobject: return _unpickle(f)
+    start = f.tell()
+    end = f.seek(0, os.SEEK_END)
+    if dtype.kind not in 'biufSU' or math.prod(shape)*dtype.itemsize != end - start:
         raise ValueError(f'{shape} of {dtype} is not what is in it')
-    f.seek(here)
+    f.seek(start)
     return _array(shape, dtype, f.read(), fortran)
 
 # %% ../../nbs/files/08_raw_folder.ipynb #205fe70b
@@ -139,23 +175,34 @@ class RawFolder:
         path:str|Path, # The folder with everything somewhere below it
     ):
         path = at_home(str(path))
-        self.path, self.files, self.pictures, self._whole, self._once = Path(path), {}, {}, set(), {}
+        self.path = Path(path)
+        self.files = {}        # name -> path
+        self.pictures = {}     # name without the ending -> path
+        self._whole = set()    # paths of the pictures that decode
+        self._once = {}        # function -> what it gave, see `once`
         if not self.path.is_dir(): raise StoryError(f'{path}: no such folder')
         self._root = os.path.realpath(path) + os.sep
-        folders = [str(path)]
+        folders = [path]
         while folders: folders += self._scan(folders.pop())
 
     def _scan(self, folder):
-        there = [e for e in os.scandir(folder) if os.path.exists(e.path)]                       # no dead links
-        entries = sorted(there, key=lambda e: e.name)
+        "Note the files of a folder; the folders in it, the last one first."
+        entries = [e for e in os.scandir(folder) if os.path.exists(e.path)]   # no dead links
+        entries.sort(key=lambda e: e.name)
+        below = []
         for e in entries:
             if e.is_dir() and e.is_symlink() and not self._holds(e.path):
-                raise StoryError(f'{e.path} is a link that leads out of {self.path}; put the files themselves there')
-            if e.is_file():
-                self.files.setdefault(composed(e.name), e.path)
-                name, ending = os.path.splitext(composed(e.name))
-                if ending.lower() in _PICTURES: self.pictures.setdefault(name, e.path)
-        return [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
+                raise StoryError(f'{e.path} is a link that leads out of {self.path}; put the files '
+                                 'themselves there')
+            if e.is_dir(follow_symlinks=False): below.append(e.path)
+            if e.is_file(): self._note(e)
+        return below[::-1]
+
+    def _note(self, entry): # of files of one name the first one counts
+        name = composed(entry.name)
+        self.files.setdefault(name, entry.path)
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in _PICTURES: self.pictures.setdefault(stem, entry.path)
 
     def _holds(self, file): return os.path.realpath(file).startswith(self._root)
 
@@ -165,9 +212,11 @@ def find(self:RawFolder, name:str)->str:
     "The path of the file of this name."
     name = composed(name)
     if name not in self.files:
-        raise StoryError(f'{self.path}: no {name} in it or below it; give the corpus as its authors ship it')
+        raise StoryError(f'{self.path}: no {name} in it or below it; give the corpus as its '
+                         'authors ship it')
     if self._holds(self.files[name]): return self.files[name]
-    raise StoryError(f'{self.files[name]} is a link that leads out of {self.path}; put the file itself there')
+    raise StoryError(f'{self.files[name]} is a link that leads out of {self.path}; put the file '
+                     'itself there')
 
 @patch
 def json(self:RawFolder, name:str):
@@ -194,8 +243,11 @@ def plain_name(
     Returns:
         str: `name`
     """
-    safe = name.strip('.') and name.isprintable() and not any(part in name for part in ('/', '\\', '..', '\0'))
-    if safe and len(name.encode()) <= 200: return name  # of 255 bytes; temporary names are longer
+    safe = bool(name.strip('.')) and name.isprintable()
+    for part in '/', '\\', '..', '\0':
+        if part in name: safe = False
+    # A file's name may have 255 bytes, and temporary names are longer.
+    if safe and len(name.encode()) <= 200: return name
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
 
 # %% ../../nbs/files/08_raw_folder.ipynb #5274f956
@@ -213,11 +265,15 @@ def allowed(self:RawFolder,
     Returns:
         str: `file`
     """
-    name, most = os.path.basename(file), 100_000_000
-    if not self._holds(file): raise BadStory('link', f'story {story}: {name} is a link that leads out of {self.path}')
+    name = os.path.basename(file)
+    most = 100_000_000
+    if not self._holds(file):
+        raise BadStory('link', f'story {story}: {name} is a link that leads out of {self.path}')
     try: size = os.path.getsize(file)
-    except OSError as e: raise BadStory('broken picture', f'story {story}: {name}: {e.strerror}') from None
-    if size > most: raise BadStory('broken picture', f'story {story}: {name} has more than {most:,} bytes')
+    except OSError as e:
+        raise BadStory('broken picture', f'story {story}: {name}: {e.strerror}') from None
+    if size > most:
+        raise BadStory('broken picture', f'story {story}: {name} has more than {most:,} bytes')
     return file
 
 # %% ../../nbs/files/08_raw_folder.ipynb #f8a41aa0
@@ -237,14 +293,18 @@ def picture(self:RawFolder,
     Returns:
         bytes: The file as it is
     """
-    file = file or self.pictures.get(composed(plain_name(name, story)))
-    if not file: raise BadStory('missing picture', f'story {story}: no picture {name} in {self.path} or below it')
-    try: data = Path(self.allowed(file, story)).read_bytes()
+    path = file or self.pictures.get(composed(plain_name(name, story)))
+    if not path:
+        raise BadStory('missing picture',
+                       f'story {story}: no picture {name} in {self.path} or below it')
+    try: data = Path(self.allowed(path, story)).read_bytes()
     except OSError as e:
-        raise BadStory('broken picture', f'story {story}: {os.path.basename(file)}: {e.strerror}') from None
-    if file not in self._whole:
+        raise BadStory('broken picture',
+                       f'story {story}: {os.path.basename(path)}: {e.strerror}') from None
+    if path not in self._whole:
         try: decode(data, quick=True)
         except BadPicture as e:
-            raise BadStory(e.reason, f'story {story}: {os.path.basename(file)} is {e}') from None
-        self._whole.add(file)
+            message = f'story {story}: {os.path.basename(path)} is {e}'
+            raise BadStory(e.reason, message) from None
+        self._whole.add(path)
     return data

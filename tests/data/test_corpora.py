@@ -1,5 +1,5 @@
 "Every corpus in its raw layout, SSID's real records when they are at hand, and every kind of trouble as one line."
-import json, os, random, re, warnings
+import json, os, pickle, random, re, warnings
 from pathlib import Path
 
 import numpy as np, pytest
@@ -304,6 +304,12 @@ def test_train_picks_a_picture_and_test_takes_the_first(tmp_path):
 
 def npy(raw, name, obj): np.save(raw/name, obj)
 
+def bare_npy(raw, name, obj):
+    "A .npy file of objects whose pickle holds `obj` itself, not an array."
+    with open(raw/name, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr='|O', fortran_order=False, shape=()))
+        pickle.dump(obj, f)
+
 ODD = dict(
     crooked=('pororo', lambda r: Image.new('RGB', (24, 50)).save(r/'Pororo_ENGLISH1_2_ep2/3.png'), 'broken strip',
              'expected at most 1,000 squares stacked downwards'),
@@ -316,7 +322,9 @@ ODD = dict(
     no_clip=('flintstones', lambda r: next(r.rglob('s_01_e_03*_000475.npy')).unlink(), 'missing picture',
              'no s_01_e_03_shot_000400_000475.npy'),
     grey=('flintstones', lambda r: npy(r, 'video_frames_sampled/s_01_e_03_shot_000400_000475.npy', np.zeros((5, 8, 8), 'u1')),
-          'broken picture', r'is uint8 \(5, 8, 8\), expected uint8 \(n, h, w, 3\)'))
+          'broken picture', r'is uint8 \(5, 8, 8\), expected uint8 \(n, h, w, 3\)'),
+    no_array=('flintstones', lambda r: bare_npy(r, 'video_frames_sampled/s_01_e_03_shot_000400_000475.npy', {}),
+          'broken picture', 'holds no array, but a dict'))
 
 @pytest.mark.filterwarnings('ignore:splits share albums')
 @pytest.mark.parametrize('what', ODD)

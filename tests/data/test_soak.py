@@ -1,6 +1,6 @@
 "Damaged, hostile, interrupted: every conversion ends in stories, a counted skip or one line, never in half a file."
-import copyreg, json, os, pickle, random, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
-import zlib
+import copyreg, io, json, os, pickle, random, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
+import warnings, zlib
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from arldm.cli.convert import convert
 from arldm.core import StoryError
-from arldm.files.pictures import decode, to_png
+from arldm.files.pictures import FORMATS, BadPicture, decode, to_png
 from arldm.files.raw_folder import load_array, load_pickle
 from arldm.data.story import StoryFile, as_tuple, write_stories
 from corpora import WRITE, encoded, picture, write_ssid
@@ -268,6 +268,65 @@ def test_mutated_story_files(good, name):
         ended[seed] = child(lambda: looked_at(bad))
         bad.unlink()
     report(f'{name}.h5', ended)
+
+
+# mutated files by themselves: the reader's own error, and no kind of exception that it does not name
+
+def read_mutations(n, one):
+    "Have `one(seed)` read `n` mutated files; whatever is no `StoryError` is told with its seed."
+    refused = 0
+    for seed in range(n):
+        try: one(seed)
+        except StoryError: refused += 1
+        except Exception as e: raise AssertionError(f'seed {seed}: {type(e).__name__}') from e
+    return 'one line' if refused else 'stories', f'{refused} of {n} refused'
+
+def whole_pictures():
+    "Pictures of every format, mode and manner that decode; (format, bytes)."
+    colours, exif = Image.fromarray(picture(3, 32, 24)), Image.Exif()
+    exif.update({0x112: 6, 0x11a: 72.0, 0x10f: 'Maker', 0x8825: {1: 'N', 2: (1.0, 2.0, 3.0)}})
+    manners = ({}, dict(exif=exif, icc_profile=bytes(200)), dict(progressive=True), dict(interlace=1),
+               dict(lossless=True), dict(transparency=0), dict(compression='bmp_rle'))
+    found = {}
+    for mode in 'RGB', 'L', '1', 'P', 'RGBA', 'LA', 'I;16', 'CMYK':
+        image = colours.convert('L').convert('I').convert(mode) if mode == 'I;16' else colours.convert(mode)
+        for kind in FORMATS:
+            for how in manners:
+                out = io.BytesIO()
+                try: image.save(out, kind, **how)
+                except (OSError, ValueError, TypeError): continue   # what this format cannot hold
+                found[out.getvalue()] = kind
+    return [(kind, data) for data, kind in found.items()]
+
+@pytest.mark.filterwarnings('ignore')                              # the library's, about the notes of cameras
+@pytest.mark.parametrize('warn', ['ignore', 'error'])
+def test_mutated_pictures(warn):
+    "A picture or a `BadPicture`, also where Python raises warnings."
+    whole = whole_pictures()
+    assert {kind for kind, _ in whole} == set(FORMATS) and len(whole) > 30
+    def one(seed):
+        rng = random.Random(f'picture{seed}')
+        kind, data = rng.choice(whole)
+        data = mutate(data, rng)
+        if kind == 'PNG' and rng.random() < .7: data = mend_png(data)
+        try: assert decode(data, quick=rng.random() < .3, least=rng.choice([0, 0, 4])).mode == 'RGB'
+        except BadPicture as e: assert e.reason in ('not a picture', 'too large', 'broken picture')
+    def work():
+        warnings.simplefilter(warn)
+        return read_mutations(100_000 if SOAK else 1500, one)
+    ended = child(work)
+    assert ended[0] in ENDS, ended
+
+@pytest.mark.parametrize('suffix', ['.npy', '.pkl'])
+def test_mutated_arrays_and_pickles(good, tmp_path, suffix):
+    whole = [p.read_bytes() for p in sorted(good.rglob(f'*{suffix}')) if p.stat().st_size < 6000]
+    read = load_array if suffix == '.npy' else load_pickle
+    def one(seed):
+        rng = random.Random(f'{suffix}{seed}')
+        (tmp_path/'x').write_bytes(spoil(suffix, rng.choice(whole), rng))
+        read(tmp_path/'x')
+    ended = child(lambda: read_mutations(5000 if SOAK else 400, one))
+    assert ended[0] in ENDS and whole, ended
 
 
 # villains, each named
