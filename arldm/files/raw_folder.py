@@ -40,7 +40,7 @@ def _scalar(dtype, data): return _array((), dtype, data)[()]
 def _array_from_buffer(data, dtype, shape, order):
     return _array(shape, dtype, data, fortran=order == 'F')
 
-def _empty_array(*_): return np.empty(0, 'b')   # filled by `DataUnpickler.load_build`
+def _empty_array(*_): return np.empty(0, 'b')   # filled by `load_build`
 
 # %% ../../nbs/files/08_raw_folder.ipynb #6ca83559
 def _plain(keys):
@@ -73,8 +73,8 @@ _BUILT = dict(
     builtins=dict(set=_set, frozenset=_frozenset, list=list, dict=_dict, bytes=_empty_bytes))
 
 # %% ../../nbs/files/08_raw_folder.ipynb #339833b6
-class DataUnpickler(pickle._Unpickler):
-    "Unpickles containers, strings, numbers and numpy arrays, and refuses all else by name."
+class _NamedDataUnpickler(pickle._Unpickler):
+    "Unpickles with the names in `_BUILT`, and refuses all others."
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module, name):
@@ -97,29 +97,41 @@ class DataUnpickler(pickle._Unpickler):
         else: raise StoryError(f'it sets the insides of a {type(made).__name__}, which is not data')
     dispatch[pickle.BUILD[0]] = load_build
 
-    def load_bytearray8(self): # reads before it believes the size
+# %% ../../nbs/files/08_raw_folder.ipynb #0f02dac0
+class DataUnpickler(_NamedDataUnpickler):
+    "Unpickles containers, strings, numbers and numpy arrays, and refuses all else by name."
+    dispatch = dict(_NamedDataUnpickler.dispatch)
+
+    def load_bytearray8(self):
         size, = struct.unpack('<Q', self.read(8))
         self.append(bytearray(self.read(size)))
+
+    def load_setitem(self):
+        _plain(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self):
+        _plain(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self):
+        _plain(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self):
+        _plain(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self):
+        _plain(self.stack)
+        super().load_frozenset()
+
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-# %% ../../nbs/files/08_raw_folder.ipynb #0f02dac0
-def _check_first(opcode, keys_in):
-    "Have the keys among what an opcode takes from the stack looked at before they are hashed."
-    load = DataUnpickler.dispatch[opcode[0]]
-    def checked(self):
-        _plain(keys_in(self.stack))
-        load(self)
-    DataUnpickler.dispatch[opcode[0]] = checked
-
-def _one_key(stack): return stack[-2:-1]
-def _keys_of_pairs(stack): return stack[::2]
-def _members(stack): return stack
-
-_check_first(pickle.SETITEM, _one_key)
-_check_first(pickle.SETITEMS, _keys_of_pairs)
-_check_first(pickle.DICT, _keys_of_pairs)
-_check_first(pickle.ADDITEMS, _members)
-_check_first(pickle.FROZENSET, _members)
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
 # %% ../../nbs/files/08_raw_folder.ipynb #c6fb8ff9
 # What unpickling and numpy's readers of headers raise on damaged data, found in their code and by
