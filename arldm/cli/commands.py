@@ -14,7 +14,8 @@ from .. import __version__
 from ..core import command
 
 # %% ../../nbs/cli/64_commands.ipynb #b5152417
-FIRST_COMMANDS = 'convert', 'train', 'draw', 'score', 'report'   # in the order in which one needs them
+# in the order in which one needs them
+FIRST_COMMANDS = 'convert', 'train', 'draw', 'score', 'report'
 
 def docstring_line(
     where:str,  # Such as `arldm.cli.draw:draw`
@@ -32,12 +33,18 @@ def docstring_line(
     return ''
 
 def summaries()->dict: # command -> what it does, those that one needs first at the top
+    """What each installed command does.
+
+    Returns:
+        dict: command -> what it does, those that one needs first at the top
+    """
     found = {}
     for entry in entry_points(group='console_scripts'):
         if entry.name.startswith('arldm-') and entry.value.startswith('arldm.'):
             found[entry.name] = docstring_line(entry.value)
     first = [f'arldm-{name}' for name in FIRST_COMMANDS if f'arldm-{name}' in found]
-    return {name: found[name] for name in [*first, *sorted(found.keys() - set(first))]}
+    others = sorted(found.keys() - set(first))
+    return {name: found[name] for name in first + others}
 
 # %% ../../nbs/cli/64_commands.ipynb #2f9acea0
 def command_list()->str:
@@ -45,8 +52,9 @@ def command_list()->str:
     found = summaries()
     width = max(map(len, found), default=0)
     lines = [f'arldm {__version__}: visual stories, drawn frame by frame', '']
-    lines += [f'  {name:{width}}  {text}' for name, text in found.items()]
-    return '\n'.join([*lines, '', 'Each explains itself: arldm-draw --help'])
+    for name, text in found.items(): lines.append(f'  {name:{width}}  {text}')
+    lines += ['', 'Each explains itself: arldm-draw --help']
+    return '\n'.join(lines)
 
 @command
 def list_commands():

@@ -23,7 +23,7 @@ from ..toy.corpus import write_toy
 
 # %% ../../nbs/cli/65_convert.ipynb #4b482262
 def _watch(stories, albums, bar):
-    "The same stories; `albums` and `bar` learn of each."
+    "The same stories; each adds its album to `albums` and moves the bar."
     for story in stories:
         albums.add(story.album)
         yield story
@@ -31,16 +31,22 @@ def _watch(stories, albums, bar):
 
 def _warn_of_shared(albums):
     "One line if splits have albums in common."
-    shared = [f'{a} and {b} ({n})' for a, b in combinations(albums, 2) if (n := len(albums[a] & albums[b]))]
-    if shared: warnings.warn(f'splits share albums, scores will flatter: {", ".join(shared)}', stacklevel=3)
+    shared = []
+    for a, b in combinations(albums, 2):
+        n = len(albums[a] & albums[b])
+        if n: shared.append(f'{a} and {b} ({n})')
+    if shared:
+        pairs = ', '.join(shared)
+        warnings.warn(f'splits share albums, scores will flatter: {pairs}', stacklevel=3)
 
-def _left_out(skipped, before=''):
+def _left_out(skipped): # '' if no story is
     if not skipped: return ''
-    return before + f'left out {sum(skipped.values())}: ' + ', '.join(f'{n} × {r}' for r, n in skipped.items())
+    reasons = ', '.join(f'{n} × {reason}' for reason, n in skipped.items())
+    return f'left out {sum(skipped.values())}: {reasons}'
 
 def summary(
-    counts:dict, # From `convert`
-)->str:          # One line per split, and one about what was left out
+    counts:dict,  # From `convert`
+)->str:           # One line per split, and one about what was left out
     """What a conversion did, for the reader.
 
     Args:
@@ -49,23 +55,35 @@ def summary(
     Returns:
         str: One line per split, and one about what was left out
     """
-    lines = [f"{split:<5} {counted(c['stories'], 'story', 'stories'):>15}, {counted(c['albums'], 'album'):>13}, "
-             f"{counted(c['pictures'], 'picture'):>16}, {c['different']:>6,} of them different"
-             for split, c in counts.items() if split != 'skipped']
-    return '\n'.join(filter(None, [*lines, _left_out(counts['skipped'])]))
+    lines = []
+    for split, c in counts.items():
+        if split == 'skipped': continue
+        stories = counted(c['stories'], 'story', 'stories')
+        albums = counted(c['albums'], 'album')
+        pictures = counted(c['pictures'], 'picture')
+        lines.append(f'{split:<5} {stories:>15}, {albums:>13}, {pictures:>16}, '
+                     f'{c["different"]:>6,} of them different')
+    if counts['skipped']: lines.append(_left_out(counts['skipped']))
+    return '\n'.join(lines)
 
 # %% ../../nbs/cli/65_convert.ipynb #9a0cd308
 class _Skipped(Counter):
     "Counts bad stories by reason, and moves the bar for them."
+    bar = None
+
     def __call__(self, e):
         self[e.reason] += 1
         self.bar.update()
 
 def _open(source, raw, skip_bad):
     "The stories of every split, and the count of those left out."
-    folder, skipped = RawFolder(raw), _Skipped()
-    splits = SPLITS + (('hard',) if source == 'toy' and TOY_FILES['hard'] in folder.files else ())
-    def bad(e): skipped(e) if skip_bad or isinstance(e, NoStory) else refuse(e)
+    folder = RawFolder(raw)
+    skipped = _Skipped()
+    splits = [*SPLITS]
+    if source == 'toy' and TOY_FILES['hard'] in folder.files: splits.append('hard')
+    def bad(e):
+        if skip_bad or isinstance(e, NoStory): skipped(e)
+        else: refuse(e)
     return {split: SOURCES[source](folder, split, bad) for split in splits}, skipped
 
 # %% ../../nbs/cli/65_convert.ipynb #275d749c
@@ -76,32 +94,44 @@ def _check_numbers(**numbers):
     for name, n in numbers.items():
         if n > _MOST[name]: raise StoryError(f'{name} must be at most {_MOST[name]:,}, got {n}')
 
+def _draw_toy_folder(raw, albums, quiet):
+    n_others = -(-albums//10)  # a tenth, rounded up
+    try:
+        with whole_folder(raw, flush=False) as tmp:
+            write_toy(tmp, (albums, n_others, n_others, n_others), progress=not quiet)
+    except FolderTaken:
+        raise StoryError(f'{raw} has just been made by another command; run this one '
+                         'again') from None
+
+def _check_toy_folder(raw, albums):
+    drafts = drafts_in(RawFolder(raw), TOY_FILES['train'], SSID)
+    there = len({records[0].get('album_id') for _, records in drafts})
+    if there != albums:
+        raise StoryError(f'{raw} has {counted(there, "album")} for training, not {albums:,}; leave '
+                         '--albums out, or name another folder')
+
 def _toy_folder(raw, albums, quiet, dry_run):
     "Draw the toy corpus, or see that the one that is there has the requested number of albums."
-    if not Path(raw).exists():
-        if dry_run: raise StoryError(f'{raw}: no such folder; a dry run does not draw the toy corpus')
-        n = albums or 1000
-        try:
-            with whole_folder(raw, flush=False) as tmp: write_toy(tmp, (n, *[-(-n//10)]*3), progress=not quiet)
-        except FolderTaken:
-            raise StoryError(f'{raw} has just been made by another command; run this one again') from None
-    elif albums:
-        there = len({records[0].get('album_id') for _, records in drafts_in(RawFolder(raw), TOY_FILES['train'], SSID)})
-        if there != albums:
-            raise StoryError(f'{raw} has {counted(there, "album")} for training, not {albums:,}; leave --albums out, '
-                             'or name another folder')
+    if Path(raw).exists():
+        if albums: _check_toy_folder(raw, albums)
+    elif dry_run:
+        raise StoryError(f'{raw}: no such folder; a dry run does not draw the toy corpus')
+    else: _draw_toy_folder(raw, albums or 1000, quiet)
 
 # %% ../../nbs/cli/65_convert.ipynb #7c5aa255
 @command
 def convert(
     source:str,           # Corpus: ssid, vist-sis, vist-dii, pororo, flintstones or toy
-    raw:str,              # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
+    # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
+    raw:str,
     out:str,              # The story file to write, such as ssid.h5
-    skip_bad:bool=False,  # Leave bad stories out and count them by reason; otherwise the first one ends it
-    resolution:int=0,           # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
+    skip_bad:bool=False,  # Leave bad stories out and count them; otherwise the first one ends it
+    # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
+    resolution:int=0,
     workers:int=2,        # Threads that shrink
     dry_run:bool=False,   # Read and check everything, write nothing
-    albums:int=None,      # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
+    # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
+    albums:int=None,
     quiet:bool=False,     # No bar and no summary
 )->dict:                  # Split -> numbers from `count_index`, and 'skipped': reason -> number
     """Turn a corpus into a story file.
@@ -111,8 +141,8 @@ def convert(
         raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not
             exist)
         out (str): The story file to write, such as ssid.h5
-        skip_bad (bool, default False): Leave bad stories out and count them by reason; otherwise
-            the first one ends it
+        skip_bad (bool, default False): Leave bad stories out and count them; otherwise the first
+            one ends it
         resolution (int, default 0): Shrink pictures whose short side has more pixels than this; 0 =
             keep all as they are
         workers (int, default 2): Threads that shrink
@@ -131,9 +161,14 @@ def convert(
     stories, skipped = _open(source, raw, skip_bad)
     seen = {split: set() for split in stories}  # albums
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
-        skipped.bar, watched = bar, {split: _watch(s, seen[split], bar) for split, s in stories.items()}
-        try: counts = count_stories(watched) if dry_run else write_stories(out, watched, source, resolution, workers)
-        except NoStories: raise StoryError(f'{raw}: not a single story can be used{_left_out(skipped, "; ")}') from None
+        skipped.bar = bar
+        watched = {split: _watch(s, seen[split], bar) for split, s in stories.items()}
+        try:
+            if dry_run: counts = count_stories(watched)
+            else: counts = write_stories(out, watched, source, resolution, workers)
+        except NoStories:
+            what = f'; {_left_out(skipped)}' if skipped else ''
+            raise StoryError(f'{raw}: not a single story can be used{what}') from None
     _warn_of_shared(seen)
     counts = dict(counts, skipped=dict(skipped))
     if not quiet: say(summary(counts))
@@ -141,16 +176,16 @@ def convert(
 
 # %% ../../nbs/cli/65_convert.ipynb #074457bf
 def toy_file(
-    path:str|Path,   # Story file
-    albums:tuple,    # Albums in train, val, test and, where a fourth is given, hard
-    seed:int=0,      # The same seed and numbers give the same stories
-    quiet:bool=True, # No bars and no summary
+    path:str|Path,    # Story file
+    albums:tuple,     # Albums in train, val, test and, if a fourth number is given, hard
+    seed:int=0,       # The same seed and numbers give the same stories
+    quiet:bool=True,  # No bars and no summary
 )->Path:
     """A story file of the toy corpus, made once.
 
     Args:
         path (str | Path): Story file
-        albums (tuple): Albums in train, val, test and, where a fourth is given, hard
+        albums (tuple): Albums in train, val, test and, if a fourth number is given, hard
         seed (int, default 0): The same seed and numbers give the same stories
         quiet (bool, default True): No bars and no summary
     """

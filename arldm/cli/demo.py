@@ -18,7 +18,7 @@ from .score import score
 from .train import train
 
 # %% ../../nbs/cli/72_demo.ipynb #2f8e7643
-DEMO_ALBUMS = 400, 16, 64              # train, validation and test
+DEMO_ALBUMS = 400, 16, 64  # train, validation and test
 DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
 @command
@@ -36,14 +36,14 @@ def demo(
         limit (int, default 64): Test stories to draw
         histories (int, default 12): Of which so many with other histories, too
     """
-    out = Path(out)
+    run = Path(out)
     at_least_one(max_train_steps=max_train_steps, limit=limit)
     if histories < 0: raise StoryError(f'histories must be 0 or more, got {histories}')
     facts = dict(albums=DEMO_ALBUMS, **DEMO, max_train_steps=max_train_steps, limit=limit)
-    claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
-    lock = lock_folder(out/'.demo', 'making the demo')                 # held as long as this runs
-    toy_file(out/'stories.h5', DEMO_ALBUMS, quiet=False)
-    train(out, data=out/'stories.h5', max_train_steps=max_train_steps, **DEMO)
-    draw(out, limit=limit)
-    score(out, histories=histories)
-    return report(out)
+    claim_folder(run, facts, 'name another folder: --out ANOTHER_FOLDER')
+    lock = lock_folder(run/'.demo', 'making the demo')  # held as long as `lock` lives
+    toy_file(run/'stories.h5', DEMO_ALBUMS, quiet=False)
+    train(run, data=run/'stories.h5', max_train_steps=max_train_steps, **DEMO)
+    draw(run, limit=limit)
+    score(run, histories=histories)
+    return report(run)

@@ -36,7 +36,7 @@ class _Comments:
         self.beside, self.alone = comments_of(source), comments_of(source, beside=False)
 
     def about(self, first, last, header):
-        "The comment beside line `last`, else those right above line `first`, but below line `header`."
+        "The comment beside line `last`, else those right above line `first`, below line `header`."
         if last in self.beside: return self.beside[last]
         above, line = [], first - 1
         while line > header and line in self.alone:
@@ -78,7 +78,8 @@ def _field_lines(node, comments): # of a dataclass
     for field in node.body:
         if isinstance(field, ast.AnnAssign):
             comment = comments.about(field.lineno, field.end_lineno, node.lineno)
-            if comment: lines.append(_described(field.target.id, field.annotation, field.value, comment))
+            name = field.target.id
+            if comment: lines.append(_described(name, field.annotation, field.value, comment))
     return lines
 
 def _class_lines(node, comments):
@@ -90,7 +91,7 @@ def _class_lines(node, comments):
 def _section(head, lines, width):
     wrapped = [f'{head}:']
     for line in lines:
-        wrapped.append(textwrap.fill(line, width, initial_indent='    ', subsequent_indent='        ',
+        wrapped.append(textwrap.fill(line, width, initial_indent=' '*4, subsequent_indent=' '*8,
                                      break_long_words=False, break_on_hyphens=False))
     return '\n'.join(wrapped)
 
@@ -127,7 +128,8 @@ def with_sections(
         str: The same code
     """
     lines, comments = source.split('\n'), _Comments(source)
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    kinds = ast.FunctionDef, ast.ClassDef
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
     # from the end: the lines of what is still to come keep their numbers
     for node in sorted(nodes, key=lambda n: n.lineno, reverse=True):
         if not _wants_sections(node): continue

@@ -26,9 +26,17 @@ from ..data.checks import is_id
 from ..data.corpora import SPLITS, records_in
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #11320598
+def _addresses(images): # photo id -> its addresses, best first
+    found = {}
+    for image in images:
+        if not isinstance(image, dict) or not is_id(image.get('id')): continue
+        urls = image.get('url_o'), image.get('url_m')
+        found[str(image['id'])] = tuple(url for url in urls if isinstance(url, str) and url)
+    return found
+
 def vist_photos(
-    json_dir:str|Path, # VIST's annotations are somewhere below it
-)->dict:               # Photo id -> its addresses, best first; in the order of the stories
+    json_dir:str|Path,  # VIST's annotations are somewhere below it
+)->dict:                # Photo id -> its addresses, best first; in the order of the stories
     """The photos that VIST's stories show.
 
     Args:
@@ -37,26 +45,30 @@ def vist_photos(
     Returns:
         dict: Photo id -> its addresses, best first; in the order of the stories
     """
-    folder, photos = RawFolder(json_dir), {}
-    for file in (f'{split}.story-in-sequence.json' for split in SPLITS):
-        records, images = records_in(folder, file), folder.json(file).get('images')
-        if not isinstance(images, list): raise StoryError(f'{folder.find(file)}: no list "images" in it')
-        listed = {str(image['id']): image for image in images if isinstance(image, dict) and is_id(image.get('id'))}
+    folder = RawFolder(json_dir)
+    photos = {}
+    for split in SPLITS:
+        file = f'{split}.story-in-sequence.json'
+        records = records_in(folder, file)
+        images = folder.json(file).get('images')
+        if not isinstance(images, list):
+            raise StoryError(f'{folder.find(file)}: no list "images" in it')
+        addresses = _addresses(images)
         shown = [str(r['photo_flickr_id']) for r in records if is_id(r.get('photo_flickr_id'))]
-        if len(shown) < len(records):
-            warnings.warn(f'{file}: {counted(len(records) - len(shown), "record")} without the id of a photo left out')
-        for photo in shown:
-            urls = (listed.get(photo, {}).get(size) for size in ('url_o', 'url_m'))
-            photos[photo] = photos.get(photo) or tuple(url for url in urls if isinstance(url, str) and url)
+        n_without = len(records) - len(shown)
+        if n_without:
+            warnings.warn(f'{file}: {counted(n_without, "record")} without the id of a photo left '
+                          'out')
+        for photo in shown: photos[photo] = photos.get(photo) or addresses.get(photo, ())
     return photos
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #9a6a90fb
 SUFFIXES = {'JPEG': '.jpg', 'PNG': '.png', 'GIF': '.gif', 'WEBP': '.webp', 'BMP': '.bmp'}
 
 def still_missing(
-    photos:dict,  # From `vist_photos`
-    out:str|Path, # The folder of the photos; need not exist
-)->dict:          # Those of `photos` that do not stand there yet
+    photos:dict,   # From `vist_photos`
+    out:str|Path,  # The folder of the photos; need not exist
+)->dict:           # Those of `photos` that do not stand there yet
     """What is left to fetch.
 
     Args:
@@ -66,21 +78,27 @@ def still_missing(
     Returns:
         dict: Those of `photos` that do not stand there yet
     """
-    files = Path(out).iterdir() if Path(out).exists() else ()
-    there = {file.stem for file in files if file.suffix.lower() in (*SUFFIXES.values(), '.jpeg')}
+    there = set()
+    if Path(out).exists():
+        for file in Path(out).iterdir():
+            if file.suffix.lower() in (*SUFFIXES.values(), '.jpeg'): there.add(file.stem)
     return {photo: urls for photo, urls in photos.items() if photo not in there}
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #40ba789e
-PASSING = 'timed out', 'unreachable', 'cut short', 'broken picture', 'server error', 'too many requests'
+# reasons that may be gone a moment later
+PASSING = ('timed out', 'unreachable', 'cut short', 'broken picture', 'server error',
+           'too many requests')
+
 class NoPhoto(Exception):
     "A photo that cannot be had; `wait` is how many seconds the server asks for."
     def __init__(self, reason:str, wait:float=0.):
         super().__init__(reason)
-        self.reason, self.wait = reason, wait
+        self.reason = reason
+        self.wait = wait
 
 @dataclass(frozen=True)
 class Limits:
-    """How much patience a photo deserves.
+    """How long and how often a photo is tried.
 
     Args:
         tries (int, default 4): Attempts at one address while the trouble may pass
@@ -90,89 +108,121 @@ class Limits:
             up
         total (float, default 300.0): Seconds that a photo may take, with all attempts and pauses
         size (int, default 50000000): Bytes that a photo may have
-        in_a_row (int, default 100): Photos one after the other with passing trouble: then it is not
-            the photos
+        in_a_row (int, default 100): Photos in a row with passing trouble: then it is not the photos
     """
-    tries: int = 4              # Attempts at one address while the trouble may pass
-    pause: float = 1.           # Seconds before the second attempt; doubles with every further one
-    silence: float = 30.        # Seconds without a single byte after which an attempt is given up
-    total: float = 300.         # Seconds that a photo may take, with all attempts and pauses
-    size: int = 50_000_000      # Bytes that a photo may have
-    in_a_row: int = 100         # Photos one after the other with passing trouble: then it is not the photos
+    tries: int = 4          # Attempts at one address while the trouble may pass
+    pause: float = 1.       # Seconds before the second attempt; doubles with every further one
+    silence: float = 30.    # Seconds without a single byte after which an attempt is given up
+    total: float = 300.     # Seconds that a photo may take, with all attempts and pauses
+    size: int = 50_000_000  # Bytes that a photo may have
+    in_a_row: int = 100     # Photos in a row with passing trouble: then it is not the photos
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #cee5a479
-_NO_ANSWER = ((TimeoutError, 'timed out'), (ssl.SSLCertVerificationError, 'bad certificate'),
-              ((http.client.IncompleteRead, ConnectionResetError), 'cut short'),
-              ((ValueError, OverflowError, http.client.InvalidURL, str), 'bad URL'),  # urllib says some of it in words
-              (http.client.HTTPException, 'server error'), (OSError, 'unreachable'))
+# the first that fits counts; some errors of urllib are a bare text
+_REASONS = (
+    (TimeoutError, 'timed out'),
+    (ssl.SSLCertVerificationError, 'bad certificate'),
+    ((http.client.IncompleteRead, ConnectionResetError), 'cut short'),
+    ((ValueError, OverflowError, http.client.InvalidURL, str), 'bad URL'),
+    (http.client.HTTPException, 'server error'),
+    (OSError, 'unreachable'))
+# a status, or its first digit
 _STATUS = {404: 'gone (404)', 410: 'gone (410)', 408: 'timed out', 429: 'too many requests',
-           3: 'bad redirect', 5: 'server error'}  # a status, or its first digit
+           3: 'bad redirect', 5: 'server error'}
 
-def no_photo(e:Exception)->NoPhoto:
+def no_photo(e:Exception) -> NoPhoto:
     "What it means for a photo that the network raised `e`."
     if isinstance(e, error.HTTPError):
         reason = _STATUS.get(e.code) or _STATUS.get(e.code//100) or f'refused ({e.code})'
         return NoPhoto(reason, _seconds(e.headers.get('Retry-After', '')))
     cause = e.reason if isinstance(e, error.URLError) else e
-    return NoPhoto(next(reason for kinds, reason in _NO_ANSWER if isinstance(cause, kinds)))
+    for kinds, reason in _REASONS:
+        if isinstance(cause, kinds): return NoPhoto(reason)
 
-def _seconds(said): # until a `Retry-After`, which is a number of seconds or a date
-    try: return float(said) if said.isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
+def _seconds(retry_after): # which is a number of seconds or a date
+    try:
+        if retry_after.isdigit(): return float(retry_after)
+        return parsedate_to_datetime(retry_after).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError): return 0
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #17be0348
 class _Reply(http.client.HTTPResponse):
     "An answer that comes by a deadline; `read` takes no more than `most` bytes of it."
-    def __init__(self, sock, *args, deadline, most, **kw):
-        super().__init__(sock, *args, **kw)
-        self.most, receive, silence = most, self.fp.raw.readinto, sock.gettimeout()
+    def __init__(self, sock, *args, deadline, most, **kwargs):
+        super().__init__(sock, *args, **kwargs)
+        self.most = most
+        receive = self.fp.raw.readinto
+        silence = sock.gettimeout()
         def readinto(buffer):
             left = deadline - time.monotonic()
             if left <= 0: raise TimeoutError
             sock.settimeout(min(left, silence))
             return receive(buffer)
         self.fp.raw.readinto = readinto
+
     def read(self, amt=None): return super().read(self.most if amt is None else amt)
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #9b8b83ca
+_certificates = functools.cache(ssl.create_default_context)
+
 class _Web(request.HTTPHandler, request.HTTPSHandler):
     "Opens http and https; the answer is a `_Reply` with the given limits."
     def __init__(self, **limits):
         request.HTTPSHandler.__init__(self, context=_certificates())
         self.reply = staticmethod(functools.partial(_Reply, **limits))
-    def do_open(self, kind, req, **kw):
-        return super().do_open(type('_Connection', (kind,), dict(response_class=self.reply)), req, **kw)
 
-_certificates = functools.cache(ssl.create_default_context)
-def _web(**limits): # speaks http and https, and nothing else
+    def do_open(self, connection, req, **kwargs):
+        with_our_reply = type('_Connection', (connection,), dict(response_class=self.reply))
+        return super().do_open(with_our_reply, req, **kwargs)
+
+def _web(**limits):
+    "An opener that speaks http and https, and nothing else."
     web = request.OpenerDirector()
     web.addheaders = [('User-Agent', 'arldm-fetch-vist')]
-    for part in (request.ProxyHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor(),
-                 request.HTTPDefaultErrorHandler(), request.UnknownHandler(), _Web(**limits)): web.add_handler(part)
+    for handler in (request.ProxyHandler(), request.HTTPRedirectHandler(),
+                    request.HTTPErrorProcessor(), request.HTTPDefaultErrorHandler(),
+                    request.UnknownHandler(), _Web(**limits)):
+        web.add_handler(handler)
     return web
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #122550f0
-def attempt(url:str, deadline:float, limits:Limits)->tuple: # The photo as it came, and its true suffix
-    """Ask an address for a photo, once, until a `deadline` of `time.monotonic`.
+_NETWORK_ERRORS = OSError, ValueError, OverflowError, http.client.HTTPException
+
+def _whole_body(reply, most): # of at most so many bytes
+    if 'photo_unavailable' in reply.url: raise NoPhoto('gone (placeholder)')
+    if (reply.length or 0) > most: raise NoPhoto('too large')
+    data = reply.read()
+    if len(data) > most: raise NoPhoto('too large')
+    if reply.length: raise NoPhoto('cut short')
+    return data
+
+def attempt(
+    url:str,
+    deadline:float,  # Of `time.monotonic`
+    limits:Limits,
+)->tuple:            # The photo as it came, and its true suffix
+    """Ask an address for a photo, once.
+
+    Args:
+        deadline (float): Of `time.monotonic`
 
     Returns:
         tuple: The photo as it came, and its true suffix
     """
     if not url.lower().startswith(('http://', 'https://')): raise NoPhoto('bad URL')
     silence = max(.001, min(limits.silence, deadline - time.monotonic()))
+    web = _web(deadline=deadline, most=limits.size + 1)
     try:
-        with _web(deadline=deadline, most=limits.size + 1).open(url, timeout=silence) as reply:
-            if 'photo_unavailable' in reply.url: raise NoPhoto('gone (placeholder)')
-            if (reply.length or 0) > limits.size or len(data := reply.read()) > limits.size: raise NoPhoto('too large')
-            if reply.length: raise NoPhoto('cut short')
+        with web.open(url, timeout=silence) as reply: data = _whole_body(reply, limits.size)
     except error.HTTPError as e:
         with e: raise no_photo(e) from None
-    except (OSError, ValueError, OverflowError, http.client.HTTPException) as e: raise no_photo(e) from None
+    except _NETWORK_ERRORS as e: raise no_photo(e) from None
     return data, true_suffix(data)
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #55ce3566
 _ONE_AT_A_TIME = threading.Lock()
-def true_suffix(data:bytes)->str:
+
+def true_suffix(data:bytes) -> str:
     "The suffix for an encoded picture that decodes to its end."
     with _ONE_AT_A_TIME:
         try: decode(data, quick=True)
@@ -180,7 +230,7 @@ def true_suffix(data:bytes)->str:
     return SUFFIXES[picture_format(data)]
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #022e3c86
-def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
+def patiently(url:str, deadline:float, limits:Limits) -> tuple: # As `attempt`
     """Ask an address for a photo, again if the trouble may pass.
 
     Returns:
@@ -190,7 +240,8 @@ def patiently(url:str, deadline:float, limits:Limits)->tuple: # As `attempt`
         try: return attempt(url, deadline, limits)
         except NoPhoto as e:
             pause = max(e.wait, limits.pause*2**k)
-            if e.reason not in PASSING or k + 1 == limits.tries or time.monotonic() + pause > deadline: raise
+            is_last = k + 1 == limits.tries
+            if e.reason not in PASSING or is_last or time.monotonic() + pause > deadline: raise
         time.sleep(pause)
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #a2ccb982
@@ -210,37 +261,48 @@ class Fetched:
 def _fetch(photo, urls, out, part, limits): # -> `Fetched`
     "Fetch one photo and keep it, written in the folder `part` and moved to `out`."
     if not re.fullmatch('[A-Za-z0-9_-]{1,100}', photo): return Fetched(photo, '', 'unsafe id')
-    url, reason, deadline = '', 'no URL', time.monotonic() + limits.total
+    deadline = time.monotonic() + limits.total
+    url, reason = '', 'no URL'
     for url in urls:
-        try:
-            data, suffix = patiently(url, deadline, limits)
-            _keep(data, part/photo, out/f'{photo}{suffix}')
-            return Fetched(photo, url, '')
-        except NoPhoto as e: reason = e.reason
-        if reason in PASSING: break
+        try: data, suffix = patiently(url, deadline, limits)
+        except NoPhoto as e:
+            reason = e.reason
+            if reason in PASSING: break
+            continue
+        _keep(data, part/photo, out/f'{photo}{suffix}')
+        return Fetched(photo, url, '')
     return Fetched(photo, url, reason)
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #588fe553
+def _write_to_disk(data, path):
+    with open(path, 'wb') as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
 def _keep(data, part, path):
+    "Write a photo as `part` and move it to `path`; what is there already is not replaced."
     try:
-        with open(part, 'wb') as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+        _write_to_disk(data, part)
         try: os.link(part, path)
-        except FileExistsError: return                                      # what is there is never replaced
-        except OSError:                                                     # a file system without hard links
+        except FileExistsError: return
+        except OSError:  # a file system without hard links
             if not os.path.lexists(path): os.replace(part, path)
     except OSError as e:
-        raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go on') from None
+        raise StoryError(f'{path}: cannot be written ({e.strerror}); mend that and run again to go '
+                         'on') from None
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #d4962790
+def _network_trouble(n, photo):
+    return StoryError(f'{n} photos in a row could not be had, {photo.url}: {photo.reason}; look after '
+                      'the network or wait, then run again to go on')
+
 def fetch_photos(
-    photos:dict,            # Id -> addresses, from `vist_photos`
-    out:str|Path,           # Folder for the photos; those that stand there are not fetched again
-    workers:int=8,          # Photos fetched at the same time
-    limits:Limits=Limits(), # Patience
-)->Iterator[Fetched]:       # One for each photo that did not stand there, in the order of arrival
+    photos:dict,             # Id -> addresses, from `vist_photos`
+    out:str|Path,            # Folder for the photos; those that stand there are not fetched again
+    workers:int=8,           # Photos fetched at the same time
+    limits:Limits=Limits(),  # Patience
+)->Iterator[Fetched]:        # One for each photo that did not stand there, in the order of arrival
     """Fetch photos in parallel.
 
     Args:
@@ -253,33 +315,40 @@ def fetch_photos(
         Iterator[Fetched]: One for each photo that did not stand there, in the order of arrival
     """
     at_least_one(workers=workers, tries=limits.tries)
-    out, in_a_row, over = Path(at_home(str(out))), 0, threading.Event()
-    lock, todo = lock_folder(out, 'fetching photos'), still_missing(photos, out)
+    folder = Path(at_home(str(out)))
+    lock = lock_folder(folder, 'fetching photos')
+    todo = still_missing(photos, folder)
+    over = threading.Event()
     def job(item):
-        try: return None if over.is_set() else _fetch(*item, out, part, limits)
-        except StoryError: over.set(); raise
-    with temporary_folder(out/'part') as part:
+        if over.is_set(): return None
+        try: return _fetch(*item, folder, part, limits)
+        except StoryError:
+            over.set()
+            raise
+    in_a_row = 0
+    with temporary_folder(folder/'part') as part:
         try:
             with pools.ThreadPool(workers) as pool:
                 for photo in filter(None, pool.imap_unordered(job, todo.items())):
                     yield photo
                     in_a_row = in_a_row + 1 if photo.reason in PASSING else 0
-                    if in_a_row >= limits.in_a_row: raise StoryError(f'{in_a_row} photos in a row could not be had, '
-                        f'{photo.url}: {photo.reason}; look after the network or wait, then run again to go on')
+                    if in_a_row >= limits.in_a_row: raise _network_trouble(in_a_row, photo)
         finally:
             over.set()
-            shutil.rmtree(part.rename(f'{part}over'), ignore_errors=True)   # a late worker can no longer write
+            # renamed, so that a late worker can no longer write
+            shutil.rmtree(part.rename(f'{part}over'), ignore_errors=True)
             if lock: lock.close()
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #05ba2e75
 @command
 def fetch_vist(
-    json_dir:str,       # Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
-    out_dir:str,        # Folder for the photos, and for missing.csv, the list of those that failed
-    workers:int=8,      # Photos fetched at the same time
-    dry_run:bool=False, # Say how many photos there are and how many would be fetched, and stop
-)->dict:                # Number of photos by what became of them
-    """Fetch the photos of VIST's stories; run it again to go on, or to try those that could not be had.
+    # Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
+    json_dir:str,
+    out_dir:str,         # Folder for the photos, and for missing.csv, the list of those that failed
+    workers:int=8,       # Photos fetched at the same time
+    dry_run:bool=False,  # Say how many photos there are and how many would be fetched, and stop
+)->dict:                 # Number of photos by what became of them
+    """Fetch the photos of VIST's stories; run it again to go on, or to try missing ones again.
 
     Args:
         json_dir (str): Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
@@ -292,13 +361,16 @@ def fetch_vist(
         dict: Number of photos by what became of them
     """
     at_least_one(workers=workers)
-    if workers > 64: raise StoryError(f'workers must be at most 64, got {workers}; more only annoys the server')
+    if workers > 64:
+        raise StoryError(f'workers must be at most 64, got {workers}; more only annoys the server')
     refuse_foreign(Path(out_dir)/'missing.csv', _is_list_of_missing, 'list of missing photos')
     photos = vist_photos(json_dir)
     todo = still_missing(photos, out_dir)
-    counts, missing = Counter(there=len(photos) - len(todo)), []
-    say(f'{counted(len(photos), "photo")} in the stories, {counts["there"]:,} there already, {len(todo):,} to fetch')
+    counts = Counter(there=len(photos) - len(todo))
+    say(f'{counted(len(photos), "photo")} in the stories, {counts["there"]:,} there already, '
+        f'{len(todo):,} to fetch')
     if dry_run: return dict(counts)
+    missing = []
     with tqdm(total=len(todo), unit=' photos') as bar:
         for photo in fetch_photos(todo, out_dir, workers):
             counts[photo.reason or 'fetched'] += 1
@@ -306,8 +378,10 @@ def fetch_vist(
             bar.update()
             bar.set_postfix(missing=len(missing), refresh=False)
     _write_missing(Path(out_dir)/'missing.csv', missing)
-    said = ', '.join(f'{n:,} × {reason}' for reason, n in Counter(reason for _, reason, _ in missing).most_common())
-    say(f'{counts["fetched"]:,} fetched, {len(missing):,} could not be had' + (f': {said}' if missing else ''))
+    reasons = Counter(reason for _, reason, _ in missing).most_common()
+    why = ', '.join(f'{n:,} × {reason}' for reason, n in reasons)
+    said = f'{counts["fetched"]:,} fetched, {len(missing):,} could not be had'
+    say(f'{said}: {why}' if missing else said)
     if missing: say(f'which ones: {out_dir}/missing.csv; run again to try them once more')
     return dict(counts)
 
@@ -315,8 +389,10 @@ def fetch_vist(
 _HEAD = 'id', 'reason', 'url'
 
 def _is_list_of_missing(path):
-    with open(path, encoding='utf-8', errors='replace') as f: return f.readline(100).strip() == ','.join(_HEAD)
+    with open(path, encoding='utf-8', errors='replace') as f: first_line = f.readline(100)
+    return first_line.strip() == ','.join(_HEAD)
 
 def _write_missing(path, missing):
-    with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f:
-        csv.writer(f).writerows([_HEAD, *sorted(missing)])
+    with atomic_path(path) as tmp:
+        with open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f:
+            csv.writer(f).writerows([_HEAD, *sorted(missing)])

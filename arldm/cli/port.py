@@ -22,13 +22,29 @@ from ..train.setup import check_place
 from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/67_port.ipynb #d46156fc
+def _find_corpus(checkpoint, state, words, more, corpus):
+    "The `Corpus` whose sizes the checkpoint has; prints it."
+    rows = rows_of(state)
+    try: c, *others = corpora_of(rows, words, more, corpus)
+    except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
+    say(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, '
+        f'{rows["slots"]} slots')
+    if others:
+        names = ' or '.join(x.name for x in others)
+        say(f'it might also be {names}: then say so with --corpus')
+    return c
+
+def _say_misfits(e): # the names of tensors that have no place
+    for name in e.missing: say(f'missing: {name}')
+    for name in e.unknown: say(f'unknown: {name}')
+
 def convert_checkpoint(
     checkpoint:Path,
-    words, more,           # `CLIPTokenizer`, `BertTokenizer`
-    corpus:str=None,       # Key of `CORPORA`; default: read from the checkpoint
-    size:str='full',       # Key of `SIZES`
-    loose:bool=False,      # Leave out unknown tensors, keep missing ones random
-)->tuple:                  # `ARLDM`, dict of settings for drawing
+    words, more,       # `CLIPTokenizer`, `BertTokenizer`
+    corpus:str=None,   # Key of `CORPORA`; default: read from the checkpoint
+    size:str='full',   # Key of `SIZES`
+    loose:bool=False,  # Leave out unknown tensors, keep missing ones random
+)->tuple:              # `ARLDM`, dict of settings for drawing
     """The model of an original checkpoint, and how to draw with it; says what has no place.
 
     Args:
@@ -42,35 +58,33 @@ def convert_checkpoint(
         tuple: `ARLDM`, dict of settings for drawing
     """
     state = read_weights(checkpoint)
-    try: c, *others = corpora_of(rows := rows_of(state), words, more, corpus)
-    except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
-    say(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, {rows["slots"]} slots')
-    if others: say(f'it might also be {" or ".join(x.name for x in others)}: then say so with --corpus')
+    c = _find_corpus(checkpoint, state, words, more, corpus)
     def fitted(loose):
         try: return ARLDM.from_original(state, words, more, size, c.name, loose)
         except Misfit: raise
         except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
-    try: model = fitted(False)
+    try: model = fitted(loose=False)
     except Misfit as e:
-        for what in () if e.reshaped else ('missing', 'unknown'):
-            for name in getattr(e, what): say(f'{what}: {name}')
+        if not e.reshaped: _say_misfits(e)
         if e.reshaped or not loose: raise
-        model = fitted(True)
+        model = fitted(loose=True)
     guidance = PRESETS['ssid-baseline' if c.name == 'ssid' else 'paper']['guidance_scale']
     return model, dict(corpus=c.name, resolution=c.resolution, guidance_scale=guidance)
 
 # %% ../../nbs/cli/67_port.ipynb #037b8498
 @command
 def port(
-    source:str,                    # A checkpoint of the original; or, to go back, a pipeline folder or run
-    out:str,                       # The pipeline folder to write, or the checkpoint; must not exist
-    sd:str='sd-1.5',               # Stable Diffusion: folder or hub name; only its tokenizer/ is read
-    bert:str='bert-base',          # BLIP's vocabulary: folder or hub name
-    corpus:str=None,               # ssid, vist-sis, vist-dii, pororo, flintstones; default: read from the tables
-    task:str='visualization',      # What it was trained for; or continuation, which is given the first frame
-    size:str='full',               # Size of the model: full, toy or tiny
-    loose:bool=False,              # Leave out unknown tensors, keep missing ones random
-    dry_run:bool=False,            # Do everything but write
+    # A checkpoint of the original; or, to go back, a pipeline folder or run
+    source:str,
+    out:str,                   # The pipeline folder to write, or the checkpoint; must not exist
+    sd:str='sd-1.5',           # Stable Diffusion: folder or hub name; only its tokenizer/ is read
+    bert:str='bert-base',      # BLIP's vocabulary: folder or hub name
+    # ssid, vist-sis, vist-dii, pororo, flintstones; default: read from the tables
+    corpus:str=None,
+    task:str='visualization',  # What it was trained for; or continuation: the first frame is given
+    size:str='full',           # Size of the model: full, toy or tiny
+    loose:bool=False,          # Leave out unknown tensors, keep missing ones random
+    dry_run:bool=False,        # Do everything but write
 ):
     """Convert a checkpoint of the original AR-LDM to a pipeline folder, or back.
 
@@ -82,33 +96,38 @@ def port(
         bert (str, default 'bert-base'): BLIP's vocabulary: folder or hub name
         corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: read from
             the tables
-        task (str, default 'visualization'): What it was trained for; or continuation, which is
-            given the first frame
+        task (str, default 'visualization'): What it was trained for; or continuation: the first
+            frame is given
         size (str, default 'full'): Size of the model: full, toy or tiny
         loose (bool, default False): Leave out unknown tensors, keep missing ones random
         dry_run (bool, default False): Do everything but write
     """
-    source, out = Path(source), Path(out)
+    source = Path(source)
+    out = Path(out)
     one_of('task', task, TASKS)
-    if not source.exists(): raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')
+    if not source.exists():
+        raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')
     if os.path.lexists(out): raise FolderTaken(out)
     check_place(out)
     back = source.is_dir()
     if back: state = ARLDM.load(source).to_original()
     else: model, settings = convert_checkpoint(source, *tokenizers(sd, bert), corpus, size, loose)
     if dry_run: return say(f'would write {out}; nothing was written')
-    if back:
-        if os.path.lexists(out): raise FolderTaken(out)                 # it may have come meanwhile
-        write_tensors(out, {'state_dict': state})
+    if back: _write_checkpoint(out, state)
     else: _write_folder(out, model, dict(settings, task=task))
     say(out)
     return out
 
 # %% ../../nbs/cli/67_port.ipynb #37c8212b
+def _write_checkpoint(out, state):
+    if os.path.lexists(out): raise FolderTaken(out)  # it may have come meanwhile
+    write_tensors(out, {'state_dict': state})
+
 def _write_folder(out, model, settings):
     try:
         with whole_folder(out) as tmp:
             StoryPipeline.from_model(model, 'pndm').save_pretrained(tmp)
             save_json(tmp/'settings.json', settings)
-    except SafetensorError as e:                                        # a full disk, among others
-        raise StoryError(f'{out} could not be written ({e}); make room and run the same command again') from None
+    except SafetensorError as e:  # a full disk, among others
+        raise StoryError(f'{out} could not be written ({e}); make room and run the same command '
+                         'again') from None

@@ -29,32 +29,38 @@ from ..score.table import as_lines, look
 from .draw import of_all, open_pipeline, share
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
-def history_sampling(run:Path, record:dict) -> SamplingSettings: # `record`: what `read_drawing` says
-    """How stories are drawn again with other histories; a `StoryError`, before any work, if they cannot be.
+def history_sampling(
+    run:Path,
+    record:dict,  # What `read_drawing` says
+)->SamplingSettings:
+    """How stories are drawn again with other histories; a `StoryError` if they cannot be.
 
-    Returns:
-        SamplingSettings: `record`: what `read_drawing` says
+    Args:
+        record (dict): What `read_drawing` says
     """
-    if not record: raise StoryError(f'--histories draws again as arldm-draw did, but never drew into {run}')
+    if not record:
+        raise StoryError(f'--histories draws again as arldm-draw did, but never drew into {run}')
     sampling = recorded_sampling(record, run/'drawing.json')
-    if not any((place/'model_index.json').is_file() for place in (run/'pipeline', run)):
+    if not any((folder/'model_index.json').is_file() for folder in (run/'pipeline', run)):
         raise StoryError(f'--histories draws again, but {run} holds no pipeline; score without it')
-    for line in other_weights(run, record):
-        raise StoryError(f'--histories draws again, but {line}; score without it, or move the drawings and '
-                         'drawing.json away and run arldm-draw first')
+    differences = other_weights(run, record)
+    if differences:
+        raise StoryError(f'--histories draws again, but {differences[0]}; score without it, or '
+                         'move the drawings and drawing.json away and run arldm-draw first')
     return sampling
 
 def say_what_is_scored(run:Path, stories:StorySplit, record:dict):
     "What `score` would look at, and the trouble with it."
     d = match_drawings(run, stories, record)
-    for line in d.trouble + other_stories(record, stories) + other_weights(run, record): say(f'note: {line}')
+    for line in d.trouble + other_stories(record, stories) + other_weights(run, record):
+        say(f'note: {line}')
     say(f'would score {d!r}; nothing was written')
 
 def what_to_score(
-    run:Path,       # A run, or a folder of drawings
-    data:str=None,  # Story file; default: the one that was drawn
-    split:str=None, # Its split; default: the one that was drawn
-)->tuple:           # what `drawing.json` says, and the `StorySplit`
+    run:Path,        # A run, or a folder of drawings
+    data:str=None,   # Story file; default: the one that was drawn
+    split:str=None,  # Its split; default: the one that was drawn
+)->tuple:            # what `drawing.json` says, and the `StorySplit`
     """The stories that drawings illustrate.
 
     Args:
@@ -65,27 +71,32 @@ def what_to_score(
     Returns:
         tuple: what `drawing.json` says, and the `StorySplit`
     """
-    if not run.is_dir(): raise StoryError(f'{run}: no such folder; name a run, or a folder of drawings')
+    if not run.is_dir():
+        raise StoryError(f'{run}: no such folder; name a run, or a folder of drawings')
     record = read_drawing(run)
-    data = data or story_path(run, record)
-    if not data: raise StoryError(f'{run} does not say what was drawn; name it: --data stories.h5')
-    return record, StoryFile(data)[split or record.get('split') or 'test']
+    path = data or story_path(run, record)
+    if not path:
+        raise StoryError(f'{run} does not say what was drawn; name it: --data stories.h5')
+    return record, StoryFile(path)[split or record.get('split') or 'test']
 
 # %% ../../nbs/cli/70_score.ipynb #81c81fd6
 @command
 def score(
-    run:str,                  # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
-    data:str=None,            # Story file; default: the one that was drawn
-    split:str=None,           # Its split; default: the one that was drawn
-    inception:str=None,       # Weights of the FID Inception; default: what ARLDM_INCEPTION names
-    dinov2:str=None,          # DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
-    clip:str=None,            # CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-    train_pictures:int=None,  # Training pictures to compare with; default: as many as frames were drawn
-    resamples:int=100,        # Draws of albums for the intervals; 0 = no intervals
-    histories:int=0,          # Draw so many stories again with other histories: does the run use its memory?
-    store:str=None,           # File that keeps features; default: beside the story file
-    batch_size:int=32,        # Pictures that a network sees at once
-    dry_run:bool=False,       # Say what would be scored and stop
+    run:str,              # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
+    *,
+    data:str=None,        # Story file; default: the one that was drawn
+    split:str=None,       # Its split; default: the one that was drawn
+    inception:str=None,   # Weights of the FID Inception; default: what ARLDM_INCEPTION names
+    dinov2:str=None,      # DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
+    clip:str=None,        # CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
+    # Training pictures to compare with; default: as many as frames were drawn
+    train_pictures:int=None,
+    resamples:int=100,    # Draws of albums for the intervals; 0 = no intervals
+    # Draw so many stories again with other histories: does the run use its memory?
+    histories:int=0,
+    store:str=None,       # File that keeps features; default: beside the story file
+    batch_size:int=32,    # Pictures that a network sees at once
+    dry_run:bool=False,   # Say what would be scored and stop
 ):
     """Score drawings against the stories they illustrate.
 
@@ -118,31 +129,33 @@ def score(
     refuse_foreign_store(store)
     if dry_run: return say_what_is_scored(run, stories, record)
     nets = networks(dict(inception=inception, dinov2=dinov2, clip=clip))
-    return score_run(run, stories, sampling, nets, histories, store, train_pictures=train_pictures,
-                     n_resamples=resamples, batch_size=batch_size)
+    return score_run(run, stories, nets, sampling=sampling, histories=histories, store=store,
+                     train_pictures=train_pictures, n_resamples=resamples, batch_size=batch_size)
 
 # %% ../../nbs/cli/70_score.ipynb #95344df3
 def score_run(
-    run:Path,                        # What was drawn
-    stories:StorySplit,              # The reference stories
-    sampling:SamplingSettings|None,  # How the histories are drawn, if any
-    nets:dict,                       # Name -> feature network
-    histories:int,                   # Stories to draw with other histories
-    store:Path,                      # Where features are kept
-    n_resamples:int,                 # Bootstrap samples
-    train_pictures:int=None,         # Training pictures to compare with; default: as many as frames were drawn
-    batch_size:int=32,               # Pictures that a network sees at once
-)->dict|None:                        # None in processes that only help
-    """Score a run and print its table; toy stories are asked for their facts, too.
+    run:Path,                             # What was drawn
+    stories:StorySplit,                   # The reference stories
+    nets:dict,                            # Name -> feature network
+    *,
+    store:Path,                           # Where features are kept
+    n_resamples:int,                      # Bootstrap samples
+    histories:int=0,                      # Stories to draw with other histories
+    sampling:SamplingSettings|None=None,  # How these are drawn, if any
+    # Training pictures to compare with; default: as many as frames were drawn
+    train_pictures:int=None,
+    batch_size:int=32,                    # Pictures that a network sees at once
+)->dict|None:                             # None in processes that only help
+    """Score a run and print its table; of toy stories, facts are read too.
 
     Args:
         run (Path): What was drawn
         stories (StorySplit): The reference stories
-        sampling (SamplingSettings | None): How the histories are drawn, if any
         nets (dict): Name -> feature network
-        histories (int): Stories to draw with other histories
         store (Path): Where features are kept
         n_resamples (int): Bootstrap samples
+        histories (int, default 0): Stories to draw with other histories
+        sampling (SamplingSettings | None, optional): How these are drawn, if any
         train_pictures (int, optional): Training pictures to compare with; default: as many as
             frames were drawn
         batch_size (int, default 32): Pictures that a network sees at once
@@ -150,20 +163,28 @@ def score_run(
     Returns:
         dict | None: None in processes that only help
     """
-    (rank, world_size), facts = share(), None
+    rank, world_size = share()
+    facts = None
     if stories.file.corpus == 'toy':
         nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
         facts = toy.check_facts
-    out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples, store=Store(store),
-                   lead=rank == 0, batch=batch_size, share=(rank, world_size), wait=lambda: of_all([]))
+    out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples,
+                   store=Store(store), lead=rank == 0, batch=batch_size, share=(rank, world_size),
+                   wait=lambda: of_all([]))
     if rank: return
     if histories:
         out['scores'] += history_scores(run, stories, histories, sampling, nets, n_resamples)
         save_json(run/'scores.json', out)
-    say('\n'.join([*(f'note: {line}' for line in out['trouble']), as_lines(out['scores'])]))
+    for line in out['trouble']: say(f'note: {line}')
+    say(as_lines(out['scores']))
     return out
 
 # %% ../../nbs/cli/70_score.ipynb #deea175a
+def _first_network(nets): # for the similarity to reference frames
+    for name in 'dinov2', 'clip':
+        if isinstance(nets.get(name), torch.nn.Module): return nets[name]
+    return Fields()
+
 def history_scores(
     run:Path,                   # Run folder
     stories:StorySplit,
@@ -184,21 +205,24 @@ def history_scores(
     Returns:
         list: Rows
     """
-    pipe, toys = open_pipeline(run, sampling), stories.file.corpus == 'toy'
+    pipe = open_pipeline(run, sampling)
     pipe.set_progress_bar_config(disable=True)
-    s, out = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}, run/'histories'
-    size = s.get('resolution')
+    settings = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}
+    size = settings.get('resolution')
+    out = run/'histories'
     done = draw_histories(pipe, stories, out, limit=n, seed=sampling.seed, height=size, width=size,
                           **sampling.options())
-    for _, story_id, frames in tqdm(done, 'histories', 4*min(n, len(stories)), unit=' stories', disable=None):
+    n_drawings = 4*min(n, len(stories))
+    for _, story_id, frames in tqdm(done, 'histories', n_drawings, unit=' stories', disable=None):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
-    if toys:
+    if stories.file.corpus == 'toy':
         def right(d): return remembered_facts(d, toy.check_facts)
         return score_histories(out, stories, right, 'remembered facts', n_resamples, limit=n)
-    net = next((nets[k] for k in ('dinov2', 'clip') if isinstance(nets.get(k), torch.nn.Module)), Fields())
+    net = _first_network(nets)
     def alike(d):
         seen = look(net, d, [], Store())
         middle = seen.reference.mean(0)
-        return similarity_to_reference(centred(seen.drawn[0], middle), centred(seen.reference, middle)[seen.place])
-    return score_histories(out, stories, alike, f'similarity to the reference frame ({net.name})', n_resamples,
-                           within=(-1, 1), limit=n)
+        drawn = centred(seen.drawn[0], middle)
+        return similarity_to_reference(drawn, centred(seen.reference, middle)[seen.place])
+    return score_histories(out, stories, alike, f'similarity to the reference frame ({net.name})',
+                           n_resamples, within=(-1, 1), limit=n)

@@ -27,49 +27,63 @@ class Beat:
         who (str): Name of whom it is about; '' = all who are there
         cast (dict): name -> `Figure`, of all who are there
     """
-    event: str   # Key of `CAPTIONS`, or `time`
-    who: str     # Name of whom it is about; '' = all who are there
-    cast: dict   # name -> `Figure`, of all who are there
+    event: str  # Key of `CAPTIONS`, or `time`
+    who: str    # Name of whom it is about; '' = all who are there
+    cast: dict  # name -> `Figure`, of all who are there
     place: str
     time: str
 
     @property
     def scene(self): return Scene(self.place, self.time, figures_in_order(self.cast.values()))
 
-_EVENTS = dict(walk=3, jump=3, sleep=3, wait=1, time=1, travel=1)               # and how often each happens
-_ALONE, _TOGETHER = dict(_EVENTS, come=30), dict(_EVENTS, leave=5, wait=0)
+# event -> how often it happens, compared with the others, while one or two are there
+_EVENTS_ALONE = dict(walk=3, jump=3, sleep=3, wait=1, time=1, travel=1, come=30)
+_EVENTS_TOGETHER = dict(walk=3, jump=3, sleep=3, wait=0, time=1, travel=1, leave=5)
 _NEXT_TIME = dict(day=('evening', 'night'), evening=('night',), night=('day',))
 
 # %% ../../nbs/toy/19_captions.ipynb #0fa22e60
-def _free(cast, rng): return rng.choice([p for p in POSITIONS if p not in {f.position for f in cast.values()}])
+def _free_position(cast, rng):
+    taken = {f.position for f in cast.values()}
+    return rng.choice([p for p in POSITIONS if p not in taken])
 
 def _next(beats, looks, rng):
-    "What happens after `beats`; `looks` are both characters', by name."
-    b = beats[-1]
-    events = _TOGETHER if len(b.cast) > 1 else _ALONE
+    "The beat after `beats`; `looks` are both characters', by name."
+    last = beats[-1]
+    events = _EVENTS_TOGETHER if len(last.cast) > 1 else _EVENTS_ALONE
     event, = rng.choices(list(events), events.values())
-    cast = {name: replace(f, action='stand') for name, f in b.cast.items()}
-    who, place, time = rng.choice(list(cast)), b.place, b.time
-    if event in ('time', 'travel') or event in ('jump', 'sleep') and rng.random() < .15: who = ''
-    if event in ('jump', 'sleep'): cast |= {n: replace(f, action=event) for n, f in cast.items() if who in ('', n)}
-    if event == 'walk': cast[who] = replace(cast[who], position=_free(cast, rng))
-    if event == 'leave': del cast[who]
-    if event == 'come':
+    cast = {name: replace(f, action='stand') for name, f in last.cast.items()}
+    who = rng.choice(list(cast))
+    place, time = last.place, last.time
+    is_action = event in ('jump', 'sleep')
+    if event in ('time', 'travel') or is_action and rng.random() < .15: who = ''
+    if is_action:
+        for name in [who] if who else list(cast): cast[name] = replace(cast[name], action=event)
+    elif event == 'walk':
+        cast[who] = replace(cast[who], position=_free_position(cast, rng))
+    elif event == 'leave':
+        del cast[who]
+    elif event == 'come':
         who = next(name for name in looks if name not in cast)
-        cast[who] = Figure(looks[who], _free(cast, rng))
-        if any(who in old.cast for old in beats): event = 'back'
-    if event == 'travel': place = rng.choice([p for p in PLACES if p != place])
-    if event == 'time': time = rng.choice(_NEXT_TIME[time])
+        cast[who] = Figure(looks[who], _free_position(cast, rng))
+        if any(who in earlier.cast for earlier in beats): event = 'back'
+    elif event == 'travel':
+        place = rng.choice([p for p in PLACES if p != place])
+    elif event == 'time':
+        time = rng.choice(_NEXT_TIME[time])
     return Beat(event, who, cast, place, time)
 
 # %% ../../nbs/toy/19_captions.ipynb #4d2c0a20
 STORY_FRAMES = CORPORA['toy'].frames
 
+def _belongs(beats, hard): # whether a story belongs to the split `hard`, or to the others
+    if hard: return has_hard(beats[0].scene)
+    return not any(has_hard(b.scene) for b in beats)
+
 def invent(
-    rng:random.Random, # Source of choices
-    n:int=STORY_FRAMES, # Frames
-    hard:bool=False,   # Open with a scene of the kind that training never shows
-)->list:               # n `Beat`s
+    rng:random.Random,   # Source of choices
+    n:int=STORY_FRAMES,  # Frames
+    hard:bool=False,     # Open with a scene of the kind that training never shows
+)->list:                 # n `Beat`s
     """Invent a story.
 
     Args:
@@ -81,12 +95,14 @@ def invent(
         list: n `Beat`s
     """
     while True:
-        looks = dict(zip(rng.sample(list(PRONOUNS), 2), two_looks(rng)))
-        hero = next(iter(looks))
+        names = rng.sample(list(PRONOUNS), 2)
+        looks = dict(zip(names, two_looks(rng)))
+        hero = names[0]
         opening = {hero: Figure(looks[hero], rng.choice(list(POSITIONS)))}
-        beats = [Beat('open', hero, opening, rng.choice(list(PLACES)), rng.choice(TIMES_OF_DAY))]
+        place = rng.choice(list(PLACES))
+        beats = [Beat('open', hero, opening, place, rng.choice(TIMES_OF_DAY))]
         while len(beats) < n: beats.append(_next(beats, looks, rng))
-        if has_hard(beats[0].scene) if hard else not any(has_hard(b.scene) for b in beats): return beats
+        if _belongs(beats, hard): return beats
 
 # %% ../../nbs/toy/19_captions.ipynb #2042d833
 CAPTIONS = dict(
@@ -96,7 +112,8 @@ CAPTIONS = dict(
           '{who} is {look}. {She} joins in {on}.'),
     back=('{x} comes back {on}.', '{x} is back {on}.', '{x} returns {on}.'),
     leave=('{x} goes home.', '{x} leaves.', '{x} walks away.'),
-    walk=('{x} walks to the {position}.', '{x} goes to the {position}.', '{x} steps to the {position}.'),
+    walk=('{x} walks to the {position}.', '{x} goes to the {position}.',
+          '{x} steps to the {position}.'),
     jump=('{x} jump{s}.', '{x} hop{s} up high.', '{x} leap{s} for joy.'),
     sleep=('{x} sleep{s}.', '{x} take{s} a nap.', '{x} fall{s} asleep.'),
     wait=('{x} waits.', '{x} looks around.', '{x} stands still.'),
@@ -104,8 +121,8 @@ CAPTIONS = dict(
     day=('A new day begins.', 'The sun rises.', 'It is day now.'),
     evening=('Evening comes.', 'It is evening now.', 'The sun goes down.'),
     night=('Night falls.', 'It is night now.', 'The moon is up.'))
-AT = dict(beach='at the beach', forest='in the forest', desert='in the desert', mountain='on the mountain',
-          city='in the city', meadow='in the meadow')
+AT = dict(beach='at the beach', forest='in the forest', desert='in the desert',
+          mountain='on the mountain', city='in the city', meadow='in the meadow')
 ON = dict(left='on the left', middle='in the middle', right='on the right')
 WHEN = dict(day='by day', evening='in the evening', night='at night')
 
@@ -115,22 +132,33 @@ def look_words(look:Look) -> str:
     return f'a {look.size} {look.colour} {look.shape}{wears}'
 
 # %% ../../nbs/toy/19_captions.ipynb #75773b58
-def _names(who, there, last): # ways to speak of `who` among those who are there, after a caption about `last`
-    f, name = there[who], who.title()
+def _names(who, there, last):
+    "Ways to speak of `who` among those who are there, after a caption about `last`."
+    f = there[who]
+    name = who.title()
     if len(there) == 1: return name, PRONOUNS[who]
     if last not in there: return name, f'the {f.look.shape}', f'the {f.look.colour} one'
     return (PRONOUNS[who],) if last == who else ('the other one',)
 
+def _present(b, before): # those among whom the caption has to single somebody out
+    if b.event == 'leave': return before.cast
+    if b.event == 'back': return {b.who: b.cast[b.who]}
+    return b.cast
+
 def _caption(b, before, rng):
-    there = before.cast if b.event == 'leave' else {b.who: b.cast[b.who]} if b.event == 'back' else b.cast
-    who = b.who or (next(iter(there)) if len(there) == 1 else '')
-    x = rng.choice(_names(who, there, before and before.who) if who else ('they', 'both of them'))
-    fields = dict(x=x, s='s', es='es', are='is') if who else dict(x=x, s='', es='', are='are')
-    fields |= dict(place=b.place, at=AT[b.place], At=AT[b.place].capitalize(), when=WHEN[b.time])
+    "One beat in words; `before` is the beat before it, or None."
+    there = _present(b, before)
+    who = b.who
+    if not who and len(there) == 1: who = next(iter(there))
+    if who: names = _names(who, there, before and before.who)
+    else: names = 'they', 'both of them'
+    fields = dict(x=rng.choice(names), place=b.place, at=AT[b.place], At=AT[b.place].capitalize(),
+                  when=WHEN[b.time], s='s' if who else '', es='es' if who else '',
+                  are='is' if who else 'are')
     if b.who in there:
         f = there[b.who] if b.event == 'leave' else b.cast[b.who]
-        fields |= dict(who=b.who.title(), She=PRONOUNS[b.who].title(), look=look_words(f.look), position=f.position,
-                     on=ON[f.position])
+        fields |= dict(who=b.who.title(), She=PRONOUNS[b.who].title(), look=look_words(f.look),
+                       position=f.position, on=ON[f.position])
     words = rng.choice(CAPTIONS[b.time if b.event == 'time' else b.event]).format(**fields)
     return words[0].upper() + words[1:]
 
@@ -143,17 +171,31 @@ def tell(beats:list, rng:random.Random) -> list: # of captions
     return [_caption(b, before, rng) for before, b in zip([None, *beats], beats)]
 
 # %% ../../nbs/toy/19_captions.ipynb #8bde9e0c
-_VERBS = dict(stand=('stands', 'is'), jump=('jumps', 'hops up high', 'leaps for joy'), sleep=('sleeps', 'takes a nap'))
+_VERBS = dict(stand=('stands', 'is'), jump=('jumps', 'hops up high', 'leaps for joy'),
+              sleep=('sleeps', 'takes a nap'))
 
 def describe(s:Scene, rng:random.Random) -> str:
     "A caption that tells every fact of a scene."
-    who = [f'{look_words(f.look)} {rng.choice(_VERBS[f.action])} {ON[f.position]}' for f in s.figures]
-    said = [' and '.join(rng.sample(who, len(who))), f'{AT[s.place]} {WHEN[s.time]}'][::rng.choice((1, -1))]
-    return ' '.join(said).capitalize() + '.'
+    figures = []
+    for f in s.figures:
+        figures.append(f'{look_words(f.look)} {rng.choice(_VERBS[f.action])} {ON[f.position]}')
+    parts = [' and '.join(rng.sample(figures, len(figures))), f'{AT[s.place]} {WHEN[s.time]}']
+    if rng.choice((1, -1)) == -1: parts.reverse()
+    return ' '.join(parts).capitalize() + '.'
 
 # %% ../../nbs/toy/19_captions.ipynb #fcbac38f
-_texts = [t.replace('{s}', s).replace('{es}', es) for texts in CAPTIONS.values() for t in texts
-          for s, es in (('', ''), ('s', 'es'))]
-_texts += [*AT.values(), *ON.values(), *WHEN.values(), *sum(_VERBS.values(), ()), *PRONOUNS, *PRONOUNS.values()]
-_texts += [*COLOURS, *SHAPES, *RADII, *ACCESSORIES, 'a with and are is they both of them the other one']
-TOY_WORDS = sorted({*re.findall('[a-z]+', re.sub(r'\{\w+\}', ' ', ' '.join(_texts).lower()))})
+def _all_words():
+    "The words of all captions in alphabetical order."
+    texts = []
+    for templates in CAPTIONS.values():
+        for template in templates:
+            texts.append(template.replace('{s}', '').replace('{es}', ''))
+            texts.append(template.replace('{s}', 's').replace('{es}', 'es'))
+    texts += [*AT.values(), *ON.values(), *WHEN.values(), *PRONOUNS, *PRONOUNS.values()]
+    for verbs in _VERBS.values(): texts += verbs
+    texts += [*COLOURS, *SHAPES, *RADII, *ACCESSORIES]
+    texts += ['a with and are is they both of them the other one']
+    without_fields = re.sub(r'\{\w+\}', ' ', ' '.join(texts).lower())
+    return sorted({*re.findall('[a-z]+', without_fields)})
+
+TOY_WORDS = _all_words()

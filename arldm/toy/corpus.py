@@ -6,7 +6,6 @@
 __all__ = ['TOY_SPLITS', 'toy_story', 'write_toy']
 
 # %% ../../nbs/toy/21_corpus.ipynb #aeea6bbb
-import itertools
 import json
 import random
 from pathlib import Path
@@ -23,13 +22,13 @@ from .scene import TOY_SIDE, draw_scene
 
 # %% ../../nbs/toy/21_corpus.ipynb #8123bf7d
 def toy_story(
-    i:int,             # Its number
-    n:int=STORY_FRAMES, # Frames
-    hard:bool=False,   # One that opens as no story for training does
-    side:int=TOY_SIDE,     # Height and width of its pictures in pixels
-    telling:int=0,     # The same story in other words
+    i:int,               # Its number
+    n:int=STORY_FRAMES,  # Frames
+    hard:bool=False,     # One that opens as no story for training does
+    side:int=TOY_SIDE,   # Height and width of its pictures in pixels
+    telling:int=0,       # The same story in other words
 )->Story:
-    """A story of the small world.
+    """A story of the toy world.
 
     Args:
         i (int): Its number
@@ -40,48 +39,59 @@ def toy_story(
     """
     beats = invent(random.Random(f'story {i}'), n, hard)
     captions = tell(beats, random.Random(f'words {i} {telling}'))
-    return Story(f's{i}', f'a{i}', tuple(captions), tuple(to_png(draw_scene(b.scene, side)) for b in beats))
+    frames = [to_png(draw_scene(b.scene, side)) for b in beats]
+    return Story(f's{i}', f'a{i}', tuple(captions), tuple(frames))
 
 # %% ../../nbs/toy/21_corpus.ipynb #fe2dfafd
 TOY_SPLITS = dict(train='Train', val='Validation', test='Test', hard='Hard')
 
 def _records(album, tellings, beats, rng):
     "SSID's nested records of every story about an album."
-    stories = {album*tellings + i: tell(beats, rng) for i in range(tellings)}
-    return [[dict(storylet_id=i, storytext=caption, album_id=album, youtube_image_id=f'{album}_{k}', story_id=i,
-                  image_order=k)] for i, captions in stories.items() for k, caption in enumerate(captions, 1)]
+    records = []
+    for i in range(album*tellings, (album + 1)*tellings):
+        for k, caption in enumerate(tell(beats, rng), 1):
+            record = dict(storylet_id=i, storytext=caption, album_id=album,
+                          youtube_image_id=f'{album}_{k}', story_id=i, image_order=k)
+            records.append([record])  # SSID has each record in a list of its own
+    return records
 
 # %% ../../nbs/toy/21_corpus.ipynb #5a7e04c1
 def write_toy(
-    raw:str|Path,                      # Folder to write; empty, or not there yet
-    n_albums:tuple=(1000, 100, 100),   # Albums in train, validation, test and, where a fourth is given, hard
-    tellings:int=1,                    # Stories about each album (SSID has four)
-    seed:int=0,                        # The same seed and numbers give the same corpus
-    progress:bool=True,                # Show a bar
-    side:int=TOY_SIDE,                     # Height and width of pictures in pixels
+    raw:str|Path,        # Folder to write; empty, or not there yet
+    # Albums in train, validation, test and, if a fourth number is given, hard
+    n_albums:tuple=(1000, 100, 100),
+    tellings:int=1,      # Stories about each album (SSID has four)
+    seed:int=0,          # The same seed and numbers give the same corpus
+    progress:bool=True,  # Show a bar
+    side:int=TOY_SIDE,   # Height and width of pictures in pixels
 ):
     """Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`.
 
     Args:
         raw (str | Path): Folder to write; empty, or not there yet
-        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, where a
-            fourth is given, hard
+        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, if a
+            fourth number is given, hard
         tellings (int, default 1): Stories about each album (SSID has four)
         seed (int, default 0): The same seed and numbers give the same corpus
         progress (bool, default True): Show a bar
         side (int, default TOY_SIDE): Height and width of pictures in pixels
     """
-    raw, rng, albums = Path(at_home(str(raw))), random.Random(seed), iter(range(sum(n_albums)))
-    if raw.exists() and any(raw.iterdir()): raise FolderTaken(raw)
-    (raw/'SSID_Images').mkdir(parents=True, exist_ok=True)
+    folder = Path(at_home(str(raw)))
+    if folder.exists() and any(folder.iterdir()): raise FolderTaken(folder)
+    pictures = folder/'SSID_Images'
+    pictures.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    album = 0
     bar = tqdm(total=sum(n_albums), desc='inventing albums', disable=not progress)
     for (split, name), n in zip(TOY_SPLITS.items(), n_albums):
         records = []
-        for album in itertools.islice(albums, n):
+        for _ in range(n):
             beats = invent(rng, hard=split == 'hard')
-            for k, b in enumerate(beats, 1): draw_scene(b.scene, side).save(raw/'SSID_Images'/f'{album}_{k}.png')
+            for k, b in enumerate(beats, 1):
+                draw_scene(b.scene, side).save(pictures/f'{album}_{k}.png')
             records += _records(album, tellings, beats, rng)
+            album += 1
             bar.update()
-        with atomic_path(raw/f'SSID_Annotations/SSID_{name}.json') as tmp:
+        with atomic_path(folder/f'SSID_Annotations/SSID_{name}.json') as tmp:
             tmp.write_text(json.dumps({'annotations': records}))
     bar.close()

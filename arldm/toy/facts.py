@@ -24,46 +24,67 @@ from .scene import (ACCESSORIES, ACTIONS, COLOURS, Figure, Look, PLACES, POSITIO
 _LANDS = list(itertools.product(PLACES, TIMES_OF_DAY))
 _LOOKS = [Look(*facts) for facts in itertools.product(COLOURS, SHAPES, RADII, ACCESSORIES)]
 _FIGURES = list(itertools.product(_LOOKS, ACTIONS))
-_EDGES = 0, 21, 43, 64                                         # of the three columns, in pixels
+_EDGES = 0, 21, 43, 64  # of the three columns, in pixels
 
 def _floats(im): return np.asarray(im).astype(np.float32)/255
 
+def _flat(x): return x.reshape(len(x), -1)
+
 # %% ../../nbs/toy/20_facts.ipynb #be21a418
 @lru_cache(1)
-def _landscapes(): return np.stack([_floats(landscape(*land)) for land in _LANDS])          # (18, 64, 64, 3)
+def _landscapes(): # (18, 64, 64, 3)
+    return np.stack([_floats(landscape(place, time)) for place, time in _LANDS])
 
 @lru_cache(None)
 def _cutouts(j): # of column j: colours (576, 64, w, 3), and what shows through (576, 64, w, 1)
     "All figures, as they stand in a column."
-    x, seen = list(POSITIONS.values())[j], []
+    x = list(POSITIONS.values())[j]
+    columns = []
     for look, action in _FIGURES:
-        art, im = cutout(look, action), Image.new('RGBA', (TOY_SIDE, TOY_SIDE))
+        art = cutout(look, action)
+        im = Image.new('RGBA', (TOY_SIDE, TOY_SIDE))
         im.paste(art, (round(x - art.width/2), 0))
-        seen.append(_floats(im)[:, _EDGES[j]:_EDGES[j+1]])
-    seen = np.stack(seen)
-    return seen[..., :3]*seen[..., 3:], 1 - seen[..., 3:]
+        columns.append(_floats(im)[:, _EDGES[j]:_EDGES[j+1]])
+    columns = np.stack(columns)
+    opacity = columns[..., 3:]
+    return columns[..., :3]*opacity, 1 - opacity
 
 @lru_cache(None)
 def _lengths(j): # (18, 577)
     "Squared lengths of all that column j can show in each landscape, nobody first."
-    (art, through), back = _cutouts(j), _landscapes()[:, :, _EDGES[j]:_EDGES[j+1]]
-    def flat(x): return x.reshape(len(x), -1)
+    art, through = _cutouts(j)
+    back = _landscapes()[:, :, _EDGES[j]:_EDGES[j+1]]
     squares = (back**2).sum(-1, keepdims=True)
-    figures = (flat(art)**2).sum(1) + 2*flat(back)@flat(art*through).T + flat(squares)@flat(through**2).T
+    figures = ((_flat(art)**2).sum(1) + 2*_flat(back)@_flat(art*through).T
+               + _flat(squares)@_flat(through**2).T)
     return np.concatenate([squares.sum((1, 2)), figures], 1)
 
 # %% ../../nbs/toy/20_facts.ipynb #fbf5cde4
-def _column(x, land, j): # x (n, 64, 64, 3) -> (n,), 0 = nobody
-    "Who stands in a column of frames that show a landscape."
-    art, through = (a.reshape(len(a), -1) for a in _cutouts(j))
-    back, x = (a[..., _EDGES[j]:_EDGES[j+1], :] for a in (_landscapes()[land], x))
-    behind = (x*back).sum(-1).reshape(len(x), -1)
-    alike = np.concatenate([behind.sum(1, keepdims=True), x.reshape(len(x), -1)@art.T + behind@through.T], 1)
-    return (_lengths(j)[land] - 2*alike).argmin(1)
+def _column(frames, land, j): # frames (n, 64, 64, 3) -> (n,), 0 = nobody
+    "Who stands in column j of frames that show a landscape."
+    art, through = _cutouts(j)
+    x = frames[..., _EDGES[j]:_EDGES[j+1], :]
+    back = _landscapes()[land][..., _EDGES[j]:_EDGES[j+1], :]
+    behind = _flat((x*back).sum(-1))
+    with_nobody = behind.sum(1, keepdims=True)
+    with_figure = _flat(x)@_flat(art).T + behind@_flat(through).T
+    products = np.concatenate([with_nobody, with_figure], 1)
+    return (_lengths(j)[land] - 2*products).argmin(1)
+
+def _toy_pixels(picture): # of any size and kind -> (64, 64, 3)
+    im = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+    return _floats(im.convert('RGB').resize((TOY_SIDE, TOY_SIDE), Image.BOX))
+
+def _nearest_lands(frames): # (n,) indices into `_LANDS`
+    distances = []
+    for land in _landscapes():
+        differences = np.abs(frames - land)[:, ::2, ::2].sum(-1)
+        distances.append(np.median(_flat(differences), 1))
+    return np.argmin(distances, 0)
 
 def read(
-    pictures, # n pictures, PIL or uint8 (h, w, 3), of any size
-)->list:      # n `Scene`s
+    pictures,  # n pictures, PIL or uint8 (h, w, 3), of any size
+)->list:       # n `Scene`s
     """Read the facts of pictures from their pixels.
 
     Args:
@@ -72,22 +93,28 @@ def read(
     Returns:
         list: n `Scene`s
     """
-    ims = [p if isinstance(p, Image.Image) else Image.fromarray(np.asarray(p)) for p in pictures]
-    x = np.stack([_floats(im.convert('RGB').resize((TOY_SIDE, TOY_SIDE), Image.BOX)) for im in ims])
-    far = [np.median(np.abs(x - land)[:, ::2, ::2].sum(-1).reshape(len(x), -1), 1) for land in _landscapes()]
-    lands, out = np.argmin(far, 0), [None]*len(x)
+    frames = np.stack([_toy_pixels(p) for p in pictures])
+    lands = _nearest_lands(frames)
+    scenes = [None]*len(frames)
     for land in {*lands.tolist()}:
         rows = np.flatnonzero(lands == land)
-        for i, *who in zip(rows, *(_column(x[rows], land, j) for j in range(3))):
-            figures = tuple(Figure(_FIGURES[k-1][0], p, _FIGURES[k-1][1]) for p, k in zip(POSITIONS, who) if k)
-            out[i] = Scene(*_LANDS[land], figures)
-    return out
+        columns = np.stack([_column(frames[rows], land, j) for j in range(3)], 1)
+        for i, numbers in zip(rows, columns):
+            figures = []
+            for position, number in zip(POSITIONS, numbers):
+                if number:
+                    look, action = _FIGURES[number-1]
+                    figures.append(Figure(look, position, action))
+            scenes[i] = Scene(*_LANDS[land], tuple(figures))
+    return scenes
 
 # %% ../../nbs/toy/20_facts.ipynb #5fcaba1b
-FACTS = 'colour', 'shape', 'size', 'accessory', 'position', 'action'                          # of a figure
-_VERBS = dict(jump='jump jumps hop hops leap leaps'.split(), sleep='sleep sleeps nap asleep'.split())
-_HOURS = dict(day='day', rises='day', evening='evening', down='evening', night='night', moon='night')
-_COMINGS = set('along joins back returns home leaves away they both'.split())      # tell how many are there
+FACTS = 'colour', 'shape', 'size', 'accessory', 'position', 'action'  # of a figure
+_VERBS = dict(jump=('jump', 'jumps', 'hop', 'hops', 'leap', 'leaps'),
+              sleep=('sleep', 'sleeps', 'nap', 'asleep'))
+_TIME_WORDS = 'day', 'rises', 'evening', 'down', 'night', 'moon'
+# words that tell how many are there
+_CAST_WORDS = set('along joins back returns home leaves away they both'.split())
 
 def facts_of(f:Figure) -> dict: # fact -> value
     """The facts of a figure.
@@ -101,43 +128,60 @@ def word_set(caption:str) -> set: return set(re.findall('[a-z]+', caption.lower(
 
 def action_in(caption:str) -> str:
     "What somebody does in a caption."
-    return next((action for action, verbs in _VERBS.items() if word_set(caption) & {*verbs}), 'stand')
+    words = word_set(caption)
+    for action, verbs in _VERBS.items():
+        if words & set(verbs): return action
+    return 'stand'
 
 # %% ../../nbs/toy/20_facts.ipynb #73d7ffe4
 def stated_facts(
     caption:str,
     s:Scene,
-)->list: # sets: facts stated about the frame (place, time, cast), then about each figure
+)->list:  # sets: facts stated about the frame (place, time, cast), then about each figure
     """Which of a scene's facts its caption states.
 
     Returns:
         list: sets: facts stated about the frame (place, time, cast), then about each figure
     """
-    words, alone = word_set(caption), len(s.figures) == 1
-    new = bool(words & set(RADII))                                                    # somebody is introduced
-    frame = {fact for fact, of in dict(place=set(PLACES), time=set(_HOURS)).items() if words & of}
-    if words & _COMINGS or new and 'place' in frame: frame.add('cast')
-    stated = [{k for k in ('colour', 'shape') if getattr(f.look, k) in words} for f in s.figures]
-    for f, known in zip(s.figures, stated):
-        meant = alone or bool(known)
-        if known and new: known |= {'size', 'accessory'}
-        if f.position in words and meant: known.add('position')
-        if meant or words & {'they', 'both'}: known.add('action')
-    return [frame, *stated]
+    words = word_set(caption)
+    introduces = bool(words & set(RADII))
+    frame = set()
+    if words & set(PLACES): frame.add('place')
+    if words & set(_TIME_WORDS): frame.add('time')
+    if words & _CAST_WORDS or introduces and 'place' in frame: frame.add('cast')
+    stated = [frame]
+    for f in s.figures:
+        known = {k for k in ('colour', 'shape') if getattr(f.look, k) in words}
+        single = len(s.figures) == 1 or bool(known)
+        if known and introduces: known |= {'size', 'accessory'}
+        if f.position in words and single: known.add('position')
+        if single or words & {'they', 'both'}: known.add('action')
+        stated.append(known)
+    return stated
 
 # %% ../../nbs/toy/20_facts.ipynb #ce487d9f
+def _right_facts(f, drawn): # facts in which a drawn figure, or None, equals a wanted one
+    if drawn is None: return set()
+    want, got = facts_of(f), facts_of(drawn)
+    return {fact for fact in FACTS if want[fact] == got[fact]}
+
 def _pairs(want, stated, got): # -> a drawn `Figure`, or None, for each wanted one
-    "The pairing with the most stated facts right, and among those the one with the most facts right."
-    def right(p):
-        same = [{k for k in FACTS if g and facts_of(f)[k] == facts_of(g)[k]} for f, g in zip(want, p)]
-        return sum(len(x & known) for x, known in zip(same, stated)), sum(map(len, same))
-    return max(itertools.permutations([*got, *[None]*len(want)], len(want)), key=right)
+    "The pairing with the most stated facts right, and among those the one with the most facts."
+    def score(pairing):
+        n_stated, n_facts = 0, 0
+        for f, drawn, known in zip(want, pairing, stated):
+            right = _right_facts(f, drawn)
+            n_stated += len(right & known)
+            n_facts += len(right)
+        return n_stated, n_facts
+    nobody = [None]*len(want)
+    return max(itertools.permutations([*got, *nobody], len(want)), key=score)
 
 def compare_scenes(
     caption:str,
-    want:Scene, # What the story says
-    got:Scene,  # What was drawn
-)->dict:        # 'stated place', 'remembered colour', ... -> list of bool, one per frame or figure
+    want:Scene,  # What the story says
+    got:Scene,   # What was drawn
+)->dict:         # 'stated place', 'remembered colour', ... -> list of bool, one per frame or figure
     """Which facts of a drawn scene are right.
 
     Args:
@@ -147,23 +191,26 @@ def compare_scenes(
     Returns:
         dict: 'stated place', 'remembered colour', ... -> list of bool, one per frame or figure
     """
-    out, stated = {}, stated_facts(caption, want)
+    found = {}
     def add(known, fact, right):
-        out.setdefault(f'{"stated" if fact in known else "remembered"} {fact}', []).append(bool(right))
-    add(stated[0], 'place', want.place == got.place)
-    add(stated[0], 'time', want.time == got.time)
-    add(stated[0], 'cast', len(want.figures) == len(got.figures))
-    for known, f, g in zip(stated[1:], want.figures, _pairs(want.figures, stated[1:], got.figures)):
+        kind = 'stated' if fact in known else 'remembered'
+        found.setdefault(f'{kind} {fact}', []).append(right)
+    frame, *stated = stated_facts(caption, want)
+    add(frame, 'place', want.place == got.place)
+    add(frame, 'time', want.time == got.time)
+    add(frame, 'cast', len(want.figures) == len(got.figures))
+    somebody_acts = action_in(caption) != 'stand'
+    for f, drawn, known in zip(want.figures, _pairs(want.figures, stated, got.figures), stated):
+        right = _right_facts(f, drawn)
         for fact in FACTS:
-            if fact != 'action' or fact in known or action_in(caption) != 'stand':
-                add(known, fact, g and facts_of(g)[fact] == facts_of(f)[fact])
-    return out
+            if fact != 'action' or fact in known or somebody_acts: add(known, fact, fact in right)
+    return found
 
 # %% ../../nbs/toy/20_facts.ipynb #53dfe4cb
 def check_facts(
-    story,        # A `Story` of the toy corpus: captions and reference pictures
-    drawn:dict,   # {k: picture}, k counts story frames from 1
-)->dict:          # 'stated place', 'remembered colour', ... -> list of bool
+    story,       # A `Story` of the toy corpus: captions and reference pictures
+    drawn:dict,  # {k: picture}, k counts story frames from 1
+)->dict:         # 'stated place', 'remembered colour', ... -> list of bool
     """Which facts of the drawn frames are right.
 
     Args:
@@ -173,35 +220,55 @@ def check_facts(
     Returns:
         dict: 'stated place', 'remembered colour', ... -> list of bool
     """
-    ks, out = sorted(drawn), {}
-    scenes = read([*(story.pictures()[k-1] for k in ks), *(drawn[k] for k in ks)])
+    ks = sorted(drawn)
+    references = [story.pictures()[k-1] for k in ks]
+    scenes = read([*references, *(drawn[k] for k in ks)])
+    found = {}
     for k, want, got in zip(ks, scenes, scenes[len(ks):]):
-        for name, x in compare_scenes(story.captions[k-1], want, got).items(): out.setdefault(name, []).extend(x)
-    return out
+        for name, right in compare_scenes(story.captions[k-1], want, got).items():
+            found.setdefault(name, []).extend(right)
+    return found
 
 # %% ../../nbs/toy/20_facts.ipynb #404fc2e0
+def _guessed_figures(caption, known, n, rng):
+    "`n` figures with the facts in `known`, a dict for each figure; other facts are drawn by lot."
+    actor = rng.randrange(n)
+    guessed = []
+    for i, look in enumerate(two_looks(rng)):
+        guessed.append(dict(vars(look), action=action_in(caption) if i == actor else 'stand'))
+    most_known_first = sorted(known, key=len)[::-1]
+    facts = []
+    for lot, stated in itertools.zip_longest(guessed, most_known_first, fillvalue={}):
+        facts.append({**lot, **stated})
+    facts = facts[:n]
+    taken = {f.get('position') for f in facts}
+    free = [p for p in rng.sample(list(POSITIONS), 3) if p not in taken]
+    figures = []
+    for f in facts:
+        look = Look(f['colour'], f['shape'], f['size'], f['accessory'])
+        figures.append(Figure(look, f.get('position') or free.pop(), f['action']))
+    return figures_in_order(figures)
+
 def guess(caption:str, want:Scene, rng:random.Random) -> Scene:
     "A scene in which all stated facts are right and the others are as in some other story."
-    beats = invent(rng)
-    other = rng.choice(beats[1:])
+    other = rng.choice(invent(rng)[1:])
     frame, *stated = stated_facts(caption, want)
+    known = []
+    for f, names in zip(want.figures, stated):
+        facts = facts_of(f)
+        known.append({name: facts[name] for name in names})
     n = len(want.figures if 'cast' in frame else other.scene.figures)
-    actor = rng.randrange(n)
-    dice = [dict(vars(look), action=action_in(caption) if i == actor else 'stand')
-            for i, look in enumerate(two_looks(rng))]
-    known = [{k: facts_of(f)[k] for k in stated} for f, stated in zip(want.figures, stated)]
-    facts = [d | k for d, k in itertools.zip_longest(dice, sorted(known, key=len)[::-1], fillvalue={})][:n]
-    free = [p for p in rng.sample(list(POSITIONS), 3) if all(f.get('position') != p for f in facts)]
-    figures = [Figure(Look(*(f[k] for k in FACTS[:4])), f.get('position') or free.pop(), f['action']) for f in facts]
-    place, time = (getattr(want if k in frame else other, k) for k in ('place', 'time'))
-    return Scene(place, time, figures_in_order(figures))
+    figures = _guessed_figures(caption, known, n, rng)
+    place = want.place if 'place' in frame else other.place
+    time = want.time if 'time' in frame else other.time
+    return Scene(place, time, figures)
 
 # %% ../../nbs/toy/20_facts.ipynb #696122a1
 @lru_cache(None)
 def chance(
-    n:int=400,    # Stories to guess
+    n:int=400,  # Stories to guess
     seed:int=0,
-)->dict:          # 'remembered place', 'remembered colour', ... -> share that is right
+)->dict:        # 'remembered place', 'remembered colour', ... -> share that is right
     """How often a guesser is right who reads each caption and nothing else.
 
     Args:
@@ -210,12 +277,15 @@ def chance(
     Returns:
         dict: 'remembered place', 'remembered colour', ... -> share that is right
     """
-    rng, out = random.Random(seed), {}
-    for beats in (invent(rng) for _ in range(n)):
-        for b, caption in list(zip(beats, tell(beats, rng)))[1:]:
+    rng = random.Random(seed)
+    found = {}
+    for _ in range(n):
+        beats = invent(rng)
+        captions = tell(beats, rng)
+        for b, caption in zip(beats[1:], captions[1:]):
             right = compare_scenes(caption, b.scene, guess(caption, b.scene, rng))
-            for name, x in right.items(): out.setdefault(name, []).extend(x)
-    shares = {name: sum(x)/len(x) for name, x in sorted(out.items())}
-    return {name: p for name, p in shares.items() if name.startswith('remembered')}
+            for name, x in right.items(): found.setdefault(name, []).extend(x)
+    remembered = sorted(name for name in found if name.startswith('remembered'))
+    return {name: sum(found[name])/len(found[name]) for name in remembered}
 
 check_facts.chance = chance

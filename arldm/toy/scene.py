@@ -17,17 +17,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../../nbs/toy/18_scene.ipynb #40946dd1
-TOY_SIDE = 64                                                          # height and width of a frame in pixels
+TOY_SIDE = 64  # height and width of a frame in pixels
 COLOURS = dict(red=(222, 45, 38), yellow=(250, 205, 40), green=(45, 165, 75), blue=(45, 95, 215),
                purple=(150, 65, 190), white=(250, 250, 250))
 SHAPES = 'circle', 'square', 'triangle', 'star'
-RADII = dict(small=7, big=10)                                      # radius in pixels
+RADII = dict(small=7, big=10)  # radius in pixels
 ACCESSORIES = 'nothing', 'hat', 'crown', 'bow'
-POSITIONS = dict(left=11, middle=32, right=53)                     # centre in pixels from the left
+POSITIONS = dict(left=11, middle=32, right=53)  # centre in pixels from the left
 ACTIONS = 'stand', 'jump', 'sleep'
+# colours of sky and ground
 PLACES = dict(beach=((135, 206, 245), (238, 214, 150)), forest=((170, 220, 235), (80, 140, 70)),
               desert=((250, 225, 175), (222, 160, 90)), mountain=((190, 212, 238), (236, 240, 247)),
-              city=((165, 190, 215), (112, 112, 124)), meadow=((150, 210, 250), (140, 200, 80)))   # sky, ground
+              city=((165, 190, 215), (112, 112, 124)), meadow=((150, 210, 250), (140, 200, 80)))
 TIMES_OF_DAY = 'day', 'evening', 'night'
 
 # %% ../../nbs/toy/18_scene.ipynb #b64d2fdc
@@ -58,20 +59,36 @@ class Scene:
     figures: tuple   # of `Figure`, from left to right
 
 # %% ../../nbs/toy/18_scene.ipynb #8c0d113b
-_K, _HORIZON, _FLOOR, _LIFT = 4, 40, 57.5, 15    # oversampling; the ground's upper edge, feet, height of a jump
-_INK, _LAMP = (25, 25, 35), (250, 225, 140)
+_OVERSAMPLING = 4
+_HORIZON = 40  # the ground's upper edge
+_FLOOR = 57.5  # where feet stand
+_LIFT = 15     # height of a jump
+_INK = 25, 25, 35
+_LAMP = 250, 225, 140
 
 class Pen:
     "Draws on a picture in 64ths of a frame's side."
-    def __init__(self, im, side): self.d, self.k = ImageDraw.Draw(im), _K*side/TOY_SIDE
-    def points(self, points): return [(x*self.k, y*self.k) for x, y in points]
+    def __init__(self, im, side):
+        self.canvas = ImageDraw.Draw(im)
+        self.scale = _OVERSAMPLING*side/TOY_SIDE
+
+    def points(self, points): return [(x*self.scale, y*self.scale) for x, y in points]
+
     def shape(self, points, fill, ink=None):
-        points = self.points(points)
-        self.d.polygon(points, fill=fill)
-        if ink: self.d.line(points + points[:2], fill=ink, width=round(self.k), joint='curve')
-    def box(self, x0, y0, x1, y1, fill): self.d.rectangle(self.points([(x0, y0), (x1, y1)]), fill=fill)
-    def disc(self, x, y, r, fill): self.d.ellipse(self.points([(x-r, y-r), (x+r, y+r)]), fill=fill)
-    def peak(self, x, y, r, fill, foot=_HORIZON): self.shape([(x-r, foot), (x, y), (x+r, foot)], fill)
+        corners = self.points(points)
+        self.canvas.polygon(corners, fill=fill)
+        if ink:
+            self.canvas.line(corners + corners[:2], fill=ink, width=round(self.scale),
+                             joint='curve')
+
+    def box(self, x0, y0, x1, y1, fill):
+        self.canvas.rectangle(self.points([(x0, y0), (x1, y1)]), fill=fill)
+
+    def disc(self, x, y, r, fill):
+        self.canvas.ellipse(self.points([(x-r, y-r), (x+r, y+r)]), fill=fill)
+
+    def peak(self, x, y, r, fill, foot=_HORIZON):
+        self.shape([(x-r, foot), (x, y), (x+r, foot)], fill)
 
 # %% ../../nbs/toy/18_scene.ipynb #22d7dd9b
 def _beach(pen):
@@ -87,103 +104,153 @@ def _forest(pen):
 def _desert(pen):
     pen.peak(20, 22, 18, (205, 145, 85))
     pen.peak(42, 27, 14, (215, 155, 90))
-    cactus = (52, 20, 56, 42), (47, 25, 49.5, 32), (47, 30, 53, 32.5), (59, 23, 61.5, 30), (55, 28, 61.5, 30.5)
-    for corners in cactus: pen.box(*corners, (60, 130, 75))
+    trunk = 52, 20, 56, 42
+    left_arm = (47, 25, 49.5, 32), (47, 30, 53, 32.5)
+    right_arm = (59, 23, 61.5, 30), (55, 28, 61.5, 30.5)
+    for corners in trunk, *left_arm, *right_arm: pen.box(*corners, (60, 130, 75))
 
 def _mountain(pen):
     for x, y, r in (14, 12, 20), (46, 18, 20):
-        snow = y + .3*(_HORIZON - y)
+        snow_line = y + .3*(_HORIZON - y)
         pen.peak(x, y, r, (125, 140, 170))
-        pen.peak(x, y, .3*r, (250, 250, 255), snow)
+        pen.peak(x, y, .3*r, (250, 250, 255), snow_line)
 
 # %% ../../nbs/toy/18_scene.ipynb #ad9c36a9
 def _city(pen):
     for x, y, grey in (1, 18, 125), (15, 10, 105), (30, 22, 130), (46, 14, 110):
         pen.box(x, y, x+13, 40, (grey, grey-8, grey+12))
-        for wy in range(y+3, 36, 7):
-            for wx in (x+2.5, x+7.5): pen.box(wx, wy, wx+3, wy+3, _LAMP)
+        for window_y in range(y+3, 36, 7):
+            for window_x in x+2.5, x+7.5:
+                pen.box(window_x, window_y, window_x+3, window_y+3, _LAMP)
 
 def _meadow(pen):
     for x0, width, height, fill in (0, 40, 9, (110, 175, 75)), (30, 34, 7, (120, 185, 80)):
-        hill = [(x0 + x, _HORIZON - height*math.sin(math.pi*x/width)) for x in range(0, width+1, 2)]
-        pen.shape([(x0, _HORIZON), *hill], fill)
-    for x, y in (5, 46), (60, 61): pen.disc(x, y, 1.3, COLOURS['red'])
-    for x, y in (20, 60), (44, 61): pen.disc(x, y, 1.3, COLOURS['white'])
-    for x, y in (42, 45), (22, 45): pen.disc(x, y, 1.3, COLOURS['yellow'])
+        hill = [(x0, _HORIZON)]
+        for x in range(0, width+1, 2):
+            hill.append((x0 + x, _HORIZON - height*math.sin(math.pi*x/width)))
+        pen.shape(hill, fill)
+    for x, y, colour in ((5, 46, 'red'), (60, 61, 'red'), (20, 60, 'white'), (44, 61, 'white'),
+                         (42, 45, 'yellow'), (22, 45, 'yellow')):
+        pen.disc(x, y, 1.3, COLOURS[colour])
 
-_LANDMARKS = dict(zip(PLACES, (_beach, _forest, _desert, _mountain, _city, _meadow)))
+_LANDMARKS = {'beach': _beach, 'forest': _forest, 'desert': _desert, 'mountain': _mountain,
+              'city': _city, 'meadow': _meadow}
 
 # %% ../../nbs/toy/18_scene.ipynb #0991379c
+# factor and shift of r, g, b
 _LIGHT = dict(day=((1, 1, 1), (0, 0, 0)), evening=((.62, .5, .48), (95, 45, 30)),
-              night=((.28, .32, .42), (8, 10, 34)))                                  # factor and shift of r, g, b
+              night=((.28, .32, .42), (8, 10, 34)))
 
 def _sky(pen, time):
     if time == 'day': pen.disc(32, 8, 5, (255, 235, 90))
     if time == 'evening': pen.disc(32, 26, 7, (255, 90, 40))
     if time == 'night':
         pen.disc(32, 8, 5, (245, 240, 215))
-        for x, y in (4, 5), (16, 8), (24, 3), (43, 4), (57, 10), (61, 3): pen.disc(x, y, .8, (255, 255, 225))
+        for x, y in (4, 5), (16, 8), (24, 3), (43, 4), (57, 10), (61, 3):
+            pen.disc(x, y, .8, (255, 255, 225))
+
+def _where(picture, colour): return (picture == colour).all(-1, keepdims=True)
 
 @lru_cache(None)
-def landscape(place:str, time:str, side:int=TOY_SIDE) -> Image.Image: # (side, side) RGB
+def landscape(
+    place:str,
+    time:str,
+    side:int=TOY_SIDE,  # Of the picture, in pixels
+)->Image.Image:         # (side, side) RGB
     """A place at a time of day, with nobody there.
+
+    Args:
+        side (int, default TOY_SIDE): Of the picture, in pixels
 
     Returns:
         Image.Image: (side, side) RGB
     """
-    pen = Pen(im := Image.new('RGB', (side*_K, side*_K), PLACES[place][0]), side)
-    pen.box(0, _HORIZON, TOY_SIDE, TOY_SIDE, PLACES[place][1])
+    sky_colour, ground_colour = PLACES[place]
+    im = Image.new('RGB', (side*_OVERSAMPLING, side*_OVERSAMPLING), sky_colour)
+    pen = Pen(im, side)
+    pen.box(0, _HORIZON, TOY_SIDE, TOY_SIDE, ground_colour)
     _LANDMARKS[place](pen)
-    a, (factor, shift) = np.asarray(im), _LIGHT[time]
-    sky, lamps = ((a == colour).all(-1, keepdims=True) for colour in (PLACES[place][0], _LAMP))
-    lit = np.where(lamps, a, (a*np.array(factor) + shift).clip(0, 255).astype(np.uint8))
-    _sky(Pen(above := Image.fromarray(lit), side), time)
-    return Image.fromarray(np.where(sky, np.asarray(above), lit)).resize((side, side), Image.BOX)
+    by_day = np.asarray(im)
+    factor, shift = _LIGHT[time]
+    tinted = (by_day*np.array(factor) + shift).clip(0, 255).astype(np.uint8)
+    lit = np.where(_where(by_day, _LAMP), by_day, tinted)
+    with_lights = Image.fromarray(lit)
+    _sky(Pen(with_lights, side), time)
+    # sun, moon and stars show only where nothing stands before the sky
+    whole = np.where(_where(by_day, sky_colour), np.asarray(with_lights), lit)
+    return Image.fromarray(whole).resize((side, side), Image.BOX)
 
 # %% ../../nbs/toy/18_scene.ipynb #1e2dca5a
 def _outline(shape, r):
     "Corners of a shape of radius `r` around (0, 0)."
-    if shape == 'square': a, k = np.array([45, 135, 225, 315]), np.full(4, 1.2)
-    elif shape == 'triangle': a, k = np.array([270, 30, 150]), np.full(3, 1.3)
-    elif shape == 'star': a, k = np.arange(270, 630, 36), np.where(np.arange(10) % 2, .52, 1.25)
-    else: a, k = np.arange(0, 360, 6), np.ones(60)
-    return np.stack([r*k*np.cos(np.deg2rad(a)), r*k*np.sin(np.deg2rad(a))], 1)
+    if shape == 'square':
+        degrees, reach = np.array([45, 135, 225, 315]), 1.2
+    elif shape == 'triangle':
+        degrees, reach = np.array([270, 30, 150]), 1.3
+    elif shape == 'star':
+        degrees, reach = np.arange(270, 630, 36), np.where(np.arange(10) % 2, .52, 1.25)
+    else:
+        degrees, reach = np.arange(0, 360, 6), 1
+    angles = np.deg2rad(degrees)
+    return np.stack([r*reach*np.cos(angles), r*reach*np.sin(angles)], 1)
 
-def _dress(pen, accessory, x, y):
+def _draw_accessory(pen, accessory, x, y):
     "Draw what a figure wears with its lower edge at (x, y)."
-    def draw_scene(fill, *points): pen.shape([(x + a, y + b) for a, b in points], fill, _INK)
+    def draw(fill, *points): pen.shape([(x + a, y + b) for a, b in points], fill, _INK)
     if accessory == 'hat':
-        draw_scene((40, 190, 190), (-4.5, 0), (-4.5, -6.5), (4.5, -6.5), (4.5, 0))
-        draw_scene((40, 190, 190), (-7.5, 1), (-7.5, -1.5), (7.5, -1.5), (7.5, 1))
+        draw((40, 190, 190), (-4.5, 0), (-4.5, -6.5), (4.5, -6.5), (4.5, 0))
+        draw((40, 190, 190), (-7.5, 1), (-7.5, -1.5), (7.5, -1.5), (7.5, 1))
     if accessory == 'crown':
-        draw_scene((255, 200, 20), (-6, .5), (-7, -7), (-3.2, -3.5), (0, -8), (3.2, -3.5), (7, -7), (6, .5))
+        draw((255, 200, 20), (-6, .5), (-7, -7), (-3.2, -3.5), (0, -8), (3.2, -3.5), (7, -7),
+             (6, .5))
     if accessory == 'bow':
-        for side in (-7.5, 7.5): draw_scene((255, 85, 170), (0, -2.5), (side, -6.5), (side, 1.5))
+        for side in -7.5, 7.5: draw((255, 85, 170), (0, -2.5), (side, -6.5), (side, 1.5))
         pen.disc(x, y-2.5, 1.8, (255, 150, 205))
 
 # %% ../../nbs/toy/18_scene.ipynb #6bbc4f5d
-_WIDE = 26                                                     # of a cut-out, in pixels
+_CUTOUT_WIDTH = 26  # in 64ths of a frame
+
+def _draw_eyes(pen, x, y, r, closed):
+    for eye in x - .33*r, x + .33*r:
+        if closed: pen.box(eye - .2*r, y - .3, eye + .2*r, y + .5, _INK)
+        else: pen.disc(eye, y, r/6, _INK)
 
 @lru_cache(None)
-def cutout(look:Look, action:str, side:int=TOY_SIDE) -> Image.Image: # (side, 26/64*side) RGBA
+def cutout(
+    look:Look,
+    action:str,
+    side:int=TOY_SIDE,  # Of the whole frame, in pixels
+)->Image.Image:         # (side, 26/64*side) RGBA
     """A figure as it stands, jumps or sleeps, from sky to ground.
+
+    Args:
+        side (int, default TOY_SIDE): Of the whole frame, in pixels
 
     Returns:
         Image.Image: (side, 26/64*side) RGBA
     """
-    wide, r = round(_WIDE*side/TOY_SIDE), RADII[look.size]
-    pen = Pen(im := Image.new('RGBA', (wide*_K, side*_K)), side)
-    body = _outline(look.shape, r)*((1.1, .7) if action == 'sleep' else (1, 1))
-    x, y = _WIDE/2, _FLOOR - body[:, 1].max() - (_LIFT if action == 'jump' else 0)
+    width = round(_CUTOUT_WIDTH*side/TOY_SIDE)
+    im = Image.new('RGBA', (width*_OVERSAMPLING, side*_OVERSAMPLING))
+    pen = Pen(im, side)
+    r = RADII[look.size]
+    stretch = (1.1, .7) if action == 'sleep' else (1, 1)
+    body = _outline(look.shape, r)*stretch
+    x = _CUTOUT_WIDTH/2
+    y = _FLOOR - body[:, 1].max() - (_LIFT if action == 'jump' else 0)
     pen.shape((body + (x, y)).tolist(), COLOURS[look.colour], _INK)
-    for eye in (x - .33*r, x + .33*r):
-        if action == 'sleep': pen.box(eye - .2*r, y - .3, eye + .2*r, y + .5, _INK)
-        else: pen.disc(eye, y, r/6, _INK)
-    _dress(pen, look.accessory, x, y + body[:, 1].min() + (2.2 if look.shape in ('triangle', 'star') else .5))
-    return im.resize((wide, side), Image.BOX)
+    _draw_eyes(pen, x, y, r, closed=action == 'sleep')
+    overlap = 2.2 if look.shape in ('triangle', 'star') else .5
+    _draw_accessory(pen, look.accessory, x, y + body[:, 1].min() + overlap)
+    return im.resize((width, side), Image.BOX)
 
-def draw_scene(s:Scene, side:int=TOY_SIDE) -> Image.Image: # (side, side) RGB
+def draw_scene(
+    s:Scene,
+    side:int=TOY_SIDE,  # Of the picture, in pixels
+)->Image.Image:         # (side, side) RGB
     """The picture of a scene.
+
+    Args:
+        side (int, default TOY_SIDE): Of the picture, in pixels
 
     Returns:
         Image.Image: (side, side) RGB
@@ -197,7 +264,8 @@ def draw_scene(s:Scene, side:int=TOY_SIDE) -> Image.Image: # (side, side) RGB
 # %% ../../nbs/toy/18_scene.ipynb #f4066396
 def is_hard(place:str, look:Look) -> bool:
     "Whether this colour and shape are never shown at this place in training."
-    return (list(COLOURS).index(look.colour) + SHAPES.index(look.shape) + list(PLACES).index(place)) % 6 == 0
+    numbers = list(COLOURS).index(look.colour), SHAPES.index(look.shape), list(PLACES).index(place)
+    return sum(numbers) % 6 == 0
 
 def has_hard(s:Scene) -> bool:
     "Whether a scene shows what training never does."
@@ -210,8 +278,12 @@ def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
     Returns:
         tuple: 2 `Look`s
     """
-    colours, shapes = rng.sample(list(COLOURS), 2), rng.sample(SHAPES, 2)
-    return tuple(Look(c, s, rng.choice(list(RADII)), rng.choice(ACCESSORIES)) for c, s in zip(colours, shapes))
+    colours = rng.sample(list(COLOURS), 2)
+    shapes = rng.sample(SHAPES, 2)
+    looks = []
+    for colour, shape in zip(colours, shapes):
+        looks.append(Look(colour, shape, rng.choice(list(RADII)), rng.choice(ACCESSORIES)))
+    return tuple(looks)
 
 def figures_in_order(figures:tuple) -> tuple:
     "Figures from left to right."
@@ -221,5 +293,10 @@ def random_scene(rng:random.Random) -> Scene:
     "A scene that training may show, with one figure or two."
     while True:
         positions = rng.sample(list(POSITIONS), rng.choice((1, 2)))
-        figures = figures_in_order(Figure(look, p, rng.choice(ACTIONS)) for look, p in zip(two_looks(rng), positions))
-        if not has_hard(s := Scene(rng.choice(list(PLACES)), rng.choice(TIMES_OF_DAY), figures)): return s
+        figures = []
+        for look, position in zip(two_looks(rng), positions):
+            figures.append(Figure(look, position, rng.choice(ACTIONS)))
+        place = rng.choice(list(PLACES))
+        time = rng.choice(TIMES_OF_DAY)
+        s = Scene(place, time, figures_in_order(figures))
+        if not has_hard(s): return s
