@@ -1,4 +1,4 @@
-"What nbdev's `show_doc` says of a function or class, turned into an entry of Sphinx's Python domain."
+"What nbdev's `show_doc` says of a function or class, as an entry of Sphinx's Python domain."
 import ast
 import io
 import re
@@ -8,109 +8,180 @@ FULL = '`'*9   # fences what may hold fences
 
 
 def definitions(source):
-    "The functions and classes of a cell, `Class.method` for patched ones, each with the word Sphinx has for its kind."
+    "The functions and classes of a cell, `Class.method` if patched, and Sphinx's word for each."
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef): yield node.name, node, 'class'
         if not isinstance(node, ast.FunctionDef): continue
-        how = next((ast.unparse(d) for d in node.decorator_list if ast.unparse(d).startswith('patch')), None)
-        kind = 'function' if not how else 'property' if 'as_prop' in how else 'method'
-        owners = ast.unparse(node.args.args[0].annotation).split(' | ') if how else [None]
-        for owner in owners: yield '.'.join(filter(None, [owner, node.name])), node, kind
+        decorators = [ast.unparse(d) for d in node.decorator_list]
+        patches = [d for d in decorators if d.startswith('patch')]
+        if not patches:
+            yield node.name, node, 'function'
+            continue
+        kind = 'property' if 'as_prop' in patches[0] else 'method'
+        for owner in ast.unparse(node.args.args[0].annotation).split(' | '):
+            yield f'{owner}.{node.name}', node, kind
 
 
-def comments(source):
-    "The comments of some code, by line; those that go on below one belong to its line."
-    found, last = {}, None
+def comments(source, above=False):
+    """The comments of some code, line -> text. One on a line of its own goes on with the comment
+    before it; with `above` only if it stands right below it in the same column, and is else about
+    the next line of code."""
+    found, waiting = {}, []
+    line = row = column = None   # the line that the last comment is about, and where it stands
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type != tokenize.COMMENT: continue
-        alone = not token.line[:token.start[1]].strip()
-        last = last if alone and last else token.start[0]
-        found[last] = f'{found.get(last, "")} {token.string.lstrip("# ")}'.strip()
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip('# ')
+            alone = not token.line[:token.start[1]].strip()
+            goes_on = line and not waiting and (not above or token.start == (row + 1, column))
+            if not alone or not above and not line:
+                line = token.start[0]
+                found[line] = text
+            elif goes_on: found[line] = f'{found[line]} {text}'.strip()
+            else: waiting.append(text)
+            row, column = token.start
+        elif waiting and token.string.strip():
+            if token.string not in ('def', 'async', 'class', '@'):
+                found[token.start[0]] = ' '.join(waiting)
+            waiting = []
     return found
 
 
 def type_of(node):
     "An annotation without the modules that its types come from."
-    text = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node)) if node else ''
+    if not node: return ''
+    text = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node))
     return '' if text == 'NoneType' else text   # all that nbdev knows of `x=None`
 
 
+def all_arguments(a):
+    "Each argument of a signature, as (stars, argument, default or None)."
+    plain = [*a.posonlyargs, *a.args]
+    defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
+    found = [('', p, default) for p, default in zip(plain, defaults)]
+    if a.vararg: found.append(('*', a.vararg, None))
+    for p, default in zip(a.kwonlyargs, a.kw_defaults): found.append(('', p, default))
+    if a.kwarg: found.append(('**', a.kwarg, None))
+    return found
+
+
 def parameters(said):
-    "The parameters that `show_doc` names, as (name, type, default, comment), and the result, as (type, comment)."
+    """The parameters that `show_doc` names, as (name, type, default, comment), and the result, as
+    (type, comment)."""
     code = re.search(r'```python\n(?:async )?(.*?)\n```', said, re.S)[1]
     code = re.sub(r'<(?:built-in )?function (\w+?)(_arg)?(?: at \w+)?>', r'\1', code)
     code = re.sub('=<[^<>]+>', '=...', code)
-    lines, notes = code.splitlines(), comments(code)
+    notes = comments(code)
     node = ast.parse(f'{code}\n    pass').body[0]
-    a, end = node.args, next(k for k, line in enumerate(lines, 1) if re.match(r'\)|def \w+\(\)', line))
-    plain = [*a.posonlyargs, *a.args]
-    default = dict(zip(plain[::-1], a.defaults[::-1])) | {k: v for k, v in zip(a.kwonlyargs, a.kw_defaults) if v}
-    every = [('', p) for p in plain] + [('*', a.vararg)] + [('', p) for p in a.kwonlyargs] + [('**', a.kwarg)]
-    every = [(star, p) for star, p in every if p]
-    last = {p.lineno: p.arg for _, p in every}   # a comment speaks of the last parameter on its line
-    note = {last[k]: text for k, text in notes.items() if k in last and k < end}
-    rows = [(star + p.arg, type_of(p.annotation), ast.unparse(default[p]) if p in default else '', note.get(p.arg, ''))
-        for star, p in every]
-    if a.kwonlyargs and not a.vararg: rows.insert(len(plain), ('*', '', '', ''))
+    for end, line in enumerate(code.splitlines(), 1):
+        if re.match(r'\)|def \w+\(\)', line): break
+    arguments = all_arguments(node.args)
+    last_on_line = {p.lineno: p.arg for _, p, _ in arguments}   # which a comment speaks of
+    note = {last_on_line[k]: text for k, text in notes.items() if k in last_on_line and k < end}
+    rows = []
+    for stars, p, default in arguments:
+        value = ast.unparse(default) if default else ''
+        rows.append((stars + p.arg, type_of(p.annotation), value, note.get(p.arg, '')))
+    if node.args.kwonlyargs and not node.args.vararg:
+        rows.insert(len(node.args.posonlyargs) + len(node.args.args), ('*', '', '', ''))
     result = type_of(node.returns), ' '.join(text for k, text in notes.items() if k >= end)
     return rows, ('', '') if result == ('None', '') else result
 
 
-def beside(source, node):
-    "What stands beside the parameters of a function, or of a class's `__init__`, {name: comment}, and beside its result."
-    if isinstance(node, ast.ClassDef): node = next((f for f in node.body if getattr(f, 'name', '') == '__init__'), None)
+def signature_end(source, node):
+    "The line on which the signature of a function ends."
+    if node.returns: return node.returns.end_lineno
+    lines = source.splitlines()
+    for k in range(max(node.lineno, node.body[0].lineno - 1), node.lineno - 1, -1):
+        if re.match(r'[^#]*:\s*(#|$)', lines[k-1]): return k
+    return node.lineno
+
+
+def constructor(node):
+    "The `__init__` of a class, or None."
+    for part in node.body:
+        if getattr(part, 'name', '') == '__init__': return part
+
+
+def described(source, node):
+    """What is said of the parameters of a function, or of a class's `__init__`, {name: comment},
+    and of its result."""
+    if isinstance(node, ast.ClassDef): node = constructor(node)
     if not node: return {}, ''
-    a, lines, notes = node.args, source.splitlines(), comments(source)
-    every = [p for p in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if p]
-    below = range(max(node.lineno, node.body[0].lineno - 1), node.lineno - 1, -1)
-    end = node.returns.end_lineno if node.returns else next((k for k in below if re.match('[^#]*:\\s*(#|$)', lines[k-1])),
-        node.lineno)
-    found, last, back = {p.arg: '' for p in every}, {p.lineno: p.arg for p in every}, notes.get(end, '')
-    found |= {name: notes.get(k, '') for k, name in last.items() if k < end}
-    if end in last and not node.returns and not back.startswith('->'): found[last[end]], back = back, ''
+    notes, end = comments(source, above=True), signature_end(source, node)
+    back = notes.get(end, '')
+    found, last_on_line = {}, {}
+    for _, p, _ in all_arguments(node.args):
+        found[p.arg] = ''
+        last_on_line[p.lineno] = p.arg
+    for k, name in last_on_line.items():
+        if k < end: found[name] = notes.get(k, '')
+    if end in last_on_line and not node.returns and not back.startswith('->'):
+        found[last_on_line[end]] = back
+        back = ''
     return found, back.removeprefix('->').strip()
 
 
 def signature(rows, result, types):
     "All parameters on one line, with types or without."
-    def one(name, kind, default, _):
-        if not types or not kind: return f'{name}={default}' if default else name
-        return f'{name}: {kind} = {default}' if default else f'{name}: {kind}'
-    return f'({", ".join(one(*row) for row in rows)})' + (f' -> {result}' if result else '')
+    written = []
+    for name, kind, default, _ in rows:
+        if types and kind: written.append(f'{name}: {kind}' + (f' = {default}' if default else ''))
+        else: written.append(f'{name}={default}' if default else name)
+    return f'({", ".join(written)})' + (f' -> {result}' if result else '')
 
 
 def table(rows, result):
     "A line for each parameter, in the columns of nbdev's own table; empty columns are left out."
     def code(text): return f'`{text}`' if text else ''
-    body = [(f'``{name}``', code(kind), code(default), note) for name, kind, default, note in rows if name != '*']
+    body = []
+    for name, kind, default, note in rows:
+        if name != '*': body.append((f'``{name}``', code(kind), code(default), note))
     if any(result): body.append(('*returns*', code(result[0]), '', result[1]))
-    used = [k for k in range(4) if k == 0 or any(row[k] for row in body)]
-    body = [[text.replace('|', r'\|') for text in row] for row in body]
     lines = [('Parameter', 'Type', 'Default', 'Details'), ['---']*4, *body]
-    return '\n'.join(f'| {" | ".join(line[k] for k in used)} |' for line in lines)
+    used = [0]
+    for k in 1, 2, 3:
+        if any(row[k] for row in body): used.append(k)
+    written = []
+    for line in lines:
+        cells = [line[k].replace('|', r'\|') for k in used]
+        written.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(written)
 
 
 def fields(node, classes):
     "The comments of a dataclass's fields, those of the classes before it, too."
     found = {}
-    for base in node.bases: found |= fields(classes[base.id][0], classes) if getattr(base, 'id', '') in classes else {}
-    notes = comments(classes[node.name][1])
-    return found | {f.target.id: notes.get(f.end_lineno, '') for f in node.body if isinstance(f, ast.AnnAssign)}
+    for base in node.bases:
+        name = getattr(base, 'id', '')
+        if name in classes: found |= fields(classes[name][0], classes)
+    notes = comments(classes[node.name][1], above=True)
+    for f in node.body:
+        if isinstance(f, ast.AnnAssign):
+            found[f.target.id] = notes.get(f.end_lineno) or notes.get(f.lineno, '')
+    return found
 
 
 def entry(said, name, node, kind, classes, source, command=None):
-    "The head of an entry and what stands below it: types in the head, or in a table where parameters have comments."
-    rows, result = parameters(said)   # which moves or drops the comments of the last parameter and of the result
-    notes, back = beside(source, node)
+    """The head of an entry and what stands below it: types in the head, or in a table if parameters
+    have comments."""
+    # `show_doc` moves or drops the comments of the last parameter and of the result
+    rows, result = parameters(said)
+    notes, back = described(source, node)
     rows = [(*row[:3], notes.get(row[0].lstrip('*'), row[3])) for row in rows]
     result = result[0] if back or result[0] != 'None' else '', back
     if kind == 'class' and 'dataclass' in ' '.join(map(ast.unparse, node.decorator_list)):
         notes = fields(node, classes)
         rows = [(*row[:3], row[3] or notes.get(row[0], '')) for row in rows]
     documented = any(row[3] for row in rows) or result[1]
-    head = '' if kind == 'property' else signature(rows, '' if kind == 'class' else result[0], not documented)
-    head = f'{{py:{kind}}} {name}{head}' + ('\n:single-line-parameter-list:' if documented and head else '')
-    doc = re.split(r'\n\s*(?:Args|Returns):', said.rpartition('```')[2])[0]   # the table below says the rest
+    head = f'{{py:{kind}}} {name}'
+    if kind != 'property':
+        head += signature(rows, '' if kind == 'class' else result[0], not documented)
+        if documented: head += '\n:single-line-parameter-list:'
+    # the table below says the rest
+    doc = re.split(r'\n\s*(?:Args|Returns):', said.rpartition('```')[2])[0]
     doc = re.sub(r'^\*(.*)\*$', r'\1', doc.strip(), count=1, flags=re.M)
-    body = f'On the command line: `{command}`' if command else '', doc, table(rows, result) if documented else ''
-    return head, '\n\n'.join(filter(None, body))
+    body = []
+    if command: body.append(f'On the command line: `{command}`')
+    if doc: body.append(doc)
+    if documented: body.append(table(rows, result))
+    return head, '\n\n'.join(body)

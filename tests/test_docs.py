@@ -96,6 +96,18 @@ class Store:
     "Keep rows."
     def __init__(self, path:str=None): # Default: in memory
         self.path = path
+
+# Not about the path.
+def closed(
+    path:str,    # Of the file
+    # Whether to wait,
+    # and how long
+    wait:int=0,
+    # What was left
+)->list:
+    "Close."
+    # Of this line.
+    return []
 '''
 
 def module(name, path):
@@ -105,7 +117,7 @@ def module(name, path):
     return found
 
 def test_comments(tmp_path):
-    "A comment stands beside the parameter, or the result, that it stands beside in the source."
+    "A comment is shown with the parameter, or the result, that it stands beside or above in the source."
     from nbdev.showdoc import show_doc
     (tmp_path/'odd.py').write_text(ODD)
     odd, entries = module('odd', tmp_path/'odd.py'), module('entries', ROOT/'docs/entries.py')
@@ -118,7 +130,8 @@ def test_comments(tmp_path):
                    way='For `denoise`', returns='yields pictures'),
         opened=dict(path='Of the file'), kept=dict(unet='', returns='yields what is kept'),
         look=dict(path='Of the file', more='Others', how='', returns='Rows'),
-        named=dict(returns='Of everybody'), Store=dict(path='Default: in memory'))
+        named=dict(returns='Of everybody'), Store=dict(path='Default: in memory'),
+        closed=dict(path='Of the file', wait='Whether to wait, and how long', returns='What was left'))
 
 
 # read by a program
