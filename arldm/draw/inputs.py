@@ -35,10 +35,16 @@ class Plan:
 
     @property
     def todo(self) -> list: # of k, from 0
-        return sorted({k - 1 for k in self.redraw}) or list(range(len(self.given), len(self.captions)))
+        if self.redraw: return sorted({k - 1 for k in self.redraw})
+        return list(range(len(self.given), len(self.captions)))
     @property
     def known(self) -> dict: # {k: picture} that a frame to draw may remember
-        return {k: p for k, p in self.given.items() if k < max(self.todo) and k not in self.todo}
+        last = max(self.todo)
+        return {k: p for k, p in self.given.items() if k < last and k not in self.todo}
+
+def _is_pixels(x): # uint8 (h, w), (h, w, 3) or (h, w, 4)
+    return (isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim in (2, 3)
+            and x.shape[2:] in ((), (3,), (4,)))
 
 def as_given(x:Image.Image|np.ndarray) -> Image.Image: # an array is uint8, (h, w, 3)
     """A given picture, upright and RGB.
@@ -46,18 +52,18 @@ def as_given(x:Image.Image|np.ndarray) -> Image.Image: # an array is uint8, (h, 
     Returns:
         Image.Image: an array is uint8, (h, w, 3)
     """
-    if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[2:] in ((), (3,), (4,)) and x.ndim > 1:
-        x = Image.fromarray(x)
-    if not isinstance(x, Image.Image) or not min(x.size):
-        raise StoryError(f'given frames must be pictures, got {type(x).__name__}')
-    return upright(x)
+    picture = Image.fromarray(x) if _is_pixels(x) else x
+    if not isinstance(picture, Image.Image) or not min(picture.size):
+        raise StoryError(f'given frames must be pictures, got {type(picture).__name__}')
+    return upright(picture)
 
 # %% ../../nbs/draw/41_inputs.ipynb #1bdb90d5
 def _list(x, what):
     try: return list(x)
     except TypeError: raise StoryError(f'{what} must be a list, got {x!r}') from None
 
-def _is_text(c): return isinstance(c, str) and not any('\ud800' <= x <= '\udfff' for x in c) # no halves of characters
+def _is_text(x): # without surrogates, which no tokenizer takes
+    return isinstance(x, str) and not any('\ud800' <= c <= '\udfff' for c in x)
 
 def make_plan(
     captions:list,     # One per frame
@@ -71,20 +77,41 @@ def make_plan(
         given (list, default ()): Pictures of the first frames; one alone needs no list
         redraw (list, optional): Numbers of frames to draw again, from 1; then all frames are given
     """
-    captions = [captions] if isinstance(captions, str) else _list(captions, 'captions')
-    given = given if isinstance(given, (list, tuple)) else () if given is None else [given]
-    redraw = [] if redraw is None else _list(redraw, 'redraw')
-    n, have, odd = len(captions), len(given), [c for c in captions if not _is_text(c)]
+    texts = [captions] if isinstance(captions, str) else _list(captions, 'captions')
+    if given is None: pictures = []
+    elif isinstance(given, (list, tuple)): pictures = given
+    else: pictures = [given]
+    numbers = [] if redraw is None else _list(redraw, 'redraw')
+    n = len(texts)
     if not n: raise StoryError('no captions; a story has at least one')
-    if odd: raise StoryError(f'captions must be text, got {odd[0]!r}')
-    if redraw:
-        odd = [k for k in redraw if not isinstance(k, Integral) or not 1 <= k <= n]
-        if odd: raise StoryError(f'no frame {odd[0]} to redraw; there are frames 1 to {n}')
-        if have != n: raise StoryError(f'{n} captions, {have} given frames; to redraw some, give all')
-    elif have >= n: raise StoryError(f'{n} captions, {have} given frames; nothing is left to draw')
-    return Plan(captions, dict(enumerate(map(as_given, given))), redraw)
+    for text in texts:
+        if not _is_text(text): raise StoryError(f'captions must be text, got {text!r}')
+    found = f'{n} captions, {len(pictures)} given frames'
+    for k in numbers:
+        if not isinstance(k, Integral) or not 1 <= k <= n:
+            raise StoryError(f'no frame {k} to redraw; there are frames 1 to {n}')
+    if numbers and len(pictures) != n: raise StoryError(f'{found}; to redraw some, give all')
+    if not numbers and len(pictures) >= n: raise StoryError(f'{found}; nothing is left to draw')
+    return Plan(texts, dict(enumerate(map(as_given, pictures))), numbers)
 
 # %% ../../nbs/draw/41_inputs.ipynb #85911bbc
+def _is_list(x): return isinstance(x, (list, tuple))
+
+def _is_story(x): return _is_list(x) or hasattr(x, '__next__') # else it is a caption
+
+def _as_stories(captions, given): # captions and pictures of each story
+    listed = captions if isinstance(captions, str) else _list(captions, 'captions')
+    if any(_is_story(x) for x in listed): stories = listed
+    else:
+        stories = [listed]
+        # its pictures may be in a list of one list already
+        nested = isinstance(given, (list, tuple)) and any(_is_list(g) for g in given)
+        if given is not None and not nested: given = [given]
+    pictures = [() for _ in stories] if given is None else _list(given, 'given')
+    if len(pictures) != len(stories):
+        raise StoryError(f'{len(stories)} stories, but given frames for {len(pictures)}')
+    return stories, pictures
+
 def make_plans(
     captions:list,    # One story (list of str) or several
     given:list=None,  # Its pictures; for several stories, those of each
@@ -100,21 +127,24 @@ def make_plans(
     Returns:
         tuple: {i: `Plan`}, {i: why story i has none}
     """
-    nested = isinstance(given, (list, tuple)) and any(isinstance(g, (list, tuple)) for g in given)
-    captions = captions if isinstance(captions, str) else _list(captions, 'captions')
-    if not any(isinstance(c, (list, tuple)) or hasattr(c, '__next__') for c in captions):          # one story
-        captions, given = [captions], given if given is None or nested else [given]
-    given = [()]*len(captions) if given is None else _list(given, 'given')
-    if len(given) != len(captions): raise StoryError(f'{len(captions)} stories, but given frames for {len(given)}')
-    plans, bad = {}, {}
-    for i, (c, g) in enumerate(zip(captions, given)):
-        try: plans[i] = make_plan(c, g, redraw)
-        except StoryError as e: bad[i] = str(e) if len(captions) == 1 else f'story {i}: {e}'
+    stories, pictures = _as_stories(captions, given)
+    plans = {}
+    bad = {}
+    for i, (story, opening) in enumerate(zip(stories, pictures)):
+        try: plans[i] = make_plan(story, opening, redraw)
+        except StoryError as e: bad[i] = str(e) if len(stories) == 1 else f'story {i}: {e}'
     if not plans: raise StoryError(next(iter(bad.values())))
     for why in bad.values(): warnings.warn(f'{why}; not drawn', stacklevel=3)
     return plans, bad
 
 # %% ../../nbs/draw/41_inputs.ipynb #8035d4e7
+def _seeds(n, seed): # of each story
+    if isinstance(seed, Integral): return [int(seed) + i for i in range(n)]
+    try: return list(seed)
+    except TypeError:
+        raise StoryError('seed must be a whole number, or a list with one for each story, got '
+                         f'{seed!r}') from None
+
 def story_generators(
     n:int,          # Stories
     seed:int|list,  # Story i has `seed + i`; a list names one per story
@@ -130,16 +160,17 @@ def story_generators(
     Returns:
         list: `n` generators
     """
-    if isinstance(seed, Integral): seed = [int(seed) + i for i in range(n)]
-    try: generator = list(seed) if generator is None else generator
-    except TypeError:
-        raise StoryError(f'seed must be a whole number, or a list with one for each story, got {seed!r}') from None
-    every = generator if isinstance(generator, (list, tuple)) else [generator]*n
-    if len(every) != n: raise StoryError(f'{n} stories, but {len(every)} seeds')
-    for x in every:
-        if not isinstance(x, torch.Generator) and not (isinstance(x, Integral) and -2**63 <= x < 2**64):
-            raise StoryError(f'a seed must be a whole number of 64 bits, got {x!r}')
-    return [x if isinstance(x, torch.Generator) else story_generator(int(x)) for x in every]
+    if generator is None: sources = _seeds(n, seed)
+    elif isinstance(generator, (list, tuple)): sources = generator
+    else: sources = [generator for _ in range(n)]
+    if len(sources) != n: raise StoryError(f'{n} stories, but {len(sources)} seeds')
+    generators = []
+    for source in sources:
+        if isinstance(source, torch.Generator): generators.append(source)
+        elif isinstance(source, Integral) and -2**63 <= source < 2**64:
+            generators.append(story_generator(int(source)))
+        else: raise StoryError(f'a seed must be a whole number of 64 bits, got {source!r}')
+    return generators
 
 def check_latents(
     latents:list,  # Of each story, (V, 4, h, w)
@@ -153,10 +184,13 @@ def check_latents(
         plans (dict): {i: `Plan`}
         shape (tuple): (4, h, w) of a frame
     """
-    for i, p in plans.items():
-        z = latents[i] if isinstance(latents, (list, tuple, torch.Tensor)) and i < len(latents) else None
-        got, want = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__, (len(p.todo), *shape)
-        if got != want: raise StoryError(f'latents of story {i} must have the shape {want}, got {got}')
+    for i, plan in plans.items():
+        z = None
+        if isinstance(latents, (list, tuple, torch.Tensor)) and i < len(latents): z = latents[i]
+        want = (len(plan.todo), *shape)
+        got = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+        if got != want:
+            raise StoryError(f'latents of story {i} must have the shape {want}, got {got}')
         if not z.isfinite().all(): raise StoryError(f'latents of story {i} must be finite numbers')
 
 # %% ../../nbs/draw/41_inputs.ipynb #5b6b0644
@@ -204,12 +238,14 @@ def check_sampling(
             raise StoryError(f'{name} must be a whole number between 1 and {most}, got {n!r}')
     if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < float('inf'):
         raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
-    try: a, b = map(float, guidance_interval)
+    try: begin, end = map(float, guidance_interval)
     except (TypeError, ValueError):
-        raise StoryError(f'guidance_interval must be two numbers, got {guidance_interval!r}') from None
-    if not 0 <= a <= b <= 1: raise StoryError(f'guidance_interval must lie between 0 and 1, got {a} to {b}')
+        raise StoryError('guidance_interval must be two numbers, got '
+                         f'{guidance_interval!r}') from None
+    if not 0 <= begin <= end <= 1:
+        raise StoryError(f'guidance_interval must lie between 0 and 1, got {begin} to {end}')
     set_timesteps(scheduler, num_inference_steps)
-    return Sampling(num_inference_steps, guidance_scale, (a, b), reuse, plain)
+    return Sampling(num_inference_steps, guidance_scale, (begin, end), reuse, plain)
 
 # %% ../../nbs/draw/41_inputs.ipynb #4c1380be
 def enough_memory(
@@ -220,5 +256,6 @@ def enough_memory(
     Args:
         n (int): Stories drawn at once
     """
-    instead = [f'{n//2} (--batch-size {n//2})'] if n > 1 else ['smaller frames', 'bfloat16 (--dtype bfloat16)']
+    if n > 1: instead = [f'{n//2} (--batch-size {n//2})']
+    else: instead = ['smaller frames', 'bfloat16 (--dtype bfloat16)']
     return memory_advice(counted(n, 'story', 'stories'), instead)
