@@ -11,6 +11,7 @@ import hashlib, json, math, os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import median_low
 
@@ -48,8 +49,14 @@ def frame_path(
     """
     return Path(folder)/story_id/frame_name(k)
 
-def is_drawn(folder:str|Path, story_id:str) -> bool: # False, too, for a name that no folder can have
+def is_drawn(
+    folder:str|Path, # Of drawings
+    story_id:str,
+)->bool:             # False, too, for a name that no folder can have
     """Whether a story is in a folder of drawings.
+
+    Args:
+        folder (str | Path): Of drawings
 
     Returns:
         bool: False, too, for a name that no folder can have
@@ -78,16 +85,17 @@ def _is_number(text): return text.isascii() and text.isdecimal()
 
 def _is_frame(path): return path.suffix == '.png' and _is_number(path.stem)
 
-def _story_folders(folder): # those that are being drawn have names with a dot in front
+def _story_folders(folder): # a name with a dot in front is that of a story that is being drawn
     return sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name[0] != '.')
 
-def _frames_in(folder): # of one story
+def _frames_in(folder): # of one story: {k: path}
     found = {}
     for path in sorted(folder.iterdir()):
         if not _is_frame(path): continue
         k = int(path.stem)
         if k in found:
-            raise StoryError(f'{path} and {found[k].name} beside it are both frame {k}; move one of them away')
+            raise StoryError(f'{path} and {found[k].name} beside it are both frame {k}; move one '
+                             'of them away')
         found[k] = path
     return dict(sorted(found.items()))
 
@@ -97,10 +105,16 @@ def drawn_frames(folder:str|Path) -> dict: # -> {story_id: {k: path}}, in order;
     Returns:
         dict: -> {story_id: {k: path}}, in order; may be empty
     """
-    found = {place.name: _frames_in(place) for place in _story_folders(folder)}
-    return {story_id: frames for story_id, frames in found.items() if frames}
+    drawn = {}
+    for place in _story_folders(folder):
+        frames = _frames_in(place)
+        if frames: drawn[place.name] = frames
+    return drawn
 
 _PICTURES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'
+
+def _is_other_picture(path):
+    return path.suffix.lower() in _PICTURES and not _is_frame(path) and path.name[0] != '.'
 
 def other_pictures(folder:str|Path) -> list: # of paths
     """Pictures in the folders of stories that do not count as drawings, by their names.
@@ -108,8 +122,10 @@ def other_pictures(folder:str|Path) -> list: # of paths
     Returns:
         list: of paths
     """
-    return [path for place in _story_folders(folder) for path in sorted(place.iterdir())
-            if path.suffix.lower() in _PICTURES and not _is_frame(path) and path.name[0] != '.']
+    others = []
+    for place in _story_folders(folder):
+        others += filter(_is_other_picture, sorted(place.iterdir()))
+    return others
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #df977cc4
 _FIRST_SET = 'drawn'
@@ -133,47 +149,62 @@ def set_places(folder:str|Path) -> list: # of paths in order; `drawn` need not b
         list: of paths in order; `drawn` need not be there
     """
     folder = Path(folder)
-    more = [p for p in folder.glob(f'{_FIRST_SET}*') if _is_number(p.name.removeprefix(_FIRST_SET))]
-    return [folder/_FIRST_SET, *sorted(more, key=lambda p: _set_number(p.name))]
+    more = []
+    for path in folder.glob(f'{_FIRST_SET}*'):
+        if _is_number(path.name.removeprefix(_FIRST_SET)): more.append(path)
+    return [folder/_FIRST_SET, *sorted(more, key=lambda path: _set_number(path.name))]
 
-def set_folders(folder:str|Path) -> list: # of paths; `folder` itself where it holds drawings and is no run
+def set_folders(
+    folder:str|Path,
+)->list: # of paths; `folder` itself where it holds drawings and is no run
     """Where the drawings of a run are: `drawn`, `drawn2`, …
 
     Returns:
         list: of paths; `folder` itself where it holds drawings and is no run
     """
-    return [p for p in set_places(folder) if p.is_dir() and drawn_frames(p)] or [Path(folder)]
+    drawn = [p for p in set_places(folder) if p.is_dir() and drawn_frames(p)]
+    return drawn or [Path(folder)]
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #023abdff
-def drawn_sets(folder:str|Path) -> list: # a run folder, or a folder of drawings itself -> [{story_id: {k: path}}]
+def drawn_sets(
+    folder:str|Path, # A run folder, or a folder of drawings itself
+)->list:             # Of each set, {story_id: {k: path}}
     """The same stories, as often as they were drawn.
 
+    Args:
+        folder (str | Path): A run folder, or a folder of drawings itself
+
     Returns:
-        list: a run folder, or a folder of drawings itself -> [{story_id: {k: path}}]
+        list: Of each set, {story_id: {k: path}}
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as arldm-draw leaves '
-                         'them')
+        raise StoryError(f'{folder}: no such folder; expected drawings as <story_id>/<k>.png, as '
+                         'arldm-draw leaves them')
     sets = [drawn_frames(p) for p in set_folders(folder)]
     if sets[0]: return sets
     first = folder/set_name()
-    others = other_pictures(folder) + (other_pictures(first) if first.is_dir() else [])
-    seen = f'; {_some(len(others), "pictures there have other names", others[0])}' if others else ''
-    raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …{seen}; draw first: '
-                     'arldm-draw')
+    others = other_pictures(folder)
+    if first.is_dir(): others += other_pictures(first)
+    seen = f'; {_count_and_first(others, "pictures there have other names")}' if others else ''
+    raise StoryError(f'{folder}: no drawings; expected <story_id>/<k>.png with k = 1, 2, …{seen}; '
+                     'draw first: arldm-draw')
 
 def drawings_digest(folder:str|Path) -> str: # 32 hexadecimal digits
-    """A digest of all drawings: of their stories, sets and numbers and of the contents of their files.
+    """A digest of all drawings: of their stories, sets and numbers, and of what their files hold.
 
     Returns:
         str: 32 hexadecimal digits
     """
-    listed = [(j, story_id, k, file_digest(path)) for j, drawn in enumerate(drawn_sets(folder))
-              for story_id, frames in drawn.items() for k, path in frames.items()]
+    listed = []
+    for j, drawn in enumerate(drawn_sets(folder)):
+        for story_id, frames in drawn.items():
+            for k, path in frames.items(): listed.append((j, story_id, k, file_digest(path)))
     return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
 
-def _some(n, what, first): return f'{n:,} {what}, first {first}'
+def _count_and_first(found, what, several=None): # '3 frames are missing, first s1/2.png'
+    if several and len(found) > 1: what = several
+    return f'{len(found):,} {what}, first {found[0]}'
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #b32f3d0d
 @dataclass
@@ -194,13 +225,13 @@ class Drawings:
         trouble (list, default field(default_factory=list)): Lines for the reader
     """
     split: StorySplit
-    paths: list          # Of each set, the files of the frames
-    story: np.ndarray    # int (n,), the place of the story in the split
-    k: np.ndarray        # int (n,), the story's frame, from 1
-    album: np.ndarray    # int (n,), the place in `albums`
-    reference: np.ndarray     # int (n,), the row of the reference picture in the story file
-    albums: list         # Names
-    side: int = 0        # Pixels of a drawing's short side; the middle one, where they differ
+    paths: list            # Of each set, the files of the frames
+    story: np.ndarray      # int (n,), the place of the story in the split
+    k: np.ndarray          # int (n,), the story's frame, from 1
+    album: np.ndarray      # int (n,), the place in `albums`
+    reference: np.ndarray  # int (n,), the row of the reference picture in the story file
+    albums: list           # Names
+    side: int = 0          # Pixels of a drawing's short side; the middle one, where they differ
     missing: list = field(default_factory=list) # Ids of stories that are not drawn
     unknown: list = field(default_factory=list) # Ids of drawings that the split does not know
     trouble: list = field(default_factory=list) # Lines for the reader
@@ -212,23 +243,26 @@ class Drawings:
         frames = [(self.id(i), int(k)) for i, k in enumerate(self.k)]
         return hashlib.blake2b(json.dumps(frames).encode(), digest_size=16).hexdigest()
     def __repr__(self):
-        of = f'{counted(len(set(self.story)), "story", "stories")}, {counted(len(self.albums), "album")}'
-        return f'{counted(len(self), "frame")} of {of}; {counted(len(self.paths), "set")}'
+        stories = counted(len(set(self.story)), 'story', 'stories')
+        albums = counted(len(self.albums), 'album')
+        sets = counted(len(self.paths), 'set')
+        return f'{counted(len(self), "frame")} of {stories}, {albums}; {sets}'
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #6560e1db
-def _refuse_from_zero(sets, n): # n: frames of each story
+def _refuse_from_zero(sets, n_frames): # n_frames: {story_id: number}
     for drawn in sets:
         for story_id, frames in drawn.items():
-            if story_id in n and 0 in frames and n[story_id] not in frames:
-                raise StoryError(f'{frames[0]}: the frames of story {story_id} are numbered from 0 to {max(frames)}, '
-                                 f'expected 1 to {n[story_id]}; rename the drawings of every story, the last frame '
-                                 'first')
+            n = n_frames.get(story_id)
+            if n is not None and 0 in frames and n not in frames:
+                raise StoryError(f'{frames[0]}: the frames of story {story_id} are numbered from 0 '
+                                 f'to {max(frames)}, expected 1 to {n}; rename the drawings of '
+                                 'every story, the last frame first')
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #aaeef2e6
 def match_drawings(
     folder:str|Path,   # A run folder, or a folder of drawings
     split:StorySplit,  # The stories that they illustrate
-    record:dict={},       # Of `drawing.json`, if there is one: `task` and `sets`
+    record:dict={},    # Of `drawing.json`, if there is one: `task` and `sets`
 )->Drawings:
     """Drawn frames beside reference ones, and a line for everything that does not fit.
 
@@ -237,92 +271,149 @@ def match_drawings(
         split (StorySplit): The stories that they illustrate
         record (dict, default {}): Of `drawing.json`, if there is one: `task` and `sets`
     """
-    if not len(split): raise StoryError(f'{split.file.path}: split {split.name} holds no stories')
-    sets, row = drawn_sets(folder), {story_id: i for i, story_id in enumerate(split.ids)}
-    known = {s: frames for s, frames in sets[0].items() if s in row}
-    if not known: raise StoryError(f'none of the {counted(len(sets[0]), "drawn story", "drawn stories")} is in split '
-                                   f'{split.name} of {split.file.path}')
-    n = {s: len(split.rows(row[s])) for s in known}
-    _refuse_from_zero(sets, n)
-    frames = sorted((row[s], k, p) for s, ks in known.items() for k, p in ks.items() if 1 <= k <= n[s])
-    if not frames: raise StoryError(f'{folder}: not one drawn frame is among those that its story has')
-    story, k, paths = zip(*frames)
-    albums = sorted({split.albums[i] for i in story})
-    place = {a: i for i, a in enumerate(albums)}
-    reference = [np.atleast_1d(split.rows(i)[n - 1])[0] for i, n in zip(story, k)]
-    d = Drawings(split, [list(paths)], np.array(story), np.array(k), np.array([place[split.albums[i]] for i in story]),
-                 np.array(reference), albums, missing=[s for s in row if s not in known],
-                 unknown=[s for s in sets[0] if s not in row])
-    _all_trouble(d, folder, known, sets, record)
+    if not len(split):
+        raise StoryError(f'{split.file.path}: split {split.name} holds no stories')
+    sets = drawn_sets(folder)
+    place = {story_id: i for i, story_id in enumerate(split.ids)}
+    known = {story_id: frames for story_id, frames in sets[0].items() if story_id in place}
+    if not known:
+        stories = counted(len(sets[0]), 'drawn story', 'drawn stories')
+        raise StoryError(f'none of the {stories} is in split {split.name} of {split.file.path}')
+    n_frames = {story_id: len(split.rows(place[story_id])) for story_id in known}
+    _refuse_from_zero(sets, n_frames)
+    matched = []    # (the story's place in the split, k, path)
+    for story_id, frames in known.items():
+        for k, path in frames.items():
+            if 1 <= k <= n_frames[story_id]: matched.append((place[story_id], k, path))
+    if not matched:
+        raise StoryError(f'{folder}: not one drawn frame is among those that its story has')
+    d = _make_drawings(split, sorted(matched))
+    d.missing = [story_id for story_id in place if story_id not in known]
+    d.unknown = [story_id for story_id in sets[0] if story_id not in place]
+    _note_trouble(d, folder, known, sets, record)
     return d
+
+def _make_drawings(split, matched):
+    story, k, paths = zip(*matched)
+    albums = sorted({split.albums[i] for i in story})
+    place = {album: j for j, album in enumerate(albums)}
+    album = []
+    reference = []
+    for i, number in zip(story, k):
+        album.append(place[split.albums[i]])
+        reference.append(np.atleast_1d(split.rows(i)[number - 1])[0])
+    return Drawings(split, [list(paths)], np.array(story), np.array(k), np.array(album),
+                    np.array(reference), albums)
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #43092f11
 _AGAIN = 'to have it drawn again, move the folder of such a story away and run arldm-draw'
 
-def _name_trouble(d, known, record):
-    n = {s: len(d.split.rows(i)) for i, s in enumerate(d.split.ids)}
-    start = TASKS[record['task']] + 1 if record.get('task') in TASKS else d.k.min()
-    extra = [p for s, ks in known.items() for k, p in ks.items() if not 1 <= k <= n[s]]
-    gaps = [f'{s}/{frame_name(k)}' for s, ks in known.items() for k in range(start, n[s] + 1) if k not in ks]
-    lost = f'of {counted(len(n), "story", "stories")} of the split'
-    for found, one, more in (
-            (d.missing, f'{lost} is not drawn', f'{lost} are not drawn'),
-            (d.unknown, 'drawn story is unknown to the split and left out',
-             'drawn stories are unknown to the split and left out'),
-            (extra, 'drawn frame is more than its story has, left out',
-             'drawn frames are more than their stories have, left out'),
-            (gaps, 'frame of a drawn story is missing', 'frames of drawn stories are missing')):
-        if found: d.trouble.append(_some(len(found), one if len(found) == 1 else more, found[0]))
+def _lack_last(known, n_frames): # whether of every story all frames are drawn but the last
+    for story_id, frames in known.items():
+        if list(frames) != list(range(1, n_frames[story_id])): return False
+    return True
+
+def _note(d, found, one, several): # one line for all of them
+    if found: d.trouble.append(_count_and_first(found, one, several))
+
+def _note_names(d, known, record): # stories and frames that are too many or too few
+    n_frames = {story_id: len(d.split.rows(i)) for i, story_id in enumerate(d.split.ids)}
+    task = record.get('task')
+    start = TASKS[task] + 1 if task in TASKS else d.k.min()
+    extra = []
+    gaps = []
+    for story_id, frames in known.items():
+        numbers = range(1, n_frames[story_id] + 1)
+        extra += [path for k, path in frames.items() if k not in numbers]
+        for k in numbers:
+            if k >= start and k not in frames: gaps.append(f'{story_id}/{frame_name(k)}')
+    of_split = f'of {counted(len(n_frames), "story", "stories")} of the split'
+    _note(d, d.missing, f'{of_split} is not drawn', f'{of_split} are not drawn')
+    _note(d, d.unknown, 'drawn story is unknown to the split and left out',
+          'drawn stories are unknown to the split and left out')
+    _note(d, extra, 'drawn frame is more than its story has, left out',
+          'drawn frames are more than their stories have, left out')
+    _note(d, gaps, 'frame of a drawn story is missing', 'frames of drawn stories are missing')
     if gaps: d.trouble[-1] += f'; {_AGAIN}'
-    if record.get('task') not in TASKS and all([*ks] == [*range(1, n[s])] for s, ks in known.items()):
-        d.trouble.append('every story lacks its last frame; if the first frame was given, drawings begin with 2.png')
+    if task not in TASKS and _lack_last(known, n_frames):
+        d.trouble.append('every story lacks its last frame; if the first frame was given, drawings '
+                         'begin with 2.png')
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #757ff54d
+def _short(path): return f'{path.parent.name}/{path.name}' # story and frame
+
 def _is_copy(d, paths): # of a set that is there already; another seed draws other pictures
-    digests = [file_digest(p) for p in paths]
-    return any(all(file_digest(p) == digest for p, digest in zip(there, digests)) for there in d.paths)
+    digests = [file_digest(path) for path in paths]
+    for others in d.paths:
+        pairs = zip(others, digests)
+        if all(file_digest(path) == digest for path, digest in pairs): return True
+    return False
 
 def _add_set(d, name, frames, record): # the same frames from another seed
-    paths = [frames.get(d.id(i), {}).get(int(k)) for i, k in enumerate(d.k)]
-    lost = [f'{d.id(i)}/{frame_name(d.k[i])}' for i, p in enumerate(paths) if p is None]
-    missing = 'frame is' if len(lost) == 1 else 'frames are'
-    if _set_number(name) > record.get('sets', math.inf):
-        d.trouble.append(f'{name} is left out: by drawing.json, arldm-draw drew {counted(record["sets"], "set")} here; '
-                         f'if it drew this one, too, run it again with --sets {_set_number(name)}')
-    elif lost: d.trouble.append(_some(len(lost), f'{missing} not in {name}, which is left out', lost[0]))
+    paths = []
+    lost = []
+    for i, k in enumerate(d.k):
+        path = frames.get(d.id(i), {}).get(int(k))
+        paths.append(path)
+        if path is None: lost.append(f'{d.id(i)}/{frame_name(k)}')
+    number = _set_number(name)
+    if number > record.get('sets', math.inf):
+        d.trouble.append(f'{name} is left out: by drawing.json, arldm-draw drew '
+                         f'{counted(record["sets"], "set")} here; if it drew this one, too, run it '
+                         f'again with --sets {number}')
+    elif lost:
+        left_out = f'not in {name}, which is left out'
+        _note(d, lost, f'frame is {left_out}', f'frames are {left_out}')
     elif _is_copy(d, paths):
-        d.trouble.append(f'{name} is left out: its pictures are those of another set, so it is no other seed')
+        d.trouble.append(f'{name} is left out: its pictures are those of another set, so it is no '
+                         'other seed')
     else:
         d.paths.append(paths)
-        if record and 'sets' not in record: d.trouble.append(f'{name} is taken as another seed of the same model')
+        if record and 'sets' not in record:
+            d.trouble.append(f'{name} is taken as another seed of the same model')
 
-def _all_trouble(d, folder, known, sets, record):
-    _name_trouble(d, known, record)
-    others = [path for place in set_folders(folder) for path in other_pictures(place) if path.parent.name in known]
-    if others:
-        what = 'picture among the drawings is' if len(others) == 1 else 'pictures among the drawings are'
-        first = f'{others[0].parent.name}/{others[0].name}'
-        d.trouble.append(_some(len(others), f'{what} not named <k>.png and left out', first))
-    for place, frames in zip(set_folders(folder)[1:], sets[1:]): _add_set(d, place.name, frames, record)
+# %% ../../nbs/draw/43_drawing_files.ipynb #31c1ae82
+def _note_trouble(d, folder, known, sets, record):
+    _note_names(d, known, record)
+    places = set_folders(folder)
+    others = []
+    for place in places:
+        for path in other_pictures(place):
+            if path.parent.name in known: others.append(_short(path))
+    _note(d, others, 'picture among the drawings is not named <k>.png and left out',
+          'pictures among the drawings are not named <k>.png and left out')
+    for place, frames in zip(places[1:], sets[1:]): _add_set(d, place.name, frames, record)
     look_over(d)
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #fadbc4f1
-def _size(path): # width, height and whether one colour is all there is; None if it cannot be read
+def _look(path): # (width, height) and whether one colour is all there is; None if it cannot be read
     try: picture = decode(path.read_bytes())
     except (BadPicture, OSError): return None
-    return picture.size, all(low == high for low, high in picture.getextrema())
+    one_colour = all(low == high for low, high in picture.getextrema())
+    return picture.size, one_colour
 
 def look_over(d:Drawings):
     "Decode every drawing; refuse broken ones, and note different sizes and empty pictures."
-    paths = [p for paths in d.paths for p in paths]
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool: seen = list(pool.map(_size, paths))
-    if broken := [p for p, s in zip(paths, seen) if s is None]:
-        raise StoryError(f'{_some(len(broken), f"of {len(paths):,} drawings cannot be read", broken[0])}; {_AGAIN}')
-    sizes, flat = [size for size, _ in seen], [p for p, (_, one) in zip(paths, seen) if one]
-    d.side, kinds = median_low(map(min, sizes)), Counter(sizes)
-    if len(kinds) > 1:
-        said = ', '.join(f'{n:,} of {w}×{h}' for (w, h), n in kinds.most_common(3))
-        d.trouble.append(f'drawings have {len(kinds)} sizes ({said}); all are brought to {d.side} pixels')
+    paths = list(chain.from_iterable(d.paths))
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool: looks = list(pool.map(_look, paths))
+    broken = []
+    flat = []
+    sizes = Counter()
+    for path, look in zip(paths, looks):
+        if look is None:
+            broken.append(path)
+            continue
+        size, one_colour = look
+        sizes[size] += 1
+        if one_colour: flat.append(_short(path))
+    of_all = f'of {len(paths):,} drawings'
+    if broken:
+        unread = _count_and_first(broken, f'{of_all} cannot be read')
+        raise StoryError(f'{unread}; {_AGAIN}')
+    d.side = median_low(min(size) for size in sizes.elements())
+    if len(sizes) > 1:
+        said = ', '.join(f'{count:,} of {w}×{h}' for (w, h), count in sizes.most_common(3))
+        d.trouble.append(f'drawings have {len(sizes)} sizes ({said}); all are brought to {d.side} '
+                         'pixels')
     if 2*len(flat) > len(paths):
-        first = f'{flat[0].parent.name}/{flat[0].name}'
-        d.trouble.append(_some(len(flat), f'of {len(paths):,} drawings are one flat colour', first))
+        d.trouble.append(_count_and_first(flat, f'{of_all} are one flat colour'))

@@ -19,22 +19,26 @@ from .inputs import make_plan
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/44_test_set.ipynb #7144228a
-def _opening(story, n): return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()
+def _opening(story, n): # the pictures of its first frames
+    return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()
 
-def _ask(stories, i, n_given, out): # captions and given pictures, or why there are none
+def _read_story(stories, i, n_given, out): # captions and given pictures, or why it cannot be drawn
+    story_id = stories.ids[i]
     try:
-        folder = out/plain_name(stories.ids[i], stories.ids[i])
+        folder = out/plain_name(story_id, story_id)
         if os.path.lexists(folder) and not folder.is_dir():
             raise StoryError(f'{folder} is no folder; move it away, its drawings belong there')
-        captions, given = list(stories.captions(i)), _opening(stories[i], n_given) if n_given else []
+        captions = list(stories.captions(i))
+        given = _opening(stories[i], n_given) if n_given else []
         make_plan(captions, given)
-        return captions, given
     except StoryError as e: return e
+    return captions, given
 
 def _write(out, story_id, frames, n_given):
     try: write_drawing(out, story_id, frames, 1 + n_given)
     except (OSError, FolderTaken):
-        if not is_drawn(out, story_id): raise               # else another command has just drawn it, too
+        # another command may have drawn the story meanwhile
+        if not is_drawn(out, story_id): raise
 
 # %% ../../nbs/draw/44_test_set.ipynb #318cd58e
 def draw_split(
@@ -48,9 +52,11 @@ def draw_split(
     seed:int=0,             # Story `i` of the split has `seed + i`
     rank:int=0,             # Which of several processes this is, from 0
     world_size:int=1,       # How many there are; stories are dealt out like cards
-    num_inference_steps:int=50, guidance_scale:float=7.5, # As for `StoryPipeline`, and so are these:
-    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, height:int=None, width:int=None,
-):                          # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
+    # As for `StoryPipeline`, and so are these:
+    num_inference_steps:int=50,
+    guidance_scale:float=7.5, guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False,
+    height:int=None, width:int=None,
+): # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
     """Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`.
 
     -> yields (story_id, [frames], or a `StoryError`) as stories are finished
@@ -64,21 +70,26 @@ def draw_split(
         seed (int, default 0): Story `i` of the split has `seed + i`
         rank (int, default 0): Which of several processes this is, from 0
         world_size (int, default 1): How many there are; stories are dealt out like cards
-        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
-        guidance_scale (float, default 7.5): As for `StoryPipeline`, and so are these:
     """
-    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width,
-                    guidance_interval=guidance_interval, reuse=reuse, plain=plain)
-    out, n = Path(at_home(str(out))), len(stories) if limit is None else min(limit, len(stories))
-    todo = [i for i in range(rank, n, world_size) if not is_drawn(out, stories.ids[i])]
+    sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                    guidance_interval=guidance_interval, reuse=reuse, plain=plain,
+                    height=height, width=width)
+    folder = Path(at_home(str(out)))
+    n = len(stories) if limit is None else min(limit, len(stories))
+    todo = [i for i in range(rank, n, world_size) if not is_drawn(folder, stories.ids[i])]
     with ThreadPoolExecutor() as pool:
         for at in range(0, len(todo), batch):
             rows = todo[at:at + batch]
-            stories_read = dict(zip(rows, pool.map(lambda i: _ask(stories, i, n_given, out), rows)))
-            yield from ((stories.ids[i], e) for i, e in stories_read.items() if isinstance(e, StoryError))
-            rows = [i for i in rows if not isinstance(stories_read[i], StoryError)]
-            if not rows: continue
-            captions, given = zip(*(stories_read[i] for i in rows))
-            drawn = pipe(list(captions), list(given), seed=[seed + i for i in rows], **sampling).frames
-            list(pool.map(lambda i, frames: _write(out, stories.ids[i], frames, n_given), rows, drawn))
-            yield from ((stories.ids[i], frames) for i, frames in zip(rows, drawn))
+            read = list(pool.map(lambda i: _read_story(stories, i, n_given, folder), rows))
+            ready = {}    # {i: (captions, given pictures)}
+            for i, story in zip(rows, read):
+                if isinstance(story, StoryError): yield stories.ids[i], story
+                else: ready[i] = story
+            if not ready: continue
+            captions, given = zip(*ready.values())
+            seeds = [seed + i for i in ready]
+            drawn = pipe(list(captions), list(given), seed=seeds, **sampling).frames
+            ids = [stories.ids[i] for i in ready]
+            def write(story_id, frames): _write(folder, story_id, frames, n_given)
+            list(pool.map(write, ids, drawn))    # all are written before the first is yielded
+            yield from zip(ids, drawn)
