@@ -24,31 +24,38 @@ from .story_folder import (OwnStory, PART, STORY_STRIP, WHOLE, difference, is_te
                                      kept_story, left_to_draw, own_story, whole_frames)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #b0bf0a61
+_LOCK = '.lock'
+
 @contextlib.contextmanager
 def alone(story:OwnStory):
     "Within the block no other command draws the same story; what is empty afterwards is removed."
-    new = [p for p in story.part.parents if not p.exists()]
+    new_parents = [p for p in story.part.parents if not p.exists()]
+    path = story.part/_LOCK
     lock = lock_folder(story.part, 'drawing')
     try:
-        if lock and not _still_there(lock, story.part/'.lock'):
-            raise StoryError(f'{story.folder} has just been drawn by another command; run this one again')
+        if lock and not _still_there(lock, path):
+            raise StoryError(f'{story.folder} has just been drawn by another command; run this one '
+                             'again')
         yield
     finally:
         with contextlib.suppress(OSError):
-            if [p.name for p in story.part.iterdir()] == ['.lock']: (story.part/'.lock').unlink()
-        for folder in (story.part, *new):
-            with contextlib.suppress(OSError): folder.rmdir()                              # only if it is empty
+            if _names_in(story.part) == [_LOCK]: path.unlink()
+        for folder in (story.part, *new_parents):
+            with contextlib.suppress(OSError): folder.rmdir()    # works only if it is empty
         if lock: lock.close()
+
+def _names_in(folder): return [path.name for path in folder.iterdir()]
 
 def _still_there(lock, path): # else the process that held the lock before has removed it
     try: return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
     except OSError: return False
 
-def _clear(part, made): # delete the frames of an unfinished story
-    temporary = [p.name for p in part.iterdir() if p.name != '.lock' and is_temporary(p.name)]
-    for name in (*made.get('files', {}), *temporary, MANIFEST):             # `kept_story` has looked at each
+def _clear(part, made):
+    "Delete the frames of an unfinished story; `kept_story` has read `made`, and checked each file."
+    temporary = [name for name in _names_in(part) if name != _LOCK and is_temporary(name)]
+    for name in (*made.get('files', {}), *temporary, MANIFEST):
         with contextlib.suppress(OSError): (part/name).unlink(missing_ok=True)
-    left = [p.name for p in part.iterdir() if p.name != '.lock']
+    left = [name for name in _names_in(part) if name != _LOCK]
     if left: warnings.warn(f'{part}/{left[0]} could not be deleted; it is of no more use')
 
 # %% ../../nbs/draw/47_own_stories.ipynb #947c1a1d
@@ -60,43 +67,56 @@ class Frames:
     def __getitem__(self, i): return read_picture(self.paths[i])
 
 def _keep(story, files, k, picture): # frame k, from 0; `files` are the digests of all
-    with atomic_path(story.part/frame_name(k + 1)) as tmp:
+    name = frame_name(k + 1)
+    with atomic_path(story.part/name) as tmp:
         picture.save(tmp)
-        now = {**files, frame_name(k + 1): file_digest(tmp)}
+        now = {**files, name: file_digest(tmp)}
         save_json(story.part/MANIFEST, dict(made_by='arldm', kind=PART, **story.facts(), files=now))
     files.update(now)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #431cf806
 def _draw_all(story, pipe, todo):
     "Draw the frames that are left, keeping each."
-    made, n = kept_story(story.part, True), len(story.captions)
-    kept = whole_frames(story, made) if made and not difference(made, story.facts()) else []
-    for name in made.get('files', {}):
-        if name not in kept: (story.part/name).unlink(missing_ok=True)
-    files = {name: made['files'][name] for name in kept}
-    for k in range(len(kept), len(story.given)):
+    files = _kept_files(story)
+    for k in range(len(files), len(story.given)):
         picture = story.given[k]
         _keep(story, files, k, center_crop(picture, min(picture.size)))
-    sampling, frames = story.sampling, []
+    frames = []
     if todo:
         drawn = Frames(story.part, len(story.given) + 1, todo[0])
-        frames = pipe.stream(story.captions, story.given, sampling.seed, drawn=drawn, **sampling.options())
-    bar = tqdm(zip(todo, frames), story.folder.name, n, initial=n - len(todo), unit=' frames', disable=None)
+        frames = pipe.stream(story.captions, story.given, story.sampling.seed, drawn=drawn,
+                             **story.sampling.options())
+    n = len(story.captions)
+    bar = tqdm(zip(todo, frames), story.folder.name, n, initial=n - len(todo), unit=' frames',
+               disable=None)
     try:
         for k, picture in bar: _keep(story, files, k, picture)
     finally:
         bar.close()
-        if len(files) < n: warnings.warn(f'{len(files)} of {counted(n, "frame")} are kept in {story.part}')
+        if len(files) < n:
+            warnings.warn(f'{len(files)} of {counted(n, "frame")} are kept in {story.part}')
     _put(story, story.part, files)
     _clear(story.part, kept_story(story.part, True))
 
+def _kept_files(story):
+    "The frames that an earlier command kept, and their digests; other files of it are deleted."
+    made = kept_story(story.part, True)
+    kept = whole_frames(story, made) if made and not difference(made, story.facts()) else []
+    for name in made.get('files', {}):
+        if name not in kept: (story.part/name).unlink(missing_ok=True)
+    return {name: made['files'][name] for name in kept}
+
 # %% ../../nbs/draw/47_own_stories.ipynb #76ac6233
-def _put(story, source, names, change=None): # frames and strip, in the place of what was drawn there before
+def _put(story, source, names, redraw=None):
+    "Put frames of the folder `source` and their strip in the story's place; `redraw` changes some."
     with replace_folder(story.folder, dict(kind=WHOLE, **story.facts())) as tmp:
         for name in names:
-            if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)             # else it is drawn now
-        if change: change(tmp)
-        strips([Frames(tmp, 1, len(story.captions))], story.captions, palette=False).save(tmp/STORY_STRIP)
+            if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)
+        if redraw: redraw(tmp)
+        frames = Frames(tmp, 1, len(story.captions))
+        strips([frames], story.captions, palette=False).save(tmp/STORY_STRIP)
+
+def _frame_names(story): return [frame_name(k + 1) for k in range(len(story.captions))]
 
 def _opened(run, story): # the pipeline that draws it; unknown words of all captions are in one note
     pipe = open_pipeline(run, story.sampling, weights=story.weights)
@@ -106,16 +126,15 @@ def _opened(run, story): # the pipeline that draws it; unknown words of all capt
 
 def _draw_again(story, pipe, todo):
     "Draw some frames once more, each after the frames that are before it now."
-    names = [frame_name(k + 1) for k in range(len(story.captions))]
-    sampling, opening = story.sampling, sum('given' in frame for frame in story.frames)
-    def change(folder):
-        given = story.given or [*Frames(folder, 1, opening)]
+    n_given = sum('given' in frame for frame in story.frames)
+    def redraw(folder):
+        given = story.given or [*Frames(folder, 1, n_given)]
         for k in tqdm(todo, 'frames', unit=' frames', disable=None):
-            drawn = Frames(folder, opening + 1, k)
-            frames = pipe.stream(story.captions[:k + 1], given, sampling.seed, drawn=drawn, **sampling.options())
-            picture = next(frames)
-            picture.save(folder/names[k])
-    _put(story, story.folder, names, change)
+            drawn = Frames(folder, n_given + 1, k)
+            frames = pipe.stream(story.captions[:k + 1], given, story.sampling.seed, drawn=drawn,
+                                 **story.sampling.options())
+            next(frames).save(folder/frame_name(k + 1))
+    _put(story, story.folder, _frame_names(story), redraw)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #a2e965e1
 def draw_text(
@@ -139,22 +158,31 @@ def draw_text(
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         dry_run (bool, default False): Check everything, and draw nothing
     """
-    if dist.is_torchelastic_launched() and rank_and_world_size()[0]: return     # the first process draws it
+    rank, _ = rank_and_world_size()
+    if dist.is_torchelastic_launched() and rank > 0: return    # the first process draws it
     story = own_story(run, text, sampling, given, out)
-    again = redraw if redraw in (None, 'all') else numbers("redraw must be 'all', or its frames", redraw)
+    again = redraw
+    if redraw not in (None, 'all'): again = numbers("redraw must be 'all', or its frames", redraw)
     if not dry_run: recover_folder(story.folder)
     todo = left_to_draw(story, again)
     if dry_run:
         if todo is not None: open_pipeline(run, sampling, weights=story.weights)
-        return print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
-    with alone(story):
-        recover_folder(story.folder)
-        todo, part = left_to_draw(story, again), kept_story(story.part, True)
-        if todo is not None:
-            pipe = _opened(run, story)
-            (_draw_again if isinstance(again, list) else _draw_all)(story, pipe, todo)
-        elif not (story.folder/STORY_STRIP).is_file():
-            _put(story, story.folder, [frame_name(k + 1) for k in range(len(story.captions))])
-        elif part and not difference(part, story.facts()): _clear(story.part, part)        # a kill just before the end
+        print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
+        return
+    with alone(story): _draw_left(run, story, again)
     print(printable(story.folder/STORY_STRIP))
     return story.folder
+
+def _draw_left(run, story, again): # again: None, 'all', or numbers of frames
+    recover_folder(story.folder)
+    todo = left_to_draw(story, again)
+    part = kept_story(story.part, True)
+    if todo is None:
+        if not (story.folder/STORY_STRIP).is_file():
+            _put(story, story.folder, _frame_names(story))
+        # a process that was killed just before the end has left the unfinished story
+        elif part and not difference(part, story.facts()): _clear(story.part, part)
+        return
+    pipe = _opened(run, story)
+    if isinstance(again, list): _draw_again(story, pipe, todo)
+    else: _draw_all(story, pipe, todo)

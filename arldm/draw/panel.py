@@ -18,31 +18,48 @@ from .pipeline import StoryPipeline
 # %% ../../nbs/draw/48_panel.ipynb #318169d5
 def _widgets():
     try: import ipywidgets
-    except ImportError: raise StoryError('the panel needs ipywidgets: pip install ipywidgets') from None
+    except ImportError:
+        raise StoryError('the panel needs ipywidgets: pip install ipywidgets') from None
     return ipywidgets
 
 def _png(frame, side): # PIL -> bytes, large enough to look at
-    frame.resize((side, side), Image.NEAREST).save(out := io.BytesIO(), 'PNG')
+    out = io.BytesIO()
+    frame.resize((side, side), Image.NEAREST).save(out, 'PNG')
     return out.getvalue()
 
 # %% ../../nbs/draw/48_panel.ipynb #22455bd4
 class StoryPanel:
     "A story in widgets: `box` is what shows, `frames` what was drawn last."
     def __init__(self, pipe, captions, side, num_inference_steps=15):
+        self.pipe = pipe
+        self.side = side
+        self.num_inference_steps = num_inference_steps
+        self.frames = []
+        self.tries = 0    # how often a frame was drawn again
         w = _widgets()
-        self.pipe, self.side, self.steps, self.frames, self.tries = pipe, side, num_inference_steps, [], 0
         wide = w.Layout(width=f'{side}px')
-        self.captions = [w.Textarea(c, rows=5, layout=wide) for c in captions]
         square = w.Layout(width=f'{side}px', height=f'{side}px')
-        self.pictures = [w.Image(format='png', layout=square) for _ in captions]
-        self.again = [w.Button(description='draw again', disabled=True, layout=wide) for _ in captions]
+        self.captions = []
+        self.pictures = []
+        self.again = []
+        for k, caption in enumerate(captions, 1):
+            self.captions.append(w.Textarea(caption, rows=5, layout=wide))
+            self.pictures.append(w.Image(format='png', layout=square))
+            button = w.Button(description='draw again', disabled=True, layout=wide)
+            button.on_click(lambda _, k=k: self.redraw(k))
+            self.again.append(button)
         self.seed = w.BoundedIntText(0, 0, 2**31 - 1, description='seed')
         self.guidance = w.FloatSlider(2., min=1., max=8., step=.5, description='guidance')
-        self.go, self.said = w.Button(description='Draw', button_style='primary'), w.Label()
+        self.go = w.Button(description='Draw', button_style='primary')
         self.go.on_click(lambda _: self.draw())
-        for k, button in enumerate(self.again): button.on_click(lambda _, k=k: self.redraw(k + 1))
-        columns = [w.VBox(x) for x in zip(self.captions, self.pictures, self.again)]
-        self.box = w.VBox([w.HBox([self.seed, self.guidance, self.go]), self.said, w.HBox(columns)])
+        self.said = w.Label()
+        columns = [w.VBox(column) for column in zip(self.captions, self.pictures, self.again)]
+        settings = w.HBox([self.seed, self.guidance, self.go])
+        self.box = w.VBox([settings, self.said, w.HBox(columns)])
+
+    def texts(self) -> list:
+        "The captions that stand in the fields."
+        return [field.value for field in self.captions]
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -56,25 +73,26 @@ def _show(self:StoryPanel, k, frame):
 
 @patch
 def _do(self:StoryPanel, work):
-    "Draw with the buttons off; what the reader can mend becomes a line, and so do words that the model does not know."
-    self.said.value = unknown_text(self.pipe.model.vocab.unknown_words(c.value for c in self.captions))
-    for b in (self.go, *self.again): b.disabled = True
+    "Draw with the buttons off; unknown words and errors that the reader can mend become a line."
+    self.said.value = unknown_text(self.pipe.model.vocab.unknown_words(self.texts()))
+    for button in (self.go, *self.again): button.disabled = True
     try:
         for k, frame in work(): self._show(k, frame)
     except StoryError as e: self.said.value = str(e)
     finally:
         self.go.disabled = False
-        for b in self.again: b.disabled = len(self.frames) < len(self.captions)
+        for button in self.again: button.disabled = len(self.frames) < len(self.captions)
 
 # %% ../../nbs/draw/48_panel.ipynb #5afd18b7
 @patch
 def draw(self:StoryPanel):
     "Draw all frames, showing each when it is done."
     def work():
-        captions, guidance_scale = [c.value for c in self.captions], self.guidance.value
-        self.frames, self.tries = [], 0
-        yield from enumerate(self.pipe.stream(captions, seed=self.seed.value, num_inference_steps=self.steps,
-                                              guidance_scale=guidance_scale))
+        self.frames = []
+        self.tries = 0
+        yield from enumerate(self.pipe.stream(
+            self.texts(), seed=self.seed.value, num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance.value))
     self._do(work)
 
 @patch
@@ -84,10 +102,10 @@ def redraw(self:StoryPanel, k:int): # from 1
     from 1
     """
     def work():
-        captions, guidance_scale = [c.value for c in self.captions], self.guidance.value
         self.tries += 1
         seed = self.seed.value + 1000*self.tries
-        out = self.pipe(captions, self.frames, self.steps, guidance_scale, redraw=[k], seed=seed)
+        out = self.pipe(self.texts(), self.frames, self.num_inference_steps, self.guidance.value,
+                        redraw=[k], seed=seed)
         yield k - 1, out.frames[0][0]
     self._do(work)
 

@@ -21,9 +21,12 @@ from .drawing_record import SamplingSettings, named_folder, pipeline_folder, ref
 from .inputs import make_plan
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407
-STORY = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}  # of manifest.json
-WHOLE, PART = 'own story', 'unfinished own story'  # kinds of folders
-STORY_STRIP = 'strip.png'                          # all frames in one picture
+# what manifest.json says about a story
+STORY = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}
+# kinds of folders in manifest.json
+WHOLE = 'own story'
+PART = 'unfinished own story'
+STORY_STRIP = 'strip.png'  # all frames in one picture
 
 @dataclass
 class OwnStory:
@@ -48,13 +51,14 @@ class OwnStory:
     def part(self) -> Path: # the folder of the frames that are kept until all are there
         return self.folder.with_name(self.folder.name + '.part')
 
-    def facts(self) -> dict: # JSON-friendly
+    def facts(self) -> dict: # as read from JSON again
         """From what the story is made.
 
         Returns:
-            dict: JSON-friendly
+            dict: as read from JSON again
         """
-        return json.loads(json.dumps(dict(captions=self.captions, weights=self.weights, frames=self.frames)))
+        facts = dict(captions=self.captions, weights=self.weights, frames=self.frames)
+        return json.loads(json.dumps(facts))
 
 # %% ../../nbs/draw/46_story_folder.ipynb #984ca48d
 def own_story(
@@ -72,22 +76,25 @@ def own_story(
         given (str, optional): Opening pictures, with commas between them
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
     """
-    text = Path(at_home(str(text)))
-    captions = read_captions(text)
-    paths = [] if given is None else given_paths(given)
-    pictures = [read_picture(p) for p in paths]
+    path = Path(at_home(str(text)))
+    captions = read_captions(path)
+    given_files = [] if given is None else given_paths(given)
+    pictures = [read_picture(file) for file in given_files]
     make_plan(captions, pictures)
     sampling.check()
     pipeline = pipeline_folder(run)
-    frames = [dict(given=file_digest(p)) for p in paths] + [asdict(sampling)]*(len(captions) - len(paths))
-    story = OwnStory(_place(text, out), captions, pictures, folder_digest(pipeline), frames, sampling)
+    frames = [dict(given=file_digest(file)) for file in given_files]
+    while len(frames) < len(captions): frames.append(asdict(sampling))
+    story = OwnStory(folder=_place(path, out), captions=captions, given=pictures,
+                     weights=folder_digest(pipeline), frames=frames, sampling=sampling)
     for folder in story.folder, story.part: refuse_place(folder, pipeline)
     return story
 
 def _place(text, out): # where a story is drawn
     beside = text.parent if os.access(text.parent, os.W_OK) else Path()
     folder = named_folder(out, beside/f'{text.stem}-drawn')
-    if folder.name in ('', '..'): raise StoryError(f'--out {out}: expected the name of a new folder')
+    if folder.name in ('', '..'):
+        raise StoryError(f'--out {out}: expected the name of a new folder')
     return folder
 
 # %% ../../nbs/draw/46_story_folder.ipynb #44661621
@@ -106,22 +113,30 @@ def difference(
     Returns:
         str: '' if there is none
     """
+    n = len(new['captions'])
     if old['weights'] != new['weights']: return 'other weights'
-    if len(old['captions']) != len(new['captions']):
-        return f'{counted(len(old["captions"]), "caption")}, not {len(new["captions"])}'
-    for k in range(len(new['captions'])):
-        a, b = old['frames'][k], new['frames'][k]
-        if k in but or (old['captions'][k], a) == (new['captions'][k], b): continue
+    if len(old['captions']) != n: return f'{counted(len(old["captions"]), "caption")}, not {n}'
+    for k in range(n):
+        if k in but: continue
         if old['captions'][k] != new['captions'][k]: return f'another caption of frame {k + 1}'
-        if 'given' in a or 'given' in b: return f'another given picture, or none, as frame {k + 1}'
-        other = [f'{name}={a.get(name, "unknown")}, not {b[name]}' for name in b if a.get(name) != b[name]]
-        return f'{", ".join(other) or "other settings"} for frame {k + 1}'
+        found = _frame_difference(old['frames'][k], new['frames'][k])
+        if found: return f'{found} {k + 1}'
     return ''
+
+def _frame_difference(old, new): # in words that the number of the frame follows
+    if old == new: return ''
+    if 'given' in old or 'given' in new: return 'another given picture, or none, as frame'
+    other = []
+    for name in new:
+        if old.get(name) != new[name]:
+            other.append(f'{name}={old.get(name, "unknown")}, not {new[name]}')
+    return f'{", ".join(other) or "other settings"} for frame'
 
 # %% ../../nbs/draw/46_story_folder.ipynb #b2c84e7f
 def is_temporary(name:str) -> bool:
-    "Whether a file in the folder of an unfinished story is its lock, or a half that a kill left behind."
-    return bool(re.fullmatch(r'\.lock|\.([0-9]+|manifest)-[0-9a-f]+-[0-9]+-[0-9a-f]{8}\.(png|json)', name))
+    "Whether a file of an unfinished story is its lock, or half written by a killed process."
+    half_written = r'\.([0-9]+|manifest)-[0-9a-f]+-[0-9]+-[0-9a-f]{8}\.(png|json)'
+    return name == '.lock' or bool(re.fullmatch(half_written, name))
 
 def kept_story(
     folder:Path,
@@ -137,22 +152,25 @@ def kept_story(
     """
     if not os.path.lexists(folder): return {}
     if folder.is_symlink() or not folder.is_dir(): raise FolderTaken(folder)
-    names = [p.name for p in folder.iterdir() if not (part and is_temporary(p.name))]
+    names = sorted(p.name for p in folder.iterdir() if not (part and is_temporary(p.name)))
     if not names: return {}
     made = read_manifest(folder)
     if made.get('kind') != (PART if part else WHOLE):
-        raise StoryError(f'{folder} is there already and holds no story that arldm-draw drew; name another place: '
-                         '--out FOLDER')
-    check_shape(made, STORY, folder/MANIFEST)
+        raise StoryError(f'{folder} is there already and holds no story that arldm-draw drew; name '
+                         'another place: --out FOLDER')
+    manifest = folder/MANIFEST
+    check_shape(made, STORY, manifest)
     if len(made['frames']) != len(made['captions']):
-        raise StoryError(f'{folder/MANIFEST}: frames must be as many as captions, got {len(made["frames"])}')
-    for name in sorted(names):
-        path, listed = folder/name, made['files'].get(name)
-        if name == MANIFEST: continue
-        if not listed or path.is_symlink() or not path.is_file() or file_digest(path) != listed:
-            raise StoryError(f'{path} was not written by arldm-draw, or was changed since; move it away, or name '
-                             'another place: --out FOLDER')
+        raise StoryError(f'{manifest}: frames must be as many as captions, got '
+                         f'{len(made["frames"])}')
+    for name in names:
+        if name == MANIFEST or _is_as_listed(folder/name, made['files'].get(name)): continue
+        raise StoryError(f'{folder/name} was not written by arldm-draw, or was changed since; move '
+                         'it away, or name another place: --out FOLDER')
     return made
+
+def _is_as_listed(path, digest): # digest: what the manifest says of the file, if anything
+    return bool(digest) and not path.is_symlink() and path.is_file() and file_digest(path) == digest
 
 # %% ../../nbs/draw/46_story_folder.ipynb #6a43b9f2
 def left_to_draw(
@@ -167,23 +185,33 @@ def left_to_draw(
     Returns:
         list | None: Frames, from 0; `None` = the story is there
     """
-    whole, part, new = kept_story(story.folder), kept_story(story.part, True), story.facts()
-    lost = [name for name in whole.get('files', {}) if not (story.folder/name).is_file() and name != STORY_STRIP]
+    whole = kept_story(story.folder)
+    part = kept_story(story.part, True)
+    lost = []    # files of the whole story that are missing
+    for name in whole.get('files', {}):
+        if name != STORY_STRIP and not (story.folder/name).is_file(): lost.append(name)
     if isinstance(redraw, list): return _to_redraw(story, whole, lost, redraw)
-    n, given = len(story.captions), len(story.given)
     if whole and redraw != 'all':
-        if lost:
-            raise StoryError(f'{story.folder/lost[0]} is missing; --redraw {Path(lost[0]).stem} draws that frame '
-                             'again, --redraw all the whole story')
-        if other := difference(whole, new):
-            raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole story again '
-                             'there, --out FOLDER elsewhere')
+        _refuse_other_story(story, whole, lost)
         return None
-    other = difference(part, new) if part else ''
+    n_given = len(story.given)
+    n_kept = len(whole_frames(story, part))
+    other = difference(part, story.facts()) if part else ''
     if other and redraw != 'all':
-        raise StoryError(f'{story.part} holds the frames of an unfinished story with {other}; --redraw all restarts '
-                         'there, --out FOLDER draws elsewhere')
-    return list(range(given if other else max(given, len(whole_frames(story, part))), n))
+        raise StoryError(f'{story.part} holds the frames of an unfinished story with {other}; '
+                         '--redraw all restarts there, --out FOLDER draws elsewhere')
+    first = n_given if other else max(n_given, n_kept)
+    return list(range(first, len(story.captions)))
+
+def _refuse_other_story(story, whole, lost):
+    "A `StoryError` unless the story is there already, and whole."
+    if lost:
+        raise StoryError(f'{story.folder/lost[0]} is missing; --redraw {Path(lost[0]).stem} draws '
+                         'that frame again, --redraw all the whole story')
+    other = difference(whole, story.facts())
+    if other:
+        raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole '
+                         'story again there, --out FOLDER elsewhere')
 
 # %% ../../nbs/draw/46_story_folder.ipynb #674d6d7d
 def whole_frames(
@@ -206,21 +234,30 @@ def whole_frames(
     return names
 
 # %% ../../nbs/draw/46_story_folder.ipynb #ef12f3e6
-def _to_redraw(story, whole, lost, redraw): # frames, from 0; the story takes over how the others were drawn
-    n, given = len(story.captions), len(story.given)
-    odd = [k for k in redraw if not 1 <= k <= n]
-    if odd: raise StoryError(f'no frame {odd[0]} to redraw; there are frames 1 to {n}')
-    if not whole: raise StoryError(f'{story.folder}: no story there whose frames could be redrawn; leave out --redraw')
-    todo, old = sorted({k - 1 for k in redraw}), whole['frames']
-    lost = [name for name in lost if name not in [frame_name(k + 1) for k in todo]]
-    if lost:
-        raise StoryError(f'{story.folder/lost[0]} is missing; name its frame too, or --redraw all draws the whole '
+def _to_redraw(story, whole, lost, redraw):
+    "The frames to draw again, from 0; `story` takes over the settings of all others."
+    n = len(story.captions)
+    n_given = len(story.given)
+    for k in redraw:
+        if not 1 <= k <= n:
+            raise StoryError(f'no frame {k} to redraw; there are frames 1 to {n}')
+    if not whole:
+        raise StoryError(f'{story.folder}: no story there whose frames could be redrawn; leave out '
+                         '--redraw')
+    todo = sorted({k - 1 for k in redraw})
+    for name in lost:
+        if name not in map(frame_name, redraw):
+            raise StoryError(f'{story.folder/name} is missing; name its frame too, or --redraw all '
+                             'draws the whole story again')
+    old_frames = whole['frames']
+    for k in range(n_given, min(n, len(old_frames))):
+        if k not in todo: story.frames[k] = old_frames[k]
+    other = difference(whole, story.facts(), [k for k in todo if k >= n_given])
+    if other:
+        raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole '
                          'story again')
-    for k in range(given, min(n, len(old))):
-        if k not in todo: story.frames[k] = old[k]
-    if other := difference(whole, story.facts(), [k for k in todo if k >= given]):
-        raise StoryError(f'{story.folder} holds a story with {other}; --redraw all draws the whole story again')
-    opening = [k for k in todo if 'given' in old[k]]
-    if opening:
-        raise StoryError(f'frame {opening[0] + 1} was given, not drawn; --redraw all draws the story without it')
+    for k in todo:
+        if 'given' in old_frames[k]:
+            raise StoryError(f'frame {k + 1} was given, not drawn; --redraw all draws the story '
+                             'without it')
     return todo
