@@ -35,11 +35,14 @@ def models(tmp_path_factory):
 @pytest.fixture(autouse=True, scope='module')
 def opened_once(models):
     "The two models are opened once for all tests."
-    opened, pipes = StoryPipeline.from_pretrained, {}
-    def from_pretrained(folder, **how):
-        where = next((m for m in models for f in (Path(folder), Path(folder)/'pipeline') if f.resolve() == m), None)
-        if not where: return opened(folder, **how)
-        return pipes.setdefault(where, pipes.get(where) or opened(folder, **how))
+    opened = StoryPipeline.from_pretrained
+    pipes = {}
+    def from_pretrained(folder, **kwargs):
+        for place in Path(folder).resolve(), (Path(folder)/'pipeline').resolve():
+            if place not in models: continue
+            if place not in pipes: pipes[place] = opened(folder, **kwargs)
+            return pipes[place]
+        return opened(folder, **kwargs)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
         yield
@@ -91,7 +94,8 @@ def one_line(*parts, run, **how):
 def test_another_model(run, models):
     "A pipeline that was swapped, or made again by more training."
     cli.draw(run, limit=2, **FEW)
-    (run/'pipeline').unlink(), (run/'pipeline').symlink_to(models[1])
+    (run/'pipeline').unlink()
+    (run/'pipeline').symlink_to(models[1])
     one_line('made with weights=', '--out ANOTHER_FOLDER', run=run)
     other = cli.draw(run, out=run.parent/'other', limit=2, **FEW)
     assert drawn(run.parent/'other') == drawn(run) == ['s0/1.png', 's0/2.png', 's1/1.png', 's1/2.png']
@@ -162,7 +166,8 @@ def test_two_ways_at_the_same_instant(run):
         cli.open_pipeline = open_pipeline
         sys.argv = ['arldm-draw', str(run), '--num-inference-steps=1', '--guidance-scale=1', f'--seed={seed}']
         cli.draw()
-    ends = [end(*one) for one in [fork(lambda seed=seed: work(seed)) for seed in (1, 2)]]
+    processes = [fork(lambda seed=seed: work(seed)) for seed in (1, 2)]
+    ends = [end(*process) for process in processes]
     assert sorted(status for status, _ in ends) == [0, 1], ends
     winner = 1 if ends[0][0] == 0 else 2
     assert way(run)['seed'] == winner and f'made with seed={winner}, not {3 - winner}' in ends[2 - winner][1][0]
@@ -260,9 +265,11 @@ def test_a_pipeline_that_a_kill_left_aside(run, tmp_path):
     own_pipeline(run)
     from arldm.files.manifest import write_manifest
     write_manifest(run/'pipeline', dict(step=4))
-    for k, opened in enumerate((lambda: cli.draw(run, limit=1, **FEW), lambda: StoryPipeline.from_pretrained(run))):
+    def draw(): cli.draw(run, limit=1, **FEW)
+    def load(): StoryPipeline.from_pretrained(run)
+    for k, use in enumerate((draw, load)):
         (run/'pipeline').rename(run/f'.pipeline-old-{k}2345678')
-        opened()
+        use()
         assert (run/'pipeline/model_index.json').is_file() and not [*run.glob('.pipeline-old-*')]
 
 def test_a_newer_checkpoint_is_named(run):
@@ -302,7 +309,8 @@ def test_variables_that_somebody_left(run, monkeypatch, capsys):
 
 @pytest.mark.parametrize('rank, size, said', [('abc', '2', 'RANK='), ('2', '2', 'expected a rank below'), ('0', '-1', 'WORLD_SIZE')])
 def test_variables_that_make_no_sense(fixed, monkeypatch, rank, size, said):
-    monkeypatch.setenv('RANK', rank), monkeypatch.setenv('WORLD_SIZE', size)
+    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('WORLD_SIZE', size)
     one_line(said, run=fixed, dtype='float32')
 
 def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):

@@ -348,10 +348,12 @@ def test_two_at_once(model, tmp_path, monkeypatch):
             time.sleep(.2)
             yield frame
     def work():
-        StoryPipeline.from_pretrained, StoryPipeline.stream = (lambda *_, **__: pipe), slow
+        StoryPipeline.from_pretrained = lambda *_, **__: pipe
+        StoryPipeline.stream = slow
         sys.argv = ['arldm-draw', str(model), '--captions', str(text), '--num-inference-steps', '1', '--guidance-scale', '1']
         cli.draw()
-    both = [end(*one) for one in [fork(work) for _ in range(2)]]
+    processes = [fork(work) for _ in range(2)]
+    both = [end(*process) for process in processes]
     assert sorted(status for status, _ in both) == [0, 1]
     said = next(lines for status, lines in both if status)
     assert len(said) == 1 and 'another process is drawing there' in said[0]
