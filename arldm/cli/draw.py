@@ -7,6 +7,7 @@ __all__ = ['draw', 'share', 'stories_to_draw', 'draw_stories', 'of_all']
 
 # %% ../../nbs/cli/69_draw.ipynb #037b5d24
 import datetime, warnings
+from itertools import chain
 from pathlib import Path
 
 import torch.distributed as dist
@@ -29,25 +30,27 @@ from ..score.provenance import read_drawing
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command
 def draw(
-    run:str,                      # Run folder, or a pipeline folder
-    data:str=None,                # Story file; default: the one a run was trained on
-    split:str='test',             # Split to draw
-    captions:str=None,            # Instead: a text file of your own, one caption a line
-    given:str=None,               # With `--captions`: opening pictures, `first.png` or `first.png,second.png`
-    redraw:str=None,              # With `--captions`: frames to draw again, 2 or 2,4, or all; the others stay
-    out:str=None,                 # Folder for the drawings; default: the run; for mine.txt, mine-drawn beside it
+    run:str,              # Run folder, or a pipeline folder
+    *,
+    data:str=None,        # Story file; default: the one a run was trained on
+    split:str='test',     # Split to draw
+    captions:str=None,    # Instead: a text file of your own, one caption a line
+    given:str=None,       # With `--captions`: opening pictures, first.png or first.png,second.png
+    redraw:str=None,      # With `--captions`: frames to draw again, 2 or 2,4, or all; others stay
+    out:str=None,         # Folder for drawings; default: the run, or mine-drawn beside mine.txt
     scheduler:str='dpm++',        # dpm++, unipc, ddim or pndm
     num_inference_steps:int=20,   # Denoising steps per frame
     guidance_scale:float=None,    # 1 = no guidance; default: that of the run's settings
-    guidance_interval:str='0,1',  # Part of the steps that is guided; 0.2,0.8 = neither the first nor the last fifth
-    reuse:int=1,                  # Renew deep features only in every so many steps; above 1 faster and approximate
-    dtype:str=None,               # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
-    fast:bool=False,              # Compile for the GPU first; worth it for many stories
-    batch_size:int=16,            # Stories drawn together; changes pictures by rounding only
-    seed:int=0,                   # Story i starts from seed + i
-    limit:int=None,               # Only the first so many stories
-    sets:int=1,                   # Draw all so often, from other seeds, into drawn, drawn2, …; scores show their spread
-    dry_run:bool=False,           # Check everything, say what would be drawn, and stop
+    # Part of the steps that is guided; 0.2,0.8 = neither the first nor the last fifth
+    guidance_interval:str='0,1',
+    reuse:int=1,          # Renew deep features in every so many steps only; above 1 is approximate
+    dtype:str=None,       # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
+    fast:bool=False,      # Compile for the GPU first; worth it for many stories
+    batch_size:int=16,    # Stories drawn together; changes pictures by rounding only
+    seed:int=0,           # Story i starts from seed + i
+    limit:int=None,       # Only the first so many stories
+    sets:int=1,           # Draw all so often, from other seeds; scores show their spread
+    dry_run:bool=False,   # Check everything, say what would be drawn, and stop
 ):
     """Draw the stories of a split, or your own; torchrun divides a split among processes.
 
@@ -56,18 +59,17 @@ def draw(
         data (str, optional): Story file; default: the one a run was trained on
         split (str, default 'test'): Split to draw
         captions (str, optional): Instead: a text file of your own, one caption a line
-        given (str, optional): With `--captions`: opening pictures, `first.png` or
-            `first.png,second.png`
-        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; the
-            others stay
-        out (str, optional): Folder for the drawings; default: the run; for mine.txt, mine-drawn
-            beside it
+        given (str, optional): With `--captions`: opening pictures, first.png or
+            first.png,second.png
+        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; others
+            stay
+        out (str, optional): Folder for drawings; default: the run, or mine-drawn beside mine.txt
         scheduler (str, default 'dpm++'): dpm++, unipc, ddim or pndm
         num_inference_steps (int, default 20): Denoising steps per frame
         guidance_scale (float, optional): 1 = no guidance; default: that of the run's settings
         guidance_interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither
             the first nor the last fifth
-        reuse (int, default 1): Renew deep features only in every so many steps; above 1 faster and
+        reuse (int, default 1): Renew deep features in every so many steps only; above 1 is
             approximate
         dtype (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else
             float32
@@ -75,24 +77,22 @@ def draw(
         batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
         seed (int, default 0): Story i starts from seed + i
         limit (int, optional): Only the first so many stories
-        sets (int, default 1): Draw all so often, from other seeds, into drawn, drawn2, …; scores
-            show their spread
+        sets (int, default 1): Draw all so often, from other seeds; scores show their spread
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    run, s = Path(run), run_settings(Path(run))
-    if guidance_scale is None: guidance_scale = s['guidance_scale']
-    sampling = SamplingSettings(scheduler, num_inference_steps, guidance_scale, _interval(guidance_interval), reuse,
+    folder = Path(run)
+    settings = run_settings(folder)
+    if guidance_scale is None: guidance_scale = settings['guidance_scale']
+    interval = tuple(numbers('guidance_interval', guidance_interval, float))
+    sampling = SamplingSettings(scheduler, num_inference_steps, guidance_scale, interval, reuse,
                                 dtype or default_dtype(), seed)
-    _check_asked(batch_size, sets, limit, captions, redraw if given is None else given)
-    if captions is not None: return draw_text(run, captions, sampling, given, redraw, out, dry_run)
-    return draw_stories(run, data, split, s, sampling, batch_size, limit, sets, fast, out, dry_run)
-
-# %% ../../nbs/cli/69_draw.ipynb #d4b1264e
-def _interval(text): return tuple(numbers('guidance_interval', text, float))
-
-def _check_asked(batch_size, sets, limit, captions, of_captions): # what only captions can have, or None
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
-    if captions is None and of_captions is not None: raise StoryError('--given and --redraw need --captions')
+    if captions is not None:
+        return draw_text(folder, captions, sampling, given, redraw, out, dry_run)
+    if given is not None or redraw is not None:
+        raise StoryError('--given and --redraw need --captions')
+    return draw_stories(folder, data, split, settings, sampling, batch_size=batch_size, limit=limit,
+                        sets=sets, fast=fast, out=out, dry_run=dry_run)
 
 # %% ../../nbs/cli/69_draw.ipynb #97650a36
 def share()->tuple: # which process this is, from 0, and how many there are
@@ -115,90 +115,126 @@ def stories_to_draw(
         data (str | None): Story file; default: the one that the settings name
         settings (dict): Of `run_settings`
     """
-    if data is None and not run.is_dir():
-        raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
     if data is not None: return StoryFile(data)[split]
-    path = hinted_path(run, settings, fits=lambda p: holds_stories(p, 'train', settings.get('stories')))
+    if not run.is_dir():
+        raise StoryError(f'{run}: no such run; train it first: arldm-train {run} --data stories.h5')
+    trained_on = settings.get('stories')
+    path = hinted_path(run, settings, fits=lambda path: holds_stories(path, 'train', trained_on))
     if path is None: raise StoryError(f'{run} names no story file; name one: --data stories.h5')
     file = StoryFile(path)
-    if 'stories' in settings and not holds_stories(path, 'train', settings['stories']):
-        raise StoryError(f'{path} does not hold the stories that {run} was trained on; name the file to draw: --data')
+    if 'stories' in settings and not holds_stories(path, 'train', trained_on):
+        raise StoryError(f'{path} does not hold the stories that {run} was trained on; name the '
+                         'file to draw: --data')
     return file[split]
 
 # %% ../../nbs/cli/69_draw.ipynb #49664740
 def draw_stories(
-    run:Path, data:str|None, split:str, # Run folder or pipeline; story file and its split
-    s:dict, sampling:SamplingSettings,  # The run's settings; how to draw
-    batch_size:int, limit:int|None,     # Stories drawn at once, and in all
-    sets:int=1, fast:bool=False,        # Sets of drawings; whether to compile first
-    out:str=None, dry_run:bool=False,   # Folder for `drawn/`, default: the run; whether only to check
-):
+    run:Path,           # Run folder, or a pipeline folder
+    data:str|None,      # Story file; default: the one that the settings name
+    split:str,          # Of the story file
+    settings:dict,      # Of `run_settings`
+    sampling:SamplingSettings,
+    *,
+    batch_size:int=16,  # Stories drawn together
+    limit:int=None,     # Only the first so many stories
+    sets:int=1,         # Sets of drawings
+    fast:bool=False,    # Compile first
+    out:str=None,       # Folder for `drawn/`; default: the run
+    dry_run:bool=False, # Check everything, and draw nothing
+):                      # -> the folder of the first set
     """Draw the first stories of a split into `drawn/`; of several processes, each its share.
 
+    -> the folder of the first set
+
     Args:
-        run (Path): Run folder or pipeline; story file and its split
-        data (str | None): Run folder or pipeline; story file and its split
-        split (str): Run folder or pipeline; story file and its split
-        s (dict): The run's settings; how to draw
-        sampling (SamplingSettings): The run's settings; how to draw
-        batch_size (int): Stories drawn at once, and in all
-        limit (int | None): Stories drawn at once, and in all
-        sets (int, default 1): Sets of drawings; whether to compile first
-        fast (bool, default False): Sets of drawings; whether to compile first
-        out (str, optional): Folder for `drawn/`, default: the run; whether only to check
-        dry_run (bool, default False): Folder for `drawn/`, default: the run; whether only to check
+        run (Path): Run folder, or a pipeline folder
+        data (str | None): Story file; default: the one that the settings name
+        split (str): Of the story file
+        settings (dict): Of `run_settings`
+        batch_size (int, default 16): Stories drawn together
+        limit (int, optional): Only the first so many stories
+        sets (int, default 1): Sets of drawings
+        fast (bool, default False): Compile first
+        out (str, optional): Folder for `drawn/`; default: the run
+        dry_run (bool, default False): Check everything, and draw nothing
     """
     sampling.check()
-    stories, out, (rank, world_size) = stories_to_draw(run, data, split, s), named_folder(out, run), share()
-    pipeline, n = pipeline_folder(run), min(len(stories), limit or len(stories))
+    stories = stories_to_draw(run, data, split, settings)
+    folder = named_folder(out, run)
+    n = min(len(stories), limit or len(stories))
     sampling.check(n, sets)
-    refuse_place(out, pipeline)
-    facts = sampling_facts(pipeline, stories, s, sampling)
-    refuse_other_drawings(out, facts, stories)
-    _note_share(rank, world_size, n)
+    facts = _checked_facts(run, folder, stories, settings, sampling)
+    _note_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
-    pipe._latent_shape(s['resolution'], s['resolution'])
-    if dry_run: return print(f'would draw {counted(n, "story", "stories")} of split {split}; nothing was written')
-    write_record(out/'drawing.json', facts, _hints(out, stories, sets))
-    pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=rank > 0 or None)
-    folders, bad = [out/set_name(j) for j in range(sets)], []
-    for j, folder in enumerate(folders):
-        done = draw_split(pipe, stories, folder, TASKS[s['task']], limit=n, batch=batch_size, rank=rank,
-                          world_size=world_size, seed=sampling.seed + j*APART, **_size(s), **sampling.options())
-        bad += _bad_ones(done, folder, stories.ids[rank:n:world_size], rank)
-    bad = of_all(bad)
-    if bad and rank == 0: raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
-    _say_drawn(folders, stories.ids[:n], rank, world_size)
+    pipe._latent_shape(settings['resolution'], settings['resolution'])
+    if dry_run:
+        count = counted(n, 'story', 'stories')
+        return print(f'would draw {count} of split {split}; nothing was written')
+    write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
+    folders = [folder/set_name(j) for j in range(sets)]
+    bad = of_all(_draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size))
+    if bad and share()[0] == 0:
+        raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
+    _say_drawn(folders, stories.ids[:n])
     return folders[0]
 
 # %% ../../nbs/cli/69_draw.ipynb #d4fa872f
-def _size(s): return dict(height=s['resolution'], width=s['resolution'])
+def _checked_facts(run, folder, stories, settings, sampling):
+    "From what drawings are made; a `StoryError` if they cannot go into this folder."
+    pipeline = pipeline_folder(run)
+    refuse_place(folder, pipeline)
+    facts = sampling_facts(pipeline, stories, settings, sampling)
+    refuse_other_drawings(folder, facts, stories)
+    return facts
 
-def _hints(out, stories, sets): # for drawing.json: where the stories lie, and how many sets were drawn at most
-    return {**path_hints(out, stories.file.path), 'sets': max(sets, read_drawing(out).get('sets', 1))}
+def _hints(folder, stories, sets):
+    "For drawing.json: where the stories lie, and how many sets were drawn at most."
+    most = max(sets, read_drawing(folder).get('sets', 1))
+    return {**path_hints(folder, stories.file.path), 'sets': most}
 
-def _bad_ones(done, folder, mine, rank): # the stories that could not be drawn, and why
-    there = sum(is_drawn(folder, i) for i in mine)
-    done = tqdm(done, folder.name, len(mine), initial=there, unit=' stories', disable=rank > 0 or None)
-    return [f'{story_id} ({frames})' for story_id, frames in done if isinstance(frames, StoryError)]
+def _draw_sets(pipe, stories, folders, settings, sampling, *, n, batch_size):
+    "Draw this process's share of the first `n` stories; which could not be drawn, and why."
+    rank, world_size = share()
+    mine = stories.ids[rank:n:world_size]
+    side = settings['resolution']
+    quiet = rank > 0 or None    # None: bars only show in a terminal
+    pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=quiet)
+    bad = []
+    for j, folder in enumerate(folders):
+        done = draw_split(pipe, stories, folder, TASKS[settings['task']], limit=n, batch=batch_size,
+                          rank=rank, world_size=world_size, seed=sampling.seed + j*APART,
+                          height=side, width=side, **sampling.options())
+        there = sum(is_drawn(folder, story_id) for story_id in mine)
+        bar = tqdm(done, folder.name, len(mine), initial=there, unit=' stories', disable=quiet)
+        for story_id, frames in bar:
+            if isinstance(frames, StoryError): bad.append(f'{story_id} ({frames})')
+    return bad
 
-def _note_share(rank, world_size, n):
+# %% ../../nbs/cli/69_draw.ipynb #f951de68
+def _note_share(n): # a warning if the environment, and not torchrun, divides the stories
+    rank, world_size = share()
     if world_size == 1 or dist.is_torchelastic_launched(): return
     mine = [str(k) for k in range(rank + 1, n + 1, world_size)]
-    shown = ', '.join(mine[:3]) + (', …' if len(mine) > 3 else '')
-    warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown or "none"}: the environment says RANK={rank} '
-                  f'and WORLD_SIZE={world_size}, though torchrun did not start this process; unset both to draw all')
+    shown = ', '.join(mine[:3]) or 'none'
+    if len(mine) > 3: shown += ', …'
+    warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown}: the environment says '
+                  f'RANK={rank} and WORLD_SIZE={world_size}, though torchrun did not start this '
+                  'process; unset both to draw all')
 
-def _say_drawn(folders, ids, rank, world_size):
+def _say_drawn(folders, ids): # how many stories are drawn, if several processes drew them
+    rank, world_size = share()
     if world_size == 1 or rank and dist.is_torchelastic_launched(): return
-    there = sum(is_drawn(folder, i) for folder in folders for i in ids)
-    say(f'{there:,} of {counted(len(ids)*len(folders), "story", "stories")} are drawn in {folders[0].parent}')
+    there = 0
+    for folder in folders: there += sum(is_drawn(folder, story_id) for story_id in ids)
+    stories = counted(len(ids)*len(folders), 'story', 'stories')
+    say(f'{there:,} of {stories} are drawn in {folders[0].parent}')
 
 # %% ../../nbs/cli/69_draw.ipynb #906616bf
 def of_all(mine:list)->list:
-    "What each process has to say. torchrun stops all as soon as one of them fails, so they wait for each other."
+    "The lists of all processes as one. They wait here: torchrun stops all as soon as one fails."
     if not dist.is_torchelastic_launched(): return mine
     dist.init_process_group('gloo', timeout=datetime.timedelta(weeks=1))
-    dist.all_gather_object(every := [None]*dist.get_world_size(), mine)
+    lists = [None for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, mine)
     dist.destroy_process_group()
-    return sum(every, [])
+    return list(chain.from_iterable(lists))

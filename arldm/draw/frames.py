@@ -22,8 +22,8 @@ from .sampling import decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
-    """The slots of the frames so far, each encoded once; of a long story, of the opening and the newest frames.
-    The first frame that is forgotten is a warning.
+    """The slots of the frames so far, each encoded once; of a long story, only those of the first
+    and the newest frames. A warning tells when the first slot is dropped.
 
     Args:
         opening (int, default 1): First frames that are never forgotten; at least the newest frame
@@ -31,9 +31,12 @@ class Memory:
     """
     def __init__(self,
         model:ARLDM,
-        opening:int=1,  # First frames that are never forgotten; at least the newest frame has room beside them
+        # First frames that are never forgotten; at least the newest frame has room beside them
+        opening:int=1,
     ):
-        self.model, self.slots, self.real = model, [], []
+        self.model = model
+        self.slots = []    # of each frame, (B, S, D')
+        self.real = []     # of each frame, which tokens of the slot are no padding, bool (B, S)
         self.room = max(1, model.history.config.n_slots - 1)
         self.kept = min(opening, self.room - 1)
         self.forgetting = False
@@ -55,17 +58,18 @@ def _forget(self:Memory):
     if not self.forgetting:
         seen = f'the newest {self.room - self.kept}'
         if self.kept: seen = f'the first {self.kept} and {seen}'
-        warnings.warn(f'a story has more frames than the model has slots for: of the frames before it, each sees '
-                      f'only {seen}, and forgets the others; to remember all, train with --n-slots and the '
-                      'number of frames', stacklevel=3)
+        warnings.warn('a story has more frames than the model has slots for: of the frames before '
+                      f'it, each sees only {seen}, and forgets the others; to remember all, train '
+                      'with --n-slots and the number of frames', stacklevel=3)
     self.forgetting = True
-    del self.slots[self.kept], self.real[self.kept]
+    del self.slots[self.kept]
+    del self.real[self.kept]
 
 def preprocess_frame(
     frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
     side:int,            # Memory encoder's picture size
 )->Tensor:               # float (n, 3, side, side), CLIP-normalised
-    """Frames as the memory encoder wants them, whatever their size.
+    """Frames of any size as the memory encoder takes them.
 
     Args:
         frames (list | Tensor): n PIL pictures, or uint8 (n, 3, H, W)
@@ -74,8 +78,8 @@ def preprocess_frame(
     Returns:
         Tensor: float (n, 3, side, side), CLIP-normalised
     """
-    ims = [as_picture(f).resize((side, side), Image.BILINEAR) for f in frames]
-    return to_memory(pixels(ims))
+    pictures = [as_picture(frame).resize((side, side), Image.BILINEAR) for frame in frames]
+    return to_memory(pixels(pictures))
 
 # %% ../../nbs/draw/40_frames.ipynb #593919d8
 @patch
@@ -91,28 +95,53 @@ def see(self:Memory,
         tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
         null_cond (tuple, optional): (null caption, null slot), each (S, D), for the null condition
     """
-    (B, S), N, model = tokens['caption_ids'].shape, len(self), self.model
-    if null_cond: caption, slots = null_cond[0].expand(B, -1, -1), [null_cond[1].expand(B, -1, -1)]*N
+    model = self.model
+    B, S = tokens['caption_ids'].shape
+    N = len(self)
+    if null_cond:
+        null_caption, null_slot = null_cond
+        caption = null_caption.expand(B, -1, -1)
+        slots = [null_slot.expand(B, -1, -1) for _ in range(N)]
     else:
         caption = model.encode_captions(tokens)
         slots = self.slots
-    past = torch.stack(slots, 1) if N else caption.new_zeros(B, 0, S, model.slot_width)    # (B, N, S, D')
-    real = torch.stack(self.real, 1) if N else tokens['memory_real'].new_zeros(B, 0, S)    # (B, N, S)
-    every, dropped = torch.ones(1, N, dtype=torch.bool), torch.full((B, 1), bool(null_cond), device=caption.device)
-    visible = context_visible(tokens['caption_real'][:, None], real, every, dropped)
+    if N:
+        past = torch.stack(slots, 1)        # (B, N, S, D')
+        real = torch.stack(self.real, 1)    # (B, N, S)
+    else:
+        past = caption.new_zeros(B, 0, S, model.slot_width)
+        real = tokens['memory_real'].new_zeros(B, 0, S)
+    every_slot = torch.ones(1, N, dtype=torch.bool)
+    dropped = torch.full((B, 1), bool(null_cond), device=caption.device)
+    visible = context_visible(tokens['caption_real'][:, None], real, every_slot, dropped)
     return model.history(caption[:, None], past[:, None]), visible
 
-def pad_context(context:Tensor, visible:Tensor, tokens:int) -> tuple: # context (B, tokens, D), visible bool (B, tokens)
+def pad_context(
+    context:Tensor,  # (B, tokens, D)
+    visible:Tensor,  # bool (B, tokens)
+    n_tokens:int,    # How many there shall be
+)->tuple:            # context (B, n_tokens, D), visible bool (B, n_tokens)
     """Pad a context with hidden tokens.
 
+    Args:
+        context (Tensor): (B, tokens, D)
+        visible (Tensor): bool (B, tokens)
+        n_tokens (int): How many there shall be
+
     Returns:
-        tuple: context (B, tokens, D), visible bool (B, tokens)
+        tuple: context (B, n_tokens, D), visible bool (B, n_tokens)
     """
-    more = tokens - visible.shape[1]
+    more = n_tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
 
 # %% ../../nbs/draw/40_frames.ipynb #6a2f8445
-def _most(model, tokens): return (1 + model.history.config.n_slots)*tokens['caption_ids'].shape[1]
+def _most_tokens(model, caption): # of a context: a caption and all slots
+    return (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
+
+def _number_of_leading(given): # how many of the first frames are given
+    n = 0
+    while n in given: n += 1
+    return n
 
 # %% ../../nbs/draw/40_frames.ipynb #b00b108b
 @torch.no_grad()
@@ -121,13 +150,16 @@ def draw_frames(
     scheduler,             # Of `make_scheduler`, or any other of diffusers
     captions,              # For each story frame: ids and masks, each (B, S)
     noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
-    given:dict={},         # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
-    *, opening:int=None,   # How many of the first frames are never forgotten; default: those given, at least one
+    # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
+    given:dict={},
+    *,
+    # How many of the first frames are never forgotten; default: those given, at least one
+    opening:int=None,
     null_cond:tuple=None,  # `model.null_cond()`, if it is known already
     guidance_scale:float=7.5, num_inference_steps:int=50, # As for `denoise`, and so are these:
     guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, graphs:bool=False,
     generator=None, on_step=None, # One per story; called with (i, t, z) after every step
-):                         # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
+): # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
     """Draw stories side by side, one frame of each at a time.
 
     -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
@@ -146,21 +178,27 @@ def draw_frames(
         generator (optional): One per story; called with (i, t, z) after every step
         on_step (optional): One per story; called with (i, t, z) after every step
     """
-    first = next(k for k in range(len(given) + 1) if k not in given)
-    memory, before, noise = Memory(model, max(1, first) if opening is None else opening), None, iter(noise)
-    if guidance_scale != 1 and null_cond is None: null_cond = model.null_cond()
+    if opening is None: opening = max(1, _number_of_leading(given))
+    memory = Memory(model, opening)
+    next_noise = iter(noise)
+    guided = guidance_scale != 1
+    if guided and null_cond is None: null_cond = model.null_cond()
+    before = None    # pictures and caption of the frame before
     for k, caption in enumerate(captions):
         if before: memory.add(*before)
-        if k in given: before = given[k], caption
-        else:
-            cond, uncond = memory.see(caption), memory.see(caption, null_cond) if guidance_scale != 1 else None
-            if plain: cond, uncond = (x and pad_context(*x, _most(model, caption)) for x in (cond, uncond))
-            z = denoise(model, scheduler, next(noise), cond, uncond, guidance_scale, num_inference_steps,
-                        generator=generator, on_step=on_step, guidance_interval=guidance_interval, reuse=reuse,
-                        plain=plain, graphs=graphs)
-            frame = decode_latents(model, z)
-            yield z, frame
-            before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
+        if k in given:
+            before = given[k], caption
+            continue
+        cond = memory.see(caption)
+        uncond = memory.see(caption, null_cond) if guided else None
+        if plain: cond = pad_context(*cond, _most_tokens(model, caption))
+        if plain and guided: uncond = pad_context(*uncond, _most_tokens(model, caption))
+        z = denoise(model, scheduler, next(next_noise), cond, uncond, guidance_scale,
+                    num_inference_steps, generator=generator, on_step=on_step, reuse=reuse,
+                    guidance_interval=guidance_interval, plain=plain, graphs=graphs)
+        frame = decode_latents(model, z)
+        yield z, frame
+        before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
 
 # %% ../../nbs/draw/40_frames.ipynb #37a2cba8
 def initial_noise(
@@ -175,4 +213,6 @@ def initial_noise(
         generators (list): One `torch.Generator` per story
         shape (tuple): (4, h, w)
     """
-    while True: yield torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
+    while True:
+        noise = [torch.randn(shape, generator=g, device=g.device) for g in generators]
+        yield torch.stack([z.cpu() for z in noise])

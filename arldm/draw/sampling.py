@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'FEW', 'make_scheduler', 'set_timesteps', 'CachedProjection', 'cached_keys_values', 'conv_as_matmul',
-           'deep_feature_reuse', 'GraphCallable', 'denoise', 'decode_latents']
+           'CachedBlocks', 'deep_feature_reuse', 'GraphCallable', 'GuidedUNet', 'denoise', 'decode_latents']
 
 # %% ../../nbs/draw/39_sampling.ipynb #d0f1812d
 import inspect
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import SimpleNamespace
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UniPCMultistepScheduler
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler,
+                       UniPCMultistepScheduler)
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +32,9 @@ SCHEDULERS = {'ddim': partial(DDIMScheduler, clip_sample=False, set_alpha_to_one
               'unipc': partial(UniPCMultistepScheduler, **_noise)}
 
 def make_scheduler(
-    name:str,   # Key of `SCHEDULERS`
-    like:dict|None=None, # Configuration of the scheduler or noise schedule that the model was trained with
+    name:str, # Key of `SCHEDULERS`
+    # Configuration of the scheduler or noise schedule that the model was trained with
+    like:dict|None=None,
 ):
     """A scheduler by name.
 
@@ -41,148 +43,213 @@ def make_scheduler(
         like (dict | None, optional): Configuration of the scheduler or noise schedule that the
             model was trained with
     """
-    config = {k: like[k] for k in ('prediction_type', 'rescale_betas_zero_snr') if like and like.get(k)}
-    if 'rescale_betas_zero_snr' in config: config['timestep_spacing'] = 'trailing' # begins where all is noise
-    try: return SCHEDULERS[one_of('scheduler', name, SCHEDULERS)](**config)
+    make = SCHEDULERS[one_of('scheduler', name, SCHEDULERS)]
+    config = {}
+    for key in 'prediction_type', 'rescale_betas_zero_snr':
+        if like and like.get(key): config[key] = like[key]
+    # with zero SNR, the first step is the last timestep, where all is noise
+    if 'rescale_betas_zero_snr' in config: config['timestep_spacing'] = 'trailing'
+    try: return make(**config)
     except TypeError:
-        raise StoryError(f'{name} cannot begin in pure noise, as this model does; take ddim or dpm++') from None
+        raise StoryError(f'{name} cannot begin in pure noise, as this model does; take ddim or '
+                         'dpm++') from None
 
 # %% ../../nbs/draw/39_sampling.ipynb #a5f79c60
-FEW = 3  # steps; with so few, DDIM and PNDM begin at the last time instead of at 1000 − 1000/n
+# With at most so many steps, DDIM and PNDM begin at the last timestep instead of at 1000 − 1000/n.
+FEW = 3
 
 def set_timesteps(
-    scheduler,    # Of `make_scheduler`; any other of diffusers keeps its own times
+    scheduler,    # Of `make_scheduler`; any other of diffusers keeps its own timesteps
     steps:int,    # Denoising steps
-    device=None,  # Where the times are needed
+    device=None,  # Where the timesteps are needed
 ):
-    """Lay out the steps of a scheduler; a `StoryError` if so many cannot be drawn.
+    """Set the timesteps of a scheduler; a `StoryError` if it cannot make so many steps.
 
     Args:
-        scheduler: Of `make_scheduler`; any other of diffusers keeps its own times
+        scheduler: Of `make_scheduler`; any other of diffusers keeps its own timesteps
         steps (int): Denoising steps
-        device (optional): Where the times are needed
+        device (optional): Where the timesteps are needed
     """
     try: scheduler.set_timesteps(steps, device=device)
     except ValueError as e: raise StoryError(f'{steps} steps: {first_line(e)}') from None
     name = _leading_name(scheduler)
     if name and steps <= FEW:
         stride = scheduler.config.num_train_timesteps//steps
-        times = [stride*k - 1 for k in range(steps, 0, -1)]               # 2 steps: 999, 499
-        if name == 'pndm': times = times[:2] + times[1:]                  # it calls the UNet twice at the second
-        scheduler.timesteps = torch.tensor(times, device=device)
+        timesteps = [stride*k - 1 for k in range(steps, 0, -1)]    # 2 steps: 999, 499
+        # PNDM calls the UNet twice at its second timestep
+        if name == 'pndm': timesteps = timesteps[:2] + timesteps[1:]
+        scheduler.timesteps = torch.tensor(timesteps, device=device)
     if 'timestep_spacing' in scheduler.config and float(scheduler.timesteps[0]) <= 1:
-        kind, first = type(scheduler).__name__, int(scheduler.timesteps[0])
-        raise StoryError(f'{steps} step of {kind} would begin at time {first}, where nothing is noise; take more '
-                         "steps, or timestep_spacing='trailing'")
+        kind = type(scheduler).__name__
+        first = int(scheduler.timesteps[0])
+        raise StoryError(f'{steps} step of {kind} would begin at time {first}, where nothing is '
+                         "noise; take more steps, or timestep_spacing='trailing'")
 
-def _leading_name(scheduler): # 'ddim' or 'pndm', if `make_scheduler` makes one like this; else ''
+def _leading_name(scheduler):
+    "'ddim' or 'pndm' if the scheduler is configured as `make_scheduler` does it, else ''."
     name = {DDIMScheduler: 'ddim', PNDMScheduler: 'pndm'}.get(type(scheduler), '')
     if not name or scheduler.config.timestep_spacing != 'leading': return ''
     ours = make_scheduler(name, scheduler.config).config
-    same = all(scheduler.config.get(k) == v for k, v in ours.items() if not k.startswith('_'))
-    return name if same else ''
+    for key, value in ours.items():
+        if not key.startswith('_') and scheduler.config.get(key) != value: return ''
+    return name
 
 # %% ../../nbs/draw/39_sampling.ipynb #98d490f7
 class CachedProjection(nn.Module):
     "Takes the place of a projection to keys or values, and returns the cached ones."
-    def forward(self, context): return self.cached                                      # (B, tokens, width)
+    def forward(self, context): return self.cached    # (B, tokens, width)
 
 @contextmanager
-def cached_keys_values(unet:nn.Module): # -> yields `announce(context)`
-    """Within the block, cross-attention uses the keys and values of the context announced last.
+def cached_keys_values(unet:nn.Module): # -> yields `set_context(context)`
+    """Within the block, cross-attention uses the keys and values of the context that was set last.
 
-    -> yields `announce(context)`
+    -> yields `set_context(context)`
     """
-    hook = getattr(unet, '_hf_hook', None)                                               # of parts that wait on the CPU
+    # a UNet that is offloaded to the CPU comes to the GPU first
+    hook = getattr(unet, '_hf_hook', None)
     if hasattr(hook, 'pre_forward'): hook.pre_forward(unet)
-    places = [(m, k) for name, m in unet.named_modules() if name.endswith('attn2') for k in ('to_k', 'to_v')]
-    layers = [getattr(*place) for place in places]
-    for place in places: setattr(*place, CachedProjection())
-    def announce(context):
-        for place, layer in zip(places, layers): getattr(*place).cached = layer(context)
-    try: yield announce
+    attentions = [module for name, module in unet.named_modules() if name.endswith('attn2')]
+    replaced = []    # (module, name, projection)
+    for attention in attentions:
+        for name in 'to_k', 'to_v':
+            replaced.append((attention, name, getattr(attention, name)))
+            setattr(attention, name, CachedProjection())
+    def set_context(context):
+        for attention, name, projection in replaced:
+            getattr(attention, name).cached = projection(context)
+    try: yield set_context
     finally:
-        for place, layer in zip(places, layers): setattr(*place, layer)
+        for attention, name, projection in replaced: setattr(attention, name, projection)
 
 # %% ../../nbs/draw/39_sampling.ipynb #7d534028
 @contextmanager
-def _instead(modules, wrap): # wrap(module, forward) -> another forward
-    before = [vars(m).get('forward') for m in modules]                                   # of who else has been here
+def _replaced_forward(modules, wrap):
+    "Within the block, `wrap(module, forward)` takes the place of each module's `forward`."
+    before = [vars(m).get('forward') for m in modules]    # of those that were replaced already
     for m in modules: m.forward = wrap(m, m.forward)
     try: yield
     finally:
-        for m, old in zip(modules, before):
+        for m, forward in zip(modules, before):
             del m.forward
-            if old: m.forward = old
+            if forward: m.forward = forward
+
+def _is_plain_3x3(module):
+    "Whether a module is a 3×3 convolution with bias that changes no size, and is not offloaded."
+    if not isinstance(module, nn.Conv2d) or module.bias is None or hasattr(module, '_hf_hook'):
+        return False
+    return (module.kernel_size == (3, 3) and module.padding == (1, 1) and module.stride == (1, 1)
+            and module.dilation == (1, 1) and module.groups == 1)
 
 def conv_as_matmul(unet:nn.Module): # a context manager
     """Within the block, 3×3 convolutions of fewer pixels than channels are matrix products.
 
     a context manager
     """
-    def product(conv, plain):
-        def forward(x):                                                                  # (n, in, h, w)
-            if x.shape[0]*x.shape[2]*x.shape[3] >= conv.out_channels: return plain(x)
-            out = conv.weight.flatten(1)@F.unfold(x, 3, padding=1)                       # (n, out, h·w)
+    def as_matmul(conv, convolve):
+        def forward(x): # (n, in, h, w)
+            if x.shape[0]*x.shape[2]*x.shape[3] >= conv.out_channels: return convolve(x)
+            out = conv.weight.flatten(1)@F.unfold(x, 3, padding=1)    # (n, out, h·w)
             return out.unflatten(2, x.shape[2:]) + conv.bias[:, None, None]
         return forward
-    fits = dict(kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
-    return _instead([m for m in unet.modules() if isinstance(m, nn.Conv2d) and m.bias is not None
-                     and not hasattr(m, '_hf_hook') and all(getattr(m, k) == v for k, v in fits.items())], product)
+    return _replaced_forward([m for m in unet.modules() if _is_plain_3x3(m)], as_matmul)
 
 # %% ../../nbs/draw/39_sampling.ipynb #a770b9c6
-@contextmanager
-def deep_feature_reuse(unet:nn.Module): # -> yields `refresh(whether)`
-    """Within the block, all but the outermost blocks return their last output again, unless they are to refresh it.
-
-    -> yields `refresh(whether)`
-    """
-    new = [True]
-    def cached(block, forward):
-        features = []
-        def cached_forward(*args, **kw):
-            if new[0]: features[:] = [forward(*args, **kw)]
-            return features[0]
+class CachedBlocks:
+    "Blocks that return their last output again, except while `refresh` is true."
+    def __init__(self): self.refresh = True
+    def wrap(self, block, forward): # -> another `forward`
+        output = None
+        def cached_forward(*args, **kwargs):
+            nonlocal output
+            if self.refresh: output = forward(*args, **kwargs)
+            return output
         return cached_forward
-    with _instead([*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]], cached):
-        yield lambda whether: new.__setitem__(0, whether)
+
+@contextmanager
+def deep_feature_reuse(unet:nn.Module): # -> yields `CachedBlocks`
+    """Within the block, all but the outermost blocks can return their last output again.
+
+    -> yields `CachedBlocks`
+    """
+    cache = CachedBlocks()
+    deep_blocks = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
+    with _replaced_forward(deep_blocks, cache.wrap): yield cache
 
 # %% ../../nbs/draw/39_sampling.ipynb #508b079a
 class GraphCallable:
     "Calls `predict` once, records the second call as a CUDA graph, and replays it from then on."
-    def __init__(self, predict): self.predict, self.calls, self.graph = predict, 0, None
+    def __init__(self, predict):
+        self.predict = predict
+        self.calls = 0
+
     def __call__(self, x, t, context, visible): # -> (n, 4, h, w)
         self.calls += 1
-        if self.calls == 1: return self.predict(x, t, context, visible)                  # compiles what is not yet
-        if self.calls == 2:
-            self.x, self.t, self.graph = x.clone(), t.clone(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph): self.output = self.predict(self.x, self.t, context, visible)
-        self.x.copy_(x), self.t.copy_(t)
+        # the first call compiles what is not compiled yet
+        if self.calls == 1: return self.predict(x, t, context, visible)
+        if self.calls == 2: self._record(x, t, context, visible)
+        self.x.copy_(x)
+        self.t.copy_(t)
         self.graph.replay()
         return self.output.clone()
 
+    def _record(self, x, t, context, visible):
+        self.x = x.clone()
+        self.t = t.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = self.predict(self.x, self.t, context, visible)
+
 # %% ../../nbs/draw/39_sampling.ipynb #9e2557b5
-@contextmanager
-def _unet_calls(model, cond, uncond, reuse, plain, graphs): # -> yields `call_unet(x, t, guided)`
-    "A function that calls the UNet, with what is cached between the steps of one frame."
-    both = cond if uncond is None else tuple(torch.cat(pair) for pair in zip(uncond, cond))
-    contexts = {guided: c if plain else pack_visible(*c) for guided, c in ((False, cond), (True, both))}
-    now, disabled = SimpleNamespace(calls=0, guided=None), nullcontext(lambda _: None)
-    keys = disabled if plain else cached_keys_values(model.unet)
-    convolutions = disabled if plain or contexts[False][0].is_cuda else conv_as_matmul(model.unet)
-    deep = disabled if plain or reuse == 1 else deep_feature_reuse(model.unet)
-    with keys as announce, convolutions, deep as refresh:
-        def call_unet(x, t, guided):
-            turned = guided != now.guided
-            if turned:
-                announce(contexts[guided][0])
-                now.guided = guided
-                now.predict = GraphCallable(model.predict) if graphs and reuse == 1 else model.predict
-            refresh(turned or now.calls % reuse == 0)
-            now.calls += 1
-            x = x.to(contexts[guided][0].dtype)
-            return now.predict(torch.cat([x, x]) if guided else x, t, *contexts[guided]).float()
-        yield call_unet
+class GuidedUNet:
+    "The UNet with the conditions of one frame; what is the same in several steps is cached."
+    def __init__(self, model, cond, uncond=None, *, reuse=1, plain=False, graphs=False):
+        self.model = model
+        self.reuse = reuse
+        self.plain = plain
+        self.record_graphs = graphs and reuse == 1
+        self.conditions = {False: cond}    # whether a step is guided: (context, visible)
+        if uncond is not None:
+            self.conditions[True] = tuple(torch.cat(pair) for pair in zip(uncond, cond))
+        if not plain:
+            for guided, condition in self.conditions.items():
+                self.conditions[guided] = pack_visible(*condition)
+        self.guided = None                 # whether the condition that is set is for guidance
+        self.cache_keys_values = None      # of `cached_keys_values`
+        self.deep_features = None          # of `deep_feature_reuse`
+        self.calls = 0
+
+    @contextmanager
+    def caching(self):
+        "Within the block, the caches work; the UNet is as before afterwards."
+        unet = self.model.unet
+        with ExitStack() as stack:
+            if not self.plain:
+                self.cache_keys_values = stack.enter_context(cached_keys_values(unet))
+                if not self.conditions[False][0].is_cuda: stack.enter_context(conv_as_matmul(unet))
+                if self.reuse != 1:
+                    self.deep_features = stack.enter_context(deep_feature_reuse(unet))
+            yield self
+
+# %% ../../nbs/draw/39_sampling.ipynb #b7d8b820
+@patch
+def set_condition(self:GuidedUNet, guided:bool):
+    "Make the next calls with the null condition beside the frame's own, or without it."
+    self.guided = guided
+    self.condition = self.conditions[guided]
+    if self.cache_keys_values: self.cache_keys_values(self.condition[0])
+    self.predict = GraphCallable(self.model.predict) if self.record_graphs else self.model.predict
+
+@patch
+def __call__(self:GuidedUNet, x:Tensor, t:Tensor, guided:bool) -> Tensor:
+    "The model's output in float32; with guidance, that of the null condition comes first."
+    changed = guided != self.guided
+    if changed: self.set_condition(guided)
+    if self.deep_features: self.deep_features.refresh = changed or self.calls % self.reuse == 0
+    self.calls += 1
+    context, visible = self.condition
+    x = x.to(context.dtype)
+    if guided: x = torch.cat([x, x])
+    return self.predict(x, t, context, visible).float()
 
 # %% ../../nbs/draw/39_sampling.ipynb #6c136360
 def denoise(
@@ -195,8 +262,10 @@ def denoise(
     num_inference_steps:int=50, # Denoising steps; PNDM calls the UNet once more
     *, generator=None,     # One per story, for schedulers that add noise
     on_step=None,          # Called with (i, t, z) after every step; may return other latents
-    guidance_interval:tuple=(0, 1), # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
-    reuse:int=1,           # Refresh deep features only in every so many steps; 1 = always, more = approximate
+    # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
+    guidance_interval:tuple=(0, 1),
+    # Refresh deep features only in every so many steps; 1 = always, more = approximate
+    reuse:int=1,
     plain:bool=False,      # Compute everything again in every step; the same latents, slower
     graphs:bool=False,     # Record the UNet's calls, on a CUDA GPU and where `reuse` is 1
 )->Tensor:                 # float32 (B, 4, h, w) latents
@@ -223,23 +292,26 @@ def denoise(
         Tensor: float32 (B, 4, h, w) latents
     """
     set_timesteps(scheduler, num_inference_steps, z.device)
-    extra = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
-    z, n = z.float()*scheduler.init_noise_sigma, len(scheduler.timesteps)
+    step_options = {}
+    if 'generator' in inspect.signature(scheduler.step).parameters:
+        step_options['generator'] = generator
+    z = z.float()*scheduler.init_noise_sigma
     begin, end = guidance_interval
-    guided = [uncond is not None and begin <= i/n < end for i in range(n)]
-    with _unet_calls(model, cond, uncond, reuse, plain, graphs) as call_unet:
+    guided_unet = GuidedUNet(model, cond, uncond, reuse=reuse, plain=plain, graphs=graphs)
+    with guided_unet.caching() as unet:
         for i, t in enumerate(scheduler.timesteps):
-            model_output = call_unet(scheduler.scale_model_input(z, t), t, guided[i])
-            if guided[i]:
+            guided = uncond is not None and begin <= i/len(scheduler.timesteps) < end
+            model_output = unet(scheduler.scale_model_input(z, t), t, guided)
+            if guided:
                 pred_uncond, pred_cond = model_output.chunk(2)
                 model_output = pred_uncond + guidance_scale*(pred_cond - pred_uncond)
-            z = scheduler.step(model_output, t, z, **extra).prev_sample
+            z = scheduler.step(model_output, t, z, **step_options).prev_sample
             if on_step: z = on_step(i, t, z)
     return z
 
 # %% ../../nbs/draw/39_sampling.ipynb #8ba73d12
 def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
-    """Latents to pictures; a `StoryError` if there is a number among them that is not finite.
+    """Latents to pictures; a `StoryError` if one of their values is not finite.
 
     Returns:
         Tensor: uint8 (B, 3, H, W)

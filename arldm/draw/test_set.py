@@ -70,6 +70,7 @@ def draw_split(
         seed (int, default 0): Story `i` of the split has `seed + i`
         rank (int, default 0): Which of several processes this is, from 0
         world_size (int, default 1): How many there are; stories are dealt out like cards
+        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
     """
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                     guidance_interval=guidance_interval, reuse=reuse, plain=plain,
