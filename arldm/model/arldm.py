@@ -351,49 +351,6 @@ def frame_losses(self:ARLDM,
     if predicts_v and (snr_gamma or weighting != 'none'): weight = weight*alpha
     return error*weight
 
-# %% ../../nbs/model/28_loss.ipynb #a7d89d0b
-@patch
-def frame_losses(self:ARLDM,
-    z:Tensor,              # (n, 4, h, w) latents, story-major
-    noise:Tensor,          # (n, 4, h, w)
-    t:Tensor,              # int64 (n,)
-    context:Tensor,        # (n, tokens, D)
-    visible:Tensor,        # bool (n, tokens)
-    *, weighting:str='none',  # Key of `LOSS_WEIGHTS`
-    snr_gamma:float=0.,    # Above 0: Min-SNR weights with this gamma instead
-    pack_context:bool=False, # Leave out tokens that no frame may see
-)->Tensor:                 # (n,) one loss per frame
-    """Mean squared error of the prediction, per frame.
-
-    Args:
-        z (Tensor): (n, 4, h, w) latents, story-major
-        noise (Tensor): (n, 4, h, w)
-        t (Tensor): int64 (n,)
-        context (Tensor): (n, tokens, D)
-        visible (Tensor): bool (n, tokens)
-        weighting (str, default 'none'): Key of `LOSS_WEIGHTS`
-        snr_gamma (float, default 0.0): Above 0: Min-SNR weights with this gamma instead
-        pack_context (bool, default False): Leave out tokens that no frame may see
-
-    Returns:
-        Tensor: (n,) one loss per frame
-    """
-    if pack_context: context, visible = pack_visible(context, visible)
-    schedule = self.noise_scheduler
-    noisy = schedule.add_noise(z, noise, t)
-    # Chapter freeze says what goes wrong without this on a CPU
-    if noisy.device.type == 'cpu' and torch.is_grad_enabled(): noisy.requires_grad_()
-    predicts_v = schedule.config.prediction_type == 'v_prediction'
-    target = schedule.get_velocity(z, noise, t) if predicts_v else noise
-    model_output = self.predict(noisy, t, context, visible)
-    error = F.mse_loss(model_output.float(), target.float(), reduction='none').mean((1, 2, 3))
-    alpha = schedule.alphas_cumprod.to(t.device)[t]
-    snr = alpha/(1 - alpha)
-    weight = min_snr(snr, snr_gamma) if snr_gamma else LOSS_WEIGHTS[weighting](snr)
-    # The weights are for errors of the noise; the squared error of v is 1/alpha times as large
-    if predicts_v and (snr_gamma or weighting != 'none'): weight = weight*alpha
-    return error*weight
-
 # %% ../../nbs/model/28_loss.ipynb #1dfbc27b
 @patch
 def random_inputs(self:ARLDM,
@@ -484,17 +441,6 @@ def loss(self:ARLDM,
 @patch
 def _batch_condition(self:ARLDM, batch, n_given, dropped): # -> context, visible
     "`condition` of the stories of a batch, with what is encoded already."
-    device = self.device
-    tokens = {k: batch[k].to(device) for k in TOKENS}
-    encoded = {k: batch[k].to(device) for k in KNOWN if k in batch}
-    memory = None
-    # No frame sees the last picture
-    if 'memory' in batch: memory = to_memory(batch['memory'][:, :-1].to(device))
-    return self.condition(tokens, memory, n_given, dropped, **encoded)
-
-# %% ../../nbs/model/28_loss.ipynb #0b9c8a69
-@patch
-def _batch_condition(self:ARLDM, batch, n_given, dropped): # -> context and visible, as from `condition`
     device = self.device
     tokens = {k: batch[k].to(device) for k in TOKENS}
     encoded = {k: batch[k].to(device) for k in KNOWN if k in batch}

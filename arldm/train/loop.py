@@ -158,25 +158,6 @@ def _backward(state, batch, generators): # -> the mean loss of this process's st
         total = total + part_loss.detach()
     return total
 
-# %% ../../nbs/train/37_loop.ipynb #4aacd0ee
-def _backward(state, batch, generators): # -> the mean loss of this process's stories
-    "Loss and gradients of one step, `s.train_batch_size` stories at a time."
-    acc, s = state.acc, state.s
-    options = _loss_options(s)
-    size = s.train_batch_size
-    total = 0.
-    for start in range(0, len(generators), size):
-        part = {k: v[start:start + size] for k, v in batch.items()}
-        last = start + size == len(generators)
-        # Processes exchange their gradients only after the last part
-        with contextlib.nullcontext() if last else acc.no_sync(state.wrapped):
-            with acc.autocast():
-                part_loss = state.wrapped(part, generators[start:start + size], **options)
-                part_loss = part_loss/s.gradient_accumulation_steps
-            acc.backward(part_loss)
-        total = total + part_loss.detach()
-    return total
-
 # %% ../../nbs/train/37_loop.ipynb #4b7b6423
 def _step(state, k, lr, batch, start): # -> a record
     "Step `k` of `train_steps`, counted from 0; `start` is when fetching its batch began."
