@@ -8,6 +8,7 @@ __all__ = ['SHARD', 'frozen_parts', 'frozen_inputs', 'encode_inputs', 'check_cac
 
 # %% ../../nbs/train/33_cache.ipynb #7a13f67b
 import hashlib, json, warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,64 +23,80 @@ from ..core import StoryError, first_line
 from ..files.atomic import atomic_path, create_json, load_json
 from ..files.pictures import decode
 from ..data.dataset import StoryDataset, pixels, to_memory
-from ..model.arldm import ARLDM
+from ..model.arldm import ARLDM, trained_weights
 from .digest import (data_digest, part_digest, tensors_digest, vocabulary_digest,
                                 weights_digest)
 
 # %% ../../nbs/train/33_cache.ipynb #8ef6133b
-def frozen_parts(model:ARLDM) -> dict: # Of moments, captions and slots -> the part that computes them
+def frozen_parts(model:ARLDM) -> dict: # 'moments', 'captions', 'slots' -> what computes them
     """The parts whose features can be cached.
 
     Returns:
-        dict: Of moments, captions and slots -> the part that computes them
+        dict: 'moments', 'captions', 'slots' -> what computes them
     """
     parts = dict(moments=model.vae, captions=model.text_encoder, slots=model.memory_encoder)
-    return {kind: p for kind, p in parts.items() if not any(w.requires_grad for w in p.parameters())}
+    return {kind: part for kind, part in parts.items() if not trained_weights(part)}
 
 # %% ../../nbs/train/33_cache.ipynb #fdb8c53d
 def frozen_inputs(
     stories:StoryDataset,  # With `crops`, or not for training
-)->dict:                   # moments: (row, crop), captions: (caption,), slots: (row, crop, caption), each sorted
-    """All inputs that training on these stories will ever encode.
+)->dict:                   # moments: (row, crop), captions: (caption,), slots: (row, crop, caption)
+    """All inputs that training on these stories will ever encode, each kind sorted.
 
     Args:
         stories (StoryDataset): With `crops`, or not for training
 
     Returns:
-        dict: moments: (row, crop), captions: (caption,), slots: (row, crop, caption), each sorted
+        dict: moments: (row, crop), captions: (caption,), slots: (row, crop, caption)
     """
-    crops = (stories.crops or _uncut()) if stories.train else 1
-    found = dict(moments=set(), captions=set(), slots=set())
+    if stories.train and not stories.crops:
+        raise StoryError('crops that are always new cannot be cached; fix their number, crops=4')
+    moments, captions, slots = set(), set(), set()
     for i in range(len(stories)):
-        texts, rows = stories.split.captions(i), stories.split.rows(i)
-        for k, (caption, pictures) in enumerate(zip(texts, rows.reshape(len(rows), -1).tolist())):
-            pictures = [r for r in pictures if r >= 0][:None if stories.train or stories.legacy else 1]
-            squares = [(r, c) for r in pictures for c in range(crops)]
-            found['moments'].update(squares)
-            found['captions'].add((caption,))
-            if k + 1 < len(texts): found['slots'].update((*s, caption) for s in squares)
-    return {kind: sorted(keys) for kind, keys in found.items()}
+        texts = stories.split.captions(i)
+        rows = stories.split.rows(i)
+        for k, caption in enumerate(texts):
+            cropped = _crops_of(stories, rows[k])
+            moments.update(cropped)
+            captions.add((caption,))
+            # No frame remembers the last one
+            if k + 1 == len(texts): continue
+            for row, crop in cropped: slots.add((row, crop, caption))
+    return dict(moments=sorted(moments), captions=sorted(captions), slots=sorted(slots))
 
-def _uncut(): raise StoryError('crops that are always new cannot be cached; fix their number, crops=4')
+def _crops_of(stories, rows): # (row, crop) of all that a frame with these pictures may show
+    rows = [row for row in rows.ravel().tolist() if row >= 0]
+    if not (stories.train or stories.legacy): rows = rows[:1]
+    found = []
+    for row in rows:
+        for crop in range(stories.crops if stories.train else 1): found.append((row, crop))
+    return found
 
 # %% ../../nbs/train/33_cache.ipynb #3c247832
 def _label(stories, weights, mixed_precision):
     "What the features of a cache were computed from."
-    s, v = stories, stories.vocab
-    return dict(weights=weights, words=vocabulary_digest(v), data=data_digest(s.split), length=v.length,
-                resolution=s.resolution, memory_side=s.memory_side, crops=s.crops if s.train else 'the middle one',
-                legacy=s.legacy, mixed_precision=mixed_precision)
+    s, vocab = stories, stories.vocab
+    return dict(weights=weights, words=vocabulary_digest(vocab), data=data_digest(s.split),
+                length=vocab.length, resolution=s.resolution, memory_side=s.memory_side,
+                crops=s.crops if s.train else 'the middle one', legacy=s.legacy,
+                mixed_precision=mixed_precision)
 
-def _read_label(folder): return load_json(folder/'cache.json', {'weights': {'*': str}, 'mixed_precision': str})
+def _read_label(folder):
+    return load_json(folder/'cache.json', {'weights': {'*': str}, 'mixed_precision': str})
+
+def _short(x): # a digest is shortened for a message
+    return x[:6] + '…' if isinstance(x, str) and len(x) == 32 else x
 
 def _compare(folder, label, old):
     "Refuse features that belong to something else."
-    other = [k for k in label if old.get(k) != label[k]]
-    if not other: return
-    def short(x): return x if not isinstance(x, str) or len(x) != 32 else x[:6] + '…'
-    shown = ', '.join(k if k == 'weights' else f'{k} {short(old.get(k))}, not {short(label[k])}' for k in other)
-    raise StoryError(f'{folder} was computed from other {shown}; name another folder for the cache (--cache), or '
-                     'move it away')
+    other = []
+    for k in label:
+        if old.get(k) == label[k]: continue
+        if k == 'weights': other.append(k)
+        else: other.append(f'{k} {_short(old.get(k))}, not {_short(label[k])}')
+    if other:
+        raise StoryError(f'{folder} was computed from other {", ".join(other)}; name another '
+                         'folder for the cache (--cache), or move it away')
 
 # %% ../../nbs/train/33_cache.ipynb #39fa8596
 @torch.no_grad()
@@ -98,18 +115,31 @@ def encode_inputs(
     Returns:
         list: A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
     """
-    tokens, device = stories.vocab.encode([k[-1] for k in keys]) if kind != 'moments' else {}, model.device
-    tokens = {k: v.to(device) for k, v in tokens.items()}
+    device = model.device
+    if kind != 'moments':
+        tokens = stories.vocab.encode([caption for *_, caption in keys])
+        tokens = {k: v.to(device) for k, v in tokens.items()}
     if kind == 'captions':
-        h = model.encode_captions(tokens)
-        return [x[real] for x, real in zip(h, tokens['caption_real'])]
-    cropped = list(dict.fromkeys(k[:2] for k in keys))                           # one picture may have several captions
-    pictures = {row: _picture(stories.split, row) for row in {row for row, _ in cropped}}
-    seen = pixels([stories.cut(pictures[row], row, crop, kind == 'slots') for row, crop in cropped])
-    if kind == 'moments': return list(model.moments(seen)[:, None])
-    which = torch.tensor([cropped.index(k[:2]) for k in keys], device=device)
-    h = model.encode_slots(to_memory(seen.to(device)), tokens, which)
-    return [x[real] for x, real in zip(h, tokens['memory_real'])]
+        return _real_tokens(model.encode_captions(tokens), tokens['caption_real'])
+    cropped = [key[:2] for key in keys]
+    # One picture may have several captions; it is encoded once
+    different = list(dict.fromkeys(cropped))
+    pictures = _crop_pictures(stories, different, kind == 'slots')
+    if kind == 'moments': return list(model.moments(pictures)[:, None])
+    which = torch.tensor([different.index(c) for c in cropped], device=device)
+    slots = model.encode_slots(to_memory(pictures.to(device)), tokens, which)
+    return _real_tokens(slots, tokens['memory_real'])
+
+def _real_tokens(encoded, real): # (n, S, D), bool (n, S) -> n tensors (tokens, D)
+    return [x[mask] for x, mask in zip(encoded, real)]
+
+def _crop_pictures(stories, cropped, memory): # [(row, crop)] -> uint8 (n, 3, h, w)
+    whole = {}
+    crops = []
+    for row, crop in cropped:
+        if row not in whole: whole[row] = _picture(stories.split, row)
+        crops.append(stories.cut(whole[row], row, crop, memory))
+    return pixels(crops)
 
 def _picture(split, row):
     try: return decode(split.file.picture(row))
@@ -120,20 +150,33 @@ def _picture(split, row):
 # %% ../../nbs/train/33_cache.ipynb #7fbd67df
 SHARD = 512  # inputs per file
 
-def _shards(keys): # kind -> keys; gives (kind, number, keys)
-    return [(kind, at//SHARD, part[at:at + SHARD]) for kind, part in keys.items() for at in range(0, len(part), SHARD)]
+@dataclass(frozen=True)
+class _Shard:
+    "A file of features: those of some inputs of one kind."
+    kind:str
+    number:int
+    keys:list
+
+    def path(self, folder): return _path(folder, self.kind, self.number)
+
+def _shards(inputs): # `frozen_inputs` -> [`_Shard`]
+    found = []
+    for kind, keys in inputs.items():
+        for at in range(0, len(keys), SHARD):
+            found.append(_Shard(kind, at//SHARD, keys[at:at + SHARD]))
+    return found
 
 def _path(folder, kind, number): return folder/f'{kind}-{number:05d}.safetensors'
 
-def _stamp(owner, tensors): # one string, since several entries are not always written in the same order
+def _stamp(owner, tensors): # one string: safetensors writes several entries in no fixed order
     return f'{owner} {tensors_digest(sorted(tensors.items()))}'
 
-def _write(path, tensors, owner): # digest of the label that the features belong to
+def _write(path, tensors, owner): # `owner`: a digest of the label that the features belong to
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp, {'owner': _stamp(owner, tensors)})
     except (OSError, SafetensorError) as e:
-        raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same command '
-                         'again; what is written stays') from None
+        raise StoryError(f'{path}: cannot be written ({first_line(e)}); make room and run the same '
+                         'command again; what is written stays') from None
 
 # %% ../../nbs/train/33_cache.ipynb #5aa71bd4
 def _stamped(path): # what a shard says of itself; '' if it is damaged, or no shard
@@ -143,8 +186,8 @@ def _stamped(path): # what a shard says of itself; '' if it is damaged, or no sh
 def _whole(path, owner):
     "Whether a shard is there, of this owner, and every number in it as it was written."
     if not path.exists(): return False
-    said = _stamped(path)
-    if said and said == _stamp(owner, load_file(path)): return True
+    stamp = _stamped(path)
+    if stamp and stamp == _stamp(owner, load_file(path)): return True
     warnings.warn(f'{path} is damaged or of other weights, and computed again')
     return False
 
@@ -154,7 +197,7 @@ def check_cache(
     folder:str|Path,
     mixed_precision:str='no', # As in `build_cache`
 )->dict:                      # What the features were computed from
-    """A `StoryError` if a folder holds features of something else, or somebody's files; writes nothing.
+    """A `StoryError` if a folder holds other features, or somebody's files; writes nothing.
 
     Args:
         model (ARLDM): Frozen as it will be in training
@@ -164,13 +207,16 @@ def check_cache(
         dict: What the features were computed from
     """
     folder = Path(folder)
-    label = _label(stories, {kind: part_digest(p) for kind, p in frozen_parts(model).items()}, mixed_precision)
+    weights = {kind: part_digest(part) for kind, part in frozen_parts(model).items()}
+    label = _label(stories, weights, mixed_precision)
     if (folder/'cache.json').exists():
         _compare(folder, label, _read_label(folder))
         return label
-    for path in [folder/'null.safetensors', *folder.glob('*-[0-9][0-9][0-9][0-9][0-9].safetensors')]:
+    shards = folder.glob('*-[0-9][0-9][0-9][0-9][0-9].safetensors')
+    for path in [folder/'null.safetensors', *shards]:
         if path.exists() and not _stamped(path):
-            raise StoryError(f'{path} was not written by arldm; name another folder for the cache (--cache)')
+            raise StoryError(f'{path} was not written by arldm; name another folder for the cache '
+                             '(--cache)')
     return label
 
 # %% ../../nbs/train/33_cache.ipynb #98d9518c
@@ -178,7 +224,8 @@ def build_cache(
     model:ARLDM,               # Frozen as it will be in training
     stories:StoryDataset,
     folder:str|Path,
-    mixed_precision:str='no',  # In which the encoders compute, as in `Settings`; fp16 counts as bf16
+    # In which the encoders compute, as in `Settings`; fp16 counts as bf16
+    mixed_precision:str='no',
     rank:int=0,                # This process
     world_size:int=1,          # How many there are
     progress:bool=True,        # Show a bar
@@ -198,30 +245,38 @@ def build_cache(
     Returns:
         Dataset: The same stories as `CachedStories`
     """
-    folder, parts, model = Path(folder), frozen_parts(model), model.eval()
-    keys = {kind: k for kind, k in frozen_inputs(stories).items() if kind in parts}
+    folder = Path(folder)
+    model.eval()
+    parts = frozen_parts(model)
+    inputs = {kind: keys for kind, keys in frozen_inputs(stories).items() if kind in parts}
     label = check_cache(model, stories, folder, mixed_precision)
-    if rank == 0 and not create_json(folder/'cache.json', label): _compare(folder, label, _read_label(folder))
+    if rank == 0 and not create_json(folder/'cache.json', label):
+        _compare(folder, label, _read_label(folder))
     owner = hashlib.blake2b(json.dumps(label).encode(), digest_size=16).hexdigest()
-    mine = [s for s in _shards(keys)[rank::world_size] if not _whole(_path(folder, *s[:2]), owner)]
+    mine = _shards(inputs)[rank::world_size]
+    missing = [shard for shard in mine if not _whole(shard.path(folder), owner)]
+    total = sum(len(shard.keys) for shard in missing)
+    bar = tqdm(total=total, desc='frozen features', unit=' inputs',
+               disable=not (progress and missing))
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision != 'no')
-    bar = tqdm(total=sum(len(s[2]) for s in mine), desc='frozen features', unit=' inputs',
-               disable=not (progress and mine))
     with bar, half:
-        if rank == 0 and not _whole(none := folder/'null.safetensors', owner): _write(none, null_features(model), owner)
-        for kind, number, part in mine:
+        null = folder/'null.safetensors'
+        if rank == 0 and not _whole(null, owner): _write(null, null_features(model), owner)
+        for shard in missing:
             found = []
-            for at in range(0, len(part), batch):
-                found += encode_inputs(model, stories, kind, part[at:at + batch])
-                bar.update(min(batch, len(part) - at))
-            _write(_path(folder, kind, number), _joined(found, kind, mixed_precision), owner)
-    return CachedStories(stories, folder, keys)
+            for at in range(0, len(shard.keys), batch):
+                keys = shard.keys[at:at + batch]
+                found += encode_inputs(model, stories, shard.kind, keys)
+                bar.update(len(keys))
+            _write(shard.path(folder), _joined(found, shard.kind, mixed_precision), owner)
+    return CachedStories(stories, folder, inputs)
 
 # %% ../../nbs/train/33_cache.ipynb #b89fb151
 def _joined(found, kind, mixed_precision):
     "Tensors of different lengths as one, and where each of them ends."
     dtype = torch.float32 if kind == 'moments' or mixed_precision == 'no' else torch.bfloat16
-    return dict(x=torch.cat(found).to('cpu', dtype), ends=torch.tensor([len(x) for x in found]).cumsum(0))
+    ends = torch.tensor([len(x) for x in found]).cumsum(0)
+    return dict(x=torch.cat(found).to('cpu', dtype), ends=ends)
 
 @torch.no_grad()
 def null_features(model:ARLDM) -> dict: # no_caption, no_slot (S, D)
@@ -230,8 +285,11 @@ def null_features(model:ARLDM) -> dict: # no_caption, no_slot (S, D)
     Returns:
         dict: no_caption, no_slot (S, D)
     """
-    null = dict(captions=('no_caption', model.null_caption), slots=('no_slot', model.null_slot))
-    return {null[k][0]: null[k][1]()[0].float().cpu() for k in frozen_parts(model) if k in null}
+    frozen = frozen_parts(model)
+    features = {}
+    if 'captions' in frozen: features['no_caption'] = model.null_caption()[0].float().cpu()
+    if 'slots' in frozen: features['no_slot'] = model.null_slot()[0].float().cpu()
+    return features
 
 # %% ../../nbs/train/33_cache.ipynb #2def2f54
 class CachedStories(Dataset):
@@ -244,50 +302,75 @@ class CachedStories(Dataset):
     def __init__(self,
         stories:StoryDataset,
         folder:str|Path,   # Filled by `build_cache`
-        keys:dict=None,    # `frozen_inputs` of the kinds that it holds; default: listed again
+        # `frozen_inputs` of the kinds that it holds; default: listed again
+        keys:dict=None,
     ):
-        self.stories, self.folder, self._files = stories, Path(folder), {}
+        self.stories = stories
+        self.folder = Path(folder)
+        self._files = {}
         if keys is None:
             label = _read_label(self.folder)
-            _compare(folder, _label(stories, label['weights'], label['mixed_precision']), label)
-            keys = {kind: k for kind, k in frozen_inputs(stories).items() if kind in label['weights']}
-        self.places = {kind: {k: n for n, k in enumerate(part)} for kind, part in keys.items()}
+            expected = _label(stories, label['weights'], label['mixed_precision'])
+            _compare(folder, expected, label)
+            keys = {k: v for k, v in frozen_inputs(stories).items() if k in label['weights']}
+        self.places = {}
+        for kind, inputs in keys.items():
+            self.places[kind] = {key: n for n, key in enumerate(inputs)}
 
     def __len__(self): return len(self.stories)
+
+    # Workers open the files themselves
     def __getstate__(self): return {**self.__dict__, '_files': {}}
 
-    def _open(self, name): # the file, and where the features of each input in it end
-        if name not in self._files:
-            file = safe_open(self.folder/f'{name}.safetensors', 'pt')
-            self._files[name] = file, file.get_tensor('ends').tolist() if 'ends' in file.keys() else None
-        return self._files[name]
+    def _open(self, path): # the file, and where the features of each input in it end
+        if path not in self._files:
+            file = safe_open(path, 'pt')
+            ends = file.get_tensor('ends').tolist() if 'ends' in file.keys() else None
+            self._files[path] = file, ends
+        return self._files[path]
+
+    def _null(self): return self._open(self.folder/'null.safetensors')[0]
 
 # %% ../../nbs/train/33_cache.ipynb #e8ef307c
 @patch
 def get(self:CachedStories, kind:str, key:tuple) -> Tensor:
     "The features of one input."
     number, j = divmod(self.places[kind][key], SHARD)
-    file, ends = self._open(f'{kind}-{number:05d}')
-    return file.get_slice('x')[ends[j - 1] if j else 0:ends[j]]
+    file, ends = self._open(_path(self.folder, kind, number))
+    start = ends[j - 1] if j else 0
+    return file.get_slice('x')[start:ends[j]]
 
 @patch
-def _cached(self:CachedStories, kind, keys): # (len(keys), S, D), zeros where no token is real
-    if not keys:                                                                 # no slots: a story of one frame
-        width = self._open('null')[0].get_slice('no_slot').get_shape()[-1]
-        return torch.zeros(0, self.stories.vocab.length, width)
-    found = [self.get(kind, k).float() for k in keys]
-    return torch.stack([nn.functional.pad(x, (0, 0, 0, self.stories.vocab.length - len(x))) for x in found])
+def _padded(self:CachedStories, kind, keys): # (len(keys), S, D), zeros where no token is real
+    S = self.stories.vocab.length
+    if not keys:
+        # A story of one frame has no slots
+        width = self._null().get_slice('no_slot').get_shape()[-1]
+        return torch.zeros(0, S, width)
+    found = []
+    for key in keys:
+        x = self.get(kind, key).float()
+        found.append(nn.functional.pad(x, (0, 0, 0, S - len(x))))
+    return torch.stack(found)
 
 @patch
 def __getitem__(self:CachedStories, i:int|tuple) -> dict:
-    "Story `i`, or (`i`, epoch), as a `StoryDataset` has it, with cached features instead of pictures."
+    "Story `i`, or (`i`, epoch), as from `StoryDataset`, with features instead of pictures."
     i, epoch = i if isinstance(i, tuple) else (i, 0)
-    s, i = self.stories, range(len(self))[i]
-    (rows, frames, memories), texts = s.choose(i, epoch), s.split.captions(i)
-    item = dict(moments=torch.cat([self.get('moments', k) for k in zip(rows, frames)]), **s.vocab.encode(texts),
-                index=i, id=s.split.ids[i])
-    if 'captions' in self.places: item['captions'] = self._cached('captions', [(c,) for c in texts])
-    if 'slots' in self.places: item['slots'] = self._cached('slots', list(zip(rows, memories, texts))[:-1])
-    else: item['memory'] = pixels(s.squares(i, epoch)[1])
-    file, _ = self._open('null')
-    return item | {k: file.get_tensor(k) for k in file.keys()}
+    i = range(len(self))[i]
+    stories = self.stories
+    texts = stories.split.captions(i)
+    rows, frame_crops, memory_crops = stories.choose(i, epoch)
+    moments = [self.get('moments', key) for key in zip(rows, frame_crops)]
+    item = dict(moments=torch.cat(moments), **stories.vocab.encode(texts), index=i,
+                id=stories.split.ids[i])
+    if 'captions' in self.places:
+        item['captions'] = self._padded('captions', [(text,) for text in texts])
+    if 'slots' in self.places:
+        item['slots'] = self._padded('slots', list(zip(rows, memory_crops, texts))[:-1])
+    else:
+        _, memories = stories.squares(i, epoch)
+        item['memory'] = pixels(memories)
+    null = self._null()
+    for name in null.keys(): item[name] = null.get_tensor(name)
+    return item
