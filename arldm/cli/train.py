@@ -7,13 +7,16 @@ __all__ = ['STRIPS', 'with_settings', 'train', 'is_finished', 'validation_strip'
 
 # %% ../../nbs/cli/68_train.ipynb #f4744826
 import dataclasses, inspect, os, tempfile, textwrap, warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Callable
 
 import torch
+from accelerate import Accelerator
 from fastcore.docments import docments
 from fastcore.script import bool_arg
 from safetensors import SafetensorError
+from torch.utils.data import Dataset
 
 from ..core import (BadStory, StoryError, command, counted, end_stopped, machine,
                         rank_and_world_size, say)
@@ -23,7 +26,7 @@ from ..files.manifest import (file_digest, path_hints, read_manifest, recover_fo
                                   refuse_foreign_folder, replace_folder)
 from ..files.raw_folder import plain_name
 from ..data.dataset import StoryDataset
-from ..data.story import Story, StoryFile
+from ..data.story import StoryFile
 from ..data.strips import strips
 from ..model.arldm import ARLDM, count_trained
 from ..train.cache import build_cache, check_cache
@@ -32,21 +35,30 @@ from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
 from ..train.loop import accelerator, check_batch, train_steps
 from ..train.optim import averaged, make_ema, optimizer_kind
-from ..train.setup import check_lengths, found_again, make_model, open_run, start_hints
+from ..train.setup import (all_captions, check_lengths, found_again, make_model, open_run,
+                               start_hints)
 from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134
+def _flag(field, comment): # a keyword parameter of a command, for one field of `Settings`
+    kind = {bool: bool_arg, tuple: str}.get(field.type, field.type)
+    # `--flag` alone means true
+    options = [dict(nargs='?', const=True)] if field.type is bool else []
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+                             annotation=Annotated[(kind, comment, *options)])
+
 def with_settings(f:Callable) -> Callable:
     "Let a command take every field of `Settings` as a flag; `None` = not given."
-    said, own = docments(Settings) | docments(Subject), list(inspect.signature(f).parameters.values())
-    def flag(x):
-        kind, how = {bool: (bool_arg, [dict(nargs='?', const=True)]), tuple: (str, [])}.get(x.type, (x.type, []))
-        return inspect.Parameter(x.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                                 annotation=Annotated[(kind, said[x.name], *how)])
-    fields = [x for x in dataclasses.fields(Settings) if x.name not in ('preset', 'corpus')]
-    f.__signature__ = inspect.Signature(own[:-1] + [flag(x) for x in fields])
-    settings = [f'    {x.name}: {said[x.name]}' for x in fields]
-    f.__doc__ = '\n'.join([inspect.cleandoc(f.__doc__), '', 'Fields of `Settings`:', *settings])
+    comments = docments(Settings) | docments(Subject)
+    *own, _ = inspect.signature(f).parameters.values()   # all but **settings
+    flags = []
+    lines = []
+    for field in dataclasses.fields(Settings):
+        if field.name in ('preset', 'corpus'): continue
+        flags.append(_flag(field, comments[field.name]))
+        lines.append(f'    {field.name}: {comments[field.name]}')
+    f.__signature__ = inspect.Signature([*own, *flags])
+    f.__doc__ = '\n'.join([inspect.cleandoc(f.__doc__), '', 'Fields of `Settings`:', *lines])
     return f
 
 # %% ../../nbs/cli/68_train.ipynb #313fc09b
@@ -55,12 +67,14 @@ def with_settings(f:Callable) -> Callable:
 def train(
     run:str,                # Run folder; one that exists goes on
     data:str=None,          # Story file from arldm-convert
-    preset:str=None,        # toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the corpus
-    cache:str=None,         # Folder for features of frozen parts, for several runs; default: cache/ in the run folder
+    # toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the corpus
+    preset:str=None,
+    # Folder for features of frozen parts, for several runs; default: cache/ in the run folder
+    cache:str=None,
     workers:int=None,       # Processes that read ahead; default: 4 with a GPU, else none
     tensorboard:bool=False, # Write tensorboard/ in the run folder, too
     dry_run:bool=False,     # Check all that a run checks, and stop
-    **given,                # Fields of `Settings` that differ from the preset
+    **settings,             # Fields of `Settings` that differ from the preset
 ):
     """Train AR-LDM on a story file; a run that exists goes on.
 
@@ -74,109 +88,159 @@ def train(
         workers (int, optional): Processes that read ahead; default: 4 with a GPU, else none
         tensorboard (bool, default False): Write tensorboard/ in the run folder, too
         dry_run (bool, default False): Check all that a run checks, and stop
-        **given: Fields of `Settings` that differ from the preset
+        **settings: Fields of `Settings` that differ from the preset
     """
     run = Path(run)
-    s, file = open_run(run, data, preset, given)
+    s, file = open_run(run, data, preset, settings)
     first = rank_and_world_size()[0] == 0
-    if first: say(textwrap.fill(' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items()), 110))
+    if first:
+        shown = ' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items())
+        say(textwrap.fill(shown, 110))
     if is_finished(run, s.max_train_steps):
         if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
         return run/'pipeline'
     if workers is None: workers = min(4, os.cpu_count() - 1) if torch.cuda.is_available() else 0
-    acc, cache = accelerator(s), Path(cache or run/'cache')
-    net, stories, val = _ready(run, s, file, cache, workers, tensorboard, acc)
-    if not dry_run: return _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc)
-    if (run/'checkpoints').is_dir(): load_checkpoint(run/'checkpoints', dict(model=Trained(net)))
-    if first: say(f'would train on {counted(len(stories), "story", "stories")}; nothing was written')
+    job = _check(run, s, file, Path(cache or run/'cache'), workers, tensorboard)
+    if not dry_run: return _train(job)
+    if (run/'checkpoints').is_dir():
+        load_checkpoint(run/'checkpoints', dict(model=Trained(job.model)))
+    if first:
+        say(f'would train on {counted(len(job.stories), "story", "stories")}; nothing was written')
 
 # %% ../../nbs/cli/68_train.ipynb #c6b2816f
-def _ready(run, s, file, cache, workers, tensorboard, acc):
-    "The model to start from and the stories to train on and to validate with, after all checks; writes nothing."
-    train, val = file['train'], file['val'] if 'val' in file.splits and len(file['val']) else None
+@dataclass
+class _Job:
+    "All that the training of a run needs."
+    run:Path
+    s:Settings
+    file:StoryFile
+    model:ARLDM
+    stories:Dataset
+    # Stories for the validation loss
+    val:Dataset|None
+    cache:Path
+    workers:int
+    tensorboard:bool
+    acc:Accelerator
+
+def _validation_split(file): # None if it is missing or empty
+    return file['val'] if 'val' in file.splits and len(file['val']) else None
+
+# %% ../../nbs/cli/68_train.ipynb #ff1d6e35
+def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
+    "Find what could end a run later; writes nothing."
+    acc = accelerator(s)
+    train, val = file['train'], _validation_split(file)
     check_batch(len(train), s, acc.num_processes)
     optimizer_kind(s)
-    if not 0 <= workers <= 1000: raise StoryError(f'workers must be between 0 and 1,000, got {workers}')
+    if not 0 <= workers <= 1000:
+        raise StoryError(f'workers must be between 0 and 1,000, got {workers}')
     if tensorboard: event_writer()
     refuse_foreign_folder(run/'pipeline')
     check_log(run/'log.csv')
     with tempfile.TemporaryDirectory() as words:
-        net = make_model(found_again(run, s), file, Path(words)).freeze(s.freeze).to(acc.device)
-    slots = net.history.config.n_slots
-    check_lengths(train, s, slots)
-    if val: check_lengths(val, s, slots, alone=True, n=max(s.num_validation_stories, STRIPS))
-    def dataset(split, **how):
-        return StoryDataset(split, net.vocab, s.resolution, net.memory_side, legacy=s.legacy, **how)
-    stories = dataset(train, train=True, seed=s.seed, crops=s.crops)
-    if acc.is_main_process: net.vocab.note_unknown([c for i in range(len(train)) for c in train.captions(i)])
-    if s.crops: check_cache(net, stories, cache, s.mixed_precision)
-    return net, stories, dataset(val) if val else None
+        model = make_model(found_again(run, s), file, Path(words)).freeze(s.freeze).to(acc.device)
+    n_slots = model.history.config.n_slots
+    check_lengths(train, s, n_slots)
+    if val: check_lengths(val, s, n_slots, alone=True, n=max(s.num_validation_stories, STRIPS))
+    stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops)
+    if acc.is_main_process: model.vocab.note_unknown(all_captions(train))
+    if s.crops: check_cache(model, stories, cache, s.mixed_precision)
+    val_stories = _dataset(val, model, s) if val else None
+    return _Job(run, s, file, model, stories, val_stories, cache, workers, tensorboard, acc)
+
+def _dataset(split, model, s, **options):
+    return StoryDataset(split, model.vocab, s.resolution, model.memory_side, legacy=s.legacy,
+                        **options)
 
 # %% ../../nbs/cli/68_train.ipynb #cbdb59da
-def _train(run, s, file, net, stories, val, cache, workers, tensorboard, acc):
+def _train(job):
     "The training loop, with what watches it, strips and the finished pipeline."
+    run, s, model, acc = job.run, job.s, job.model, job.acc
     first = acc.is_main_process
-    lock = lock_folder(run, 'training') if first else None              # held as long as this runs
-    if first: _announce(run, s, file, net, acc.num_processes)
-    if s.crops: stories = build_cache(net, stories, cache, s.mixed_precision, acc.process_index, acc.num_processes)
+    # Held until this ends
+    lock = lock_folder(run, 'training') if first else None
+    if first: _announce(job)
+    stories = job.stories
+    if s.crops:
+        stories = build_cache(model, stories, job.cache, s.mixed_precision, acc.process_index,
+                              acc.num_processes)
     acc.wait_for_everyone()
-    ema = make_ema(net, s)
-    records = train_steps(net, stories, s, run, ema, val, workers)
-    if first: records = bar(board(records, run/'tensorboard') if tensorboard else records, s.max_train_steps)
-    r = dict(step=s.max_train_steps)                                    # if no step is left but the pipeline is
-    for r in records:
-        if first and r['step'] % s.checkpointing_steps == 0:
-            try:
-                with averaged(net, ema): validation_strip(run, s, file, net, r['step'])
-            except StoryError as e: warnings.warn(f'no strip of step {r["step"]:,}: {e}')
-    if r['step'] < s.max_train_steps: end_stopped(f'by a signal after step {r["step"]:,}', first)
+    ema = make_ema(model, s)
+    records = train_steps(model, stories, s, run, ema, job.val, job.workers)
+    if first and job.tensorboard: records = board(records, run/'tensorboard')
+    if first: records = bar(records, s.max_train_steps)
+    # There is no record if all steps are done and only the pipeline is missing
+    step = s.max_train_steps
+    for record in records:
+        step = record['step']
+        if first and step % s.checkpointing_steps == 0: _try_strip(job, ema, step)
+    if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}', first)
     if first:
-        with averaged(net, ema): _keep(net, run, s.max_train_steps)
+        with averaged(model, ema): _write_pipeline(model, run, s.max_train_steps)
     if lock: lock.close()
     return run/'pipeline'
 
+def _try_strip(job, ema, step): # training goes on without a strip
+    try:
+        with averaged(job.model, ema): validation_strip(job.run, job.s, job.file, job.model, step)
+    except StoryError as e: warnings.warn(f'no strip of step {step:,}: {e}')
+
 # %% ../../nbs/cli/68_train.ipynb #c3c841db
-def _keep(net, run, step):
+def _write_pipeline(model, run, step):
     "Make the pipeline of a finished run."
     made_from = file_digest(checkpoints(run/'checkpoints')[-1])
     try:
         with replace_folder(run/'pipeline', dict(step=step, checkpoint=made_from)) as tmp:
-            StoryPipeline.from_model(net).save_pretrained(tmp)
-    except SafetensorError as e:                                        # a full disk, among others
-        raise StoryError(f'{run}/pipeline could not be written ({e}); make room and run the same command '
-                         'again') from None
+            StoryPipeline.from_model(model).save_pretrained(tmp)
+    # Of a full disk, among others
+    except SafetensorError as e:
+        raise StoryError(f'{run}/pipeline could not be written ({e}); make room and run the same '
+                         'command again') from None
 
 def is_finished(run:Path, steps:int) -> bool:
-    "Whether a run has a whole pipeline that was made from its checkpoint of the last step, by content."
-    newest, made = checkpoints(run/'checkpoints')[-1:], read_manifest(run/'pipeline')
-    if not newest or (int(newest[0].stem), made.get('step')) != (steps, steps): return False
-    if made.get('checkpoint') != file_digest(newest[0]): return False
-    paths = {run/'pipeline'/name: digest for name, digest in made['files'].items()}
-    return all(path.is_file() and file_digest(path) == digest for path, digest in paths.items())
+    "Whether a run has a whole pipeline, made from its checkpoint of the last step, by content."
+    written = checkpoints(run/'checkpoints')
+    manifest = read_manifest(run/'pipeline')
+    if not written or int(written[-1].stem) != steps: return False
+    if manifest.get('step') != steps: return False
+    if manifest.get('checkpoint') != file_digest(written[-1]): return False
+    for name, digest in manifest['files'].items():
+        path = run/'pipeline'/name
+        if not path.is_file() or file_digest(path) != digest: return False
+    return True
 
 # %% ../../nbs/cli/68_train.ipynb #7a3f9fde
-def _announce(run, s, file, net, processes):
+def _announce(job):
     "Say what will train, and write the settings down."
+    run, s = job.run, job.s
     recover_folder(run/'pipeline')
-    split = file['train']
-    say(f'{count_trained(net):,} weights train on {counted(len(split), "story", "stories")}')
-    save_json(run/'settings.json', {**dataclasses.asdict(s), **path_hints(run, file.path),
-                                    **start_hints(run, found_again(run, s)), 'stories': data_digest(split),
-                                    'processes': processes, **machine()})
+    split = job.file['train']
+    n = count_trained(job.model)
+    say(f'{n:,} weights train on {counted(len(split), "story", "stories")}')
+    save_json(run/'settings.json', {
+        **dataclasses.asdict(s), **path_hints(run, job.file.path),
+        **start_hints(run, found_again(run, s)), 'stories': data_digest(split),
+        'processes': job.acc.num_processes, **machine()})
 
 # %% ../../nbs/cli/68_train.ipynb #d2c66b2c
 STRIPS = 2  # stories that are drawn with every checkpoint
 
 def validation_strip(run:Path, s:Settings, file:StoryFile, net:ARLDM, step:int, n:int=STRIPS):
     "Draw the first stories of the validation split, reference above drawn, into `strips/`."
-    split = file['val' if 'val' in file.splits and len(file['val']) else 'train']
-    pipe, G = StoryPipeline.from_model(net), TASKS[s.task]
+    split = _validation_split(file) or file['train']
+    pipe = StoryPipeline.from_model(net)
     pipe.set_progress_bar_config(disable=True)
-    group = [split[i] for i in range(min(n, len(split)))]
-    captions, given = [list(x.captions) for x in group], [x.pictures()[:G] for x in group] if G else None
+    n_given = TASKS[s.task]
+    stories = [split[i] for i in range(min(n, len(split)))]
+    captions = [list(story.captions) for story in stories]
+    given = [story.pictures()[:n_given] for story in stories] if n_given else None
     out = pipe(captions, given, 10, s.guidance_scale, s.resolution, s.resolution)
-    for i, (story, frames) in enumerate(zip(group, out.frames), 1):
-        strip = strips([story.pictures(), [None]*G + frames], story.captions, ['reference', 'drawn'], palette=False)
+    for i, (story, frames) in enumerate(zip(stories, out.frames), 1):
+        drawn = [None]*n_given + frames
+        strip = strips([story.pictures(), drawn], story.captions, ['reference', 'drawn'],
+                       palette=False)
         try: name = plain_name(story.id, story.id)
-        except BadStory: name = f'story {i}'                            # an id that no file can have
+        # An id that no file can have
+        except BadStory: name = f'story {i}'
         with atomic_path(run/'strips'/f'{step:06d}-{name}.png') as tmp: strip.save(tmp)
