@@ -353,6 +353,7 @@ def _padded(self:CachedStories, kind, keys): # (len(keys), S, D), zeros where no
         found.append(nn.functional.pad(x, (0, 0, 0, S - len(x))))
     return torch.stack(found)
 
+# %% ../../nbs/train/33_cache.ipynb #72d6d77f
 @patch
 def __getitem__(self:CachedStories, i:int|tuple) -> dict:
     "Story `i`, or (`i`, epoch), as from `StoryDataset`, with features instead of pictures."
