@@ -15,12 +15,13 @@ from .checks import clean, has_visible
 # %% ../../nbs/data/17_caption_file.ipynb #0e961a49
 MOST_TEXT = 100_000_000  # bytes of a captions file
 
-
 def _decoded(data, path): # the text of a file's bytes
-    wide = data.startswith((b'\xff\xfe', b'\xfe\xff')) and not data.startswith(b'\xff\xfe\0\0')
-    try: text = data.decode('utf-16' if wide else 'utf-8-sig')
-    except UnicodeDecodeError: text = '\0'
-    if '\0' in text: raise StoryError(f'{path}: expected a text in UTF-8, one caption a line; save it as UTF-8')
+    # UTF-16 begins with ff fe or fe ff, UTF-32 with ff fe 00 00.
+    is_utf_16 = data.startswith((b'\xff\xfe', b'\xfe\xff')) and data[:4] != b'\xff\xfe\0\0'
+    try: text = data.decode('utf-16' if is_utf_16 else 'utf-8-sig')
+    except UnicodeDecodeError: text = None
+    if text is None or '\0' in text:
+        raise StoryError(f'{path}: expected a text in UTF-8, one caption a line; save it as UTF-8')
     return text
 
 def read_captions(
@@ -38,12 +39,14 @@ def read_captions(
     if not os.path.isfile(path):
         raise StoryError(f'{path}: no text file that can be read; expected one caption a line')
     try:
-        if path.stat().st_size > MOST_TEXT:
-            raise StoryError(f'{path}: {path.stat().st_size:,} bytes, expected a text of at most {MOST_TEXT:,}')
-        text = _decoded(path.read_bytes(), path)
-    except OSError as e: raise StoryError(f'{path}: no text file that can be read ({e.strerror})') from None
-    lines = re.split('\r\n|\n|\r', text.replace('\ufeff', ''))
-    captions = [clean(line) for line in lines if has_visible(line)]
+        size = path.stat().st_size
+        if size > MOST_TEXT:
+            raise StoryError(f'{path}: {size:,} bytes, expected a text of at most {MOST_TEXT:,}')
+        data = path.read_bytes()
+    except OSError as e:
+        raise StoryError(f'{path}: no text file that can be read ({e.strerror})') from None
+    text = _decoded(data, path).replace('\ufeff', '')
+    captions = [clean(line) for line in re.split('\r\n|\n|\r', text) if has_visible(line)]
     if not captions: raise StoryError(f'{path}: no captions in it; expected one a line')
     return captions
 
@@ -59,19 +62,24 @@ def given_paths(
     Returns:
         list: `Path`s
     """
-    parts, found = str(text).split(','), []
+    parts = str(text).split(',')
+    found = []
     while parts:
-        taken = 1
-        for n in range(len(parts), 0, -1):
-            if _a_file(','.join(parts[:n])):
-                taken = n
-                break
-        name = ','.join(parts[:taken])
-        if not name.strip(): raise StoryError(f'--given {text}: a name is empty; expected some like a.png,b.png')
+        n = _parts_of_a_file(parts)
+        name = ','.join(parts[:n])
+        if not name.strip():
+            raise StoryError(f'--given {text}: a name is empty; expected some like a.png,b.png')
         found.append(_a_file(name) or Path(at_home(name.strip())))
-        parts = parts[taken:]
+        parts = parts[n:]
     return found
 
+def _parts_of_a_file(parts): # how many parts, joined with commas, name a file; 1 if none do
+    for n in range(len(parts), 0, -1):
+        if _a_file(','.join(parts[:n])): return n
+    return 1
+
 def _a_file(name): # its path; None if there is none
+    if not name.strip(): return None
     for path in Path(at_home(name)), Path(at_home(name.strip())):
-        if name.strip() and os.path.isfile(path): return path           # False, too, for what no file can be named
+        if os.path.isfile(path): return path   # False, too, for what no file can be named
+    return None

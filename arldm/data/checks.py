@@ -17,18 +17,20 @@ from .story import Story
 # %% ../../nbs/data/13_checks.ipynb #19ecf969
 def clean(text:str)->str:
     "One line of valid text, words separated by one space."
-    text = ''.join(' ' if unicodedata.category(c) == 'Cc' else c for c in text)
-    return ' '.join(text.encode('utf-8', 'replace').decode().split())
+    spaced = ''.join(' ' if unicodedata.category(c) == 'Cc' else c for c in text)
+    return ' '.join(spaced.encode('utf-8', 'replace').decode().split())
 
-_INVISIBLE = set('\u115f\u1160\u3164\uffa0\u2800')        # letters and a symbol by their class, but they show nothing
+# Letters and a symbol by their class, but they show nothing
+_INVISIBLE = set('\u115f\u1160\u3164\uffa0\u2800')
 
 def has_visible(text:str)->bool:
-    "Whether a text shows anything: a letter, digit, punctuation mark or symbol, not spaces and formatting alone."
+    "Whether a text shows a letter, digit, punctuation mark or symbol, not only spaces and marks."
     return any(unicodedata.category(c)[0] in 'LNPS' and c not in _INVISIBLE for c in text)
 
 # %% ../../nbs/data/13_checks.ipynb #6c2f003b
-def _shown(value):
-    if isinstance(value, (float, bool, str, type(None))): return json.dumps(value, ensure_ascii=False)[:40]
+def _shown(value): # in a message
+    if isinstance(value, (float, bool, str, type(None))):
+        return json.dumps(value, ensure_ascii=False)[:40]
     return f'a value of type {type(value).__name__}'
 
 class OddValue(BadStory):
@@ -36,7 +38,8 @@ class OddValue(BadStory):
 
 def is_id(value:object)->bool:
     "Whether a value can be an id: text or a whole number, neither `true` nor `1.7`."
-    if isinstance(value, (int, np.integer)): return not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(value, (int, np.integer)):
+        return not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, str)
 
 def id_text(
@@ -52,24 +55,27 @@ def id_text(
         story (str): The story, for the message
     """
     if is_id(value): return str(value)
-    raise OddValue('bad id', f'story {story}: {key} is {_shown(value)}, expected text or a whole number')
+    raise OddValue('bad id', f'story {story}: {key} is {_shown(value)}, '
+                             'expected text or a whole number')
 
 # %% ../../nbs/data/13_checks.ipynb #f88e4763
 def caption_text(value:object, key:str, story:str)->str:
     "A caption in one line; a value that is no text, or shows nothing, makes a bad story."
     if isinstance(value, bytes): value = value.decode('utf-8', 'replace')
-    if not isinstance(value, str): raise OddValue('not text', f'story {story}: {key} is {_shown(value)}, expected text')
+    if not isinstance(value, str):
+        raise OddValue('not text', f'story {story}: {key} is {_shown(value)}, expected text')
     if has_visible(value): return clean(value)
     raise OddValue('empty caption', f'story {story}: {key} shows nothing')
 
 def place_number(value:object, key:str, story:str)->int:
     "The place of a frame in its story: a whole number, or the text of one."
     if is_id(value) and re.fullmatch(r'\s*-?[0-9]{1,9}\s*', str(value)): return int(value)
-    raise OddValue(f'bad {key}', f'story {story}: {key} is {_shown(value)}, expected a whole number')
+    raise OddValue(f'bad {key}', f'story {story}: {key} is {_shown(value)}, '
+                                 'expected a whole number')
 
 # %% ../../nbs/data/13_checks.ipynb #9ed3a298
 class NoStory(BadStory):
-    "What a corpus lists though it begins no story, as its authors know; it is counted, and is no mistake."
+    "What a corpus lists though it begins no story, as its authors know: counted, but no mistake."
 
 def refuse(e:BadStory):
     "End at the first bad story."
@@ -83,23 +89,30 @@ class Stories:
         drafts (list): What the annotations say, story by story
         build (Callable): Draft -> `Story`, or raises `BadStory`
         bad (Callable): Called with every `BadStory`
+        where (str, default ''): The annotations and their split, for messages
     """
     def __init__(self,
         drafts:list,    # What the annotations say, story by story
         build:Callable, # Draft -> `Story`, or raises `BadStory`
         bad:Callable,   # Called with every `BadStory`
         where:str='',   # The annotations and their split, for messages
-    ): self.drafts, self.build, self.bad, self.where = drafts, build, bad, where
+    ):
+        self.drafts = drafts
+        self.build = build
+        self.bad = bad
+        self.where = where
 
     def __len__(self): return len(self.drafts)
+
     def __iter__(self)->Iterator:
-        first = {}                                          # id -> number of its draft
+        first = {}   # id -> number of its first draft
         for i, draft in enumerate(self.drafts, 1):
             try:
                 story = self.build(draft)
                 if first.setdefault(story.id, i) < i:
-                    raise BadStory('repeated id', f'story {story.id} stands twice in {self.where}, as number '
-                                                  f'{first[story.id]} and {i}; ids must differ')
+                    raise BadStory('repeated id',
+                                   f'story {story.id} stands twice in {self.where}, as number '
+                                   f'{first[story.id]} and {i}; ids must differ')
             except OddValue as e: self.bad(BadStory(e.reason, f'{self.where}: {e}'))
             except BadStory as e: self.bad(e)
             else: yield story

@@ -13,9 +13,11 @@ from fastcore.basics import patch
 from PIL import ImageDraw, ImageFont, features
 
 # %% ../../nbs/data/09_fonts.ipynb #b44b9ddb
-SHAPED = features.check('raqm') and features.check('fribidi')   # Pillow can join letters and turn lines by itself
-_FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.fonts', '~/.local/share/fonts', '/System/Library/Fonts',
-            '/Library/Fonts', '~/Library/Fonts', 'C:/Windows/Fonts')
+# Whether Pillow can join letters and turn lines by itself
+SHAPED = features.check('raqm') and features.check('fribidi')
+_FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.fonts', '~/.local/share/fonts',
+            '/System/Library/Fonts', '/Library/Fonts', '~/Library/Fonts', 'C:/Windows/Fonts')
+_SPECIAL = ('bold', 'italic', 'oblique', 'light', 'black', 'mono', 'serif', 'condensed')
 
 def dejavu() -> str: # '' if matplotlib is not there
     """The path of DejaVu Sans, which comes with matplotlib.
@@ -24,8 +26,9 @@ def dejavu() -> str: # '' if matplotlib is not there
         str: '' if matplotlib is not there
     """
     spec = importlib.util.find_spec('matplotlib')
-    path = Path(spec.origin).parent/'mpl-data/fonts/ttf/DejaVuSans.ttf' if spec else None
-    return str(path) if path and path.is_file() else ''
+    if not spec: return ''
+    path = Path(spec.origin).parent/'mpl-data/fonts/ttf/DejaVuSans.ttf'
+    return str(path) if path.is_file() else ''
 
 @functools.cache
 def installed_fonts() -> tuple: # of paths, plain faces first
@@ -34,17 +37,21 @@ def installed_fonts() -> tuple: # of paths, plain faces first
     Returns:
         tuple: of paths, plain faces first
     """
-    found = [str(path) for folder in _FOLDERS for path in Path(os.path.expanduser(folder)).rglob('*')
-             if path.suffix.lower() in ('.ttf', '.otf', '.ttc')]
-    special = 'bold', 'italic', 'oblique', 'light', 'black', 'mono', 'serif', 'condensed'
-    def ranked(path): return sum(word in Path(path).stem.lower() for word in special), path
-    return tuple(sorted(found, key=ranked))
+    found = []
+    for folder in _FOLDERS:
+        for path in Path(os.path.expanduser(folder)).rglob('*'):
+            if path.suffix.lower() in ('.ttf', '.otf', '.ttc'): found.append(str(path))
+    def plain_first(path):
+        name = Path(path).stem.lower()
+        return sum(word in name for word in _SPECIAL), path
+    return tuple(sorted(found, key=plain_first))
 
 # %% ../../nbs/data/09_fonts.ipynb #daaef4f3
 @functools.cache
 def _font(path, size, shaped):
     if not path: return ImageFont.load_default(size)
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM if shaped else ImageFont.Layout.BASIC)
+    engine = ImageFont.Layout.RAQM if shaped else ImageFont.Layout.BASIC
+    return ImageFont.truetype(path, size, layout_engine=engine)
 
 @functools.cache
 def _letters(path): # code points of a font
@@ -53,40 +60,52 @@ def _letters(path): # code points of a font
     except (RuntimeError, OSError, ValueError): return frozenset()
 
 @functools.cache
-def _in_first(c): # whether Pillow's own font has a letter: else it draws what it draws for a letter that is none
+def _in_first(c):
+    "Whether Pillow's own font has a letter: it draws all that it has not in the same way."
     font = _font('', 12, SHAPED)
-    return bytes(font.getmask(c)) != bytes(font.getmask(chr(0x10fffe)))
+    no_character = chr(0x10fffe)
+    return bytes(font.getmask(c)) != bytes(font.getmask(no_character))
 
 def has(path:str, c:str) -> bool:
-    "Whether a font has a glyph for a character; spaces and marks that only steer the text need none."
-    if c.isspace() or unicodedata.category(c) in ('Cf', 'Cc') or '\ufe00' <= c <= '\ufe0f': return True
+    "Whether a font has a glyph for a character, or the character needs none, as spaces do."
+    if c.isspace() or unicodedata.category(c) in ('Cf', 'Cc') or '\ufe00' <= c <= '\ufe0f':
+        return True
     return ord(c) in _letters(path) if path else c.isascii() or _in_first(c)
+
+def _has_all(path:str, text:str) -> bool:
+    "Whether a font has the glyphs of a text."
+    return all(has(path, c) for c in text)
 
 # %% ../../nbs/data/09_fonts.ipynb #01b1c208
 _noted = set() # kinds of letters, so that each is spoken of once
 
 def _note_missing(missing):
-    kinds = {unicodedata.name(c, 'unknown').split()[0]: c for c in sorted(missing, reverse=True)}
-    new = [c for kind, c in kinds.items() if kind not in _noted]
-    _noted.update(kinds)
-    if new: warnings.warn(f'no font of this machine has letters such as {" ".join(new[:8])}: they are drawn as boxes; '
-                          'install one that has them, such as Noto Sans CJK for Japanese')
+    "Warn of letters that no font has, once of each script."
+    letters = {}   # script, the first word of a letter's name -> its first letter
+    for c in sorted(missing, reverse=True):
+        letters[unicodedata.name(c, 'unknown').split()[0]] = c
+    new = [c for script, c in letters.items() if script not in _noted]
+    _noted.update(letters)
+    if not new: return
+    warnings.warn(f'no font of this machine has letters such as {" ".join(new[:8])}: they are '
+                  'drawn as boxes; install one that has them, such as Noto Sans CJK for Japanese')
 
 def choose_fonts(text:str) -> list: # of paths; the first one is for whatever none of them has
-    """Fonts that together have the letters of a text: Pillow's own if it has all, else DejaVu Sans and installed ones.
+    """Fonts that together have the letters of a text: Pillow's own, else DejaVu Sans and others.
 
     Returns:
         list: of paths; the first one is for whatever none of them has
     """
-    if all(has('', c) for c in text): return ['']
+    if _has_all('', text): return ['']
     paths = [dejavu()]
     missing = {c for c in text if not has(paths[0], c)}
+    def n_found(path): return sum(has(path, c) for c in missing)
     while missing:
-        best = max(installed_fonts(), key=lambda path: sum(has(path, c) for c in missing), default='')
-        left = {c for c in missing if not has(best, c)}
-        if left == missing: break
+        best = max(installed_fonts(), key=n_found, default='')
+        still_missing = {c for c in missing if not has(best, c)}
+        if still_missing == missing: break
         paths.append(best)
-        missing = left
+        missing = still_missing
     if missing: _note_missing(missing)
     return paths
 
@@ -99,51 +118,75 @@ def clusters(text:str) -> list: # of strings
     """
     out = []
     for c in text:
-        joins = unicodedata.category(c) in ('Mn', 'Me', 'Mc', 'Cf') or (out and out[-1][-1] == '\u200d')
-        if out and joins: out[-1] += c
+        is_mark = unicodedata.category(c) in ('Mn', 'Me', 'Mc', 'Cf')
+        after_joiner = bool(out) and out[-1][-1] == '\u200d'
+        if out and (is_mark or after_joiner): out[-1] += c
         else: out.append(c)
     return out
 
 _NOT_FIRST = '、。，．：；！？…‥ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ' # in a line
 
-def _pieces(word): # of a word, between which a line may break
+def _is_wide(c): return unicodedata.east_asian_width(c) in 'WF'
+
+def _pieces(word):
+    "The parts of a word between which a line may break."
     out = []
     for c in clusters(word):
-        wide = unicodedata.east_asian_width(c[0]) in 'WF'
+        breaks = bool(out) and (_is_wide(c[0]) or _is_wide(out[-1][0]))
         closes = c[0] in _NOT_FIRST or unicodedata.category(c[0]) in ('Pe', 'Pf')
-        opens = bool(out) and unicodedata.category(out[-1][-1]) in ('Ps', 'Pi')
-        before = bool(out) and unicodedata.east_asian_width(out[-1][0]) in 'WF'
-        if out and (closes or opens or not (wide or before)): out[-1] += c
+        after_opening = bool(out) and unicodedata.category(out[-1][-1]) in ('Ps', 'Pi')
+        if out and (closes or after_opening or not breaks): out[-1] += c
         else: out.append(c)
     return out
 
 # %% ../../nbs/data/09_fonts.ipynb #60aea3fc
-def _right_to_left(text): # by the first letter that has a direction
-    kinds = [unicodedata.bidirectional(c) for c in text]
-    return next((kind in ('R', 'AL') for kind in kinds if kind in ('L', 'R', 'AL')), False)
+# Unicode's marks: without a width, but with a direction
+_TO_RIGHT = '\u200e'
+_TO_LEFT = '\u200f'
+_MIRRORED = str.maketrans('()[]{}<>«»', ')(][}{><»«')
 
-_TO_RIGHT, _TO_LEFT = '\u200e', '\u200f'   # Unicode's marks: without a width, but letters with a direction
+def _right_to_left(text): # by the first letter that has a direction
+    for c in text:
+        kind = unicodedata.bidirectional(c)
+        if kind in ('L', 'R', 'AL'): return kind != 'L'
+    return False
 
 def _directed(line, to_left): # a line that runs in a direction, whatever its first letter
     if _right_to_left(line) == to_left: return line
     return (_TO_LEFT if to_left else _TO_RIGHT) + line
 
-_MIRRORED = str.maketrans('()[]{}<>«»', ')(][}{><»«')
-
 def visual_order(text:str) -> str:
     "A line as it stands from left to right, of letters some of which run to the left."
-    base, runs = _right_to_left(text), []                          # runs of [whether to the left, letters]
-    kinds = [unicodedata.bidirectional(c[0]) for c in clusters(text)]
-    strong = {'R': True, 'AL': True, 'L': False, 'EN': base, 'AN': base}   # what letters do to spaces beside them
-    for i, c in enumerate(clusters(text)):
-        before = next((strong[k] for k in kinds[i::-1] if k in strong), base)
-        after = next((strong[k] for k in kinds[i:] if k in strong), base)
-        left = kinds[i] not in ('EN', 'AN') and (before if before == after else base)
+    base = _right_to_left(text)
+    letters = clusters(text)
+    to_left = _directions(letters, base)
+    runs = []   # neighbours of one direction: [whether to the left, letters]
+    for c, left in zip(letters, to_left):
         if runs and runs[-1][0] == left: runs[-1][1].append(c)
         else: runs.append([left, [c]])
-    said = [''.join(reversed(letters)).translate(_MIRRORED) if left else ''.join(letters) for left, letters in runs]
-    said = ''.join(reversed(said) if base else said)
-    return said.replace(_TO_LEFT, '').replace(_TO_RIGHT, '')
+    shown = []
+    for left, run in runs:
+        shown.append(''.join(reversed(run)).translate(_MIRRORED) if left else ''.join(run))
+    if base: shown.reverse()
+    return ''.join(shown).replace(_TO_LEFT, '').replace(_TO_RIGHT, '')
+
+def _directions(letters, base):
+    "Whether each letter of a line runs to the left; `base` = whether the line does."
+    # What letters and numbers do to the spaces and marks beside them:
+    strong = {'R': True, 'AL': True, 'L': False, 'EN': base, 'AN': base}
+    kinds = [unicodedata.bidirectional(c[0]) for c in letters]
+    before = base
+    befores = []
+    for kind in kinds:
+        before = strong.get(kind, before)
+        befores.append(before)
+    after = base
+    to_left = []
+    for kind, before in zip(reversed(kinds), reversed(befores)):
+        after = strong.get(kind, after)
+        is_number = kind in ('EN', 'AN')
+        to_left.append(not is_number and (before if before == after else base))
+    return to_left[::-1]
 
 # %% ../../nbs/data/09_fonts.ipynb #0591b9a5
 class Lettering:
@@ -158,15 +201,19 @@ class Lettering:
         texts:list,  # All that shall be drawn with it
         size:int=12, # Pixels of Pillow's own font; DejaVu Sans, which is larger, gets one less
     ):
-        self.size, self.paths = size, choose_fonts(self.plain(' '.join(texts)))
+        self.size = size
+        self.paths = choose_fonts(self.plain(' '.join(texts)))
 
     def plain(self, text:str) -> str:
-        "A text in composed letters, its spaces alike; without Raqm also without marks that only steer the text."
-        text = ' '.join(unicodedata.normalize('NFC', text).split())
+        "Composed letters and single spaces; without Raqm no marks that only steer the text."
+        one_line = ' '.join(unicodedata.normalize('NFC', text).split())
         left_out = ('Cc',) if SHAPED else ('Cc', 'Cf')
-        return ''.join(c for c in text if unicodedata.category(c) not in left_out)
+        return ''.join(c for c in one_line if unicodedata.category(c) not in left_out)
 
-    def font(self, path:str): return _font(path, self.size - (path == dejavu() != ''), SHAPED)
+    def font(self, path:str):
+        "The font of a path in the size of this lettering."
+        is_dejavu = path != '' and path == dejavu()
+        return _font(path, self.size - 1 if is_dejavu else self.size, SHAPED)
 
     def runs(self, line:str) -> list: # of [path, text], from left to right
         """A line in parts of one font each.
@@ -174,20 +221,26 @@ class Lettering:
         Returns:
             list: of [path, text], from left to right
         """
-        turned, out = _right_to_left(line), []
-        for c in clusters(line.lstrip(_TO_LEFT + _TO_RIGHT) if SHAPED else visual_order(line)):
-            path = next((p for p in self.paths if all(has(p, x) for x in c)), self.paths[0])
+        ordered = line.lstrip(_TO_LEFT + _TO_RIGHT) if SHAPED else visual_order(line)
+        out = []
+        for c in clusters(ordered):
+            path = self._path_for(c)
             if out and (c.isspace() or path == out[-1][0]): out[-1][1] += c
             else: out.append([path, c])
-        return out[::-1] if turned and SHAPED else out
+        return out[::-1] if SHAPED and _right_to_left(line) else out
+
+    def _path_for(self, letter): # with its marks
+        for path in self.paths:
+            if _has_all(path, letter): return path
+        return self.paths[0]
 
 # %% ../../nbs/data/09_fonts.ipynb #80954b5e
 @patch
-def direction(self:Lettering, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None: not drawn with Raqm
+def direction(self:Lettering, path:str, line:str) -> str|None: # 'rtl' or 'ltr'; None: without Raqm
     """In which direction every part of a line runs.
 
     Returns:
-        str | None: 'rtl' or 'ltr'; None: not drawn with Raqm
+        str | None: 'rtl' or 'ltr'; None: without Raqm
     """
     if not (path and SHAPED): return None
     return 'rtl' if _right_to_left(line) else 'ltr'
@@ -199,15 +252,17 @@ def width(self:Lettering, line:str) -> float: # pixels
     Returns:
         float: pixels
     """
-    return sum(self.font(path).getlength(text, direction=self.direction(path, line))
-               for path, text in self.runs(line))
+    total = 0
+    for path, text in self.runs(line):
+        total += self.font(path).getlength(text, direction=self.direction(path, line))
+    return total
 
 # %% ../../nbs/data/09_fonts.ipynb #85d36844
 @patch
 def wrap(self:Lettering,
     text:str,    # A caption
     most:float,  # Pixels
-)->list:         # of lines; one that by itself would run in another direction than the text begins with a mark
+)->list:         # of lines; one that alone would run in another direction begins with a mark
     """A text in lines that are no wider than `most`.
 
     Args:
@@ -215,10 +270,9 @@ def wrap(self:Lettering,
         most (float): Pixels
 
     Returns:
-        list: of lines; one that by itself would run in another direction than the text begins with
-            a mark
+        list: of lines; one that alone would run in another direction begins with a mark
     """
-    lines, to_left = [''], _right_to_left(text)
+    lines = ['']
     for word in self.plain(text).split(' '):
         gap = ' ' if lines[-1] else ''
         for piece in _pieces(word):
@@ -226,10 +280,11 @@ def wrap(self:Lettering,
                 lines[-1] += gap + piece
             else:
                 if lines[-1]: lines.append('')
-                for c in clusters(piece):                                   # a piece alone may be too wide
+                for c in clusters(piece):   # a piece alone may be too wide
                     if lines[-1] and self.width(lines[-1] + c) > most: lines.append('')
                     lines[-1] += c
             gap = ''
+    to_left = _right_to_left(text)
     return [_directed(line, to_left) for line in lines if line]
 
 # %% ../../nbs/data/09_fonts.ipynb #c0703676

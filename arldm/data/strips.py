@@ -43,18 +43,22 @@ def with_palette(
     Args:
         picture (Image.Image): RGB
     """
-    quarter = picture.resize((max(1, picture.width//2), max(1, picture.height//2)), Image.NEAREST)
-    return picture.quantize(palette=quarter.quantize(255, Image.Quantize.MAXCOVERAGE, 1), dither=Image.Dither.NONE)
+    half = max(1, picture.width//2), max(1, picture.height//2)
+    palette = picture.resize(half, Image.NEAREST).quantize(255, Image.Quantize.MAXCOVERAGE, 1)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 # %% ../../nbs/data/10_strips.ipynb #73cd7d02
-_GAP, _LINE, _INK, _PAPER = 6, 15, (60, 60, 60), (255, 255, 255)
+_GAP = 6         # Pixels between frames
+_LINE = 15       # Pixels from a line of text to the next
+_INK = 60, 60, 60
+_PAPER = 255, 255, 255
 
 def strips(
     rows:list,              # Rows of pictures, e.g. `[reference, drawn]`; None = an empty place
     captions:list=None,     # One caption per column, wrapped below it
     labels:list=None,       # One word per row, at its left
     side:int=104,           # Width of a frame in the strip, in pixels
-    palette:bool=True,      # With at most 255 colours, for a notebook; False keeps every colour, for a file
+    palette:bool=True,      # At most 255 colours, for a notebook; False, for a file, keeps all
 )->Image.Image:
     """Rows of frames above their captions.
 
@@ -63,32 +67,38 @@ def strips(
         captions (list, optional): One caption per column, wrapped below it
         labels (list, optional): One word per row, at its left
         side (int, default 104): Width of a frame in the strip, in pixels
-        palette (bool, default True): With at most 255 colours, for a notebook; False keeps every
-            colour, for a file
+        palette (bool, default True): At most 255 colours, for a notebook; False, for a file, keeps
+            all
     """
     pen = Lettering([*(captions or []), *(labels or [])])
-    left = max(54, math.ceil(max(map(pen.width, labels))) + 2*_GAP) if labels else _GAP
-    n, below = max(map(len, rows)), len(rows)*(side + _GAP) + _GAP
+    left = _GAP
+    if labels: left = max(54, math.ceil(max(map(pen.width, labels))) + 2*_GAP)
+    step = side + _GAP   # from a frame to the next
+    below = len(rows)*step + _GAP
     texts = [pen.wrap(caption, side) for caption in captions or []]
-    high = below + _LINE*max(map(len, texts), default=0)
-    out = Image.new('RGB', (left + n*(side + _GAP), high), _PAPER)
+    width = left + max(map(len, rows))*step
+    height = below + _LINE*max(map(len, texts), default=0)
+    out = Image.new('RGB', (width, height), _PAPER)
     d = ImageDraw.Draw(out)
     for j, row in enumerate(rows):
-        y = _GAP + j*(side + _GAP)
+        y = _GAP + j*step
         if labels: pen.draw(d, (_GAP, y + side//2 + 4), labels[j], _INK)
-        for i, x in enumerate(row): _paste(out, x, left + i*(side + _GAP), y, side)
+        for i, x in enumerate(row): _paste(out, x, left + i*step, y, side)
     for i, lines in enumerate(texts):
-        for j, line in enumerate(lines): pen.draw(d, (left + i*(side + _GAP), below + 9 + _LINE*j), line, _INK, side)
+        for j, line in enumerate(lines):
+            pen.draw(d, (left + i*step, below + 9 + _LINE*j), line, _INK, side)
     return with_palette(out) if palette else out
 
 # %% ../../nbs/data/10_strips.ipynb #73cd7d03
 def _paste(out, x, left, top, side):
     "Fit one picture into its square place."
     if x is None: return
-    x = as_picture(x)
-    w, h = (max(1, round(v*side/max(x.size))) for v in x.size)
-    resampling = Image.NEAREST if max(x.size) < side//2 else Image.LANCZOS
-    out.paste(x.resize((w, h), resampling), (left + (side - w)//2, top + (side - h)//2))
+    picture = as_picture(x)
+    longest = max(picture.size)
+    w = max(1, round(picture.width*side/longest))
+    h = max(1, round(picture.height*side/longest))
+    resampling = Image.NEAREST if longest < side//2 else Image.LANCZOS
+    out.paste(picture.resize((w, h), resampling), (left + (side - w)//2, top + (side - h)//2))
 
 # %% ../../nbs/data/10_strips.ipynb #ed8e0c43
 def sheet(
@@ -99,11 +109,13 @@ def sheet(
     Args:
         pictures (list): Strips, or other pictures
     """
-    out = Image.new('RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
+    width = max(picture.width for picture in pictures)
+    height = sum(picture.height for picture in pictures)
+    out = Image.new('RGB', (width, height), _PAPER)
     y = 0
-    for p in pictures:
-        out.paste(p, (0, y))
-        y += p.height
+    for picture in pictures:
+        out.paste(picture, (0, y))
+        y += picture.height
     return with_palette(out)
 
 # %% ../../nbs/data/10_strips.ipynb #507c2f0a
@@ -117,17 +129,19 @@ def markdown_table(
         columns (list): Their names
         rows (list): Of cells, one per column
     """
-    rows = [[str(cell) for cell in row] for row in rows]
+    texts = [list(map(str, row)) for row in rows]
     marks = ['---']
     for i in range(1, len(columns)):
-        cells = [row[i] for row in rows if row[i]]
+        cells = [row[i] for row in texts if row[i]]
         numbers = cells and all(re.match(r'[-+−]?\d', cell) for cell in cells)
         marks.append('--:' if numbers else '---')
-    return '\n'.join(f'| {" | ".join(line)} |' for line in (columns, marks, *rows))
+    lines = []
+    for cells in columns, marks, *texts: lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 # %% ../../nbs/data/10_strips.ipynb #8fc59f46
 def show_visible(
-    visible,            # bool tensor (V, columns); True = the row's frame may look at the column's slot or token
+    visible,            # bool tensor (V, columns); True = the row's frame may look at the column
     given:int=0,        # Opening frames that are given, so that the first row is a later frame
     cell:int=26,        # Pixels per cell
     column:str='slot',  # What a column is, written above the names of the frames
@@ -135,23 +149,27 @@ def show_visible(
     """A mask as a grid: filled where a frame may look.
 
     Args:
-        visible: bool tensor (V, columns); True = the row's frame may look at the column's slot or
-            token
+        visible: bool tensor (V, columns); True = the row's frame may look at the column
         given (int, default 0): Opening frames that are given, so that the first row is a later
             frame
         cell (int, default 26): Pixels per cell
         column (str, default 'slot'): What a column is, written above the names of the frames
     """
     V, N = visible.shape
-    out = Image.new('RGB', (60 + N*cell, 24 + V*cell), _PAPER)
-    d, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    left = 60   # edges of the grid
+    top = 24
+    out = Image.new('RGB', (left + N*cell, top + V*cell), _PAPER)
+    d = ImageDraw.Draw(out)
+    font = ImageFont.load_default(11)
     d.text((52, 12), column, _INK, font, anchor='rm')
-    for j in range(N): d.text((60 + j*cell + cell//2, 12), f'{j+1}', _INK, font, anchor='mm')
+    for j in range(N): d.text((left + j*cell + cell//2, 12), f'{j+1}', _INK, font, anchor='mm')
     for i in range(V):
-        d.text((52, 24 + i*cell + cell//2), f'frame {i+1+given}', _INK, font, anchor='rm')
+        d.text((52, top + i*cell + cell//2), f'frame {i+1+given}', _INK, font, anchor='rm')
         for j in range(N):
-            box = [60 + j*cell + 2, 24 + i*cell + 2, 60 + (j+1)*cell - 2, 24 + (i+1)*cell - 2]
-            d.rectangle(box, fill=(49, 104, 180) if visible[i, j] else (232, 234, 238))
+            x = left + j*cell
+            y = top + i*cell
+            fill = (49, 104, 180) if visible[i, j] else (232, 234, 238)
+            d.rectangle([x + 2, y + 2, x + cell - 2, y + cell - 2], fill=fill)
     return out
 
 # %% ../../nbs/data/10_strips.ipynb #5a7e0002
@@ -166,23 +184,31 @@ def show_saved(
         notebook (str, optional): Its notebook; default: the one that runs
     """
     from IPython.display import publish_display_data
-    path = Path(notebook or os.environ.get('JPY_SESSION_NAME', ''))                # Jupyter's server names it
+    path = Path(notebook or os.environ.get('JPY_SESSION_NAME', ''))   # Jupyter's server names it
     cells = json.loads(path.read_text(encoding='utf-8'))['cells'] if path.is_file() else []
-    outputs = [o for c in cells if ''.join(c['source']).strip() == source.strip() for o in c.get('outputs', [])]
-    for o in outputs:
-        if 'text' in o: print(''.join(o['text']), end='')
-        else: publish_display_data({k: ''.join(v) if isinstance(v, list) else v for k, v in o['data'].items()})
-    if not outputs: print('not run: it takes long; take the first line of this cell away to run it')
+    outputs = []
+    for cell in cells:
+        if ''.join(cell['source']).strip() == source.strip(): outputs += cell.get('outputs', [])
+    for output in outputs:
+        if 'text' in output: print(''.join(output['text']), end='')
+        else:
+            data = {}
+            for kind, value in output['data'].items():
+                data[kind] = ''.join(value) if isinstance(value, list) else value
+            publish_display_data(data)
+    if not outputs:
+        print('not run: it takes long; take the first line of this cell away to run it')
 
 # %% ../../nbs/data/10_strips.ipynb #5a7e0003
 _LONG = re.compile(r'#\s*\|\s*eval:\s*false')
 
-def _saved_instead(lines): # a cell before IPython reads it
+def _saved_instead(lines): # the lines of a cell before IPython reads it -> the lines to run
     if not (lines and _LONG.match(lines[0])): return lines
     return [f'__import__("arldm.data.strips").show.show_saved({"".join(lines)!r})\n']
 
 def keep_saved():
     "From here on, cells marked `eval: false` show what they showed when they were saved."
     from IPython import get_ipython
-    if (shell := get_ipython()) and _saved_instead not in shell.input_transformers_cleanup:
+    shell = get_ipython()
+    if shell and _saved_instead not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(_saved_instead)
