@@ -155,6 +155,7 @@ def _directed(line, to_left): # a line that runs in a direction, whatever its fi
     if _right_to_left(line) == to_left: return line
     return (_TO_LEFT if to_left else _TO_RIGHT) + line
 
+# %% ../../nbs/data/09_fonts.ipynb #792741b3
 def visual_order(text:str) -> str:
     "A line as it stands from left to right, of letters some of which run to the left."
     base = _right_to_left(text)

@@ -19,23 +19,27 @@ from ..core import StoryError
 # %% ../../nbs/files/02_atomic.ipynb #4e4fd6c7
 def _beside(path):
     "A temporary name beside a path; what dead processes left under such names is removed."
-    start = f'.{path.stem}-{uuid.getnode():x}-'                                            # machine, process, chance
-    ours = re.compile(re.escape(start) + r'(\d+)-[0-9a-f]{8}(over)?' + re.escape(path.suffix))
+    start = f'.{path.stem}-{uuid.getnode():x}-'   # then the number of the process and a random one
+    left_over = re.compile(
+        re.escape(start) + r'(\d+)-[0-9a-f]{8}(over)?' + re.escape(path.suffix))
     for old in path.parent.glob(glob.escape(start) + '*'):
-        name = ours.fullmatch(old.name)
-        if name and not _alive(name[1]): shutil.rmtree(old, 1) if old.is_dir() else old.unlink(True)
+        name = left_over.fullmatch(old.name)
+        if not name or _alive(name[1]): continue
+        if old.is_dir(): shutil.rmtree(old, ignore_errors=True)
+        else: old.unlink(missing_ok=True)
     return path.with_name(f'{start}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
 
 def _alive(pid): # whether a process of this machine still runs
     try: os.kill(int(pid), 0)
-    except (OSError, ValueError) as e: return not isinstance(e, ProcessLookupError)
+    except ProcessLookupError: return False
+    except (OSError, ValueError): return True
     return True
 
 @contextlib.contextmanager
 def atomic_path(
     path:str|Path, # Where the finished file shall stand
 )->Iterator:       # Yields a temporary `Path` beside it, with the same suffix
-    """Write to a temporary path; fsync and rename it to `path` when the block succeeds, remove it when it fails.
+    """Write to a temporary path; it is renamed to `path` when the block succeeds, else removed.
 
     Args:
         path (str | Path): Where the finished file shall stand
@@ -55,15 +59,16 @@ def atomic_path(
 # %% ../../nbs/files/02_atomic.ipynb #10a9926f
 def refuse_foreign(
     path:str|Path,     # Where something shall be written
-    is_ours:Callable,  # path -> whether the file there was written by this package; may raise `StoryError` or `OSError`
+    # path -> whether the file there was written by this package; may raise `StoryError`, `OSError`
+    is_ours:Callable,
     kind:str,          # What we write, for the message
 ):
-    """A `StoryError` if a file of somebody else stands where one shall be written; to be called before any work.
+    """A `StoryError` if a file of somebody else stands where one shall be written; call it first.
 
     Args:
         path (str | Path): Where something shall be written
         is_ours (Callable): path -> whether the file there was written by this package; may raise
-            `StoryError` or `OSError`
+            `StoryError`, `OSError`
         kind (str): What we write, for the message
     """
     path = Path(path)
@@ -71,7 +76,8 @@ def refuse_foreign(
     try:
         if path.is_file() and is_ours(path): return
     except (StoryError, OSError): pass
-    raise StoryError(f'{path} is there already and is no {kind} written by arldm; move it away, or name another place')
+    raise StoryError(f'{path} is there already and is no {kind} written by arldm; move it away, or '
+                     'name another place')
 
 # %% ../../nbs/files/02_atomic.ipynb #47b23c3e
 _NAMES = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number', float: 'a number',
@@ -79,7 +85,9 @@ _NAMES = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number',
 
 def check_shape(
     x:object,      # What was read
-    want:object,   # A type or a tuple of types; {key: shape}, where 'key?' may be missing and '*' is any key; [shape]
+    # A type or a tuple of types; [shape of each element]; {key: shape}, where 'key?' may be missing
+    # and '*' is any key
+    want:object,
     path:str|Path, # The file, for the message
     key:str='',    # Where `x` stands in it
 ):
@@ -87,24 +95,35 @@ def check_shape(
 
     Args:
         x (object): What was read
-        want (object): A type or a tuple of types; {key: shape}, where 'key?' may be missing and '*'
-            is any key; [shape]
+        want (object): A type or a tuple of types; [shape of each element]; {key: shape}, where
+            'key?' may be missing and '*' is any key
         path (str | Path): The file, for the message
         key (str, default ''): Where `x` stands in it
     """
-    kinds = dict if isinstance(want, dict) else list if isinstance(want, list) else want
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    accepted = kinds + ((int,) if float in kinds else ())
-    if not isinstance(x, accepted) or isinstance(x, bool) and not {bool, object} & {*kinds}:
-        expected = ' or '.join(_NAMES.get(k, k.__name__) for k in kinds)
-        raise StoryError(f'{path}: {key or "it"} must be {expected}, got {json.dumps(x, default=str):.60}')
+    if isinstance(want, (dict, list)): kinds = (type(want),)
+    else: kinds = want if isinstance(want, tuple) else (want,)
+    if not _is_one_of(x, kinds):
+        expected = ' or '.join(_NAMES.get(kind, kind.__name__) for kind in kinds)
+        got = json.dumps(x, default=str)[:60]
+        raise StoryError(f'{path}: {key or "it"} must be {expected}, got {got}')
     if isinstance(want, list):
         for i, value in enumerate(x): check_shape(value, want[0], path, f'{key}[{i}]')
-    for name, shape in (want.items() if isinstance(want, dict) else ()):
-        if name == '*':
-            for k, value in x.items(): check_shape(value, shape, path, f'{key}.{k}'.lstrip('.'))
-        elif name.rstrip('?') in x: check_shape(x[name.rstrip('?')], shape, path, f'{key}.{name}'.strip('.?'))
-        elif name[-1] != '?': raise StoryError(f'{path}: {f"{key}.{name}".lstrip(".")} is missing')
+    elif isinstance(want, dict):
+        for name, shape in want.items(): _check_key(x, name, shape, path, key)
+
+def _is_one_of(x, kinds):
+    "Whether JSON is of one of these types; a whole number is a number, a truth value is neither."
+    if isinstance(x, bool): return bool in kinds or object in kinds
+    return isinstance(x, kinds) or float in kinds and isinstance(x, int)
+
+def _check_key(x, name, shape, path, key):
+    "Check the value of a key of an object; `name` may be 'key?' or '*', as in `check_shape`."
+    prefix = f'{key}.' if key else ''
+    plain = name.rstrip('?')
+    if name == '*':
+        for k, value in x.items(): check_shape(value, shape, path, f'{prefix}{k}')
+    elif plain in x: check_shape(x[plain], shape, path, f'{prefix}{plain}')
+    elif not name.endswith('?'): raise StoryError(f'{path}: {prefix}{name} is missing')
 
 # %% ../../nbs/files/02_atomic.ipynb #ba615ccb
 def save_json(path:str|Path, obj:object):
@@ -113,25 +132,31 @@ def save_json(path:str|Path, obj:object):
 
 def _as_json(obj):
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
-    return text.encode('utf-8', 'backslashreplace')          # halves of characters, as JSON itself writes them
+    # Lone surrogates, as file names may hold, become the escapes that JSON has for them.
+    return text.encode('utf-8', 'backslashreplace')
 
 # %% ../../nbs/files/02_atomic.ipynb #61d637a1
 def create_json(path:str|Path, obj:object) -> bool:
-    "Write a JSON file whole unless there is one already; of several processes at the same instant only one succeeds."
+    "Write a JSON file whole unless there is one; of several processes at once only one succeeds."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = _beside(path)
     try:
         tmp.write_bytes(_as_json(obj))
-        try: os.link(tmp, path)
-        except FileExistsError: return False
-        except OSError:                                                     # a file system without hard links
-            if path.exists(): return False
-            tmp.rename(path)
-        return True
+        return _take_name(tmp, path)
     finally:
         try: tmp.unlink(missing_ok=True)
-        finally: tmp.unlink(missing_ok=True)                                # Ctrl-C came in between
+        finally: tmp.unlink(missing_ok=True)   # if Ctrl-C came during the first try
+
+def _take_name(tmp, path): # whether it was free
+    try:
+        os.link(tmp, path)
+    except FileExistsError:
+        return False
+    except OSError:   # a file system without hard links
+        if path.exists(): return False
+        tmp.rename(path)
+    return True
 
 # %% ../../nbs/files/02_atomic.ipynb #56480e5b
 def load_json(
@@ -145,13 +170,17 @@ def load_json(
         want (object, default object): The shape that it must have, see `check_shape`
     """
     try:
-        if Path(path).exists() and not Path(path).is_file(): raise StoryError(f'{path} is no file; move it away')
+        if Path(path).exists() and not Path(path).is_file():
+            raise StoryError(f'{path} is no file; move it away')
         data = Path(path).read_bytes()
-        if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise StoryError(f'{path}: UTF-16, expected UTF-8; save it as UTF-8')
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+            raise StoryError(f'{path}: UTF-16, expected UTF-8; save it as UTF-8')
         obj = json.loads(data.decode('utf-8-sig'))
     except StoryError: raise
-    except OSError as e: raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
-    except UnicodeDecodeError as e: raise StoryError(f'{path}: expected UTF-8 ({e}); save it as UTF-8') from None
+    except OSError as e:
+        raise StoryError(f'{path}: cannot be read ({e.strerror})') from None
+    except UnicodeDecodeError as e:
+        raise StoryError(f'{path}: expected UTF-8 ({e}); save it as UTF-8') from None
     except (ValueError, RecursionError) as e:
         raise StoryError(f'{path}: not valid JSON ({e}); was it cut short, or edited?') from None
     check_shape(obj, want, path)
@@ -160,7 +189,8 @@ def load_json(
 # %% ../../nbs/files/02_atomic.ipynb #46660965
 class FolderTaken(StoryError):
     "Something stands where a new folder shall be."
-    def __init__(self, folder): super().__init__(f'{folder} is there already; move it away, or name another place')
+    def __init__(self, folder):
+        super().__init__(f'{folder} is there already; move it away, or name another place')
 
 def flush_folder(folder:Path):
     "Have all files of a folder on the disk, so that a power cut leaves whole ones."
@@ -189,7 +219,8 @@ def temporary_folder(
 @contextlib.contextmanager
 def whole_folder(
     folder:str|Path,  # Where the finished folder shall stand; must not exist
-    flush:bool=True,  # Wait for the disk; may be left out for very many files that are easily made again
+    # Wait for the disk; may be left out for very many files that are easily made again
+    flush:bool=True,
 )->Iterator:          # Yields a temporary folder beside it
     """Fill a temporary folder; it becomes `folder` when the block succeeds.
 
@@ -211,12 +242,13 @@ def whole_folder(
         tmp.rename(folder)
 
 def share_files(folder:Path):
-    "Let those read a folder's files who may read the folder; some libraries write for their owner alone."
+    "Let whoever may read a folder read its files; some libraries write for their owner alone."
     for f in folder.rglob('*'):
         if f.is_file(): f.chmod(folder.stat().st_mode & 0o666)
 
 # %% ../../nbs/files/02_atomic.ipynb #adcd6154
-NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL  # what a drive without locks answers
+# What a drive without locks answers
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
 
 def lock_folder(
     folder:str|Path, # Is made if it is not there
@@ -233,12 +265,16 @@ def lock_folder(
     if not fcntl: return None
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = open(Path(folder)/'.lock', 'a')
-    try: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)               # readers that outlive a kill do not inherit it
+    try:
+        # Of the process: its children, which may outlive a kill, do not inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         lock.close()
         if e.errno in NO_LOCKS:
-            return warnings.warn(f'{folder} is on a file system without locks ({e.strerror}); see to it that no '
-                                 'second command works there')
+            warnings.warn(f'{folder} is on a file system without locks ({e.strerror}); see to it '
+                          'that no second command works there')
+            return None
         if e.errno not in (errno.EAGAIN, errno.EACCES): raise
-        raise StoryError(f'{folder}: another process is {what} there; wait until it has ended') from None
+        raise StoryError(f'{folder}: another process is {what} there; wait until it has '
+                         'ended') from None
     return lock

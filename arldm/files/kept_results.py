@@ -19,7 +19,8 @@ MADE = 'made.json'
 _ADVICE = 'move it away, or name another place'
 
 def claim_folder(
-    folder:str|Path,     # Will be filled; may be there already, empty or with what was made from the same facts
+    # Will be filled; may be there already, empty or with what was made from the same facts
+    folder:str|Path,
     facts:dict,          # Digests and settings that decide what is put into it
     advice:str=_ADVICE,  # What to do about a folder of other facts
 ):
@@ -32,15 +33,18 @@ def claim_folder(
         advice (str, default _ADVICE): What to do about a folder of other facts
     """
     folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise StoryError(f'{folder} is no folder; {_ADVICE}')
     if folder.is_dir() and not (folder/MADE).exists():
-        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
-        if found: raise StoryError(f'{folder} holds {found[0]}, and no {MADE} says what it was made from; {_ADVICE}')
-    elif os.path.lexists(folder) and not folder.is_dir(): raise StoryError(f'{folder} is no folder; {_ADVICE}')
+        names = [path.name for path in folder.iterdir() if not path.name.startswith('.')]
+        if names:
+            raise StoryError(f'{folder} holds {min(names)}, and no {MADE} says what it was made '
+                             f'from; {_ADVICE}')
     record_provenance(folder/MADE, facts, advice=advice)
 
 # %% ../../nbs/files/04_kept_results.ipynb #8344b27b
 def keep_file(path:str|Path, facts:dict, make:Callable): # make(path) writes the file
-    """Make a file once; one that is there is used again only if it was made from the same facts and not changed since.
+    """Make a file once; it is used again if it was made from the same facts and not changed since.
 
     make(path) writes the file
     """
@@ -54,7 +58,9 @@ def keep_folder(path:str|Path, facts:dict, make:Callable): # make(path) fills th
     _keep(Path(path), facts, make, whole_folder, folder_digest)
 
 def _keep(path, facts, make, whole, digest):
-    note, facts = path.with_name(f'{path.name}.json'), json.loads(json.dumps(facts, default=str))
+    "`whole` = the context in which `make` writes, `digest` = of what was made."
+    note = path.with_name(f'{path.name}.json')
+    facts = json.loads(json.dumps(facts, default=str))
     old = load_json(note, dict) if note.exists() else {}
     if old and 'digest' not in old: raise StoryError(f'{note} was not written here; {_ADVICE}')
     if not os.path.lexists(path):
@@ -62,7 +68,13 @@ def _keep(path, facts, make, whole, digest):
             make(tmp)
             save_json(note, {**facts, 'digest': digest(tmp)})
         return
-    if not old: raise StoryError(f'{path} is there, and no {note.name} says what it was made from; {_ADVICE}')
-    other = [f'{k}={old.get(k, "unknown")}, not {facts[k]}' for k in facts if k not in old or old[k] != facts[k]]
-    if other: raise StoryError(f'{path} was made with {"; ".join(other)}; {_ADVICE}')
-    if old['digest'] != digest(path): raise StoryError(f'{path} was changed after it was made here; {_ADVICE}')
+    if not old:
+        raise StoryError(f'{path} is there, and no {note.name} says what it was made from; '
+                         f'{_ADVICE}')
+    different = []
+    for key, value in facts.items():
+        if key not in old or old[key] != value:
+            different.append(f'{key}={old.get(key, "unknown")}, not {value}')
+    if different: raise StoryError(f'{path} was made with {"; ".join(different)}; {_ADVICE}')
+    if old['digest'] != digest(path):
+        raise StoryError(f'{path} was changed after it was made here; {_ADVICE}')

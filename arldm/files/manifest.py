@@ -24,25 +24,31 @@ def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
     Returns:
         str: 32 hexadecimal digits
     """
-    h = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
+        block = f.read(1 << 20)
+        while block:
+            digest.update(block)
+            block = f.read(1 << 20)
+    return digest.hexdigest()
 
-def _files(folder): # relative names of all files, links and other things in a folder, except its manifest
+def _files(folder):
+    "Relative names of all files, links and other things in a folder, except its manifest."
     for path in sorted(folder.rglob('*')):
-        if path.is_dir() and not path.is_symlink() or path == folder/MANIFEST: continue
-        yield path.relative_to(folder).as_posix()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and path != folder/MANIFEST: yield path.relative_to(folder).as_posix()
 
 def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
-    """A digest of the names and contents of all files of a folder, hidden ones and its manifest apart.
+    """A digest of the names and contents of all files of a folder but hidden ones and its manifest.
 
     Returns:
         str: 32 hexadecimal digits
     """
-    names = [name for name in _files(Path(folder)) if not name.startswith('.') and '/.' not in name]
-    listed = json.dumps([(name, file_digest(Path(folder)/name)) for name in names])
-    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+    listed = []
+    for name in _files(Path(folder)):
+        hidden = name.startswith('.') or '/.' in name
+        if not hidden: listed.append((name, file_digest(Path(folder)/name)))
+    return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/files/03_manifest.ipynb #47dfa1b8
 def write_manifest(folder:Path, about:dict):
@@ -58,58 +64,69 @@ def read_manifest(folder:str|Path) -> dict: # Empty if there is none
     """
     path = Path(folder)/MANIFEST
     if not path.is_file(): return {}
-    try: manifest = load_json(path, dict(made_by=str, files={'*': str}))
-    except StoryError as e: raise StoryError(f'{e}; so nothing is known of {folder}: move it away') from None
+    try:
+        manifest = load_json(path, dict(made_by=str, files={'*': str}))
+    except StoryError as e:
+        raise StoryError(f'{e}; so nothing is known of {folder}: move it away') from None
     for name in manifest['files']:
         if Path(name).is_absolute() or '..' in Path(name).parts or not name.strip('./'):
             raise StoryError(f'{path}: {name!r} is no file of this folder; move {folder} away')
     return manifest
 
 # %% ../../nbs/files/03_manifest.ipynb #78c9910d
+def _unchanged(path, digest): # whether a file is still the one that a manifest lists
+    return not path.is_symlink() and file_digest(path) == digest
+
 def foreign_file(
     folder:Path,
 )->str:          # Its relative name; '' if there is none
-    """The first file of a folder that was not made here, by the manifest, or was changed afterwards.
+    """The first file of a folder that its manifest does not list, or that was changed since.
 
     Returns:
         str: Its relative name; '' if there is none
     """
     listed = read_manifest(folder).get('files', {})
     for name in _files(folder):
-        path = folder/name
-        if name not in listed or path.is_symlink() or file_digest(path) != listed[name]: return name
+        if name not in listed or not _unchanged(folder/name, listed[name]): return name
     return ''
 
 def refuse_foreign_folder(folder:str|Path):
-    "A `StoryError` unless a folder may be replaced: it is not there, is empty, or was made here and not changed since."
+    "A `StoryError` unless a folder is missing, empty, or was made here and not changed since."
     folder = Path(folder)
     if not os.path.lexists(folder): return
     if folder.is_symlink() or not folder.is_dir(): raise FolderTaken(folder)
-    if name := foreign_file(folder):
-        raise StoryError(f'{folder}/{name} was not written by arldm, or was changed since; move {folder} away, or name '
-                         'another place')
+    name = foreign_file(folder)
+    if name:
+        raise StoryError(f'{folder}/{name} was not written by arldm, or was changed since; '
+                         f'move {folder} away, or name another place')
 
 def delete_made_here(folder:Path):
-    "Delete the files that a manifest lists, unchanged, and the folders that are empty then; all else stays."
+    "Delete the unchanged files that a manifest lists, then empty folders; all else stays."
     listed = read_manifest(folder).get('files', {})
     for name, digest in listed.items():
         with contextlib.suppress(OSError):
-            if not (folder/name).is_symlink() and file_digest(folder/name) == digest: (folder/name).unlink()
-    for path in sorted([p for p in folder.rglob('*') if p.is_dir()], reverse=True):
-        with contextlib.suppress(OSError): path.rmdir()
-    if not any(os.path.lexists(folder/name) for name in listed): (folder/MANIFEST).unlink(missing_ok=True)
+            if _unchanged(folder/name, digest): (folder/name).unlink()
+    for path in sorted(folder.rglob('*'), reverse=True):   # what is in a folder before the folder
+        with contextlib.suppress(OSError):
+            if path.is_dir(): path.rmdir()
+    if not any(os.path.lexists(folder/name) for name in listed):
+        (folder/MANIFEST).unlink(missing_ok=True)
     with contextlib.suppress(OSError): folder.rmdir()
-    if folder.exists(): warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
+    if folder.exists():
+        warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
 
 # %% ../../nbs/files/03_manifest.ipynb #b89b9867
-def _aside(folder): # what `replace_folder` renamed, the newest last; nothing of somebody else's
+def _aside(folder):
+    "The folders that `replace_folder` renamed, the newest last; nothing of somebody else's."
     name = re.compile(rf'\.{re.escape(folder.name)}-old-[0-9a-f]{{8}}')
-    found = [p for p in folder.parent.glob(f'.{glob.escape(folder.name)}-old-*') if name.fullmatch(p.name)]
-    ours = [p for p in found if p.is_dir() and not p.is_symlink() and ((p/MANIFEST).is_file() or not any(p.iterdir()))]
-    return sorted(ours, key=lambda p: p.stat().st_mtime)
+    ours = []
+    for path in folder.parent.glob(f'.{glob.escape(folder.name)}-old-*'):
+        if not name.fullmatch(path.name) or path.is_symlink() or not path.is_dir(): continue
+        if (path/MANIFEST).is_file() or not any(path.iterdir()): ours.append(path)
+    return sorted(ours, key=lambda path: path.stat().st_mtime)
 
 def recover_folder(folder:str|Path):
-    "Finish what a kill interrupted in `replace_folder`: put the old folder back, or delete it if the new one is there."
+    "Finish what a kill interrupted in `replace_folder`: delete the old folder or put it back."
     folder = Path(folder)
     for old in reversed(_aside(folder)):
         if os.path.lexists(folder): delete_made_here(old)
@@ -118,14 +135,14 @@ def recover_folder(folder:str|Path):
 # %% ../../nbs/files/03_manifest.ipynb #bce692bf
 @contextlib.contextmanager
 def replace_folder(
-    folder:str|Path, # Where the finished folder shall stand; one that is there must have been made here
+    folder:str|Path, # Where the finished folder shall stand; one there must have been made here
     about:dict={},   # What the new folder is made from, for its manifest
 )->Iterator:         # Yields a temporary folder beside it
     """Fill a temporary folder; it takes the place of `folder` when the block succeeds.
 
     Args:
-        folder (str | Path): Where the finished folder shall stand; one that is there must have been
-            made here
+        folder (str | Path): Where the finished folder shall stand; one there must have been made
+            here
         about (dict, default {}): What the new folder is made from, for its manifest
 
     Returns:
@@ -139,20 +156,21 @@ def replace_folder(
         write_manifest(tmp, about)
         share_files(tmp)
         flush_folder(tmp)
-        refuse_foreign_folder(folder)                                       # it may have changed meanwhile
+        refuse_foreign_folder(folder)   # it may have changed meanwhile
         try:
             aside = folder.with_name(f'.{folder.name}-old-{uuid.uuid4().hex[:8]}')
             if (folder/MANIFEST).exists(): os.rename(folder, aside)
-            os.rename(tmp, folder)                                          # onto an empty folder, too
+            os.rename(tmp, folder)      # onto an empty folder, too
         finally: recover_folder(folder)
 
 # %% ../../nbs/files/03_manifest.ipynb #ee2cdae8
-def _short(x): return f'{x[:6]}…' if isinstance(x, str) and len(x) == 32 else x
+def _short(x): return f'{x[:6]}…' if isinstance(x, str) and len(x) == 32 else x   # a digest
 
 def record_provenance(
     path:str|Path,   # JSON file beside what is kept
     facts:dict,      # Must be the same for all that is kept: digests and settings
-    hints:dict={},   # May differ, such as where the data lies; the newest are written down
+    # May differ, such as where the data lies; the newest are written down
+    hints:dict={},
     advice:str='',   # What the reader can do, for the message
 ):
     """Write down what a folder is made from, or refuse to go on with something else.
@@ -167,17 +185,22 @@ def record_provenance(
     facts = json.loads(json.dumps(facts, default=str))
     if create_json(path, {**facts, **hints}): return
     old = load_json(path, dict)
-    other = [k for k in facts if k not in old or old[k] != facts[k]]
-    if other:
-        shown = ', '.join(f'{k}={_short(old.get(k, "unknown"))}, not {_short(facts[k])}' for k in other)
-        raise StoryError(f'{path.parent} was made with {shown}' + (f'; {advice}' if advice else ''))
-    if any(old.get(k) != v for k, v in hints.items()): save_json(path, {**old, **hints})
+    different = []
+    for key, value in facts.items():
+        if key not in old or old[key] != value:
+            different.append(f'{key}={_short(old.get(key, "unknown"))}, not {_short(value)}')
+    if different:
+        message = f'{path.parent} was made with {", ".join(different)}'
+        raise StoryError(f'{message}; {advice}' if advice else message)
+    if any(old.get(key) != value for key, value in hints.items()):
+        save_json(path, {**old, **hints})
 
 # %% ../../nbs/files/03_manifest.ipynb #f7922e27
 def path_hints(
     folder:str|Path, # Where the hints are kept
     path:str|Path,   # The file
-    name:str='data', # Key of the absolute path; with '_relative' that of the relative one
+    # Key of the absolute path; with '_relative' that of the relative one
+    name:str='data',
 )->dict:             # For JSON
     """Where a file lies: absolutely, and relative to a folder.
 
@@ -191,13 +214,15 @@ def path_hints(
         dict: For JSON
     """
     whole = Path(path).resolve()
-    return {name: str(whole), f'{name}_relative': os.path.relpath(whole, Path(folder).resolve())}
+    relative = os.path.relpath(whole, Path(folder).resolve())
+    return {name: str(whole), f'{name}_relative': relative}
 
 def hinted_path(
     folder:str|Path,    # That may have been moved
     hints:dict,         # From `path_hints`
     name:str='data',    # As there
-    fits:Callable=None, # path -> whether this is the file; of two that exist, one that fits is taken
+    # path -> whether this is the file; of two that exist, one that fits is taken
+    fits:Callable=None,
 )->Path|None:           # `None` if nothing is said; may be a path where nothing is
     """The file that `path_hints` spoke of.
 
@@ -211,8 +236,13 @@ def hinted_path(
     Returns:
         Path | None: `None` if nothing is said; may be a path where nothing is
     """
-    here, keys = Path(folder).resolve(), (f'{name}_relative', name)
-    said = [Path(os.path.normpath(here/hints[k])) for k in keys if hints.get(k)]
-    found = [p for p in said if p.exists()]
-    if fits and len(set(found)) > 1: found.sort(key=lambda p: not fits(p))
-    return next(iter(found + said[-1:]), None)
+    here = Path(folder).resolve()
+    paths = []
+    for key in f'{name}_relative', name:
+        if hints.get(key): paths.append(Path(os.path.normpath(here/hints[key])))
+    found = [path for path in paths if path.exists()]
+    if fits and len(set(found)) > 1:
+        for path in found:
+            if fits(path): return path
+    if found: return found[0]
+    return paths[-1] if paths else None

@@ -23,8 +23,8 @@ _TOO_LARGE = Image.DecompressionBombError, Image.DecompressionBombWarning
 # What Pillow raises on damaged pictures, found in its readers of these formats and by changing
 # bytes at random; a `Warning` where Python was told to raise warnings.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError,
-                  EOFError, ArithmeticError, RuntimeError, AssertionError, MemoryError, struct.error,
-                  zlib.error, Image.DecompressionBombError, Warning)
+                  EOFError, ArithmeticError, RuntimeError, AssertionError, MemoryError,
+                  struct.error, zlib.error, Image.DecompressionBombError, Warning)
 
 class BadPicture(StoryError):
     "Bytes that are no whole picture; `reason` is 'not a picture', 'too large' or 'broken picture'."

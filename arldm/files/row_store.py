@@ -20,9 +20,10 @@ except ImportError: fcntl = None  # Windows has none
 # %% ../../nbs/files/05_row_store.ipynb #921b8e31
 _TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
 
-def _has_locks(file): # whether the file system of an open file has locks; they end when it is closed
+def _has_locks(file):
+    "Whether the file system of an open file has locks; the one that is tried ends with the file."
     if not fcntl: return True
-    try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)                # its first byte, which SQLite never locks
+    try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)   # the first byte: SQLite locks others
     except OSError as e: return e.errno not in NO_LOCKS
     return True
 
@@ -37,46 +38,58 @@ def is_store(
     Returns:
         bool: An empty file may become one
     """
-    with open(path, 'rb') as f: start, options = f.read(16), 'mode=ro' if _has_locks(f) else 'mode=ro&nolock=1'
+    with open(path, 'rb') as f:
+        start = f.read(16)
+        options = 'mode=ro' if _has_locks(f) else 'mode=ro&nolock=1'
     if start != b'SQLite format 3\0': return not start
     with _SQLiteErrors(path):
         try: tables, columns = _layout(path, options)
-        except sqlite3.OperationalError: tables, columns = _layout(path, 'mode=ro&immutable=1') # a killed one's journal
+        except sqlite3.OperationalError:   # the journal of a process that was killed
+            tables, columns = _layout(path, 'mode=ro&immutable=1')
     return not tables or (tables, columns) == (['rows'], ['key', 'row'])
 
-def _layout(path, options): # names of the tables of a database, and of the columns of `rows`
-    with contextlib.closing(sqlite3.connect(f'{path.resolve().as_uri()}?{options}', 600, uri=True)) as db:
-        return ([name for name, in db.execute('select name from sqlite_master')],
-                [name for _, name, *_ in db.execute('pragma table_info(rows)')])
+def _layout(path, options):
+    "The names of the tables of a database, and of the columns of `rows`."
+    address = f'{path.resolve().as_uri()}?{options}'
+    with contextlib.closing(sqlite3.connect(address, timeout=600, uri=True)) as db:
+        tables = [name for name, in db.execute('select name from sqlite_master')]
+        columns = [column[1] for column in db.execute('pragma table_info(rows)')]
+    return tables, columns
 
 def refuse_foreign_store(path:str|Path):
     "A `StoryError` if a file that is no store of features stands where one shall be."
-    if os.path.isfile(path) and is_store(Path(path)): return                # says itself if it is a damaged one
+    # `is_store` itself raises the error of a damaged one.
+    if os.path.isfile(path) and is_store(Path(path)): return
     refuse_foreign(path, lambda _: False, 'store of features')
 
 # %% ../../nbs/files/05_row_store.ipynb #7bac31dc
 def _connect(path):
-    "A connection to a file, which is made if it is not there; without locks where the file system has none."
+    "A connection to a file, made if it is missing; without locks where the file system has none."
     db = sqlite3.connect(path, timeout=600, check_same_thread=False)
     with open(path, 'rb') as f: has_locks = _has_locks(f)
     if has_locks: return db
     db.close()
-    if rank_and_world_size()[1] > 1:
-        raise StoryError(f'{path}: several processes cannot share a store of features on a file system without locks; '
-                         'name one on another drive, --store FILE, or score with one process')
-    warnings.warn(f'{path} is on a file system without locks; see to it that no second command uses this store')
-    return sqlite3.connect(f'{path.resolve().as_uri()}?nolock=1', check_same_thread=False, uri=True)
+    _, world_size = rank_and_world_size()
+    if world_size > 1:
+        raise StoryError(f'{path}: several processes cannot share a store of features on a file '
+                         'system without locks; name one on another drive, --store FILE, or score '
+                         'with one process')
+    warnings.warn(f'{path} is on a file system without locks; see to it that no second command '
+                  'uses this store')
+    address = f'{path.resolve().as_uri()}?nolock=1'
+    return sqlite3.connect(address, check_same_thread=False, uri=True)
 
 # %% ../../nbs/files/05_row_store.ipynb #8c3d42fb
 class Store:
     "Rows of features under keys, in a file."
     def __init__(self, path:str|Path=None): # default: in memory
-        self.path, path = path, Path(path or ':memory:')
-        if self.path:
+        self.path = path
+        if path:
             refuse_foreign_store(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
-            self.db = _connect(path) if self.path else sqlite3.connect(path, check_same_thread=False)
+            if path: self.db = _connect(Path(path))
+            else: self.db = sqlite3.connect(':memory:', check_same_thread=False)
             self.db.execute(_TABLE)
 
     def _errors(self): return _SQLiteErrors(self.path)
@@ -87,12 +100,15 @@ class Store:
         Returns:
             dict: those of the keys that are there -> float32 (d,)
         """
-        found, keys = {}, list(keys)
+        found = {}
+        keys = list(keys)
         with self._errors():
             for at in range(0, len(keys), 500):
                 some = keys[at:at + 500]
-                query = f'select key, row from rows where key in ({",".join("?"*len(some))})'
-                found.update((k, np.frombuffer(row, 'float32')) for k, row in self.db.execute(query, some))
+                marks = ','.join('?'*len(some))
+                query = f'select key, row from rows where key in ({marks})'
+                for key, row in self.db.execute(query, some):
+                    found[key] = np.frombuffer(row, 'float32')
         return found
 
     def put(self, keys:list, rows:np.ndarray): # rows (n, d)
@@ -100,16 +116,17 @@ class Store:
 
         rows (n, d)
         """
+        data = (row.tobytes() for row in np.ascontiguousarray(rows, 'float32'))
         with self._errors(), self.db:
-            self.db.executemany('insert or replace into rows values (?, ?)',
-                                zip(keys, (r.tobytes() for r in np.ascontiguousarray(rows, 'float32'))))
+            self.db.executemany('insert or replace into rows values (?, ?)', zip(keys, data))
 
 # %% ../../nbs/files/05_row_store.ipynb #18a79ad6
-_SAID = {'full': 'make room and run the same command again, nothing is lost',
-         'locked': 'another process is writing to it; wait until it has ended',
-         'readonly': 'name another place for the store: --store FILE',
-         'unable to open': 'name another place for the store: --store FILE',
-         'disk I/O': 'make room, or name another place for the store: --store FILE'}
+# Words of SQLite's message -> what to do
+_ADVICE = {'full': 'make room and run the same command again, nothing is lost',
+           'locked': 'another process is writing to it; wait until it has ended',
+           'readonly': 'name another place for the store: --store FILE',
+           'unable to open': 'name another place for the store: --store FILE',
+           'disk I/O': 'make room, or name another place for the store: --store FILE'}
 _DAMAGED = 'it is damaged; move it away, features are computed again'
 
 class _SQLiteErrors: # turns SQLite's errors into one line
@@ -117,5 +134,10 @@ class _SQLiteErrors: # turns SQLite's errors into one line
     def __enter__(self): pass
     def __exit__(self, kind, e, _):
         if not isinstance(e, sqlite3.Error): return
-        advice = next((what for words, what in _SAID.items() if words in str(e)), _DAMAGED)
-        raise StoryError(f'{self.path}: the store of features cannot be used ({e}); {advice}') from None
+        raise StoryError(f'{self.path}: the store of features cannot be used ({e}); '
+                         f'{_advice(str(e))}') from None
+
+def _advice(message):
+    for words, advice in _ADVICE.items():
+        if words in message: return advice
+    return _DAMAGED
