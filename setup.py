@@ -1,4 +1,4 @@
-"The package's metadata: settings.ini; the version stands in arldm/__init__.py, the oldest Python in pyproject.toml."
+"The package's metadata: settings.ini, arldm/__init__.py (version), pyproject.toml (oldest Python)."
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -16,15 +16,19 @@ def lines(name):
     "The lines of one entry of settings.ini."
     return [line for line in facts[name].splitlines() if line]
 
+def found_in(file, pattern):
+    "What the group of a regular expression matches in a file."
+    return re.search(pattern, (here/file).read_text(encoding='utf-8'), re.M)[1]
+
 def pythons():
     "Classifiers of every Python from the oldest that is required to the newest that is tested."
-    asked = re.search(r'^requires-python = ">=3\.(\d+)"$', (here/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
-    newest = facts['newest_python'].split('.')[1]
-    return [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(asked), int(newest) + 1)]
+    oldest = int(found_in('pyproject.toml', r'^requires-python = ">=3\.(\d+)"$'))
+    newest = int(facts['newest_python'].split('.')[1])
+    return [f'Programming Language :: Python :: 3.{minor}' for minor in range(oldest, newest + 1)]
 
 
 setup(
-    version=re.search(r'^__version__ = "(.+)"$', (here/'arldm/__init__.py').read_text(encoding='utf-8'), re.M)[1],
+    version=found_in('arldm/__init__.py', r'^__version__ = "(.+)"$'),
     description=facts['description'],
     keywords=facts['keywords'],
     author=facts['author'],

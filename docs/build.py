@@ -1,9 +1,9 @@
-"""Build the site: the notebooks as nbdev processes them, turned to pages of MyST, rendered by Sphinx.
+"""Build the site: the notebooks as nbdev processes them, as pages of MyST, rendered by Sphinx.
 
-What nbdev hides stays hidden. In place of an exported cell stand the entries that nbdev's `show_doc` makes of it, as
-entries of Sphinx's own kind, so that search and index know them, and the cell itself, folded away. Names in backticks
-become links. Chapters keep nbdev's addresses: data/11_story.ipynb is data/story.html. Every part has a page that lists
-its chapters.
+What nbdev hides stays hidden. In place of an exported cell stand the entries that nbdev's
+`show_doc` makes of it, as entries of Sphinx's own kind, so that search and index know them, and the
+cell itself, folded away. Names in backticks become links. Chapters keep nbdev's addresses:
+data/11_story.ipynb is data/story.html. Every part has a page that lists its chapters.
 """
 import argparse
 import ast
@@ -30,8 +30,10 @@ from entries import FULL, definitions, entry
 docs = Path(__file__).resolve().parent
 root = docs.parent
 DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
-LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)   # fenced code, headings
-THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')   # nbdev's links, made only where arldm is installed
+# fenced code, headings
+LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)
+# nbdev's links, made only if arldm is installed
+THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')
 NOTEBOOK = dict(nbformat=4, nbformat_minor=5, metadata=dict(
     kernelspec=dict(name='python3', display_name='Python 3', language='python'),
     language_info=dict(name='python', pygments_lexer='ipython3')))
@@ -39,64 +41,102 @@ NOTEBOOK = dict(nbformat=4, nbformat_minor=5, metadata=dict(
 
 def split_directives(source):
     "The directives of a cell and the rest of its source."
-    lines = source.splitlines()
-    found = [DIRECTIVE.match(line) for line in lines]
-    return {m[1]: m[2].strip() for m in found if m}, '\n'.join(l for l, m in zip(lines, found) if not m).strip('\n')
+    directives, rest = {}, []
+    for line in source.splitlines():
+        m = DIRECTIVE.match(line)
+        if m: directives[m[1]] = m[2].strip()
+        else: rest.append(line)
+    return directives, '\n'.join(rest).strip('\n')
+
+
+def cells_of(path):
+    "The cells of a notebook, each with its source as one string."
+    cells = json.loads(path.read_text('utf-8'))['cells']
+    return [dict(cell, source=''.join(cell['source'])) for cell in cells]
 
 
 class Chapter:
     "A notebook and what nbdev made of it."
-    def __init__(self, path, processed):
-        self.folder, self.name, self.main = path.parent, 'index', False
-        self.cells, kept = ([dict(c, source=''.join(c['source'])) for c in json.loads(p.read_text('utf-8'))['cells']]
-            for p in (path, processed))
-        directives = [split_directives(cell['source'])[0] for cell in self.cells]
-        homes = [d.get('default_exp') or d.get('export') for d in directives]   # a class grows through chapters
-        home = next(filter(None, homes), None)
-        self.module = f'arldm.{home}' if home else 'arldm'
-        self.kept = {cell['id']: cell for cell in kept}
-        said = [''.join(c['outputs'][0]['data']['text/markdown']) for c in kept if 'show_doc(' in c['source']]
-        self.said = {re.search('^### (.+)$', text, re.M)[1]: text for text in said}
+    def __init__(self, path, processed, name='index', main=False):
+        self.folder, self.name, self.main = path.parent, name, main
+        self.cells = cells_of(path)
+        self.kept = {cell['id']: cell for cell in cells_of(processed)}
+        self.said = {}   # name -> what `show_doc` says of it
+        for cell in self.kept.values():
+            if 'show_doc(' in cell['source']:
+                text = ''.join(cell['outputs'][0]['data']['text/markdown'])
+                self.said[re.search('^### (.+)$', text, re.M)[1]] = text
         head, _, rest = self.cells[0]['source'].partition('\n> ')
         self.title = head.removeprefix('# ').strip()
         self.claim, _, self.opening = rest.partition('\n')   # nbdev drops what follows the claim
-        sources = [split_directives(cell['source'])[1] for cell in self.cells if '#| export' in cell['source']]
-        self.defined = [(name, node, kind, s) for s in sources for name, node, kind in definitions(s)]
-        self.classes = {name: (node, s) for name, node, kind, s in self.defined if kind == 'class'}
+        homes, self.defined, self.classes = [], [], {}   # a class grows through chapters
+        for cell in self.cells:
+            directives, source = split_directives(cell['source'])
+            home = directives.get('default_exp') or directives.get('export')
+            if home: homes.append(home)
+            if '#| export' in cell['source']: self.define(source)
+        self.module = f'arldm.{homes[0]}' if homes else 'arldm'
+
+    def define(self, source):
+        "Note what an exported cell defines."
+        for name, node, kind in definitions(source):
+            self.defined.append(node)
+            if kind == 'class': self.classes[name] = node, source
 
     def parameters(self):
         "All names of parameters and fields."
-        for x in (x for _, node, _, _ in self.defined for x in ast.walk(node)):
-            if isinstance(x, ast.arg): yield x.arg
-            if isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name): yield x.target.id
+        for node in self.defined:
+            for x in ast.walk(node):
+                if isinstance(x, ast.arg): yield x.arg
+                is_field = isinstance(x, ast.AnnAssign) and isinstance(x.target, ast.Name)
+                if is_field: yield x.target.id
+
+
+def commands():
+    "Function, such as arldm.cli.draw:draw -> command."
+    config = ConfigParser(interpolation=None)
+    config.read(root/'settings.ini', encoding='utf-8')
+    found = {}
+    for line in config['DEFAULT']['console_scripts'].split():
+        command, where = line.split('=')
+        found[where] = command
+    return found
 
 
 class Book:
     "All chapters in order, and what can be linked to."
     def __init__(self, processed, outside):
-        self.index, self.outside = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb'), outside
-        self.parts = [(part, title, about, [self.chapter(entry, processed) for entry in found])
-            for part, title, about, found in parts()]
-        self.first = [self.chapter(entry, processed) for entry in first_chapters()]
-        self.chapters = [*self.first, *(c for *_, found in self.parts for c in found)]
-        short = Counter(c.name.rpartition('/')[2] for c in self.chapters)   # comments say: chapter loss, chapter cli/train
-        self.mentions = {c.name if short[name] > 1 else name: c for c in self.chapters for name in [c.name.rpartition('/')[2]]}
-        self.parameters = {name for c in self.chapters for name in c.parameters()}
-        config = ConfigParser(interpolation=None)
-        config.read(root/'settings.ini', encoding='utf-8')
-        self.commands = {where: command for command, where in
-            (line.split('=') for line in config['DEFAULT']['console_scripts'].split())}
-        self.names = {command: ('py:obj', where.replace(':', '.')) for where, command in self.commands.items()
-            if command != 'arldm'}   # the package, too
+        self.outside = outside
+        self.index = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb')
+        def chapters(entries):
+            found = []
+            for e in entries:
+                made = processed/e.path.relative_to(root/'nbs')
+                found.append(Chapter(e.path, made, e.name, e.main))
+            return found
+        self.first = chapters(first_chapters())
+        self.parts = []
+        for part, title, about, found in parts():
+            self.parts.append((part, title, about, chapters(found)))
+        self.chapters = [*self.first]
+        for *_, found in self.parts: self.chapters += found
+        self.mentions = self.all_mentions()
+        self.parameters = set()
+        for c in self.chapters: self.parameters.update(c.parameters())
+        self.commands = commands()
+        self.names = {}   # name -> role and target of a link
+        for where, command in self.commands.items():
+            if command != 'arldm':   # which is the package, too
+                self.names[command] = 'py:obj', where.replace(':', '.')
         for c in self.chapters:
             if c.module != 'arldm': self.names.setdefault(c.module, ('doc', f'/{c.name}'))
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
 
-    def chapter(self, entry, processed):
-        "A chapter of the list."
-        chapter = Chapter(entry.path, processed/entry.path.relative_to(root/'nbs'))
-        chapter.name, chapter.main = entry.name, entry.main
-        return chapter
+    def all_mentions(self):
+        "Chapters by what comments call them: chapter loss, but chapter cli/train if there are two."
+        def short(c): return c.name.rpartition('/')[2]
+        n = Counter(map(short, self.chapters))
+        return {c.name if n[short(c)] > 1 else short(c): c for c in self.chapters}
 
     def linked(self, text, chapter):
         "Markdown whose names, chapters and links to notebooks lead to pages of this site."
@@ -104,7 +144,8 @@ class Book:
         def name(m):
             bare = m[1].removesuffix('()')
             if bare in chapter.said: return to('py:obj', m[1], f'{chapter.module}.{bare}')
-            if m[1] in self.parameters or bare not in self.names: return m[0]   # of two meanings the nearer one
+            # of two meanings the nearer one: a parameter
+            if m[1] in self.parameters or bare not in self.names: return m[0]
             role, target = self.names[bare]
             return to(role, m[1], target)
         def mentioned(m):
@@ -116,13 +157,16 @@ class Book:
             target = self.outside/'files'/path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-            return f'<a href="{os.path.relpath(target, (self.outside/chapter.name).parent)}">{m[1]}</a>'
+            link = os.path.relpath(target, (self.outside/chapter.name).parent)
+            return f'<a href="{link}">{m[1]}</a>'
         def prose(part):
-            part = re.sub(r'\[([^][]*)\]\((\.\./(?![^)]*\.ipynb)[^)]+)\)', file, THEIRS.sub(r'\1', part))
+            part = THEIRS.sub(r'\1', part)
+            part = re.sub(r'\[([^][]*)\]\((\.\./(?![^)]*\.ipynb)[^)]+)\)', file, part)
             part = re.sub(r'\]\(((?:\.\./|\w+/)*)(?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1\2', part)
             part = re.sub(r'(?<=hapter )(?:\w+/)?\w+\b', mentioned, part)
             return re.sub(r'(?<![`\[\w}])`([\w.-]+(?:\(\))?)`(?!`)', name, part)
-        at, found = 0, []
+        found = []
+        at = 0
         for m in LITERAL.finditer(text):
             found += [prose(text[at:m.start()]), THEIRS.sub(r'\1', m[0])]
             at = m.end()
@@ -131,8 +175,9 @@ class Book:
     def page(self, chapter):
         "The cells of a page."
         yield markdown(f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}',
-            self.contents() if chapter is self.index else self.label(chapter),
-            f'{{.claim}}\n{self.linked(chapter.claim, chapter)}', self.linked(chapter.opening, chapter))
+                       self.contents() if chapter is self.index else self.label(chapter),
+                       f'{{.claim}}\n{self.linked(chapter.claim, chapter)}',
+                       self.linked(chapter.opening, chapter))
         alt = chapter.title
         for cell in chapter.cells[1:]:
             directives, body = split_directives(cell['source'])
@@ -147,14 +192,17 @@ class Book:
     def label(self, chapter):
         "Where the chapter is: its part, its module, and whether it is a main one."
         part = chapter.name.rpartition('/')[0]
-        said = [f'{{doc}}`{title} </{name}/index>`' for name, title, *_ in self.parts if name and name == part]
-        if chapter.said: said.append(f'`{chapter.module}`')
-        said.append('main chapter' if chapter.main else 'details')
-        return '{.chapter}\n' + ' · '.join(said)
+        words = []
+        for name, title, *_ in self.parts:
+            if name and name == part: words.append(f'{{doc}}`{title} </{name}/index>`')
+        if chapter.said: words.append(f'`{chapter.module}`')
+        words.append('main chapter' if chapter.main else 'details')
+        return '{.chapter}\n' + ' · '.join(words)
 
     def exported(self, body, chapter):
-        "The entries of an exported cell, and the cell, folded away; nothing of one that only imports."
-        if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(body).body): return
+        "The entries of an exported cell, and the cell, folded away; nothing if it only imports."
+        imports = ast.Import, ast.ImportFrom
+        if all(isinstance(node, imports) for node in ast.parse(body).body): return
         parts = []
         for name, node, kind in definitions(body):
             if name not in chapter.said: continue
@@ -163,21 +211,29 @@ class Book:
             parts.append(f'{FULL}{head}\n\n{self.linked(text, chapter)}\n{FULL}')
         names = defined_names(body)
         summary = f'Source of {names}, {chapter.module}' if names else f'Source, {chapter.module}'
-        fold = f'<details class="source"><summary>{summary}</summary>', f'{FULL}python\n{body}\n{FULL}', '</details>'
-        yield markdown(*parts, *fold)
+        yield markdown(*parts, f'<details class="source"><summary>{summary}</summary>',
+                       f'{FULL}python\n{body}\n{FULL}', '</details>')
 
     def contents(self):
-        "The hidden tables of contents that become the sidebar: the first chapters, those at the top, a page for each part."
-        top = next(found for part, _, _, found in self.parts if not part)
-        begin = [f'{c.title} </{c.name}>' for c in self.first]
-        book = [f'{c.title} </{c.name}>' for c in top] + [f'/{part}/index' for part, *_ in self.parts if part]
-        return '\n\n'.join([toctree(begin, 'Begin here'), toctree(book, 'The book'), toctree(['All names <genindex>'], 'Names')])
+        "The hidden tables of contents of the sidebar: the first chapters, the others, all names."
+        book = []
+        for part, _, _, found in self.parts:
+            if part: book.append(f'/{part}/index')
+            else: book = toctree_lines(found) + book
+        return '\n\n'.join([toctree(toctree_lines(self.first), 'Begin here'),
+                            toctree(book, 'The book'), toctree(['All names <genindex>'], 'Names')])
 
     def part_page(self, title, about, found):
         "The cells of the page that lists the chapters of a part."
-        yield markdown(f'# {title}', f'{{.claim}}\n{about}', toctree([f'{c.title} </{c.name}>' for c in found]))
-        lines = [f'* {{doc}}`{c.title} </{c.name}>`{", a main chapter" if c.main else ""}: {self.linked(c.claim, c)}' for c in found]
+        yield markdown(f'# {title}', f'{{.claim}}\n{about}', toctree(toctree_lines(found)))
+        lines = []
+        for c in found:
+            mark = ', a main chapter' if c.main else ''
+            lines.append(f'* {{doc}}`{c.title} </{c.name}>`{mark}: {self.linked(c.claim, c)}')
         yield markdown('\n'.join(lines))
+
+
+def toctree_lines(chapters): return [f'{c.title} </{c.name}>' for c in chapters]
 
 
 def toctree(lines, caption=None):
@@ -186,45 +242,63 @@ def toctree(lines, caption=None):
     return '\n'.join([f'{FULL}{{toctree}}', ':hidden:', *head, '', *lines, FULL])
 
 
-def markdown(*parts): return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
+def markdown(*parts):
+    "A cell of these parts, of which empty ones are left out."
+    return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
 
 
 def last_words(text):
-    "The last paragraph of some Markdown as plain text, for those who do not see the figure that it speaks of."
+    "The last paragraph of some Markdown as plain text, for those who do not see the next figure."
     last = re.split(r'\n\s*\n', text.strip())[-1]
     if re.match(r'[#|`>$]', last): return ''
-    return ' '.join(re.sub(r'\[([^]]*)\]\([^)]*\)|[`*_$]', r'\1', last).split())[:300].replace('"', "'")
+    plain = re.sub(r'\[([^]]*)\]\([^)]*\)|[`*_$]', r'\1', last)
+    return ' '.join(plain.split())[:300].replace('"', "'")
+
+
+def image_look(png):
+    "How a picture is shown: its width in pixels, and a class of the style sheet."
+    look = {}
+    width = struct.unpack('>I', png[16:20])[0]
+    per_metre = re.search(b'pHYs(....)', png[:4096], re.S)
+    if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254:   # more than 110 dpi
+        width = width//2
+        look['width'] = f'{width}px'
+    if width <= 128: look['classes'] = 'pixels'
+    if width >= 500: look['classes'] = 'wide'
+    corner = Image.open(io.BytesIO(png)).convert('RGBA').getpixel((0, 0))
+    if corner[3] == 0: look['classes'] = 'wide transparent'
+    return look
 
 
 def code(cell, alt):
-    "A code cell as MyST-NB shows it: what it prints to stderr left out, pictures at their size, `code-fold` folded."
+    "A code cell as MyST-NB shows it: without stderr, pictures at their size, `code-fold` folded."
     directives, source = split_directives(cell['source'])
-    without = [what for key, what in (('echo', 'input'), ('output', 'output')) if directives.get(key) == 'false']
     outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
     image = dict(alt=directives.get('fig-alt', '').strip('"') or alt)
-    for data in (o['data'] for o in outputs if 'data' in o):
-        if 'text/markdown' in data: data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
-        if 'image/png' not in data: continue
-        data.pop('image/jpeg', None)
-        png = base64.b64decode(''.join(data['image/png']))
-        width, per_metre = struct.unpack('>I', png[16:20])[0], re.search(b'pHYs(....)', png[:4096], re.S)
-        if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254: image['width'] = f'{(width := width//2)}px'
-        if width <= 128: image['classes'] = 'pixels'
-        if width >= 500: image['classes'] = 'wide'
-        if Image.open(io.BytesIO(png)).convert('RGBA').getpixel((0, 0))[3] == 0: image['classes'] = 'wide transparent'
-    tags = [f'remove-{what}' for what in without]
+    for output in outputs:
+        data = output.get('data', {})
+        if 'text/markdown' in data:
+            data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
+        if 'image/png' in data:
+            data.pop('image/jpeg', None)
+            image |= image_look(base64.b64decode(''.join(data['image/png'])))
+    tags = []
+    if directives.get('echo') == 'false': tags.append('remove-input')
+    if directives.get('output') == 'false': tags.append('remove-output')
     if directives.get('code-fold') == 'true': tags.append('hide-input')
     metadata = dict(tags=tags, mystnb=dict(image=image))
-    return dict(cell_type='code', metadata=metadata, execution_count=None, source=source, outputs=outputs)
+    return dict(cell_type='code', metadata=metadata, execution_count=None, source=source,
+                outputs=outputs)
 
 
 def defined_names(source):
-    "What a cell defines, as HTML: its functions, classes and constants; those with an underscore only if there are no others."
+    "The public names that a cell defines, as HTML; private ones if there are no others."
     names = [name for name, *_ in definitions(source)]
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, (ast.AnnAssign, ast.AugAssign)): targets = [node.target]
-        names += [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        for target in targets:
+            names += [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
     public = [name for name in names if not name.startswith('_')]
     return ', '.join(f'<code>{name}</code>' for name in dict.fromkeys(public or names))
 
@@ -238,14 +312,16 @@ def write_page(path, cells):
 
 def main(out, processed):
     with tempfile.TemporaryDirectory() as folder:
-        source, html, outside = (Path(folder)/name for name in ('source', 'html', 'outside'))
-        for path in source, outside: path.mkdir()
+        source, html, outside = Path(folder)/'source', Path(folder)/'html', Path(folder)/'outside'
+        source.mkdir()
+        outside.mkdir()
         book = Book(processed, outside)
         for part, title, about, found in book.parts:
             if part: write_page(source/part/'index.ipynb', book.part_page(title, about, found))
-        for chapter in book.index, *book.chapters: write_page(source/f'{chapter.name}.ipynb', book.page(chapter))
+        for chapter in book.index, *book.chapters:
+            write_page(source/f'{chapter.name}.ipynb', book.page(chapter))
         failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-d', f'{folder}/trees',
-            '-D', f'html_extra_path={outside}', str(source), str(html)])
+                         '-D', f'html_extra_path={outside}', str(source), str(html)])
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(html, out)
         return failed
@@ -253,5 +329,6 @@ def main(out, processed):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Build the site')
-    parser.add_argument('--out', type=Path, default=root/'_docs', help='folder of the site, written again from nothing')
+    parser.add_argument('--out', type=Path, default=root/'_docs',
+                        help='folder of the site, written again from nothing')
     sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=1)))

@@ -1,4 +1,4 @@
-"""The chapters of the book, part by part: this one list is the sidebar of the site and the table in README.md."""
+"""The chapters of the book by parts: the sidebar of the site and the table in README.md."""
 import ast
 import json
 import re
@@ -7,18 +7,20 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 NOTEBOOKS = root/'nbs'
-TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world', 'model': 'Model', 'train': 'Training',
-    'draw': 'Drawing', 'score': 'Scores', 'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
+TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world', 'model': 'Model',
+          'train': 'Training', 'draw': 'Drawing', 'score': 'Scores', 'report': 'Reports',
+          'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
 FIRST = 'journey', 'ssid', 'trouble'   # what people come for, beside the parts
-MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames', 'pipeline', 'evaluate',
-    'journey'}                         # the path of a reader; the other chapters are details
+# the path of a reader; the other chapters are details
+MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames',
+        'pipeline', 'evaluate', 'journey'}
 
 
 @dataclass(frozen=True)
 class Entry:
     "A chapter as the list knows it."
     path: Path     # Notebook
-    number: str    # Place in the book: '16', or '16a' for one between 16 and 17; '' for those that stand beside the parts
+    number: str    # '16', or '16a' for one between 16 and 17; '' for those beside the parts
     name: str      # Address: data/story
     title: str
     claim: str
@@ -49,8 +51,10 @@ def first_chapters():
 def parts():
     "(part, its title, what it is about, its chapters), in the order of the book."
     for part, title in TITLES.items():
-        if part: about = ast.get_docstring(ast.parse((root/'arldm'/part/'__init__.py').read_text(encoding='utf-8')))
-        else: about = 'What every chapter needs.'
+        about = 'What every chapter needs.'
+        if part:
+            source = (root/'arldm'/part/'__init__.py').read_text(encoding='utf-8')
+            about = ast.get_docstring(ast.parse(source))
         yield part, title, about, chapters(part)
 
 

@@ -40,7 +40,8 @@ def draw(node, inline):
     start, rest = svg.split('>', 1)
     box = start[start.index('viewBox'):]
     em = 14.5    # what the font of formulas calls 16 looks as large as text of 14.5
-    style = f'width:{width/em:.3f}em;height:{height/em:.3f}em' + (f';vertical-align:{drop/em:.3f}em' if inline else '')
+    style = f'width:{width/em:.3f}em;height:{height/em:.3f}em'
+    if inline: style += f';vertical-align:{drop/em:.3f}em'
     return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" style="{style}" '
         f'xmlns="http://www.w3.org/2000/svg" {box}><title>{escape(tex)}</title>{rest}')
 

@@ -1,7 +1,9 @@
-"""Write README.md from nbs/index.ipynb and its pictures into docs/readme_files/; `--check` only fails on a difference.
+"""Write README.md from nbs/index.ipynb and its pictures into docs/readme_files/.
 
-Left out: raw cells, cells marked `#| hide`, directive lines, what goes to stderr; `#| echo: false` leaves out a cell's
-code, `#| output: false` what it shows. The list of chapters is written into the notebook first. Links of the notebook are turned to where they lead from the top folder.
+`--check` writes nothing and fails on a difference. Left out: raw cells, cells marked `#| hide`,
+directive lines, what goes to stderr; `#| echo: false` leaves out a cell's code, `#| output: false`
+what it shows. The list of chapters is written into the notebook first. Links of the notebook are
+turned to where they lead from the top folder.
 """
 import base64
 import json
@@ -21,9 +23,12 @@ DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 
 def split_directives(source):
     "The directives of a cell and the rest of its source."
-    lines = source.splitlines()
-    found = [DIRECTIVE.match(line) for line in lines]
-    return {m[1]: m[2].strip() for m in found if m}, '\n'.join(l for l, m in zip(lines, found) if not m).strip()
+    directives, rest = {}, []
+    for line in source.splitlines():
+        m = DIRECTIVE.match(line)
+        if m: directives[m[1]] = m[2].strip()
+        else: rest.append(line)
+    return directives, '\n'.join(rest).strip()
 
 
 def relink(text):
@@ -37,10 +42,11 @@ def relink(text):
 
 
 def shown(output, name, files, alt):
-    "One output as Markdown; a picture, with the words `alt` for those who do not see it, joins `files`."
+    "One output as Markdown; a picture, with the alternative text `alt`, joins `files`."
     data = output.get('data', {})
     data = {kind: ''.join(value) for kind, value in data.items() if isinstance(value, (str, list))}
-    if output['output_type'] == 'error': sys.exit(f'nbs/index.ipynb: cell {name} holds an error; run it again')
+    if output['output_type'] == 'error':
+        sys.exit(f'nbs/index.ipynb: cell {name} holds an error; run it again')
     for kind, suffix in SUFFIX.items():
         if kind in data:
             file = f'{name}.{suffix}'
@@ -48,7 +54,8 @@ def shown(output, name, files, alt):
             return f'![{alt}]({(pictures/file).relative_to(root).as_posix()})'
     if 'text/markdown' in data: return relink(data['text/markdown'])
     if 'text/html' in data: return data['text/html']
-    text = data.get('text/plain') or (''.join(output.get('text', '')) if output.get('name') == 'stdout' else '')
+    text = data.get('text/plain', '')
+    if not text and output.get('name') == 'stdout': text = ''.join(output.get('text', ''))
     return f'```\n{text.rstrip()}\n```' if text.strip() else ''
 
 
@@ -56,7 +63,8 @@ def with_chapters(text):
     "The notebook with today's chapters in the cell that lists them."
     book = json.loads(text)
     for cell in book['cells']:
-        if ''.join(cell['source']).startswith(CHAPTERS): cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
+        if ''.join(cell['source']).startswith(CHAPTERS):
+            cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
     return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
 
 
@@ -68,10 +76,12 @@ def render():
         if cell['cell_type'] == 'raw' or 'hide' in directives: continue
         if cell['cell_type'] == 'markdown': parts.append(relink(source))
         else:
-            if source and directives.get('echo') != 'false': parts.append(f'```python\n{source}\n```')
+            if source and directives.get('echo') != 'false':
+                parts.append(f'```python\n{source}\n```')
             wanted = cell['outputs'] if directives.get('output') != 'false' else []
             alt = directives.get('fig-alt', '').strip('"')
-            parts += [shown(output, f'{cell["id"]}-{k}', files, alt) for k, output in enumerate(wanted)]
+            for k, output in enumerate(wanted):
+                parts.append(shown(output, f'{cell["id"]}-{k}', files, alt))
     return '\n\n'.join(part for part in parts if part) + '\n', files
 
 
@@ -80,13 +90,16 @@ def main(check):
     book = notebook.read_text(encoding='utf-8')
     new = with_chapters(book)
     if CHAPTERS in book and new != book:
-        if check: sys.exit('nbs/index.ipynb does not list the chapters that there are: run `make readme` and commit what it writes')
+        if check:
+            sys.exit('nbs/index.ipynb does not list the chapters that there are: run `make readme` '
+                     'and commit what it writes')
         notebook.write_text(new, encoding='utf-8')
     text, files = render()
     old = {path.name: path.read_bytes() for path in pictures.glob('*')}
     if check:
         if not readme.exists() or readme.read_text(encoding='utf-8') != text or old != files:
-            sys.exit('README.md is out of step with nbs/index.ipynb: run `make readme` and commit what it writes')
+            sys.exit('README.md is out of step with nbs/index.ipynb: run `make readme` and commit '
+                     'what it writes')
         return
     readme.write_text(text, encoding='utf-8')
     for name in old.keys() - files.keys(): (pictures/name).unlink()
