@@ -21,6 +21,7 @@ extensions = ['myst_nb']
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'
 nb_ipywidgets_js = {}                        # nothing comes from another host
+nb_code_prompt_show, nb_code_prompt_hide = 'Show the code', 'Hide the code'
 myst_enable_extensions = ['dollarmath', 'attrs_block']
 myst_heading_anchors = 3
 suppress_warnings = ['myst.header']          # chapters may leave a level out
