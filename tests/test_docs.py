@@ -1,4 +1,5 @@
 "The site: built once as `make docs` builds it, then read by a program and looked at in a browser."
+import json
 import os
 import posixpath
 import re
@@ -190,9 +191,16 @@ def test_trouble_opens_with_its_tables(pages):
     assert '<th class="head"><p>what is printed</p></th>' in tables
     assert 'Show the code' in rest and 'class="n">slip</span>' in rest
 
-def test_openings(pages):
-    "What follows a chapter's claim in its first cell is there."
-    assert 'Five corpora reach us in three layouts' in pages['data/story.html'].text
+def test_openings(tmp_path, monkeypatch):
+    "What follows a chapter's claim in its first cell is on its page, though nbdev drops it."
+    monkeypatch.syspath_prepend(ROOT/'docs')
+    cell = dict(id='a', cell_type='markdown', source='# A title\n\n> A claim.\n\nFive corpora reach us in three layouts.')
+    (tmp_path/'01_sample.ipynb').write_text(json.dumps(dict(cells=[cell])), encoding='utf-8')
+    build = module('build', ROOT/'docs/build.py')
+    chapter = build.Chapter(tmp_path/'01_sample.ipynb', tmp_path/'01_sample.ipynb')
+    book = SimpleNamespace(linked=lambda text, chapter: text, label=lambda chapter: '', index=None)
+    opening = next(build.Book.page(book, chapter))['source']
+    assert '{.claim}\nA claim.' in opening and opening.endswith('Five corpora reach us in three layouts.')
 
 def test_formulas(pages):
     "Formulas are pictures in the colour of the text, with words for those who do not see them; no TeX is left."
