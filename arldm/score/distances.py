@@ -6,47 +6,67 @@
 __all__ = ['frechet', 'kernel_distance', 'kid_std', 'neighbours']
 
 # %% ../../nbs/score/51_distances.ipynb #1d6d17c8
+from collections.abc import Callable
+
 import numpy as np, torch
 
 from ..core import StoryError, one_of
 
 # %% ../../nbs/score/51_distances.ipynb #93cb9d43
+def _count_not_finite(x): return int((~np.isfinite(x).all(1)).sum())
+
 def _rows(x, y, least=2): # two arrays of rows -> float64 (n, d) and (m, d)
-    x, y = (np.asarray(z, np.float64) for z in (x, y))
+    x = np.asarray(x, np.float64)
+    y = np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise StoryError(f'features of one network are needed, (n, d) and (m, d); got {x.shape} and {y.shape}')
+        raise StoryError('features of one network are needed, (n, d) and (m, d); got '
+                         f'{x.shape} and {y.shape}')
     if min(len(x), len(y)) < least:
-        raise StoryError(f'{least} rows of features or more are needed on each side, got {len(x)} and {len(y)}')
-    bad = [int((~np.isfinite(z).all(1)).sum()) for z in (x, y)]
-    if any(bad): raise StoryError(f'{bad[0]} of {len(x)} and {bad[1]} of {len(y)} rows of features are not finite; '
-                                  'compute them again, in float32')
+        raise StoryError(f'{least} rows of features or more are needed on each side, got {len(x)} '
+                         f'and {len(y)}')
+    bad_x = _count_not_finite(x)
+    bad_y = _count_not_finite(y)
+    if bad_x or bad_y:
+        raise StoryError(f'{bad_x} of {len(x)} and {bad_y} of {len(y)} rows of features are not '
+                         'finite; compute them again, in float32')
     return x, y
 
 # %% ../../nbs/score/51_distances.ipynb #e11e29ce
-def _centred(x, w): # rows (n, d), counts (n,) or None -> mean (d,), rows z with z.T @ z the covariance (ddof 1)
-    w = np.ones(len(x)) if w is None else np.asarray(w, np.float64)
-    x, w, n = x[w > 0], w[w > 0], w.sum()
+def _centred(x, weights): # rows (n, d), how often each counts (n,) or None
+    # -> mean (d,), rows z with z.T @ z the covariance (ddof 1); None, None if fewer than 2 count
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    counts = w > 0
+    x = x[counts]
+    w = w[counts]
+    n = w.sum()
     if n < 2: return None, None
     mean = w @ x/n
     return mean, (x - mean)*np.sqrt(w/(n - 1))[:, None]
 
+def _factor(covariance): # `half` with half @ half.T = covariance
+    try: return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError: # singular, for example if a feature is constant
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors*np.sqrt(values.clip(0))
+
 def _root_trace(a, b): # centred rows -> tr((a'a b'b)^½)
     a, b = sorted((a, b), key=len)
-    if len(a) < a.shape[1]: product = (m := a @ b.T) @ m.T                   # (n, n), as few as there are rows
+    n, d = a.shape
+    if n < d:
+        cross = a @ b.T
+        product = cross @ cross.T                # (n, n)
     else:
-        try: half = np.linalg.cholesky(a.T @ a)                              # half @ half.T = a.T @ a
-        except np.linalg.LinAlgError:                                        # singular, as where a feature is constant
-            values, vectors = np.linalg.eigh(a.T @ a)
-            half = vectors*np.sqrt(values.clip(0))
-        product = half.T @ (b.T @ b) @ half                                  # (d, d)
+        half = _factor(a.T @ a)
+        product = half.T @ (b.T @ b) @ half      # (d, d)
     return np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
 
+# %% ../../nbs/score/51_distances.ipynb #05b1358b
 def frechet(
     x,       # Rows (n, d)
     y,       # Rows (m, d)
     wx=None, # How often each row of `x` counts, (n,); None = once
     wy=None, # The same for `y`
-)->float:    # The squared distance of the formula, >= 0; NaN where fewer than two rows count
+)->float:    # The squared distance of the formula, >= 0; NaN if fewer than two rows of a side count
     """Fréchet distance between two sets of rows.
 
     Args:
@@ -56,38 +76,56 @@ def frechet(
         wy (optional): The same for `y`
 
     Returns:
-        float: The squared distance of the formula, >= 0; NaN where fewer than two rows count
+        float: The squared distance of the formula, >= 0; NaN if fewer than two rows of a side count
     """
     x, y = _rows(x, y)
-    (mean1, a), (mean2, b) = _centred(x, wx), _centred(y, wy)
+    mean_x, a = _centred(x, wx)
+    mean_y, b = _centred(y, wy)
     if a is None or b is None: return float('nan')
     spread = np.square(a).sum() + np.square(b).sum()
-    return max(0., float(np.square(mean1 - mean2).sum() + spread - 2*_root_trace(a, b)))
+    return max(0., float(np.square(mean_x - mean_y).sum() + spread - 2*_root_trace(a, b)))
 
 # %% ../../nbs/score/51_distances.ipynb #3ca8ff1b
-_KERNELS = dict(poly=lambda s, d: (s/d + 1)**3, rbf=lambda s, d: 1000*np.exp((s - 1)/10**2))  # of products s = x·y
-_BLOCK = 512                                                                 # rows at a time
+# Kernels of two rows, from the products of rows s = x·y and the number of features d
+def _poly(s, d): return (s/d + 1)**3
 
-def _album_sums(kernel, x, y, place_x, place_y, n): # sums of the kernel over the rows of each two albums, (n, n)
-    order, sums = np.argsort(place_y, kind='stable'), np.zeros((n, n))
-    y, place_y = y[order], place_y[order]
+def _rbf(s, d): return 1000*np.exp((s - 1)/10**2) # of rows of length 1
+
+_KERNELS = dict(poly=_poly, rbf=_rbf)
+_BLOCK = 512 # rows at a time
+
+def _album_sums(kernel, x, y, place_x, place_y, n): # (n, n)
+    # sums of the kernel over all rows of an album of `x` and of an album of `y`
+    order = np.argsort(place_y, kind='stable')
+    y = y[order]
+    place_y = place_y[order]
     starts = np.flatnonzero(np.diff(place_y, prepend=-1))
+    sums = np.zeros((n, n))
     for i in range(0, len(x), _BLOCK):
-        k = np.add.reduceat(kernel(x[i:i+_BLOCK] @ y.T, x.shape[1]), starts, axis=1)       # (block, albums of y)
-        np.add.at(sums, (place_x[i:i+_BLOCK, None], place_y[starts]), k)
+        values = kernel(x[i:i+_BLOCK] @ y.T, x.shape[1])
+        of_albums = np.add.reduceat(values, starts, axis=1) # (block, albums of y)
+        np.add.at(sums, (place_x[i:i+_BLOCK, None], place_y[starts]), of_albums)
     return sums
 
 # %% ../../nbs/score/51_distances.ipynb #aea4f90b
+def _mean_within(kernel, x, place, n): # -> mean(w, n_rows): of the kernel of two different rows,
+    # where album i counts w[i] times, which makes `n_rows`
+    sums = _album_sums(kernel, x, x, place, place, n)
+    of_itself = np.bincount(place, kernel(np.square(x).sum(1), x.shape[1]), n)
+    def mean(w, n_rows): return (w @ sums @ w - w @ of_itself)/(n_rows*(n_rows - 1))
+    return mean
+
+def _unit_length(x): return x/np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+
+# %% ../../nbs/score/51_distances.ipynb #aea4f90c
 def kernel_distance(
     x,             # Rows (n, d)
     y,             # Rows (m, d)
     album_x,       # Place of each row's album, int (n,)
     album_y,       # The same for `y`, (m,)
     kernel='poly', # 'poly', as KID has it, or 'rbf', as CMMD has it
-):                 # -> stat(w): the distance where album i counts w[i] times; NaN where a side is left without pairs
+)->Callable:       # stat(w): the distance if album i counts w[i] times; NaN if a side has no pairs
     """Unbiased squared MMD between two sets of rows, as a function of the counts of their albums.
-
-    -> stat(w): the distance where album i counts w[i] times; NaN where a side is left without pairs
 
     Args:
         x: Rows (n, d)
@@ -95,32 +133,50 @@ def kernel_distance(
         album_x: Place of each row's album, int (n,)
         album_y: The same for `y`, (m,)
         kernel (default 'poly'): 'poly', as KID has it, or 'rbf', as CMMD has it
+
+    Returns:
+        Callable: stat(w): the distance if album i counts w[i] times; NaN if a side has no pairs
     """
-    kernel, (x, y) = _KERNELS[name := one_of('kernel', kernel, _KERNELS)], _rows(x, y)
-    if name == 'rbf': x, y = (z/np.linalg.norm(z, axis=1, keepdims=True).clip(1e-12) for z in (x, y))
-    albums, place = np.unique(np.concatenate([album_x, album_y]), return_inverse=True)
-    px, py, n = place[:len(x)], place[len(x):], len(albums)
-    own = [(_album_sums(kernel, z, z, p, p, n), np.bincount(p, kernel(np.square(z).sum(1), z.shape[1]), n),
-            np.bincount(p, minlength=n)) for z, p in ((x, px), (y, py))]
-    across = _album_sums(kernel, x, y, px, py, n)
+    k = _KERNELS[one_of('kernel', kernel, _KERNELS)]
+    x, y = _rows(x, y)
+    if kernel == 'rbf':
+        x = _unit_length(x)
+        y = _unit_length(y)
+    both = np.concatenate([album_x, album_y])
+    albums, place = np.unique(both, return_inverse=True)
+    n = len(albums)
+    place_x = place[:len(x)]
+    place_y = place[len(x):]
+    count_x = np.bincount(place_x, minlength=n)
+    count_y = np.bincount(place_y, minlength=n)
+    within_x = _mean_within(k, x, place_x, n)
+    within_y = _mean_within(k, y, place_y, n)
+    across = _album_sums(k, x, y, place_x, place_y, n)
     def stat(w):
         w = np.asarray(w, np.float64)[albums]
-        rows = [w @ count for *_, count in own]
-        if min(rows) < 2: return float('nan')
-        within = sum((w @ sums @ w - w @ selves)/(r*(r - 1)) for (sums, selves, _), r in zip(own, rows))
-        return float(within - 2*(w @ across @ w)/np.prod(rows))
+        n_x = w @ count_x
+        n_y = w @ count_y
+        if min(n_x, n_y) < 2: return float('nan')
+        return float(within_x(w, n_x) + within_y(w, n_y) - 2*(w @ across @ w)/(n_x*n_y))
     return stat
 
 # %% ../../nbs/score/51_distances.ipynb #3d6bf0a6
-def _counted(kernel, x, y, u, v): # sums of u[:, i] k(x_i, y_j) v[:, j] for counts u (t, n) and v (t, m): (t,)
-    def block(i): return u[:, i:i+_BLOCK] @ kernel(x[i:i+_BLOCK] @ y.T, x.shape[1])
-    return sum((block(i)*v).sum(1) for i in range(0, len(x), _BLOCK))
+def _subset_sums(kernel, x, y, u, v): # sums over i and j of u[:, i] k(x_i, y_j) v[:, j], (t,)
+    total = 0 # `u` (t, n) and `v` (t, m) say which rows are in each of t subsets
+    for i in range(0, len(x), _BLOCK):
+        block = u[:, i:i+_BLOCK] @ kernel(x[i:i+_BLOCK] @ y.T, x.shape[1])
+        total = total + (block*v).sum(1)
+    return total
+
+def _sums_within(kernel, x, u): # of the kernel of two different rows of each subset, (t,)
+    of_itself = kernel(np.square(x).sum(1), x.shape[1])
+    return _subset_sums(kernel, x, x, u, u) - u @ of_itself
 
 def kid_std(
     x,           # Rows (n, d)
     y,           # Rows (m, d)
     subsets=100, # How many subsets
-    size=1000,   # Rows of each side in each; at most as many as the smaller side has
+    size=1000,   # Rows of each side in a subset; at most as many as the smaller side has
     seed=0,
 )->tuple:        # mean over the subsets, their standard deviation
     """KID as papers state it and torchmetrics computes it.
@@ -129,17 +185,22 @@ def kid_std(
         x: Rows (n, d)
         y: Rows (m, d)
         subsets (default 100): How many subsets
-        size (default 1000): Rows of each side in each; at most as many as the smaller side has
+        size (default 1000): Rows of each side in a subset; at most as many as the smaller side has
 
     Returns:
         tuple: mean over the subsets, their standard deviation
     """
-    (x, y), g = _rows(x, y), torch.Generator().manual_seed(seed)
-    size, kernel, u = min(size, len(x), len(y)), _KERNELS['poly'], [np.zeros((subsets, len(z))) for z in (x, y)]
+    x, y = _rows(x, y)
+    size = min(size, len(x), len(y))
+    generator = torch.Generator().manual_seed(seed)
+    u = np.zeros((subsets, len(x)))
+    v = np.zeros((subsets, len(y)))
     for i in range(subsets):
-        for counts in u: counts[i, torch.randperm(counts.shape[1], generator=g)[:size].numpy()] = 1
-    within = sum(_counted(kernel, z, z, c, c) - c @ kernel(np.square(z).sum(1), z.shape[1]) for z, c in zip((x, y), u))
-    values = within/(size*(size - 1)) - 2*_counted(kernel, x, y, *u)/size**2
+        for members in u[i], v[i]:
+            members[torch.randperm(len(members), generator=generator)[:size].numpy()] = 1
+    within = _sums_within(_poly, x, u) + _sums_within(_poly, y, v)
+    across = _subset_sums(_poly, x, y, u, v)
+    values = within/(size*(size - 1)) - 2*across/size**2
     return float(values.mean()), float(values.std())
 
 # %% ../../nbs/score/51_distances.ipynb #57a822f6
@@ -152,33 +213,40 @@ def _reach(x, k): # squared distance of each row to its k-th nearest other row
         d = _squared(x[i:i+_BLOCK], x)
         np.fill_diagonal(d[:, i:], np.inf)
         reach[i:i+_BLOCK] = np.partition(d, k - 1, axis=1)[:, k-1]
-    return reach*(1 - 1e-9)                                                  # a tie is outside, however it is rounded
+    return reach*(1 - 1e-9) # so that a tie is outside, however it is rounded
 
 # %% ../../nbs/score/51_distances.ipynb #fb4221f7
 def neighbours(
     x,   # Reference rows (n, d)
     y,   # Drawn rows (m, d)
-    k=5, # Whose distance is the radius of a ball: the k-th nearest neighbour's
-)->dict: # precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are the four figures
+    k=5, # A ball around a row reaches to its k-th nearest neighbour on the same side
+)->dict: # precision (m,), recall (n,), density (m,), coverage (n,); their means are the four scores
     """Precision, recall, density and coverage, row by row.
 
     Args:
         x: Reference rows (n, d)
         y: Drawn rows (m, d)
-        k (default 5): Whose distance is the radius of a ball: the k-th nearest neighbour's
+        k (default 5): A ball around a row reaches to its k-th nearest neighbour on the same side
 
     Returns:
-        dict: precision (m,), recall (n,), density (m,), coverage (n,): of each row; their means are
-            the four figures
+        dict: precision (m,), recall (n,), density (m,), coverage (n,); their means are the four
+            scores
     """
     x, y = _rows(x, y, k + 1)
-    x, y = x - x.mean(0), y - x.mean(0)                                      # shorter rows, less rounding
-    reach_x, reach_y = _reach(x, k), _reach(y, k)
-    recall, coverage, balls = np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(y))
+    middle = x.mean(0)
+    x = x - middle # shorter rows, less rounding
+    y = y - middle
+    reach_x = _reach(x, k)
+    reach_y = _reach(y, k)
+    recall = np.zeros(len(x))
+    coverage = np.zeros(len(x))
+    balls = np.zeros(len(y)) # of reference rows, around each drawn row
     for i in range(0, len(x), _BLOCK):
         block = slice(i, i + _BLOCK)
         d = _squared(x[block], y)
         inside = d < reach_x[block, None]
-        recall[block], coverage[block] = (d < reach_y).any(1), inside.any(1)
+        recall[block] = (d < reach_y).any(1)
+        coverage[block] = inside.any(1)
         balls += inside.sum(0)
-    return dict(precision=(balls > 0).astype(float), recall=recall, density=balls/k, coverage=coverage)
+    precision = (balls > 0).astype(float)
+    return dict(precision=precision, recall=recall, density=balls/k, coverage=coverage)

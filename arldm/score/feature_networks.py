@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN,
+                                      OPENAI_CLIP_STD)
 
 from ..core import StoryError, first_line, one_of, pick_device
 from ..files.pictures import decode, to_png, upright
@@ -29,38 +30,56 @@ from ..data.dataset import center_crop, pixels
 from .inception import load_inception
 
 # %% ../../nbs/score/50_feature_networks.ipynb #0b4bdb9a
-def fields(x:Tensor) -> Tensor: # (B, C, h, w) -> (B, C*4*4)
+def fields(
+    x:Tensor, # (B, C, h, w)
+)->Tensor:    # (B, C*4*4)
     """The mean of each channel over a grid of 4 x 4 fields.
 
+    Args:
+        x (Tensor): (B, C, h, w)
+
     Returns:
-        Tensor: (B, C, h, w) -> (B, C*4*4)
+        Tensor: (B, C*4*4)
     """
     return F.adaptive_avg_pool2d(x, 4).flatten(1)
 
 class Fields(nn.Module):
     "Colours and how steeply they change; no weights."
     name, side, num_features = 'fields', 64, 9*16
-    def forward(self, x):                                              # uint8 (B, 3, 64, 64)
-        from torchmetrics.functional.image import image_gradients      # it loads matplotlib, too
+    def forward(self, x): # uint8 (B, 3, 64, 64)
+        # imported here, since it loads matplotlib, too
+        from torchmetrics.functional.image import image_gradients
         x = x.float()/255
-        return fields(torch.cat([x, *(g.abs() for g in image_gradients(x))], 1))
+        down, right = image_gradients(x)
+        return fields(torch.cat([x, down.abs(), right.abs()], 1))
 
 class LatentFeatures(nn.Module):
     "The mean latents of an `AutoencoderKL`."
     name, side = 'latents', 64
     def __init__(self, vae:AutoencoderKL):
         super().__init__()
-        self.vae, self.num_features = vae.eval(), vae.config.latent_channels*16
+        self.vae = vae.eval()
+        self.num_features = vae.config.latent_channels*16
     @torch.no_grad()
-    def forward(self, x):                                              # uint8 (B, 3, 64, 64)
-        return fields(self.vae.encode(x.to(self.vae.dtype)/127.5 - 1).latent_dist.mean).float()
+    def forward(self, x): # uint8 (B, 3, 64, 64)
+        scaled = x.to(self.vae.dtype)/127.5 - 1
+        return fields(self.vae.encode(scaled).latent_dist.mean).float()
 
 # %% ../../nbs/score/50_feature_networks.ipynb #3313ad5d
-def normalised(x:Tensor, mean:tuple, std:tuple) -> Tensor: # uint8 (B, 3, h, w) -> float32
+def normalised(
+    x:Tensor,   # uint8 (B, 3, h, w)
+    mean:tuple, # Of each channel, of values from 0 to 1
+    std:tuple,  # The same
+)->Tensor:      # float32 (B, 3, h, w)
     """Pixels in the units that a network was trained in.
 
+    Args:
+        x (Tensor): uint8 (B, 3, h, w)
+        mean (tuple): Of each channel, of values from 0 to 1
+        std (tuple): The same
+
     Returns:
-        Tensor: uint8 (B, 3, h, w) -> float32
+        Tensor: float32 (B, 3, h, w)
     """
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
     return (x.float()/255 - mean)/std
@@ -70,8 +89,9 @@ class Dino(nn.Module):
     name, side = 'dinov2', 224
     def __init__(self, model:Dinov2Model):
         super().__init__()
-        self.model, self.num_features = model.eval(), model.config.hidden_size
-    def forward(self, x):                                              # uint8 (B, 3, 224, 224)
+        self.model = model.eval()
+        self.num_features = model.config.hidden_size
+    def forward(self, x): # uint8 (B, 3, 224, 224)
         x = normalised(x, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD).to(self.model.dtype)
         return self.model(x).pooler_output.float()
 
@@ -81,61 +101,77 @@ class Clip(nn.Module):
     name = 'clip'
     def __init__(self, model:CLIPModel, tokenizer):
         super().__init__()
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.side, self.num_features = model.config.vision_config.image_size, model.config.projection_dim
-    def forward(self, x):                                              # uint8 (B, 3, side, side)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.side = model.config.vision_config.image_size
+        self.num_features = model.config.projection_dim
+    def forward(self, x): # uint8 (B, 3, side, side)
         x = normalised(x, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD).to(self.model.dtype)
         seen = self.model.vision_model(x).pooler_output
         return F.normalize(self.model.visual_projection(seen).float(), dim=-1)
-    def words(self, texts:list) -> Tensor:                             # float (n, num_features)
-        most = self.model.config.text_config.max_position_embeddings
-        ids = self.tokenizer(texts, padding=True, truncation=True, max_length=most, return_tensors='pt')
-        read = self.model.text_model(**ids.to(self.model.device)).pooler_output
+    def words(self, texts:list) -> Tensor: # float (n, num_features)
+        n_tokens = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=n_tokens,
+                                return_tensors='pt')
+        read = self.model.text_model(**tokens.to(self.model.device)).pooler_output
         return F.normalize(self.model.text_projection(read).float(), dim=-1)
 
 # %% ../../nbs/score/50_feature_networks.ipynb #c78be5c0
-WEIGHT_VARIABLES = dict(inception='ARLDM_INCEPTION', dinov2='ARLDM_DINOV2', clip='ARLDM_CLIP') # may name them
-_SUCH = dict(dinov2='facebook/dinov2-large', clip='openai/clip-vit-large-patch14-336')
+# Environment variables that may name weights
+WEIGHT_VARIABLES = dict(inception='ARLDM_INCEPTION', dinov2='ARLDM_DINOV2', clip='ARLDM_CLIP')
+_HUB_NAMES = dict(dinov2='facebook/dinov2-large', clip='openai/clip-vit-large-patch14-336')
+
+def _from_pretrained(kind, where): # a model of transformers with all its weights
+    model, about = kind.from_pretrained(where, output_loading_info=True)
+    missing = about['missing_keys']
+    if missing: raise ValueError(f'{len(missing)} tensors are missing')
+    return model
 
 def open_network(
-    name:str,               # 'inception', 'dinov2' or 'clip'
-    where:str|Path=None,    # File, folder or hub name; default: what the variable in `WEIGHT_VARIABLES` names
+    name:str,            # 'inception', 'dinov2' or 'clip'
+    where:str|Path=None, # File, folder or hub name; default: that in its `WEIGHT_VARIABLES`
 )->nn.Module:
     """A feature network with weights, or a `StoryError` that says what to do.
 
     Args:
         name (str): 'inception', 'dinov2' or 'clip'
-        where (str | Path, optional): File, folder or hub name; default: what the variable in
-            `WEIGHT_VARIABLES` names
+        where (str | Path, optional): File, folder or hub name; default: that in its
+            `WEIGHT_VARIABLES`
     """
-    where = where or os.environ.get(WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)])
+    variable = WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)]
+    where = where or os.environ.get(variable)
     if name == 'inception': return load_inception(where)
     if not where:
-        raise StoryError(f'no weights named; name a folder or a hub name such as {_SUCH[name]} by '
-                         f'{WEIGHT_VARIABLES[name]}')
+        raise StoryError('no weights named; name a folder or a hub name such as '
+                         f'{_HUB_NAMES[name]} by {variable}')
     kind = dict(dinov2=Dinov2Model, clip=CLIPModel)[name]
     try:
-        model, about = kind.from_pretrained(str(where), output_loading_info=True)
-        if about['missing_keys']: raise ValueError(f'{len(about["missing_keys"])} tensors are missing')
-        return Dino(model) if name == 'dinov2' else Clip(model, CLIPTokenizerFast.from_pretrained(str(where)))
-    except Exception as e:                                             # one kind per kind of damage
-        raise StoryError(f'{where}: no {kind.__name__} that can be opened ({first_line(e)})') from None
+        model = _from_pretrained(kind, str(where))
+        if name == 'dinov2': return Dino(model)
+        return Clip(model, CLIPTokenizerFast.from_pretrained(str(where)))
+    # the tokenizers library raises plain `Exception`, the check of a configuration a kind derived
+    # from it alone
+    except Exception as e:
+        raise StoryError(f'{where}: no {kind.__name__} that can be opened '
+                         f'({first_line(e)})') from None
 
+# %% ../../nbs/score/50_feature_networks.ipynb #127f3514
 def networks(
-    where:dict, # Name -> folder or name on the hub; `None` = what the environment names
-)->dict:        # Name -> network on the best device, or the `StoryError` that says why not
-    """Those of several networks that can be had.
+    where:dict, # Name -> folder or hub name; `None` = what the environment names
+)->dict:        # Name -> network on the best device, or a `StoryError` that says why there is none
+    """Several feature networks, as far as their weights can be opened.
 
     Args:
-        where (dict): Name -> folder or name on the hub; `None` = what the environment names
+        where (dict): Name -> folder or hub name; `None` = what the environment names
 
     Returns:
-        dict: Name -> network on the best device, or the `StoryError` that says why not
+        dict: Name -> network on the best device, or a `StoryError` that says why there is none
     """
-    def attempt(name):
-        try: return open_network(name, where[name]).to(pick_device())
-        except StoryError as e: return e
-    return {name: attempt(name) for name in where}
+    found = {}
+    for name, place in where.items():
+        try: found[name] = open_network(name, place).to(pick_device())
+        except StoryError as e: found[name] = e
+    return found
 
 # %% ../../nbs/score/50_feature_networks.ipynb #bae2f0cf
 def same_cut(
@@ -165,14 +201,19 @@ def fingerprint(net:nn.Module) -> str:
     return h.hexdigest()
 
 # %% ../../nbs/score/50_feature_networks.ipynb #c88b7ae5
-def features_file(data:Path, run:Path) -> Path: # of a story file and a run folder
-    """Where rows are kept: beside the stories, so that all runs share them, or in the run where that is not allowed.
+def features_file(
+    data:Path, # A story file
+    run:Path,  # A run folder
+)->Path:
+    """Where rows are kept: beside the stories, for all runs, or in the run if that is not allowed.
 
-    Returns:
-        Path: of a story file and a run folder
+    Args:
+        data (Path): A story file
+        run (Path): A run folder
     """
     beside = data.with_suffix('.features.db')
-    return beside if os.access(beside if beside.exists() else data.parent, os.W_OK) else run/'features.db'
+    to_write = beside if beside.exists() else data.parent
+    return beside if os.access(to_write, os.W_OK) else run/'features.db'
 
 # %% ../../nbs/score/50_feature_networks.ipynb #4ae60427
 def _ahead(pool, f, items, n): # f(item) for each item, in order; at most n are ready or in work
@@ -182,9 +223,10 @@ def _ahead(pool, f, items, n): # f(item) for each item, in order; at most n are 
         if len(waiting) > n: yield waiting.popleft().result()
     while waiting: yield waiting.popleft().result()
 
-def _key(data, *about): return hashlib.blake2b(data + '|'.join(map(str, about)).encode(), digest_size=16).digest()
+def _key(data, *about): # of a picture's row in the store
+    return hashlib.blake2b(data + '|'.join(map(str, about)).encode(), digest_size=16).digest()
 
-def _batches(items, n):
+def _batches(items, n): # yields lists of at most n
     batch = []
     for item in items:
         batch.append(item)
@@ -195,8 +237,15 @@ def _batches(items, n):
 
 def _see(net, squares): # -> float32 (n, d)
     device = next((p.device for p in net.parameters()), 'cpu')
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)                   # as on any other device
-    with exact: return net.eval()(pixels(squares).to(device)).float().cpu().numpy()
+    # without TF32, so that features are the same on any device
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return net.eval()(pixels(squares).to(device)).float().cpu().numpy()
+
+def _see_all(net, squares, keys, store, batch, bar): # `squares` yields (i, picture of keys[i])
+    for some in _batches(squares, batch):
+        rows = _see(net, [picture for _, picture in some])
+        store.put([keys[i] for i, _ in some], rows)
+        bar.update(len(some))
 
 # %% ../../nbs/score/50_feature_networks.ipynb #39d4c0eb
 @torch.no_grad()
@@ -229,19 +278,25 @@ def features_of(
     Returns:
         np.ndarray: float32 (n, net.num_features)
     """
-    store, about, threads = store or Store(), (fingerprint(net), cut_name), min(4, os.cpu_count())
-    with ThreadPoolExecutor(threads) as pool:
-        keys = list(_ahead(pool, lambda i: _key(read(i), *about), range(n), 2*threads))
-        first = {k: i for i, k in reversed([*enumerate(keys)])}
-        for mine in (share, (0, 1)):                     # second time: what a process that has died owed us
-            have = store.get(first)
-            todo = [i for k, i in first.items() if len(have.get(k, ())) != net.num_features][mine[0]::mine[1]]
-            squares = _ahead(pool, lambda i: (i, cut(decode(read(i)), net.side)), todo, 2*batch + threads)
-            off = None if progress and todo else True
-            with tqdm(total=len(todo), desc=progress, unit=' pictures', disable=off) as bar:
-                for some in _batches(squares, batch):
-                    store.put([keys[i] for i, _ in some], _see(net, [p for _, p in some]))
-                    bar.update(len(some))
-            if mine is share: wait()
+    store = store or Store()
+    network = fingerprint(net)
+    threads = min(4, os.cpu_count())
+    first = {} # key -> the first of the pictures that have it
+    def key(i): return _key(read(i), network, cut_name)
+    def square(i): return i, cut(decode(read(i)), net.side)
+    def compute(which, of): # a share of the missing rows
         have = store.get(first)
-    return np.stack([have[k] for k in keys]) if keys else np.zeros((0, net.num_features), 'float32')
+        missing = [i for k, i in first.items() if len(have.get(k, ())) != net.num_features]
+        todo = missing[which::of]
+        squares = _ahead(pool, square, todo, 2*batch + threads)
+        off = None if progress and todo else True
+        with tqdm(total=len(todo), desc=progress, unit=' pictures', disable=off) as bar:
+            _see_all(net, squares, keys, store, batch, bar)
+    with ThreadPoolExecutor(threads) as pool:
+        keys = list(_ahead(pool, key, range(n), 2*threads))
+        for i in reversed(range(n)): first[keys[i]] = i
+        compute(*share)
+        wait()
+        compute(0, 1) # what a process that has died left undone
+    have = store.get(first)
+    return np.stack([have[k] for k in keys]) if n else np.zeros((0, net.num_features), 'float32')

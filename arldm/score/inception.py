@@ -9,7 +9,7 @@ __all__ = ['FID64_SIDE', 'FID64_CUTS', 'INCEPTION_FILE', 'INCEPTION_SHA256', 'In
 # %% ../../nbs/score/49_inception.ipynb #ee82df55
 import hashlib, os, pickle
 from collections import OrderedDict
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from PIL import Image
@@ -19,17 +19,21 @@ from ..core import StoryError, first_line
 from ..files.pictures import upright
 
 # %% ../../nbs/score/49_inception.ipynb #2bf5e509
+# A line is a branch: steps `a > b`, each of one unit or of several in parallel, `a + b`. A unit is
+# a convolution, `name kernel/stride channels`, or one of `_POOLS`.
 _STEM = '''Conv2d_1a_3x3 3x3/2 32 > Conv2d_2a_3x3 3x3/1 32 > Conv2d_2b_3x3 3x3 64 > max/2 > \
 Conv2d_3b_1x1 1x1 80 > Conv2d_4a_3x3 3x3/1 192 > max/2'''
 _A = '''branch1x1 1x1 64
 branch5x5_1 1x1 48 > branch5x5_2 5x5 64
 branch3x3dbl_1 1x1 64 > branch3x3dbl_2 3x3 96 > branch3x3dbl_3 3x3 96
 avg > branch_pool 1x1 {}'''
-_B = 'branch3x3 3x3/2 384\nbranch3x3dbl_1 1x1 64 > branch3x3dbl_2 3x3 96 > branch3x3dbl_3 3x3/2 96\nmax/2'
+_B = '''branch3x3 3x3/2 384
+branch3x3dbl_1 1x1 64 > branch3x3dbl_2 3x3 96 > branch3x3dbl_3 3x3/2 96
+max/2'''
 _C = '''branch1x1 1x1 192
 branch7x7_1 1x1 {0} > branch7x7_2 1x7 {0} > branch7x7_3 7x1 192
-branch7x7dbl_1 1x1 {0} > branch7x7dbl_2 7x1 {0} > branch7x7dbl_3 1x7 {0} > branch7x7dbl_4 7x1 {0} > \
-branch7x7dbl_5 1x7 192
+branch7x7dbl_1 1x1 {0} > branch7x7dbl_2 7x1 {0} > branch7x7dbl_3 1x7 {0} > \
+branch7x7dbl_4 7x1 {0} > branch7x7dbl_5 1x7 192
 avg > branch_pool 1x1 192'''
 _D = '''branch3x3_1 1x1 192 > branch3x3_2 3x3/2 320
 branch7x7x3_1 1x1 192 > branch7x7x3_2 1x7 192 > branch7x7x3_3 7x1 192 > branch7x7x3_4 3x3/2 192
@@ -38,35 +42,61 @@ _E = '''branch1x1 1x1 320
 branch3x3_1 1x1 384 > branch3x3_2a 1x3 384 + branch3x3_2b 3x1 384
 branch3x3dbl_1 1x1 448 > branch3x3dbl_2 3x3 384 > branch3x3dbl_3a 1x3 384 + branch3x3dbl_3b 3x1 384
 {} > branch_pool 1x1 192'''
-_MIXED = dict(zip('5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c'.split(), [
-    *(_A.format(d) for d in (32, 64, 64)), _B, *(_C.format(d) for d in (128, 160, 160, 192)), _D,
-    _E.format('avg'), _E.format('max')]))
+_MIXED = {'5b': _A.format(32), '5c': _A.format(64), '5d': _A.format(64), '6a': _B,
+          '6b': _C.format(128), '6c': _C.format(160), '6d': _C.format(160), '6e': _C.format(192),
+          '7a': _D, '7b': _E.format('avg'), '7c': _E.format('max')}
 
 # %% ../../nbs/score/49_inception.ipynb #d6d5242b
 _POOLS = {'avg': partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
           'max': partial(F.max_pool2d, kernel_size=3, stride=1, padding=1),
           'max/2': partial(F.max_pool2d, kernel_size=3, stride=2)}
 
-def _unit(d_in, kernel, d_out):
+def _convolution(d_in, kernel, d_out): # `kernel` such as 1x7 or 3x3/2
     size, _, stride = kernel.partition('/')
     h, w = map(int, size.split('x'))
-    conv = nn.Conv2d(d_in, d_out, (h, w), int(stride or 1), 0 if stride else (h//2, w//2), bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(d_out, eps=1e-3), relu=nn.ReLU()))
+    padding = 0 if stride else (h//2, w//2)
+    conv = nn.Conv2d(d_in, d_out, (h, w), int(stride or 1), padding, bias=False)
+    norm = nn.BatchNorm2d(d_out, eps=1e-3)
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU()))
 
+# %% ../../nbs/score/49_inception.ipynb #9eda7aa0
 class _Branches(nn.Module): # (B, d_in, h, w) -> (B, d_out, h', w')
     def __init__(self, d_in, table):
         super().__init__()
-        self.plan, self.d_out = [], 0
-        for line in table.splitlines():
-            d, steps = d_in, [[unit.split() for unit in step.split('+')] for step in line.split('>')]
-            for step in steps:
-                for name, *of in step:
-                    if of: self.add_module(name, _unit(d, of[0], int(of[1])))
-                d = sum(int(of[1]) for _, *of in step if of) or d
-            self.plan.append([[name for name, *_ in step] for step in steps])
-            self.d_out += d
-    def _step(self, x, names): return torch.cat([(_POOLS.get(n) or getattr(self, n))(x) for n in names], 1)
-    def forward(self, x): return torch.cat([reduce(self._step, steps, x) for steps in self.plan], 1)
+        self.plan = [] # of each branch: of each step: names of its units
+        self.d_out = 0
+        for line in table.splitlines(): self.d_out += self._add_branch(d_in, line)
+
+    def _add_branch(self, d, line): # -> its channels
+        steps = []
+        for step in line.split('>'):
+            names, d_out = [], 0
+            for unit in step.split('+'):
+                name, *kernel_and_channels = unit.split()
+                names.append(name)
+                if name in _POOLS: continue
+                kernel, channels = kernel_and_channels
+                self.add_module(name, _convolution(d, kernel, int(channels)))
+                d_out += int(channels)
+            steps.append(names)
+            d = d_out or d # a pool keeps them
+        self.plan.append(steps)
+        return d
+
+    def forward(self, x):
+        outputs = []
+        for steps in self.plan:
+            y = x
+            for names in steps: y = self._step(y, names)
+            outputs.append(y)
+        return torch.cat(outputs, 1)
+
+    def _step(self, x, names): # units in parallel
+        outputs = []
+        for name in names:
+            unit = _POOLS[name] if name in _POOLS else getattr(self, name)
+            outputs.append(unit(x))
+        return torch.cat(outputs, 1)
 
 # %% ../../nbs/score/49_inception.ipynb #322ebffe
 class Inception(_Branches):
@@ -75,15 +105,17 @@ class Inception(_Branches):
     def __init__(self):
         super().__init__(3, _STEM)
         for name, table in _MIXED.items():
-            self.add_module(f'Mixed_{name}', block := _Branches(self.d_out, table))
+            block = _Branches(self.d_out, table)
+            self.add_module(f'Mixed_{name}', block)
             self.d_out = block.d_out
         self.eval().requires_grad_(False)
-    def forward(self, x):                                   # uint8 (B, 3, h, w)
-        x, size = x.float()/255, (self.side, self.side)
+    def forward(self, x): # uint8 (B, 3, h, w)
+        x = x.float()/255
+        size = self.side, self.side
         if x.shape[2:] != size: x = F.interpolate(x, size, mode='bilinear', align_corners=False)
-        x = super().forward(x*2 - 1)                        # (B, 192, 35, 35)
+        x = super().forward(x*2 - 1) # (B, 192, 35, 35)
         for name in _MIXED: x = getattr(self, f'Mixed_{name}')(x)
-        return x.mean((2, 3))                               # (B, 2048, 8, 8) -> float32 (B, 2048)
+        return x.mean((2, 3)) # (B, 2048, 8, 8) -> float32 (B, 2048)
 
 # %% ../../nbs/score/49_inception.ipynb #bd341d3a
 FID64_SIDE = 64 # pixels
@@ -130,12 +162,14 @@ FID64_CUTS = (_reference_cut, 'FID64 reference'), (_drawn_cut, 'FID64 drawn') # 
 # %% ../../nbs/score/49_inception.ipynb #d6584a14
 INCEPTION_FILE = 'pt_inception-2015-12-05-6726825d.pth'
 INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-_HOW = f'get {INCEPTION_FILE} (release fid_weights of mseitzer/pytorch-fid) and name it by ARLDM_INCEPTION'
+_ADVICE = (f'get {INCEPTION_FILE} (release fid_weights of mseitzer/pytorch-fid) and name it by '
+           'ARLDM_INCEPTION')
+_UNREADABLE = RuntimeError, EOFError, OSError, AttributeError, pickle.UnpicklingError
 
-def _digest(path):
+def _sha256(path):
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while part := f.read(1 << 20): h.update(part)
+        for part in iter(partial(f.read, 1 << 20), b''): h.update(part)
     return h.hexdigest()
 
 def load_inception(
@@ -147,14 +181,17 @@ def load_inception(
         path (str | Path, optional): Of the published file; `None` = what ARLDM_INCEPTION names
     """
     path = path or os.environ.get('ARLDM_INCEPTION')
-    if not path: raise StoryError(f'no weights named; {_HOW}')
-    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {_HOW}')
+    if not path: raise StoryError(f'no weights named; {_ADVICE}')
+    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {_ADVICE}')
     try:
-        if (found := _digest(path)) != INCEPTION_SHA256:
-            raise StoryError(f'{path}: not the weights of the FID Inception, or a broken copy: its SHA-256 is {found}, '
-                             f'expected {INCEPTION_SHA256}; {_HOW}')
-        weights, net = torch.load(path, map_location='cpu', weights_only=True), Inception()
+        found = _sha256(path)
+        if found != INCEPTION_SHA256:
+            raise StoryError(f'{path}: not the weights of the FID Inception, or a broken copy: its '
+                             f'SHA-256 is {found}, expected {INCEPTION_SHA256}; {_ADVICE}')
+        weights = torch.load(path, map_location='cpu', weights_only=True)
+        net = Inception()
         net.load_state_dict({k: v for k, v in weights.items() if not k.startswith('fc.')})
-    except (RuntimeError, EOFError, OSError, AttributeError, pickle.UnpicklingError) as e:
-        raise StoryError(f'{path}: cannot be read as weights ({first_line(e)}); {_HOW}') from None
+    except _UNREADABLE as e:
+        raise StoryError(f'{path}: cannot be read as weights ({first_line(e)}); '
+                         f'{_ADVICE}') from None
     return net

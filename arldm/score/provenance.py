@@ -17,41 +17,53 @@ from ..train.digest import data_digest, holds_stories
 from ..draw.drawing_files import Drawings, drawings_digest
 
 # %% ../../nbs/score/56_provenance.ipynb #9ebc0727
-_TEXT, _NUMBER = (str, type(None)), (float, type(None))
+_TEXT = str, type(None)
+_NUMBER = float, type(None)
 
 DRAWN = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT, 'stories?': str, 'weights?': str,
          'task?': str, 'sets?': int}
 
 _BESIDE = {'what': str, 'value': _NUMBER}
-_ROW = {'name': str, 'value': _NUMBER, 'group?': _TEXT, 'low?': _NUMBER, 'high?': _NUMBER, 'n?': (int, type(None)),
-        'better?': _TEXT, 'unit?': str, 'beside?': [_BESIDE], 'spread?': _NUMBER, 'note?': _TEXT, 'invalid?': bool,
-        'network?': str}
-_FRAME = {'name': str, 'k': int, 'value': _NUMBER, 'low?': _NUMBER, 'high?': _NUMBER, 'reference?': _NUMBER, 'n?': int}
-_FACT = {'name': str, 'value': _NUMBER, 'n': int, 'chance?': _NUMBER, 'low?': _NUMBER, 'high?': _NUMBER}
+_ROW = {'name': str, 'value': _NUMBER, 'group?': _TEXT, 'low?': _NUMBER, 'high?': _NUMBER,
+        'n?': (int, type(None)), 'better?': _TEXT, 'unit?': str, 'beside?': [_BESIDE],
+        'spread?': _NUMBER, 'note?': _TEXT, 'invalid?': bool, 'network?': str}
+_FRAME = {'name': str, 'k': int, 'value': _NUMBER, 'low?': _NUMBER, 'high?': _NUMBER,
+          'reference?': _NUMBER, 'n?': int}
+_FACT = {'name': str, 'value': _NUMBER, 'n': int, 'chance?': _NUMBER, 'low?': _NUMBER,
+         'high?': _NUMBER}
 _COPY = {'story': str, 'k': int, 'similarity': float, 'picture': int, 'album?': str}
+_STORIES = {'name': str, 'better?': _TEXT, 'values': {'*': _NUMBER}}
 
-SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT], 'copies?': [_COPY],
-          'stories?': {'name': str, 'better?': _TEXT, 'values': {'*': _NUMBER}}, 'trouble?': [str], 'missing?': [str],
-          'unknown?': [str], 'split?': _TEXT, 'data?': _TEXT, 'data_relative?': _TEXT, 'digests?': {'*': _TEXT},
-          'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int, 'n_albums?': int, 'n_frames?': int,
-          'seeds?': int, 'resamples?': int}
+SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT],
+          'copies?': [_COPY], 'stories?': _STORIES, 'trouble?': [str], 'missing?': [str],
+          'unknown?': [str], 'split?': _TEXT, 'data?': _TEXT, 'data_relative?': _TEXT,
+          'digests?': {'*': _TEXT}, 'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int,
+          'n_albums?': int, 'n_frames?': int, 'seeds?': int, 'resamples?': int}
 RESAMPLES = {'albums': [str], 'split?': _TEXT, 'values?': {'*': float}, 'rows': {'*': list}}
 
 # %% ../../nbs/score/56_provenance.ipynb #c1f38e03
-def _holds(*keys): # -> whether a JSON file is an object with these keys
-    return lambda path: all(key in load_json(path, dict) for key in keys)
+def _holds(*keys): # -> f(path): whether a JSON file is an object with these keys
+    def holds(path):
+        content = load_json(path, dict)
+        return all(key in content for key in keys)
+    return holds
 
 def refuse_outputs(folder:str|Path):
-    "A `StoryError` if files that `score` writes are there and somebody else's."
+    "A `StoryError` if files that `score` writes are there and were not written by it."
     refuse_foreign(Path(folder)/'scores.json', _holds('scores'), 'table of scores')
     refuse_foreign(Path(folder)/'resamples.json', _holds('albums', 'rows'), 'file of resamples')
 
 # %% ../../nbs/score/56_provenance.ipynb #60b2e2cc
-def read_drawing(folder:str|Path) -> dict: # Empty if there is none
+def read_drawing(
+    folder:str|Path, # A run folder
+)->dict:             # What `drawing.json` holds; empty if there is none
     """What is known of how drawings were made.
 
+    Args:
+        folder (str | Path): A run folder
+
     Returns:
-        dict: Empty if there is none
+        dict: What `drawing.json` holds; empty if there is none
     """
     path = Path(folder)/'drawing.json'
     if path.exists() and not path.is_file():
@@ -61,42 +73,46 @@ def read_drawing(folder:str|Path) -> dict: # Empty if there is none
 def story_path(
     folder:str|Path, # A run folder
     hints:dict,      # `drawing.json`, `scores.json` or `settings.json`
-)->Path|None:        # None if nothing is said
-    """The story file that a run speaks of; a run that was moved with its stories finds them.
+)->Path|None:        # None if the hints name no story file
+    """The story file of a run, also if the run was moved together with it.
 
     Args:
         folder (str | Path): A run folder
         hints (dict): `drawing.json`, `scores.json` or `settings.json`
 
     Returns:
-        Path | None: None if nothing is said
+        Path | None: None if the hints name no story file
     """
-    found = hinted_path(folder, hints, fits=lambda p: holds_stories(p, hints.get('split'), hints.get('stories')))
-    return found if found is None or found.exists() or not hints.get('data') else Path(hints['data'])
+    def fits(path): return holds_stories(path, hints.get('split'), hints.get('stories'))
+    found = hinted_path(folder, hints, fits=fits)
+    if found is None or found.exists(): return found
+    return Path(hints['data']) if hints.get('data') else found
 
 def other_stories(
-    record:dict,         # Of `read_drawing`
+    record:dict,      # Of `read_drawing`
     split:StorySplit, # The stories at hand
-    digest:str=None,  # Their `data_digest`, where it is known
+    digest:str=None,  # Their `data_digest`, if it is known
 )->list:              # of lines, none or one
     """Whether drawings were made from other stories than these.
 
     Args:
         record (dict): Of `read_drawing`
         split (StorySplit): The stories at hand
-        digest (str, optional): Their `data_digest`, where it is known
+        digest (str, optional): Their `data_digest`, if it is known
 
     Returns:
         list: of lines, none or one
     """
-    if not record.get('stories') or record['stories'] == (digest or data_digest(split)): return []
-    return [f'the drawings were made from other stories than those of split {split.name} of {split.file.path}']
+    drawn_from = record.get('stories')
+    if not drawn_from or drawn_from == (digest or data_digest(split)): return []
+    return [f'the drawings were made from other stories than those of split {split.name} of '
+            f'{split.file.path}']
 
 # %% ../../nbs/score/56_provenance.ipynb #23b243ab
 def other_weights(
-    folder:str|Path,  # A run folder
-    record:dict,         # Of `read_drawing`
-)->list:              # of lines, none or one
+    folder:str|Path, # A run folder
+    record:dict,     # Of `read_drawing`
+)->list:             # of lines, none or one
     """Whether drawings were made with other weights than the pipeline of their run has.
 
     Args:
@@ -111,25 +127,40 @@ def other_weights(
     if folder_digest(pipeline) == record['weights']: return []
     return [f'the drawings were made with other weights than {pipeline} has now']
 
-def origin(folder:str|Path, d:Drawings) -> dict: # for `scores.json`
-    """What is scored, by digests; lines of trouble if stories, weights and drawings do not belong together.
+def origin(
+    folder:str|Path, # A run folder
+    d:Drawings,      # Of that run; gets lines of trouble if stories or weights are others
+)->dict:             # Entries of `scores.json`
+    """What is scored, by digests.
+
+    Args:
+        folder (str | Path): A run folder
+        d (Drawings): Of that run; gets lines of trouble if stories or weights are others
 
     Returns:
-        dict: for `scores.json`
+        dict: Entries of `scores.json`
     """
-    record, stories = read_drawing(folder), data_digest(d.split)
-    d.trouble += other_stories(record, d.split, stories) + other_weights(folder, record)
-    settings = {k: v for k, v in record.items() if k not in ('data', 'data_relative', 'stories', 'weights')}
-    digests = dict(stories=stories, weights=record.get('weights'), drawings=drawings_digest(folder), frames=d.digest())
+    record = read_drawing(folder)
+    stories = data_digest(d.split)
+    d.trouble += other_stories(record, d.split, stories)
+    d.trouble += other_weights(folder, record)
+    left_out = 'data', 'data_relative', 'stories', 'weights'
+    settings = {k: v for k, v in record.items() if k not in left_out}
+    digests = dict(stories=stories, weights=record.get('weights'),
+                   drawings=drawings_digest(folder), frames=d.digest())
     return dict(digests=digests, drawing=settings)
 
 # %% ../../nbs/score/56_provenance.ipynb #80cc7052
+def _drawings_now(folder): # digest of the drawings; '' if there are none any more
+    try: return drawings_digest(folder)
+    except StoryError: return ''
+
 def outdated(
-    folder:str|Path,         # A run folder
-    scores:dict,             # Its `scores.json`
-    split:StorySplit=None,   # Its stories, if they are at hand
-)->list:                     # of lines
-    """What is no longer as it was scored.
+    folder:str|Path,       # A run folder
+    scores:dict,           # Its `scores.json`
+    split:StorySplit=None, # Its stories, if they are at hand
+)->list:                   # of lines
+    """What has changed since it was scored.
 
     Args:
         folder (str | Path): A run folder
@@ -139,16 +170,19 @@ def outdated(
     Returns:
         list: of lines
     """
-    old, out = scores.get('digests') or {}, []
-    try: drawings = drawings_digest(folder) if old.get('drawings') else None
-    except StoryError: drawings = ''                                         # there are none any more
-    if old.get('drawings') not in (None, drawings):
-        out.append(f'the drawings are not those that were scored; score them again: arldm-score {folder}')
+    scored = scores.get('digests') or {}
+    drawings = scored.get('drawings')
+    lines = []
+    if drawings is not None and drawings != _drawings_now(folder):
+        lines.append('the drawings are not those that were scored; score them again: '
+                     f'arldm-score {folder}')
     record = read_drawing(folder)
-    out += other_weights(folder, record)
-    if split is None: return out
+    lines += other_weights(folder, record)
+    if split is None: return lines
     digest = data_digest(split)
-    if old.get('stories') not in (None, digest):
-        out.append(f'the stories of split {split.name} of {split.file.path} are not those that were scored')
-    elif not old: out += other_stories(record, split, digest)
-    return out
+    stories = scored.get('stories')
+    if stories is not None and stories != digest:
+        lines.append(f'the stories of split {split.name} of {split.file.path} are not those that '
+                     'were scored')
+    elif not scored: lines += other_stories(record, split, digest)
+    return lines
