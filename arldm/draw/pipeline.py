@@ -304,22 +304,32 @@ def _tensor_inputs(pipe, callback, names): # which tensors the callback takes
 def _of_frames(noise, todo): # noise is drawn for every frame, so that each has its own
     return (z for k, z in enumerate(noise) if k in todo)
 
+def _alike(plans): # lists of stories that have as many captions and the same frames given
+    groups = {}
+    for i, plan in plans.items():
+        groups.setdefault((len(plan.captions), *plan.given), []).append(i)
+    return list(groups.values())
+
+def _make_batch(plans, generators, latents, shape): # of stories that are alike
+    first = plans[0]
+    n_captions = max(first.todo) + 1
+    known = {}
+    for k in first.known: known[k] = [plan.known[k] for plan in plans]
+    if latents is None: noise = _of_frames(initial_noise(generators, shape), first.todo)
+    else: noise = torch.stack(latents, 1)    # (V, B, 4, h, w)
+    return StoryBatch(
+        captions=zip(*[plan.captions[:n_captions] for plan in plans]), known=known,
+        # in a story of which frames are drawn again, all that are there count as drawn
+        photos=[] if first.redraw else list(known), opening=1 if first.redraw else None,
+        noise=noise, generators=generators)
+
 def _make_batches(plans, generators, latents, shape): # [(numbers of its stories, `StoryBatch`)]
-    alike = {}
-    for i, plan in plans.items(): alike.setdefault((len(plan.captions), *plan.given), []).append(i)
     batches = []
-    for rows in alike.values():
-        first = plans[rows[0]]
-        n_captions = max(first.todo) + 1
-        known = {}
-        for k in first.known: known[k] = [plans[i].known[k] for i in rows]
+    for rows in _alike(plans):
+        own_latents = None if latents is None else [latents[i] for i in rows]
         own_generators = [generators[i] for i in rows]
-        if latents is None: noise = _of_frames(initial_noise(own_generators, shape), first.todo)
-        else: noise = torch.stack([latents[i] for i in rows], 1)    # (V, B, 4, h, w)
-        batches.append((rows, StoryBatch(
-            captions=zip(*[plans[i].captions[:n_captions] for i in rows]), known=known,
-            photos=[] if first.redraw else list(known), noise=noise, generators=own_generators,
-            opening=1 if first.redraw else None)))
+        batch = _make_batch([plans[i] for i in rows], own_generators, own_latents, shape)
+        batches.append((rows, batch))
     return batches
 
 # %% ../../nbs/draw/42_pipeline.ipynb #e3d7dbee

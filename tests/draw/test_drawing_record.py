@@ -76,14 +76,14 @@ def settings(run, **other):
     save_json(run/'settings.json', {**dataclasses.asdict(resolve(resolution=16)), **where, **other})
 
 def content(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-def way(run): return json.loads((run/'drawing.json').read_text())
+def record(run): return json.loads((run/'drawing.json').read_text())
 def drawn(run, name='drawn'): return sorted(str(p.relative_to(run/name)) for p in (run/name).rglob('*.png'))
 
-def one_line(*parts, run, **how):
+def one_line(*parts, run, **options):
     "The command refuses in one line with these words, in a dry run too, and nothing is written."
     before = content(run.parent)
     for dry_run in True, False:
-        with pytest.raises(StoryError) as e: cli.draw(run, **{**FEW, **how}, dry_run=dry_run)
+        with pytest.raises(StoryError) as e: cli.draw(run, **{**FEW, **options}, dry_run=dry_run)
         for part in parts: assert str(part) in str(e.value), e.value
         assert '\n' not in str(e.value) and 'delete' not in str(e.value)
     assert content(run.parent) == before
@@ -100,7 +100,7 @@ def test_another_model(run, models):
     other = cli.draw(run, out=run.parent/'other', limit=2, **FEW)
     assert drawn(run.parent/'other') == drawn(run) == ['s0/1.png', 's0/2.png', 's1/1.png', 's1/2.png']
     assert other == run.parent/'other/drawn' and content(other) != content(run/'drawn')
-    assert way(run)['weights'] != way(run.parent/'other')['weights']
+    assert record(run)['weights'] != record(run.parent/'other')['weights']
 
 def test_other_stories_under_the_same_path(run):
     "Also as a second set; the same stories elsewhere are the same."
@@ -129,7 +129,7 @@ def test_other_ways(fixed, k, other, said):
 @pytest.mark.parametrize('k', ['weights', 'seed', 'dtype'])
 def test_a_key_that_is_missing_is_different(fixed, k):
     "Drawings from before it was written down are not mixed with new ones."
-    before = way(fixed)
+    before = record(fixed)
     save_json(fixed/'drawing.json', {name: x for name, x in before.items() if name != k})
     one_line(f'{k}=unknown', run=fixed, dtype='float32')
     save_json(fixed/'drawing.json', before)
@@ -144,21 +144,22 @@ def test_what_is_written_down(run):
     from arldm.files.manifest import folder_digest
     from arldm.data.story import StoryFile
     cli.draw(run, limit=1, seed=3, dtype='float32', **FEW)
-    assert way(run) == dict(weights=folder_digest(run/'pipeline'), stories=data_digest(StoryFile(run/'stories.h5')['test']),
+    assert record(run) == dict(weights=folder_digest(run/'pipeline'), stories=data_digest(StoryFile(run/'stories.h5')['test']),
         split='test', task='visualization', resolution=16, scheduler='dpm++', num_inference_steps=1, guidance_scale=1., seed=3, guidance_interval=[0., 1.],
         reuse=1, dtype='float32', data=str(run/'stories.h5'), data_relative='stories.h5', sets=1)
 
 def test_sets(run):
     assert cli.draw(run, sets=2, limit=1, **FEW) == run/'drawn' and drawn(run, 'drawn2') == drawn(run)
-    assert content(run/'drawn') != content(run/'drawn2') and way(run)['sets'] == 2
+    assert content(run/'drawn') != content(run/'drawn2') and record(run)['sets'] == 2
     cli.draw(run, limit=1, **FEW)
-    assert way(run)['sets'] == 2                                             # two are there
+    assert record(run)['sets'] == 2                                             # two are there
     one_line('seeds must lie between', run=run, seed=2**64 - 10, sets=2)
 
 def test_two_ways_at_the_same_instant(run):
     "Exactly one wins."
     from processes import end, fork
-    pipe, start = StoryPipeline.from_pretrained(run/'pipeline'), time.time() + 1
+    pipe = StoryPipeline.from_pretrained(run/'pipeline')
+    start = time.time() + 1
     def work(seed):
         def open_pipeline(*_):
             time.sleep(max(0, start - time.time()))
@@ -170,9 +171,10 @@ def test_two_ways_at_the_same_instant(run):
     ends = [end(*process) for process in processes]
     assert sorted(status for status, _ in ends) == [0, 1], ends
     winner = 1 if ends[0][0] == 0 else 2
-    assert way(run)['seed'] == winner and f'made with seed={winner}, not {3 - winner}' in ends[2 - winner][1][0]
+    assert record(run)['seed'] == winner and f'made with seed={winner}, not {3 - winner}' in ends[2 - winner][1][0]
     calm = cli.draw(run, out=run.parent/'calm', seed=winner, **FEW)
-    a, b = content(run/'drawn'), content(calm)
+    a = content(run/'drawn')
+    b = content(calm)
     assert a.keys() == b.keys() and len(a) == 8
     for name in a:
         x, y = (np.asarray(Image.open(folder/name)).astype(int) for folder in (run/'drawn', calm))
@@ -193,7 +195,7 @@ def test_a_moved_run_goes_on(run, tmp_path, move):
     if run.exists(): (run/'stories.h5').write_bytes(b'no more')
     cli.draw(there, **FEW)
     assert {**content(there/'drawn'), **before} == content(there/'drawn') and len(content(there/'drawn')) == 8
-    assert way(there)['data'] == str(there/'stories.h5') and way(there)['data_relative'] == 'stories.h5'
+    assert record(there)['data'] == str(there/'stories.h5') and record(there)['data_relative'] == 'stories.h5'
 
 
 # before any work
@@ -209,13 +211,13 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
     cli.draw(model, data=data, out=run.parent/'mine', limit=1, **FEW)
     assert content(model) == before and drawn(run.parent/'mine') == ['s0/1.png', 's0/2.png']
 
-@pytest.mark.parametrize('how, said', [
+@pytest.mark.parametrize('options, said', [
     (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_interval='0.8,0.2'), 'guidance_interval'),
     (dict(guidance_interval='nan,nan'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(seed=2**64 - 2), 'seeds must lie'),
     (dict(seed=-2**64), 'seeds must lie'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch_size=0), 'batch_size'),
     (dict(data='missing.h5'), 'no such file'), (dict(given='a.png'), 'need --captions'), (dict(redraw='2'), 'need --captions'),
     (dict(out=''), '--out is empty'), (dict(out='/dev/null/x'), '/dev/null is no folder')])
-def test_a_refused_draw_leaves_nothing(fixed, how, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **how})
+def test_a_refused_draw_leaves_nothing(fixed, options, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **options})
 
 def test_a_model_that_cannot_draw_leaves_nothing(run):
     settings(run, resolution=20)
@@ -233,8 +235,8 @@ def test_weights_that_are_no_numbers(run, tmp_path):
     weights = load_file(path)
     save_file({k: w*float('nan') if k == 'conv_out.weight' else w for k, w in weights.items()}, path, {'format': 'pt'})
     (tmp_path/'story.txt').write_text('a red star\nit jumps\n')
-    for how in {}, dict(captions=str(tmp_path/'story.txt')):
-        with pytest.raises(StoryError, match='finite|NaN|nan'): cli.draw(run, **FEW, **how)
+    for options in {}, dict(captions=str(tmp_path/'story.txt')):
+        with pytest.raises(StoryError, match='finite|NaN|nan'): cli.draw(run, **FEW, **options)
     assert not [*tmp_path.rglob('*.png')]
 
 def test_dry_run_says_what_would_be_drawn(run, capsys):
@@ -336,11 +338,12 @@ def test_a_copied_run_draws_the_stories_that_it_was_trained_on(run, tmp_path):
         stories = [story(i, t) for i, t in enumerate(texts)]
         write_stories(folder/'toy.h5', dict(train=stories, test=stories), 'toy')
         return folder/'toy.h5'
-    mine, other = stories_at(tmp_path/'a', 'a red star'), stories_at(tmp_path/'b', 'a green ball')
+    mine = stories_at(tmp_path/'a', 'a red star')
+    other = stories_at(tmp_path/'b', 'a green ball')
     settings(run, data=str(mine), data_relative='../toy.h5', stories=data_digest(StoryFile(mine)['train']))
     for folder in 'a', 'b': shutil.copytree(run, tmp_path/folder/'run')
     for folder in 'a', 'b':
         cli.draw(tmp_path/folder/'run', **FEW)
-        assert way(tmp_path/folder/'run')['data'] == str(mine)
+        assert record(tmp_path/folder/'run')['data'] == str(mine)
     mine.unlink()
     one_line('b/toy.h5 does not hold the stories that', 'name the file to draw: --data', run=tmp_path/'b/run')

@@ -36,10 +36,12 @@ def test_drawn_frames_are_folders_of_numbers(tmp_path):
 
 def test_sets_are_found_in_their_order(run, split):
     for j in 10, 2: shutil.copytree(run/'drawn', run/f'drawn{j}')
-    (run/'drawn3').mkdir()                                                      # nothing drawn yet
+    # nothing drawn yet
+    (run/'drawn3').mkdir()
     for name in 'drawn2-old', 'drawn2.bak', 'drawn2 (copy)': shutil.copytree(run/'drawn', run/name)
     assert [next(iter(s.values()))[1].parts[-3] for s in drawn_sets(run)] == ['drawn', 'drawn2', 'drawn10']
-    assert len(drawn_sets(run/'drawn')) == 1                                    # drawings themselves
+    # drawings themselves
+    assert len(drawn_sets(run/'drawn')) == 1
 
 def test_nothing_there_is_a_line(tmp_path, split):
     with pytest.raises(StoryError, match='no such folder'): match_drawings(tmp_path/'absent', split)
@@ -75,7 +77,8 @@ def test_stories_of_different_lengths_in_a_continuation(tmp_path):
     numbers = {story_id: [] for story_id in split.ids}
     for k, j in zip(d.k, d.story): numbers[split.ids[j]].append(int(k))
     assert numbers == {'s1_0': [], 's2_0': [2], 's5_0': [2, 3, 4, 5]}
-    assert d.missing == ['s1_0'] and len(d.trouble) == 1                         # a story of the given frame only
+    # a story of the given frame only
+    assert d.missing == ['s1_0'] and len(d.trouble) == 1
 
 def test_odd_ids(tmp_path):
     ids = ['[x]', '*', 'ab', 'a b', 'é', 'e\u0301', '%2F', "it's", '-n', '123', '{}', '#1?', 'x'*200]
@@ -125,19 +128,19 @@ def test_one_tiny_drawing_does_not_blur_all(run, split):
     except StoryError as e: assert 's0_0/1.png' in str(e)
     else: assert d.side == 32
 
-def wreck(p, how):
+def wreck(p, damage):
     whole = p.read_bytes()
     p.unlink()
-    if how == 'zero bytes': p.write_bytes(b'')
-    if how == 'truncated': p.write_bytes(whole[:len(whole)*2//3])
-    if how == 'html': p.write_text('<html>')
-    if how == 'a folder': p.mkdir()
-    if how == 'a dead link': p.symlink_to(p.parent/'nowhere.png')
-    if how == 'a bomb': p.write_bytes(to_png(Image.new('L', (9000, 9000))))
+    if damage == 'zero bytes': p.write_bytes(b'')
+    if damage == 'truncated': p.write_bytes(whole[:len(whole)*2//3])
+    if damage == 'html': p.write_text('<html>')
+    if damage == 'a folder': p.mkdir()
+    if damage == 'a dead link': p.symlink_to(p.parent/'nowhere.png')
+    if damage == 'a bomb': p.write_bytes(to_png(Image.new('L', (9000, 9000))))
 
-@pytest.mark.parametrize('how', ['zero bytes', 'truncated', 'html', 'a folder', 'a dead link', 'a bomb'])
-def test_torn_drawings_are_counted_and_refused(how, run, split):
-    for name in 's0_0/2.png', 's2_1/3.png': wreck(run/'drawn'/name, how)
+@pytest.mark.parametrize('damage', ['zero bytes', 'truncated', 'html', 'a folder', 'a dead link', 'a bomb'])
+def test_torn_drawings_are_counted_and_refused(damage, run, split):
+    for name in 's0_0/2.png', 's2_1/3.png': wreck(run/'drawn'/name, damage)
     with pytest.raises(StoryError, match='2 of 18 drawings cannot be read, first .*s0_0/2.png; .* move the folder of such a story away') as e:
         match_drawings(run, split)
     assert '\n' not in str(e.value)

@@ -11,7 +11,8 @@ from arldm.draw.sampling import SCHEDULERS, decode_latents, denoise, make_schedu
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.config import noise_schedule
 
-MU = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # data are N(MU, S²)
+# data are N(MU, S²)
+MU = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 S = .3
 Z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 COND = torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
@@ -22,24 +23,31 @@ COND = torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
 def alphas(zero_snr=False): # ᾱ of every time
     betas = torch.linspace(.00085**.5, .012**.5, 1000, dtype=torch.float64)**2
     root = (1 - betas).cumprod(0).sqrt()
-    if zero_snr: root = (root - root[-1])*root[0]/(root[0] - root[-1])                 # arXiv 2305.08891, algorithm 1
+    # arXiv 2305.08891, algorithm 1
+    if zero_snr: root = (root - root[-1])*root[0]/(root[0] - root[-1])
     return root**2
 
-def noise_of(x, a): return (1 - a)**.5*(x - a**.5*MU)/(a*S**2 + 1 - a)                 # E[ε | x]
+# E[ε | x]
+def noise_of(x, a): return (1 - a)**.5*(x - a**.5*MU)/(a*S**2 + 1 - a)
 
-def clean_of(x, a): return (a**.5*S**2*x + (1 - a)*MU)/(a*S**2 + 1 - a)                # E[x₀ | x]
+# E[x₀ | x]
+def clean_of(x, a): return (a**.5*S**2*x + (1 - a)*MU)/(a*S**2 + 1 - a)
 
-def move(x, e, a, b): return b**.5*(x - (1 - a)**.5*e)/a**.5 + (1 - b)**.5*e           # DDIM, η = 0
+# DDIM, η = 0
+def move(x, e, a, b): return b**.5*(x - (1 - a)**.5*e)/a**.5 + (1 - b)**.5*e
 
 def ddim(times, A):
-    x, after = Z, [float(A[t]) for t in times[1:]] + [1.]
+    x = Z
+    after = [float(A[t]) for t in times[1:]] + [1.]
     for t, b in zip(times, after):
         a = float(A[t])
         x = b**.5*clean_of(x, a) + (1 - b)**.5*noise_of(x, a)
     return x
 
-def pndm(times, A, v=False): # arXiv 2202.09778, pseudo linear multi-step; ends at ᾱ₀, as the original's does
-    a, b = [float(A[t]) for t in times], [float(A[t]) for t in times[1:]] + [float(A[0])]
+# arXiv 2202.09778, pseudo linear multi-step; ends at ᾱ₀, as the original's does
+def pndm(times, A, v=False):
+    a = [float(A[t]) for t in times]
+    b = [float(A[t]) for t in times[1:]] + [float(A[0])]
     def said(x, a): return a**.5*noise_of(x, a) - (1 - a)**.5*clean_of(x, a) if v else noise_of(x, a)
     def step(x, e, a, b): return move(x, a**.5*e + (1 - a)**.5*x if v else e, a, b)
     e = [said(Z, a[0])]
@@ -53,20 +61,29 @@ def pndm(times, A, v=False): # arXiv 2202.09778, pseudo linear multi-step; ends 
 def halflogsnr(a): return .5*np.log(a/(1 - a))
 
 def dpm(times, A): # arXiv 2211.01095, 2M, the last step of first order
-    a, x, last, h_last = [float(A[t]) for t in times], Z, None, None
+    a = [float(A[t]) for t in times]
+    x = Z
+    last = None
+    h_last = None
     for k in range(len(times)):
         d = clean_of(x, a[k])
         if k + 1 == len(times): return d
         h = halflogsnr(a[k+1]) - halflogsnr(a[k])
         D = d if last is None else (1 + h/h_last/2)*d - h/h_last/2*last
         x = ((1 - a[k+1])/(1 - a[k]))**.5*x - a[k+1]**.5*np.expm1(-h)*D
-        last, h_last = d, h
+        last = d
+        h_last = h
 
-def unipc(times, A): # arXiv 2302.04867, order 2, B(h) = e^h − 1; each step is corrected once the next answer is there
-    a, x, d, prev = [float(A[t]) for t in times], Z, [], Z
+# arXiv 2302.04867, order 2, B(h) = e^h − 1; each step is corrected once the next answer is there
+def unipc(times, A):
+    a = [float(A[t]) for t in times]
+    x = Z
+    d = []
+    prev = Z
     for k in range(len(times)):
         new = clean_of(x, a[k])
-        if k:                                                                              # UniC of the step before
+        # UniC of the step before
+        if k:
             h = halflogsnr(a[k]) - halflogsnr(a[k-1])
             B = np.expm1(-h)
             base = ((1 - a[k])/(1 - a[k-1]))**.5*prev - a[k]**.5*B*d[-1]
@@ -77,7 +94,8 @@ def unipc(times, A): # arXiv 2302.04867, order 2, B(h) = e^h − 1; each step is
                 c = np.linalg.solve([[1, 1], [r, 1]], [phi/B, 2*(phi/-h - .5)/B])
                 extra = c[0]*(d[-2] - d[-1])/r + c[1]*(new - d[-1])
             x = base - a[k]**.5*B*extra
-        d.append(new)                                      # what the model said before the correction is kept
+        # what the model said before the correction is kept
+        d.append(new)
         prev = x
         if k + 1 == len(times): return d[-1]
         h = halflogsnr(a[k+1]) - halflogsnr(a[k])
@@ -87,27 +105,32 @@ def unipc(times, A): # arXiv 2302.04867, order 2, B(h) = e^h − 1; each step is
 BOOK = {'ddim': ddim, 'pndm': pndm, 'dpm++': dpm, 'unipc': unipc}
 TIMES = {'ddim': [[999], [999, 499], [998, 665, 332]], 'dpm++': [[999], [999, 500], [999, 666, 333]]}
 TIMES |= {'pndm': TIMES['ddim'], 'unipc': TIMES['dpm++']}
-TRAILING = [[999], [999, 499], [999, 666, 332]]                                            # of `timestep_spacing`
+# of `timestep_spacing`
+TRAILING = [[999], [999, 499], [999, 666, 332]]
 
 class Gaussian:
     "The exact answer for data N(MU, S²), whatever is asked for."
     def __init__(self, scheduler, A):
-        self.A, self.called, self.v = A, [], scheduler.config.prediction_type == 'v_prediction'
+        self.A = A
+        self.called = []
+        self.v = scheduler.config.prediction_type == 'v_prediction'
         self.unet = nn.Module()
         self.unet.down_blocks, self.unet.up_blocks = (nn.ModuleList([nn.Identity(), nn.Identity()]) for _ in range(2))
         self.unet.mid_block = nn.Identity()
     def predict(self, x, t, context, visible):
-        a, n = float(self.A[int(t)]), len(x)//len(MU)
+        a = float(self.A[int(t)])
+        n = len(x)//len(MU)
         self.called.append((int(t), n))
-        mu, x = MU.repeat(n, 1, 1, 1), x.double()
+        mu = MU.repeat(n, 1, 1, 1)
+        x = x.double()
         e = (1 - a)**.5*(x - a**.5*mu)/(a*S**2 + 1 - a)
         x0 = (a**.5*S**2*x + (1 - a)*mu)/(a*S**2 + 1 - a)
         return a**.5*e - (1 - a)**.5*x0 if self.v else e
 
-def drawn(name, steps, kind='epsilon', zero_snr=False, **how):
+def drawn(name, steps, kind='epsilon', zero_snr=False, **options):
     scheduler = make_scheduler(name, noise_schedule(kind, zero_snr).config)
     model = Gaussian(scheduler, alphas(zero_snr))
-    return denoise(model, scheduler, Z.float(), COND, num_inference_steps=steps, **how), model.called
+    return denoise(model, scheduler, Z.float(), COND, num_inference_steps=steps, **options), model.called
 
 def off(a, b): return float((a - b).abs().max())
 
@@ -117,15 +140,18 @@ def off(a, b): return float((a - b).abs().max())
 def test_few_steps_are_the_textbooks(name, steps, kind):
     z, called = drawn(name, steps, kind)
     times = TIMES[name][steps - 1]
-    more = dict(v=kind == 'v_prediction') if name == 'pndm' else {}                                # it combines what the model says
+    # it combines what the model says
+    more = dict(v=kind == 'v_prediction') if name == 'pndm' else {}
     assert off(z, BOOK[name](times, alphas(), **more)) < 2e-4
     assert [t for t, _ in called] == (times[:2] + times[1:] if name == 'pndm' else times)
-    assert float((z - MU).abs().mean()) < .4                                           # and near the data
+    # and near the data
+    assert float((z - MU).abs().mean()) < .4
 
 @pytest.mark.parametrize('name,steps', [('ddim', 1), ('ddim', 2), ('dpm++', 1), ('dpm++', 2), ('dpm++', 3), ('unipc', 1)])
 def test_few_steps_from_pure_noise(name, steps):
     A = alphas(True)
-    if name != 'ddim': A[-1] = 2**-24                                    # diffusers' stand-in for infinite noise
+    # diffusers' stand-in for infinite noise
+    if name != 'ddim': A[-1] = 2**-24
     scheduler = make_scheduler(name, noise_schedule('v_prediction', True).config)
     z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, num_inference_steps=steps)
     assert off(z, BOOK[name](TRAILING[steps - 1], A)) < 2e-3
@@ -134,12 +160,15 @@ def test_few_steps_from_pure_noise(name, steps):
 @pytest.mark.parametrize('steps', [4, 5, 20, 50, 250, 999])
 def test_many_steps_are_as_they_were(name, steps):
     "From four steps on, times and latents are those of the scheduler alone, bit by bit."
-    ours, plain = make_scheduler(name), make_scheduler(name)
+    ours = make_scheduler(name)
+    plain = make_scheduler(name)
     plain.set_timesteps(steps)
     module.set_timesteps(ours, steps)
     assert torch.equal(ours.timesteps, plain.timesteps)
     if steps > 20: return
-    z, model, x = drawn(name, steps)[0], Gaussian(plain, alphas()), Z.float()
+    z = drawn(name, steps)[0]
+    model = Gaussian(plain, alphas())
+    x = Z.float()
     for t in plain.timesteps: x = plain.step(model.predict(x, t, None, None).float(), t, x).prev_sample
     assert torch.equal(z, x)
 
@@ -149,13 +178,15 @@ def test_guidance_interval_and_reuse_with_few_steps():
     assert drawn('ddim', 1, guidance_interval=(.2, .8), **guided)[1] == [(999, 1)]
     assert drawn('ddim', 2, guidance_interval=(0, .5), **guided)[1] == [(999, 2), (499, 1)]
     assert drawn('pndm', 3, guidance_interval=(.5, 1), **guided)[1] == [(998, 1), (665, 1), (665, 2), (332, 2)]
-    for steps in 1, 2, 3:                                                # both halves say the same here, so guidance adds nothing
+    # both halves say the same here, so guidance adds nothing
+    for steps in 1, 2, 3:
         assert off(drawn('ddim', steps, **guided)[0], ddim(TIMES['ddim'][steps-1], alphas())) < 2e-4
         assert torch.equal(drawn('ddim', steps, reuse=2)[0], drawn('ddim', steps)[0])
 
 def test_another_scheduler_of_diffusers_stays_as_it_is():
     own = DDIMScheduler(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, steps_offset=1, clip_sample=False)
-    before, plain = dict(own.config), DDIMScheduler.from_config(own.config)
+    before = dict(own.config)
+    plain = DDIMScheduler.from_config(own.config)
     plain.set_timesteps(2)
     module.set_timesteps(own, 2)
     assert own.timesteps.tolist() == plain.timesteps.tolist() == [501, 1] and dict(own.config) == before
@@ -173,7 +204,8 @@ def test_one_step_of_the_shipped_model_is_no_garbage(name):
     "One step of DDIM is one step of DPM-Solver++, of PNDM but for the noise that is left at its last time."
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
     pipe.set_progress_bar_config(disable=True)
-    captions, frames = ['Leo, a big red star with a hat, is at the beach on the left by day.'], {}
+    captions = ['Leo, a big red star with a hat, is at the beach on the left by day.']
+    frames = {}
     for other in name, 'dpm++':
         pipe.scheduler = make_scheduler(other, pipe.scheduler.config)
         frames[other] = np.asarray(pipe(captions, num_inference_steps=1, guidance_scale=1.).frames[0][0], float)
@@ -185,7 +217,9 @@ def test_one_step_of_the_shipped_model_is_no_garbage(name):
 class Broken(nn.Module):
     def __init__(self, value, dtype):
         super().__init__()
-        self.dtype, self.value, self.config = dtype, value, SimpleNamespace(scaling_factor=1.)
+        self.dtype = dtype
+        self.value = value
+        self.config = SimpleNamespace(scaling_factor=1.)
     def decode(self, z):
         x = torch.zeros(len(z), 3, 8, 8, dtype=self.dtype)
         x[-1, 0, 3, 3] = self.value

@@ -34,10 +34,11 @@ def model(models): return models[0]
 @pytest.fixture(autouse=True, scope='module')
 def opened_once(models):
     "The two models are opened once for all tests."
-    opened, pipes = StoryPipeline.from_pretrained, {}
-    def from_pretrained(folder, **how):
-        if Path(folder) not in models: return opened(folder, **how)
-        return pipes.setdefault(folder, pipes.get(folder) or opened(folder, **how))
+    opened = StoryPipeline.from_pretrained
+    pipes = {}
+    def from_pretrained(folder, **options):
+        if Path(folder) not in models: return opened(folder, **options)
+        return pipes.setdefault(folder, pipes.get(folder) or opened(folder, **options))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
         yield
@@ -57,9 +58,9 @@ def look(folder, n): return [np.asarray(Image.open(folder/f'{k}.png')).astype(in
 def off(a, b): return max(abs(x - y).max() for x, y in zip(a, b, strict=True))
 def made(folder): return json.loads((folder/'manifest.json').read_text())
 
-def one_line(*parts, **how):
+def one_line(*parts, **options):
     "The command refuses, in one line with these words."
-    with pytest.raises(StoryError) as e: cli.draw(**{**FEW, **how})
+    with pytest.raises(StoryError) as e: cli.draw(**{**FEW, **options})
     for part in parts: assert str(part) in str(e.value), e.value
     assert 'delete' not in str(e.value)
 
@@ -79,7 +80,8 @@ def test_a_folder_beside_the_text_stays(model, tmp_path, suffix):
     (tmp_path/'holiday/photos').mkdir(parents=True)
     first = photo(home/'first.png')
     (home/'diary.txt').write_text('ten years of work')
-    before, text = content(home), write(tmp_path/f'{"holiday" if suffix else "mine"}{suffix}')
+    before = content(home)
+    text = write(tmp_path/f'{"holiday" if suffix else "mine"}{suffix}')
     folder = cli.draw(model, captions=str(text), given=str(first), **FEW)
     assert content(home) == before and (home/'photos').is_dir()
     assert folder == tmp_path/f'{text.stem}-drawn' and {*content(folder)} == {'1.png', '2.png', 'strip.png', 'manifest.json'}
@@ -114,8 +116,9 @@ def test_out(model, tmp_path):
     assert [p.name for p in (tmp_path/'new').iterdir()] == ['place']
 
 def test_a_text_that_cannot_be_written_beside(model, tmp_path, monkeypatch):
-    text, real = write(tmp_path/'read-only/story.txt'), os.access
-    monkeypatch.setattr(os, 'access', lambda path, how: Path(path) != text.parent and real(path, how))
+    text = write(tmp_path/'read-only/story.txt')
+    real = os.access
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != text.parent and real(path, mode))
     (tmp_path/'here').mkdir()
     monkeypatch.chdir(tmp_path/'here')
     assert (cli.draw(model, captions=str(text), **FEW)/'strip.png').samefile(tmp_path/'here/story-drawn/strip.png')
@@ -140,11 +143,13 @@ def test_places_of_others(model, tmp_path, unopened, what):
     elif what == 'link': out.symlink_to(foreign(tmp_path/'there', 'file', model))
     elif what == 'broken link': out.symlink_to(tmp_path/'nowhere')
     elif what == 'plain file': out.write_text('mine')
-    text, run = write(tmp_path/'text/story.txt'), tmp_path/'run'
+    text = write(tmp_path/'text/story.txt')
+    run = tmp_path/'run'
     shutil.copytree(model, run/'pipeline')
     out = {'run': run, 'inside the model': run/'pipeline/drawn', 'the model': run/'pipeline', 'above': tmp_path,
            'no name': '..', 'long name': tmp_path/('x'*240)}.get(what, out)
-    before, folders = content(tmp_path), sorted(tmp_path.rglob('*'))
+    before = content(tmp_path)
+    folders = sorted(tmp_path.rglob('*'))
     for dry_run in True, False: one_line(run=run, captions=str(text), out=out, dry_run=dry_run)
     for dry_run in True, False: one_line(run=run, captions=str(text), out=out, dry_run=dry_run, redraw='all')
     assert content(tmp_path) == before and sorted(tmp_path.rglob('*')) == folders
@@ -169,28 +174,32 @@ OTHER = dict(captions='another caption of frame 2', more='2 captions, not 3', nu
 @pytest.mark.parametrize('what', OTHER)
 def test_something_else_is_refused(models, tmp_path, what):
     "Until it is asked for: then the new story stands there."
-    text, how = write(tmp_path/'story.txt'), dict(run=models[0], **FEW)
-    folder = cli.draw(captions=str(text), **how)
-    before, lines = content(folder), LINES[:2]
+    text = write(tmp_path/'story.txt')
+    options = dict(run=models[0], **FEW)
+    folder = cli.draw(captions=str(text), **options)
+    before = content(folder)
+    lines = LINES[:2]
     if what == 'captions': lines = write(text, [LINES[0], LINES[3]]).read_text().splitlines()
     elif what == 'more': lines = write(text, LINES[:3]).read_text().splitlines()
-    elif what == 'weights': how['run'] = models[1]
-    elif what == 'given': how['given'] = str(photo(tmp_path/'first.png'))
-    else: how[what] = dict(num_inference_steps=2, seed=3, guidance_scale=2., dtype='bfloat16')[what]
+    elif what == 'weights': options['run'] = models[1]
+    elif what == 'given': options['given'] = str(photo(tmp_path/'first.png'))
+    else: options[what] = dict(num_inference_steps=2, seed=3, guidance_scale=2., dtype='bfloat16')[what]
     for dry_run in True, False:
-        one_line(folder, OTHER[what], '--redraw all', '--out', captions=str(text), dry_run=dry_run, **how)
+        one_line(folder, OTHER[what], '--redraw all', '--out', captions=str(text), dry_run=dry_run, **options)
     assert content(folder) == before
     if what in ('weights', 'more'):
-        cli.draw(captions=str(text), redraw='all', **how)
-        new = cli.draw(captions=str(text), out=tmp_path/'new', **how)
+        cli.draw(captions=str(text), redraw='all', **options)
+        new = cli.draw(captions=str(text), out=tmp_path/'new', **options)
         assert content(folder) == content(new) != before and made(new)['captions'] == lines
         assert not [p for p in tmp_path.iterdir() if p.name[0] == '.' or p.name.endswith('.part')]
 
 def test_redraw(models, tmp_path):
     "The frames that are named, each after those before it; the captions of the others must be the same."
-    text, model = write(tmp_path/'story.txt', LINES[:4]), models[0]
+    text = write(tmp_path/'story.txt', LINES[:4])
+    model = models[0]
     folder = cli.draw(model, captions=str(text), **FEW)
-    before, frames = content(folder), look(folder, 4)
+    before = content(folder)
+    frames = look(folder, 4)
     new = write(text, [LINES[0], 'Bo jumps.', *LINES[2:4]]).read_text().splitlines()
     one_line('another caption of frame 2', run=model, captions=str(text), redraw='3')
     one_line('other weights', run=models[1], captions=str(text), redraw='2')
@@ -217,14 +226,17 @@ def test_what_was_changed_is_not_taken_for_ours(model, tmp_path, what, redraw):
     elif what == 'foreign': (folder/'note.txt').write_text('mine')
     elif what == 'missing': (folder/'1.png').unlink()
     else: (folder/'manifest.json').unlink()
-    before, named = content(folder), dict(changed='1.png', foreign='note.txt', missing='1.png').get(what, folder)
+    before = content(folder)
+    named = dict(changed='1.png', foreign='note.txt', missing='1.png').get(what, folder)
     if (what, redraw) != ('missing', 'all'):
         one_line(named, run=model, captions=str(text), redraw=redraw)
         assert content(folder) == before
     else: assert {*content(cli.draw(model, captions=str(text), redraw='all', **FEW))} > {'1.png', '2.png'}
 
 def test_a_given_picture_is_compared_by_content(model, tmp_path):
-    text, a, b = write(tmp_path/'story.txt', LINES[:3]), photo(tmp_path/'a.png'), photo(tmp_path/'b.png', 1)
+    text = write(tmp_path/'story.txt', LINES[:3])
+    a = photo(tmp_path/'a.png')
+    b = photo(tmp_path/'b.png', 1)
     folder = cli.draw(model, captions=str(text), given=str(a), **FEW)
     shutil.copy(a, tmp_path/'copy.png')
     before = content(folder)
@@ -245,8 +257,8 @@ def test_a_given_picture_is_compared_by_content(model, tmp_path):
 def stop_after(monkeypatch, n, error=KeyboardInterrupt):
     "`stream` is stopped when it has drawn so many frames."
     stream = StoryPipeline.stream
-    def some(*args, **how):
-        yield from itertools.islice(stream(*args, **how), n)
+    def some(*args, **options):
+        yield from itertools.islice(stream(*args, **options), n)
         raise error
     monkeypatch.setattr(StoryPipeline, 'stream', some)
 
@@ -256,7 +268,8 @@ def test_a_stopped_story_goes_on(model, tmp_path, monkeypatch, n_given):
     text = write(tmp_path/'story.txt', LINES)
     given = ','.join(str(photo(tmp_path/f'{k}.png', k)) for k in range(n_given)) or None
     calm = cli.draw(model, captions=str(text), given=given, out=tmp_path/'calm', **FEW)
-    kept, part = n_given, tmp_path/'story-drawn.part'
+    kept = n_given
+    part = tmp_path/'story-drawn.part'
     for n in 1, 3:
         with monkeypatch.context() as patched, pytest.warns(UserWarning, match=f'{kept + n} of 7 frames are kept in {part}'):
             stop_after(patched, n)
@@ -264,7 +277,8 @@ def test_a_stopped_story_goes_on(model, tmp_path, monkeypatch, n_given):
         kept += n
         assert {p.name for p in part.iterdir() if p.suffix == '.png'} == {f'{k}.png' for k in range(1, kept + 1)}
         assert not (tmp_path/'story-drawn').exists()
-    calls, keep = [], Image.Image.save
+    calls = []
+    keep = Image.Image.save
     monkeypatch.setattr(Image.Image, 'save', lambda im, path, *a: (calls.append(path), keep(im, path, *a)))
     folder = cli.draw(model, captions=str(text), given=given, **FEW)
     assert len(calls) == 7 - kept + 1, 'the frames that were left, and the strip'
@@ -306,16 +320,18 @@ def test_stream_goes_on(model, n_given):
     pipe = StoryPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     given = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (20, 32, 3), np.uint8)) for k in range(n_given)]
-    lines, how = LINES + LINES[:2], dict(seed=4, num_inference_steps=1, guidance_scale=2.)
-    whole = [*pipe.stream(lines, given, **how)]
+    lines = LINES + LINES[:2]
+    options = dict(seed=4, num_inference_steps=1, guidance_scale=2.)
+    whole = [*pipe.stream(lines, given, **options)]
     assert len(whole) == 9 - n_given
     for k in {1, len(whole)//2, len(whole) - 1}:
-        rest = [*pipe.stream(lines, given, drawn=whole[:k], **how)]
+        rest = [*pipe.stream(lines, given, drawn=whole[:k], **options)]
         assert off([np.asarray(x).astype(int) for x in rest], [np.asarray(x).astype(int) for x in whole[k:]]) <= 1, k
 
 def test_a_long_story_needs_no_more_memory(model):
     "Of 300 frames that were drawn before, only those that the memory holds are looked at."
-    pipe, seen = StoryPipeline.from_pretrained(model), set()
+    pipe = StoryPipeline.from_pretrained(model)
+    seen = set()
     pipe.set_progress_bar_config(disable=True)
     class Drawn:
         def __len__(self): return 300
@@ -327,7 +343,8 @@ def test_killed_at_every_point(model, tmp_path):
     "kill -9 at any change of the disk: the same command draws the same story, and nothing else is left."
     from processes import at_change, end, fork
     pipe = StoryPipeline.from_pretrained(model)
-    text, calm = write(tmp_path/'calm/story.txt', LINES[:3]), tmp_path/'calm'
+    text = write(tmp_path/'calm/story.txt', LINES[:3])
+    calm = tmp_path/'calm'
     def work(text, k=0):
         StoryPipeline.from_pretrained = lambda *_, **__: pipe
         if k: at_change(k, signal.SIGKILL)
@@ -342,9 +359,11 @@ def test_killed_at_every_point(model, tmp_path):
 def test_two_at_once(model, tmp_path, monkeypatch):
     "One draws, the other says so; or both have the same story."
     from processes import end, fork
-    pipe, text, stream = StoryPipeline.from_pretrained(model), write(tmp_path/'story.txt', LINES[:3]), StoryPipeline.stream
-    def slow(*args, **how):
-        for frame in stream(*args, **how):
+    pipe = StoryPipeline.from_pretrained(model)
+    text = write(tmp_path/'story.txt', LINES[:3])
+    stream = StoryPipeline.stream
+    def slow(*args, **options):
+        for frame in stream(*args, **options):
             time.sleep(.2)
             yield frame
     def work():
@@ -408,7 +427,8 @@ def test_encodings(tmp_path, encoding):
 
 @pytest.mark.parametrize('what', ['latin-1', 'utf-16-le', 'utf-32', 'picture', 'folder', 'device', 'huge', 'empty', 'odd utf-16'])
 def test_texts_that_are_none(model, tmp_path, unopened, what):
-    text, said = tmp_path/'story.txt', 'UTF-8'
+    text = tmp_path/'story.txt'
+    said = 'UTF-8'
     if what == 'folder': text.mkdir()
     elif what == 'device': text = Path('/dev/zero')
     elif what == 'picture': photo(tmp_path/'x.png').rename(text)
@@ -445,20 +465,21 @@ def test_pictures_that_are_none(model, tmp_path, unopened, monkeypatch, given, s
 # before any work
 
 @pytest.mark.parametrize('dry_run', [True, False])
-@pytest.mark.parametrize('how, said', [
+@pytest.mark.parametrize('options, said', [
     (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_scale=.5), 'guidance_scale'),
     (dict(guidance_interval='0.8,0.2'), 'guidance_interval'), (dict(guidance_interval='nan,1'), 'guidance_interval'),
     (dict(guidance_interval='0'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(reuse=0), 'reuse'),
     (dict(seed=2**64), 'seeds must lie between'), (dict(seed=-2**63 - 1), 'seeds must lie between'),
     (dict(scheduler='euler'), "no scheduler 'euler'"), (dict(redraw='two'), 'redraw must be'), (dict(redraw='2'), 'no story there'),
     (dict(out=''), '--out is empty'), (dict(given=''), 'a name is empty')])
-def test_dry_run_refuses_what_the_run_refuses(model, tmp_path, unopened, how, said, dry_run):
+def test_dry_run_refuses_what_the_run_refuses(model, tmp_path, unopened, options, said, dry_run):
     text = write(tmp_path/'story.txt')
-    one_line(said, run=model, captions=str(text), dry_run=dry_run, **how)
+    one_line(said, run=model, captions=str(text), dry_run=dry_run, **options)
     assert [p.name for p in tmp_path.iterdir()] == ['story.txt']
 
 def test_dry_run_opens_the_model(model, tmp_path, capsys):
-    text, run = write(tmp_path/'story.txt'), shutil.copytree(model, tmp_path/'model')
+    text = write(tmp_path/'story.txt')
+    run = shutil.copytree(model, tmp_path/'model')
     cli.draw(run, captions=str(text), dry_run=True, **FEW)
     assert capsys.readouterr().out == 'would draw 2 frames; nothing was written\n'
     (run/'unet/diffusion_pytorch_model.safetensors').unlink()
@@ -466,7 +487,8 @@ def test_dry_run_opens_the_model(model, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'story.txt']
 
 def test_a_refused_model_leaves_nothing(model, tmp_path):
-    text, run = write(tmp_path/'story.txt'), shutil.copytree(model, tmp_path/'model')
+    text = write(tmp_path/'story.txt')
+    run = shutil.copytree(model, tmp_path/'model')
     (run/'unet/diffusion_pytorch_model.safetensors').write_bytes(b'damaged')
     one_line('no pipeline that can be opened', run=run, captions=str(text), out=tmp_path/'a/b')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'story.txt']
@@ -479,7 +501,8 @@ def test_names_do_not_command_the_terminal(model, tmp_path, capsys):
 
 def test_unknown_words_are_handed_to_the_vocabulary(model, monkeypatch):
     "All captions of a call at once, before anything is drawn; those of a stream as they come."
-    seen, pipe = [], StoryPipeline.from_pretrained(model)
+    seen = []
+    pipe = StoryPipeline.from_pretrained(model)
     monkeypatch.setattr(Vocabulary, 'note_unknown', lambda self, captions: seen.append(list(captions)))
     pipe.set_progress_bar_config(disable=True)
     pipe([LINES[:2], LINES[2:3]], num_inference_steps=1, guidance_scale=1.)
@@ -521,9 +544,11 @@ def test_a_redraw_that_was_killed_between_two_renames_goes_on(model, tmp_path):
 
 def test_weights_that_are_replaced_while_they_are_opened(model, tmp_path, monkeypatch):
     "Or the manifest would name those from before."
-    mine, text, opened = shutil.copytree(model, tmp_path/'mine'), write(tmp_path/'story.txt'), StoryPipeline.from_pretrained
-    def replaced(folder, **how):
-        pipe = opened(folder, **how)
+    mine = shutil.copytree(model, tmp_path/'mine')
+    text = write(tmp_path/'story.txt')
+    opened = StoryPipeline.from_pretrained
+    def replaced(folder, **options):
+        pipe = opened(folder, **options)
         (mine/'note.json').write_text('trained again')
         return pipe
     monkeypatch.setattr(StoryPipeline, 'from_pretrained', replaced)

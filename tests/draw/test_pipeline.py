@@ -52,7 +52,8 @@ def kept(): return make_tiny()
 @pytest.fixture
 def tiny(kept):
     "The random model; whatever a test does to its scheduler is undone."
-    scheduler, state = kept.scheduler, {k: v.clone() for k, v in kept.model.state_dict().items()}
+    scheduler = kept.scheduler
+    state = {k: v.clone() for k, v in kept.model.state_dict().items()}
     yield kept
     kept.scheduler = scheduler
     now = kept.model.state_dict()
@@ -63,8 +64,8 @@ def saved(kept, tmp_path_factory):
     kept.save_pretrained(folder := tmp_path_factory.mktemp('run')/'pipeline')
     return folder
 
-def latents(pipe, captions, *more, **how):
-    out = pipe(captions, *more, output_type='latent', **{**FEW, **how}).frames
+def latents(pipe, captions, *more, **options):
+    out = pipe(captions, *more, output_type='latent', **{**FEW, **options}).frames
     return out[0] if len(out) == 1 else out
 
 def relative(x, y): return ((x - y).norm()/y.norm()).item()
@@ -96,7 +97,8 @@ def one_line(f, *args, match=None, **kw):
 def test_round_trip(tiny, saved):
     files = [p for p in saved.rglob('*') if p.is_file()]
     assert {p.suffix for p in files} == {'.json', '.safetensors'}
-    for folder in saved, saved.parent, str(saved):                                # a run folder holds pipeline/
+    # a run folder holds pipeline/
+    for folder in saved, saved.parent, str(saved):
         again = quiet(StoryPipeline.from_pretrained(folder))
         want = tiny.model.state_dict()
         assert all(torch.equal(v, want[k]) for k, v in again.model.state_dict().items())
@@ -139,12 +141,13 @@ def test_from_pipe(tiny):
     assert all(getattr(other, k) is v for k, v in tiny.components.items())
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason='there is an accelerator')
-@pytest.mark.parametrize('how', ['enable_model_cpu_offload', 'enable_sequential_cpu_offload'])
-def test_offload_needs_accelerator(tiny, how):
-    with pytest.raises(RuntimeError, match='requires accelerator'): getattr(tiny, how)()
+@pytest.mark.parametrize('enable', ['enable_model_cpu_offload', 'enable_sequential_cpu_offload'])
+def test_offload_needs_accelerator(tiny, enable):
+    with pytest.raises(RuntimeError, match='requires accelerator'): getattr(tiny, enable)()
 
 def test_offload_hooks(saved, tiny):
-    pipe, hook = quiet(StoryPipeline.from_pretrained(saved)), None
+    pipe = quiet(StoryPipeline.from_pretrained(saved))
+    hook = None
     names = pipe.model_cpu_offload_seq.split('->')
     assert {*names} == {k for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
     for name in names: _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), 'cpu', prev_module_hook=hook)
@@ -161,7 +164,8 @@ class Here(ModelHook):
 
 def test_offload_brings_weights_first(saved):
     "No weight is used before accelerate has been asked to bring its part."
-    pipe, early = quiet(StoryPipeline.from_pretrained(saved)), set()
+    pipe = quiet(StoryPipeline.from_pretrained(saved))
+    early = set()
     for name in PARTS:
         def used(m, *_, name=name): Here.here == name or early.add(name)
         for m in getattr(pipe, name).modules():
@@ -187,7 +191,8 @@ def test_training_needs_no_grad(tiny):
 def test_progress_bar(tiny, monkeypatch):
     "One bar that counts the steps of all frames, also of stories of several lengths."
     monkeypatch.delenv('TQDM_DISABLE', raising=False)
-    bars, make = [], tiny.progress_bar
+    bars = []
+    make = tiny.progress_bar
     tiny.set_progress_bar_config(disable=False, file=io.StringIO(), desc='drawing')
     monkeypatch.setattr(tiny, 'progress_bar', lambda *a, **kw: bars.append(make(*a, **kw)) or bars[-1])
     try: tiny([A, B[:2]], num_inference_steps=3)
@@ -210,7 +215,8 @@ def test_callback(tiny):
 def test_callback_changes(tiny):
     def blank(pipe, i, t, kw): return {'latents': torch.full_like(kw['latents'], i)}
     assert (latents(tiny, A, callback_on_step_end=blank) == 1).all()
-    def add(pipe, i, t, kw): kw['latents'].mul_(.5)                                   # in place, as one may
+    # in place, as one may
+    def add(pipe, i, t, kw): kw['latents'].mul_(.5)
     assert not torch.equal(latents(tiny, A, callback_on_step_end=add), latents(tiny, A))
 
 class Look(callbacks.PipelineCallback):
@@ -249,7 +255,8 @@ def test_output_types(tiny):
         assert z.dtype == torch.float32 and tuple(z.shape) == (n, 4, 3, 5)
         own = tiny.vae.decode(z/tiny.vae.config.scaling_factor, return_dict=False)[0].detach()
         own = VaeImageProcessor().postprocess(own, 'pil')
-        assert off(own, out['pil'][i]) <= 1                                        # what diffusers makes of it
+        # what diffusers makes of it
+        assert off(own, out['pil'][i]) <= 1
 
 def test_return_dict(tiny):
     frames, stories, captions, bad = tiny([A, B[:2]], **FEW, return_dict=False)
@@ -270,13 +277,13 @@ OTHERS = ['DDIMScheduler', 'DDPMScheduler', 'DEISMultistepScheduler', 'DPMSolver
           'UniPCMultistepScheduler']
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
-@pytest.mark.parametrize('how', [*({'cls': c} for c in OTHERS), PNDM, NOISY, KARRAS, {**NOISY, **KARRAS}],
-                         ids=lambda how: '-'.join(str(v).replace('Scheduler', '') for v in how.values()))
-def test_scheduler_swap(tiny, how):
+@pytest.mark.parametrize('options', [*({'cls': c} for c in OTHERS), PNDM, NOISY, KARRAS, {**NOISY, **KARRAS}],
+                         ids=lambda options: '-'.join(str(v).replace('Scheduler', '') for v in options.values()))
+def test_scheduler_swap(tiny, options):
     "Any scheduler draws: finite, the same again, the same alone as in company; and noise of its own from the seed."
-    how = dict(how)
-    cls = getattr(diffusers, how.pop('cls'))
-    tiny.scheduler = cls.from_config(tiny.scheduler.config, **how)
+    options = dict(options)
+    cls = getattr(diffusers, options.pop('cls'))
+    tiny.scheduler = cls.from_config(tiny.scheduler.config, **options)
     both = latents(tiny, [A[:2], B[:2]], num_inference_steps=3)
     one = latents(tiny, B[:2], num_inference_steps=3, seed=1)
     assert all(x.isfinite().all() for x in both) and relative(*both) > .01
@@ -312,9 +319,11 @@ def test_generators(tiny):
     assert torch.equal(latents(tiny, A, generator=fresh(0)[0]), want[0]) or relative(
         latents(tiny, A, generator=fresh(0)[0]), want[0]) < 1e-4
     one = fresh(7)[0]
-    first, second = latents(tiny, A, generator=one), latents(tiny, A, generator=one)
+    first = latents(tiny, A, generator=one)
+    second = latents(tiny, A, generator=one)
     assert not torch.equal(first, second) and torch.equal(first, latents(tiny, A, generator=fresh(7)[0]))
-    x, y = latents(tiny, [A, A], generator=fresh(7)[0])                            # one for all, as in diffusers
+    # one for all, as in diffusers
+    x, y = latents(tiny, [A, A], generator=fresh(7)[0])
     assert not torch.equal(x, y)
     one_line(tiny, [A, B], **FEW, generator=fresh(0), match='2 stories, but 1 seeds')
     one_line(tiny, [A, B], **FEW, seed=[1, 2, 3], match='2 stories, but 3 seeds')
@@ -342,7 +351,8 @@ def test_guidance_one_is_none(tiny):
     with Count(tiny.unet) as rows: latents(tiny, [A, B])
     assert rows == [4]*6
     with Count(tiny.text_encoder, 'input_ids') as rows: latents(tiny, [A, B], guidance_scale=1)
-    assert rows == [2]*3                                                           # no null caption either
+    # no null caption either
+    assert rows == [2]*3
 
 def test_guidance_interval(tiny):
     with Count(tiny.unet) as rows: z = latents(tiny, A, num_inference_steps=5, guidance_interval=(.2, .8))
@@ -359,7 +369,8 @@ def test_reuse(tiny):
         z = latents(tiny, A, num_inference_steps=4, reuse=2)
     assert (len(calls), len(shallow), len(deep)) == (12, 12, 6)
     assert 0 < relative(z, want) and z.isfinite().all()
-    assert torch.equal(latents(tiny, A, num_inference_steps=4), want)              # nothing stays behind
+    # nothing stays behind
+    assert torch.equal(latents(tiny, A, num_inference_steps=4), want)
 
 def test_encoded_once(tiny):
     "A slot is encoded once, the last frame's never; the null context once in the life of the weights."
@@ -380,7 +391,8 @@ def test_keys_once(tiny):
     assert keys == [2]*12
 
 def test_one_decode(tiny, monkeypatch):
-    rows, decode = [], tiny.vae.decode
+    rows = []
+    decode = tiny.vae.decode
     monkeypatch.setattr(tiny.vae, 'decode', lambda z, *a, **kw: rows.append(len(z)) or decode(z, *a, **kw))
     latents(tiny, [A, B, A])
     assert rows == [3, 3, 3]
@@ -405,7 +417,8 @@ def test_null_follows_the_weights(saved, change):
     before = pipe.null_cond
     assert pipe.null_cond is before
     change(pipe)
-    now, fresh = pipe.null_cond, pipe.model.null_cond()
+    now = pipe.null_cond
+    fresh = pipe.model.null_cond()
     assert all(torch.equal(x, y) for x, y in zip(now, fresh)) and not all(map(torch.equal, now, before))
 
 @pytest.mark.parametrize('given', [0, 1, 2])
@@ -413,36 +426,45 @@ def test_null_follows_the_weights(saved, change):
 @pytest.mark.parametrize('name', SCHEDULERS)
 def test_plain(tiny, name, guidance, given):
     tiny.scheduler = make_scheduler(name, tiny.scheduler.config)
-    texts, seen = [A, [*B, 'it jumps'], B], [[photo(seed=i) for i in range(given)]]*3
-    how = dict(guidance_scale=guidance, given=seen if given else None)
-    fast, plain = latents(tiny, texts, **how), latents(tiny, texts, **how, plain=True)
+    texts = [A, [*B, 'it jumps'], B]
+    seen = [[photo(seed=i) for i in range(given)]]*3
+    options = dict(guidance_scale=guidance, given=seen if given else None)
+    fast = latents(tiny, texts, **options)
+    plain = latents(tiny, texts, **options, plain=True)
     assert [len(x) for x in fast] == [3 - given, 4 - given, 3 - given]
     assert max(map(relative, fast, plain)) < 1e-4
 
 def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
     "An independent drawing: the whole context, hidden tokens masked, both halves in every step, frame by frame."
-    tokens, P, n_slots = pipe.model.vocab.encode(captions), pipe.memory_encoder.picture_side, 5
+    tokens = pipe.model.vocab.encode(captions)
+    P = pipe.memory_encoder.picture_side
+    n_slots = 5
     mean = torch.tensor([.48145466, .4578275, .40821073])[:, None, None]
     std = torch.tensor([.26862954, .26130258, .27577711])[:, None, None]
     def seen(im):
         return (torch.from_numpy(np.array(im.resize((P, P), Image.BILINEAR))).permute(2, 0, 1)/255 - mean)/std
     def text(ids, real): return pipe.text_encoder(ids, attention_mask=real.long()).last_hidden_state
-    nil, S = pipe.model.vocab.encode(['']), tokens['caption_ids'].shape[1]
+    nil = pipe.model.vocab.encode([''])
+    S = tokens['caption_ids'].shape[1]
     ones = torch.ones(1, S).bool()
     blank = pipe.memory_encoder(((torch.zeros(3, P, P) - mean)/std)[None], nil['memory_ids'], ones)
-    types, times = pipe.history.type_embedding.weight, pipe.history.time_embedding.weight
-    frames, out, g = [*given], [], torch.Generator().manual_seed(seed)
+    types = pipe.history.type_embedding.weight
+    times = pipe.history.time_embedding.weight
+    frames = [*given]
+    out = []
+    g = torch.Generator().manual_seed(seed)
     for _ in given: torch.randn(1, 4, 8, 8, generator=g) # each frame has its own noise
     for k in range(len(given), len(captions)):
         past = [*range(k)]
-        while len(past) > n_slots - 1: del past[min(max(1, len(given)), n_slots - 2)]                # the window
+        # the window
+        while len(past) > n_slots - 1: del past[min(max(1, len(given)), n_slots - 2)]
         row = lambda name, j: tokens[name][j:j + 1]
         slots = [pipe.memory_encoder(seen(frames[j])[None], row('memory_ids', j), row('memory_real', j)) for j in past]
         hidden = torch.zeros(1, (n_slots - len(past))*S, types.shape[1])
         def context(caption, slots):
             return torch.cat([caption + types[0], *(s + types[1] + times[j] for j, s in enumerate(slots)), hidden], 1)
-        led = context(text(row('caption_ids', k), row('caption_real', k)), slots)
-        alone = context(text(nil['caption_ids'], ones), [blank]*len(past))
+        cond = context(text(row('caption_ids', k), row('caption_real', k)), slots)
+        uncond = context(text(nil['caption_ids'], ones), [blank for _ in past])
         dark = torch.zeros(1, hidden.shape[1]).bool()
         visible = torch.cat([torch.cat([ones]*(1 + len(past)) + [dark], 1),
                              torch.cat([row('caption_real', k), *(row('memory_real', j) for j in past), dark], 1)])
@@ -450,8 +472,10 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
         z = torch.randn(1, 4, 8, 8, generator=g)*scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(torch.cat([z, z]), t)
-            a, b = pipe.unet(x, t, torch.cat([alone, led]), encoder_attention_mask=visible).sample.chunk(2)
-            z = scheduler.step(a + guidance*(b - a), t, z).prev_sample
+            noise_preds = pipe.unet(x, t, torch.cat([uncond, cond]), encoder_attention_mask=visible).sample
+            pred_uncond, pred_cond = noise_preds.chunk(2)
+            noise_pred = pred_uncond + guidance*(pred_cond - pred_uncond)
+            z = scheduler.step(noise_pred, t, z).prev_sample
         x = pipe.vae.decode(z/pipe.vae.config.scaling_factor).sample[0]
         frames.append(Image.fromarray(((x/2 + .5).clamp(0, 1)*255).round().byte().permute(1, 2, 0).numpy()))
         out.append(z)
@@ -462,7 +486,8 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
 def test_by_hand(toy, name, given, n):
     texts = (A + ['it rests', 'it jumps', 'it goes to the left', 'it jumps'])[:n]
     first = [photo(64, 64)][:given]
-    scheduler, kept = make_scheduler(name, toy.scheduler.config), toy.scheduler
+    scheduler = make_scheduler(name, toy.scheduler.config)
+    kept = toy.scheduler
     want, frames = by_hand(toy, texts, scheduler, 3, 3., first)
     toy.scheduler = type(scheduler).from_config(scheduler.config)
     try: z = latents(toy, texts, first, num_inference_steps=3, guidance_scale=3.)
@@ -516,7 +541,8 @@ def test_redraw_with_noisy_scheduler(toy):
 
 @pytest.mark.parametrize('given', [0, 2])
 def test_stream(toy, given):
-    pictures, asked = [photo(70, 50, i) for i in range(given)], []
+    pictures = [photo(70, 50, i) for i in range(given)]
+    asked = []
     def teller():
         for k, c in enumerate(A):
             asked.append((k, len(shown)))
@@ -525,11 +551,13 @@ def test_stream(toy, given):
     for frame in toy.stream(teller(), pictures, seed=3, **FEW): shown.append(frame)
     want = toy(A, pictures or None, seed=3, **FEW).frames[0]
     assert off(shown, want) <= 1 and {f.mode for f in shown} == {'RGB'}
-    assert asked == [(k, max(0, k - given)) for k in range(3)]                     # not a frame too early
+    # not a frame too early
+    assert asked == [(k, max(0, k - given)) for k in range(3)]
 
 def test_stream_half_read(tiny):
     "A stream that waits and another call do not disturb each other; one that is left alone leaves nothing behind."
-    want, calm = [*tiny.stream(A, **FEW)], latents(tiny, B)
+    want = [*tiny.stream(A, **FEW)]
+    calm = latents(tiny, B)
     stream = tiny.stream(A, **FEW)
     shown = [next(stream)]
     assert torch.equal(latents(tiny, B), calm)
@@ -542,15 +570,18 @@ def test_stream_half_read(tiny):
 
 def shape_of(pipe): return [(k, type(m), 'forward' in vars(m)) for k, m in pipe.model.named_modules()]
 
-@pytest.mark.parametrize('how', [dict(), dict(reuse=2), dict(plain=True)], ids=str)
+@pytest.mark.parametrize('options', [dict(), dict(reuse=2), dict(plain=True)], ids=str)
 @pytest.mark.parametrize('kind', [ValueError, KeyboardInterrupt, SystemExit])
-def test_everything_is_put_back(tiny, kind, how):
-    before, want, at = shape_of(tiny), latents(tiny, A), []
+def test_everything_is_put_back(tiny, kind, options):
+    before = shape_of(tiny)
+    want = latents(tiny, A)
+    at = []
     def fail(pipe, i, t, kw):
         at.append(shape_of(pipe) == before)
         if len(at) == 3: raise kind('stop')
-    with pytest.raises(kind): latents(tiny, A, callback_on_step_end=fail, **how)
-    assert at == [bool(how.get('plain'))]*3                                        # within, layers are swapped
+    with pytest.raises(kind): latents(tiny, A, callback_on_step_end=fail, **options)
+    # within, layers are swapped
+    assert at == [bool(options.get('plain'))]*3
     assert shape_of(tiny) == before and torch.equal(latents(tiny, A), want)
 
 def test_put_back_after_failing_layer(tiny, monkeypatch):
@@ -566,20 +597,22 @@ def test_put_back_after_failing_layer(tiny, monkeypatch):
 @soak
 def test_compiled(toy):
     pipe = quiet(StoryPipeline.from_pretrained(asset('toy/arldm')))
-    pipe.enable_fast_kernels(graphs=True)                                          # no graphs where there is no GPU
+    # no graphs where there is no GPU
+    pipe.enable_fast_kernels(graphs=True)
     for texts in A, [A, B], [A, B, A, B[:2]]:
-        for how in dict(), dict(plain=True), dict(guidance_scale=1):
-            x, y = latents(pipe, texts, **how), latents(toy, texts, **how)
+        for options in dict(), dict(plain=True), dict(guidance_scale=1):
+            x = latents(pipe, texts, **options)
+            y = latents(toy, texts, **options)
             assert max(map(relative, x, y)) < 1e-4 if isinstance(x, list) else relative(x, y) < 1e-4
     assert pipe.model.state_dict().keys() == toy.model.state_dict().keys()
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='CUDA graphs need a GPU')
-@pytest.mark.parametrize('how', [dict(), dict(guidance_interval=(.2, .8)), dict(reuse=2), dict(plain=True)], ids=str)
-def test_graphs(toy, how):
+@pytest.mark.parametrize('options', [dict(), dict(guidance_interval=(.2, .8)), dict(reuse=2), dict(plain=True)], ids=str)
+def test_graphs(toy, options):
     pipe = quiet(StoryPipeline.from_pretrained(asset('toy/arldm')).to('cuda'))
-    want = latents(pipe, [A, B], num_inference_steps=6, **how)
+    want = latents(pipe, [A, B], num_inference_steps=6, **options)
     pipe.enable_fast_kernels(graphs=True)
-    assert max(map(relative, latents(pipe, [A, B], num_inference_steps=6, **how), want)) < 1e-3
+    assert max(map(relative, latents(pipe, [A, B], num_inference_steps=6, **options), want)) < 1e-3
 
 class OnPaper:
     "Stands for a CUDA graph: operations are written down in the second call and repeated, whatever Python would say."
@@ -593,14 +626,14 @@ class OnPaper:
         return self.replay(x, t)
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
-@pytest.mark.parametrize('how', [dict(), pytest.param(dict(guidance_interval=(0, .5)), marks=soak),
+@pytest.mark.parametrize('options', [dict(), pytest.param(dict(guidance_interval=(0, .5)), marks=soak),
     dict(reuse=2)],
     ids=str)
-def test_graphs_on_paper(tiny, how, monkeypatch):
-    want = latents(tiny, A[:1], num_inference_steps=4, **how)
+def test_graphs_on_paper(tiny, options, monkeypatch):
+    want = latents(tiny, A[:1], num_inference_steps=4, **options)
     monkeypatch.setattr(denoise, 'GraphCallable', OnPaper)
     monkeypatch.setattr(tiny, '_graphs', True)
-    assert relative(latents(tiny, A[:1], num_inference_steps=4, **how), want) < 1e-4
+    assert relative(latents(tiny, A[:1], num_inference_steps=4, **options), want) < 1e-4
 
 
 # bad requests
@@ -627,8 +660,8 @@ BAD = [
     ((A,), dict(redraw=[2]), 'give all'), ((A, P3), dict(redraw=['2']), 'to redraw'),
     ((A,), dict(height=2**40), 'out of memory with 1 story')]
 
-@pytest.mark.parametrize('args,how,match', BAD, ids=lambda x: '')
-def test_bad_request(tiny, args, how, match): one_line(tiny, *args, **{**FEW, **how}, match=match)
+@pytest.mark.parametrize('args,options,match', BAD, ids=lambda x: '')
+def test_bad_request(tiny, args, options, match): one_line(tiny, *args, **{**FEW, **options}, match=match)
 
 def enough(*_): raise RuntimeError('a step was made')
 
@@ -651,8 +684,8 @@ LATER = [
     ('NaN', (A,), dict(latents=[EXACT*float('nan')])), ('lists', (A,), dict(latents=[EXACT.tolist()])),
     ('numpy', (A,), dict(latents=[EXACT.numpy()])), ('no latents', ([A, B],), dict(latents=[EXACT, None]))]
 
-@pytest.mark.parametrize('what,args,how', LATER, ids=[x[0] for x in LATER])
-def test_bad_request_unchecked(tiny, what, args, how): one_line(tiny, *args, **{**FEW, **how})
+@pytest.mark.parametrize('what,args,options', LATER, ids=[x[0] for x in LATER])
+def test_bad_request_unchecked(tiny, what, args, options): one_line(tiny, *args, **{**FEW, **options})
 
 @pytest.mark.parametrize('seed', [np.int64(3), range(3, 4), np.arange(3, 4)], ids=str)
 def test_numpy_seed(tiny, seed): assert torch.equal(latents(tiny, A, seed=seed), latents(tiny, A, seed=3))
@@ -671,21 +704,23 @@ STREAMS = [
     ('one text', 'it jumps', (), {}), ('no captions', [], (), {}), ('no text', [None], (), {}),
     ('lists', [A], (), {}), ('one picture', A, P3[0], {}), ('all given', A, P3, {}), ('seed', A, (), dict(seed=1.5))]
 
-@pytest.mark.parametrize('what,texts,given,how', STREAMS, ids=[x[0] for x in STREAMS])
-def test_stream_unchecked(tiny, what, texts, given, how):
+@pytest.mark.parametrize('what,texts,given,options', STREAMS, ids=[x[0] for x in STREAMS])
+def test_stream_unchecked(tiny, what, texts, given, options):
     if what == 'one text': assert len([*tiny.stream(texts, **FEW)]) == 1
     elif what == 'one picture': assert len([*tiny.stream(texts, given, **FEW)]) == 2
-    else: one_line(lambda: [*tiny.stream(texts, given, **FEW, **how)])
+    else: one_line(lambda: [*tiny.stream(texts, given, **FEW, **options)])
 
 def test_long_caption(saved):
-    pipe, long = quiet(StoryPipeline.from_pretrained(saved)), 'the red star '*333
+    pipe = quiet(StoryPipeline.from_pretrained(saved))
+    long = 'the red star '*333
     with pytest.warns(UserWarning, match='more than 36 tokens') as said:
         a = latents(pipe, [[long, 'it jumps'], [long + 'and more', 'it jumps']], seed=[0, 0])
     assert len([w for w in said if 'tokens' in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         assert relative(latents(pipe, [long, 'it jumps']), a[0]) < 1e-4
-    assert relative(*a) < 1e-4                                                     # both are cut at the same word
+    # both are cut at the same word
+    assert relative(*a) < 1e-4
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 3000), (3000, 1), (33, 31)], ids=str)
 def test_odd_sizes(tiny, size):
@@ -707,7 +742,8 @@ def test_odd_modes(tiny, mode):
     assert given.mode == 'RGB' and off([given], [want]) <= (255 if mode == '1' else 3)
 
 def test_turned(tiny):
-    x, exif = photo(40, 40), Image.Exif()
+    x = photo(40, 40)
+    exif = Image.Exif()
     exif[0x112] = 6
     x.rotate(90).save(data := io.BytesIO(), 'PNG', exif=exif)
     assert off(tiny(A[:2], Image.open(data), **FEW).stories[0], tiny(A[:2], x, **FEW).stories[0]) == 0
@@ -747,7 +783,8 @@ def spoiled(saved, tmp_path, file):
     return tmp_path/'p', tmp_path/'p'/file
 
 @pytest.mark.parametrize('file', [f for f in FILES
-                                  if not f.endswith('tokenizer_config.json')])         # nothing of it is needed
+                                  # nothing of it is needed
+                                  if not f.endswith('tokenizer_config.json')])
 def test_part_deleted(saved, tmp_path, file):
     folder, path = spoiled(saved, tmp_path, file)
     path.unlink()
@@ -788,22 +825,22 @@ def test_no_pipeline(saved, tmp_path, monkeypatch):
 
 # memory
 
-def starve(pipe, room, texts, how, answer):
+def starve(pipe, room, texts, options, answer):
     "In a process of its own, with `room` bytes more than it has now."
     size = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
-    try: pipe(texts, **FEW, **how)
+    try: pipe(texts, **FEW, **options)
     except BaseException as e: answer.send((type(e).__name__, str(e)))
     else: answer.send(('drawn', ''))
 
 # Already the noise of these frames has no room, whatever memory earlier tests have left to be used again.
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='reads /proc')
-@pytest.mark.parametrize('texts,how,match', [
+@pytest.mark.parametrize('texts,options,match', [
     ([A[:1]]*600, dict(height=2**14, width=2**14), '600 stories at once; try 300 (--batch-size 300)'),
     (A[:1], dict(height=2**18, width=2**18), '1 story at once; try smaller frames')], ids=['batch', 'size'])
-def test_out_of_memory(tiny, texts, how, match):
+def test_out_of_memory(tiny, texts, options, match):
     here, there = multiprocessing.Pipe(False)
-    child = multiprocessing.get_context('fork').Process(target=starve, args=(tiny, 150 << 20, texts, how, there))
+    child = multiprocessing.get_context('fork').Process(target=starve, args=(tiny, 150 << 20, texts, options, there))
     child.start()
     there.close()
     kind, text = here.recv()

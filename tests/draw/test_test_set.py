@@ -24,7 +24,8 @@ from elsewhere import PYTHONPATH
 from processes import at_change, end, family, fork
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
-KILLS, STORIES = (20, 60) if SOAK else (1, 12)      # kill -9 of the real command, and the stories that it draws
+# kill -9 of the real command, and the stories that it draws
+KILLS, STORIES = (20, 60) if SOAK else (1, 12)
 ENV = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
 needs_proc = pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
 
@@ -52,12 +53,12 @@ def tiny(toys, tmp_path_factory):
     StoryPipeline.from_model(ARLDM.create('tiny', Vocabulary(*words, 36), 16)).save_pretrained(folder/'pipeline')
     return folder/'pipeline'
 
-def make_run(run, pipeline, stories, **how):
+def make_run(run, pipeline, stories, **options):
     "A run folder as training leaves it, with stories to draw."
     run.mkdir(parents=True)
     write_stories(run/'stories.h5', dict(test=stories), 'toy')
     (run/'pipeline').symlink_to(pipeline)
-    save_json(run/'settings.json', {**dataclasses.asdict(resolve(**how)), 'data': str(run/'stories.h5')})
+    save_json(run/'settings.json', {**dataclasses.asdict(resolve(**options)), 'data': str(run/'stories.h5')})
     return run
 
 def fresh(run, at): # a copy that is not drawn
@@ -69,13 +70,13 @@ def small(tiny, toys, tmp_path_factory):
     stories = [cut(s, 2, f'story {i}') for i, s in enumerate(toys[:3])]
     return make_run(tmp_path_factory.mktemp('small')/'run', tiny, stories, resolution=16, guidance_scale=1.)
 
-HOW = dict(num_inference_steps=1, batch_size=2)     # two stories, then one
+OPTIONS = dict(num_inference_steps=1, batch_size=2)     # two stories, then one
 
 @pytest.fixture(scope='module')
 def calm(small, tmp_path_factory):
     "The same, drawn without disturbance."
     run = fresh(small, tmp_path_factory.mktemp('calm')/'run')
-    cli.draw(run, **HOW)
+    cli.draw(run, **OPTIONS)
     return run
 
 
@@ -84,7 +85,7 @@ def calm(small, tmp_path_factory):
 def drawn(run): # {name: PNG}
     return {str(p.relative_to(run/'drawn')): p.read_bytes() for p in (run/'drawn').rglob('*') if p.is_file()}
 def finished(run): return {p.name for p in (run/'drawn').glob('[!.]*')} # not under a temporary name
-def way(run): return json.loads((run/'drawing.json').read_text())
+def record(run): return json.loads((run/'drawing.json').read_text())
 def leftovers(run): return [p for p in run.rglob('.*')]
 
 def levels(a, b):
@@ -100,17 +101,17 @@ def levels(a, b):
 
 def same(run, other): # within a level, nothing left over, and the same said about how it was done
     assert levels(drawn(run), drawn(other)) in (0, 1) and finished(run) == finished(other)
-    assert not leftovers(run) and way(run) == way(other)
+    assert not leftovers(run) and record(run) == record(other)
 
 
 # processes
 
-def command(run, **how):
+def command(run, **options):
     "What the command does when it is given these words."
-    sys.argv = ['arldm-draw', str(run), *(f'--{k.replace("_", "-")}={v}' for k, v in {**HOW, **how}.items())]
+    sys.argv = ['arldm-draw', str(run), *(f'--{k.replace("_", "-")}={v}' for k, v in {**OPTIONS, **options}.items())]
     cli.draw()
 
-def draw(run, **how): return end(*fork(lambda: command(run, **how)))
+def draw(run, **options): return end(*fork(lambda: command(run, **options)))
 
 @pytest.fixture
 def opened(tiny, monkeypatch):
@@ -118,15 +119,16 @@ def opened(tiny, monkeypatch):
     pipe = cli.open_pipeline(tiny, cli.SamplingSettings())
     monkeypatch.setattr(cli, 'open_pipeline', lambda *_: pipe)
 
-def disturbed(run, k, sign, **how):
+def disturbed(run, k, sign, **options):
     def work():
         at_change(k, sign)
-        command(run, **how)
+        command(run, **options)
     return end(*fork(work))
 
 def test_killed_at_every_point(small, opened, tmp_path):
     "kill -9 before every change of the disk and within every picture: whole stories or none, and the same in the end."
-    calm, some = fresh(small, tmp_path/'calm'), dict(limit=3 if SOAK else 2)
+    calm = fresh(small, tmp_path/'calm')
+    some = dict(limit=3 if SOAK else 2)
     assert draw(calm, **some) == (0, [])
     whole = drawn(calm)
     for k in itertools.count(1):
@@ -156,9 +158,10 @@ def test_stopped_at_every_point(small, calm, opened, tmp_path, k):
     same(run, calm)
 
 def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypatch):
-    run, made = fresh(small, tmp_path/'run'), cli.draw_split
-    def slow(*args, **how):
-        for one in made(*args, **how):
+    run = fresh(small, tmp_path/'run')
+    made = cli.draw_split
+    def slow(*args, **options):
+        for one in made(*args, **options):
             yield one
             time.sleep(2)
     monkeypatch.setattr(cli, 'draw_split', slow)
@@ -176,10 +179,10 @@ def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypat
 
 # the real command, alone and under torchrun
 
-def start(run, processes=1, **how):
+def start(run, processes=1, **options):
     (run.parent/'draw.py').write_text('from arldm.cli.draw import draw; draw()')
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    words = [f'--{k.replace("_", "-")}={v}' for k, v in how.items()]
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in options.items()]
     return subprocess.Popen([sys.executable, *many, run.parent/'draw.py', run, *words], text=True, env=ENV,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -209,9 +212,12 @@ def trained_calm(trained, tmp_path_factory):
     pytest.param(1, marks=pytest.mark.skipif(not SOAK, reason='the long form; every point is tested above')), 2])
 def test_killed_at_random_moments(trained, trained_calm, tmp_path, processes):
     "kill -9 of everything, then on to the end: the pictures that one process draws undisturbed."
-    run, rng, how = fresh(trained, tmp_path/'run'), random.Random(processes), dict(num_inference_steps=2, batch_size=2)
+    run = fresh(trained, tmp_path/'run')
+    rng = random.Random(processes)
+    options = dict(num_inference_steps=2, batch_size=2)
     for _ in range(KILLS):
-        wanted, process = len(finished(run)) + rng.randint(not SOAK, 2), start(run, processes, **how)
+        wanted = len(finished(run)) + rng.randint(not SOAK, 2)
+        process = start(run, processes, **options)
         if wanted == len(finished(run)): time.sleep(rng.random()*8)
         while process.poll() is None and len(finished(run)) < wanted: time.sleep(.01)
         time.sleep(rng.random()*.2)
@@ -219,9 +225,9 @@ def test_killed_at_random_moments(trained, trained_calm, tmp_path, processes):
         calmly = drawn(trained_calm)
         there = {name: png for name, png in drawn(run).items() if name[0] != '.'}
         assert not there or levels(there, {k: v for k, v in calmly.items() if k.split('/')[0] in finished(run)}) <= 1
-    if processes == 1: assert draw(run, **how)[0] == 1
+    if processes == 1: assert draw(run, **options)[0] == 1
     else:
-        said, _ = (process := start(run, processes, **how)).communicate(timeout=300)
+        said, _ = (process := start(run, processes, **options)).communicate(timeout=300)
         assert process.returncode == 1 and 'story 0: not a whole picture' in said, said
     same(run, trained_calm)
     if SOAK: print(f'\n  {processes} processes: {KILLS} kills survived, the same pictures')
@@ -234,9 +240,9 @@ def test_a_process_waits_for_the_others(toys, tiny, opened, tmp_path, monkeypatc
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     made = cli.draw_split
-    def late(*args, **how):
+    def late(*args, **options):
         if os.environ['RANK'] == '1': time.sleep(3)
-        yield from made(*args, **how)
+        yield from made(*args, **options)
     monkeypatch.setattr(cli, 'draw_split', late)
     def work(rank):
         os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
@@ -253,7 +259,8 @@ def test_batches_and_processes_change_nothing(toys, tmp_path):
     "Alone, in sevens, 32 at once, dealt out to two: no value of a picture differs by more than a level."
     lengths = [2]*32 + [1, 3, 4, 5]
     write_stories(tmp_path/'s.h5', dict(test=[cut(s, n, i) for i, (s, n) in enumerate(zip(toys, lengths))]), 'toy')
-    stories, pipe = StoryFile(tmp_path/'s.h5')['test'], StoryPipeline.from_pretrained(asset('toy/arldm'))
+    stories = StoryFile(tmp_path/'s.h5')['test']
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
     pipe.set_progress_bar_config(disable=True)
     def gallery(batch, rows=range(36), world=1):
         for rank in range(world):
@@ -291,7 +298,8 @@ def test_memory_does_not_grow(toys, tiny, tmp_path):
     "The most memory that 500 stories take is what the first 60 of them take; a frame alone is 12 kB."
     stories = [cut(toys[i % len(toys)], 5 if SOAK else 2, i) for i in range(500)]
     run = make_run(tmp_path/'run', tiny, stories, task='continuation', resolution=64, guidance_scale=1.)
-    env = {**ENV, 'MALLOC_MMAP_THRESHOLD_': '16000'}               # so that a frame that is let go leaves the process
+    # so that a frame that is let go leaves the process
+    env = {**ENV, 'MALLOC_MMAP_THRESHOLD_': '16000'}
     said = subprocess.check_output([sys.executable, '-c', WATCHED, run], env=env, text=True)
     sixty, all_of_them = map(float, said.split()[-2:])
     assert len(finished(run)) == 500
@@ -327,7 +335,8 @@ def test_nothing_is_drawn_twice(small, calm, opened, tmp_path):
 def test_drawings_are_not_mixed(calm, opened, toys, tmp_path, k, other, said):
     if k == 'data': write_stories(tmp_path/other, dict(test=[cut(s, 2, f'story {i}') for i, s in enumerate(toys[3:6])]), 'toy')
     if k == 'data': other = tmp_path/other
-    before, words = drawn(calm), (calm/'drawing.json').read_bytes()
+    before = drawn(calm)
+    words = (calm/'drawing.json').read_bytes()
     one_line(draw(calm, **{k: other}), f'{calm} was {said}')
     assert drawn(calm) == before and (calm/'drawing.json').read_bytes() == words
 
@@ -399,7 +408,8 @@ def test_a_full_disk(small, calm, opened, tmp_path):
 
 def test_two_commands_at_once(small, calm, opened, tmp_path, monkeypatch):
     "Both draw the same stories and put them in the same place; there, too, they may meet."
-    run, remove = fresh(small, tmp_path/'run'), shutil.rmtree
+    run = fresh(small, tmp_path/'run')
+    remove = shutil.rmtree
     def slow(*args, **kwargs):
         remove(*args, **kwargs)
         time.sleep(.1)
