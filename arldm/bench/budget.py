@@ -20,7 +20,7 @@ from ..files.atomic import load_json, refuse_foreign, save_json
 # %% ../../nbs/bench/85_budget.ipynb #3a480387
 @dataclass(frozen=True)
 class Row:
-    """Something to measure; the word before the colon names the process that it shares with its neighbours.
+    """Something to measure, in one process with its neighbours that have the same first word.
 
     Args:
         name (str): Such as 'draw: pndm 50, graphs, 64 stories'
@@ -33,37 +33,44 @@ class Row:
 GPU_FILE_SHAPE = dict(format=str, size=str, device=str, machine=dict, rows={'*': dict(state=str)})
 GPU_FORMAT = 'arldm-gpu'
 
-def is_gpu_file(path:str|Path) -> bool: return load_json(path, GPU_FILE_SHAPE)['format'] == GPU_FORMAT
+def is_gpu_file(path:str|Path) -> bool:
+    "Whether a JSON file is one of measured rows."
+    return load_json(path, GPU_FILE_SHAPE)['format'] == GPU_FORMAT
 
 class Measurements:
     """A file of measured rows.
 
     Args:
-        words (Callable, default lambda rows, name: ''): (all rows, name) -> what a row has come to,
-            in words
+        words (Callable, default lambda rows, name: ''): (all rows, name) -> the result of a row, in
+            words
     """
     def __init__(self,
         path:str|Path,
-        words:Callable=lambda rows, name: '',  # (all rows, name) -> what a row has come to, in words
+        words:Callable=lambda rows, name: '',  # (all rows, name) -> the result of a row, in words
     ):
-        self.path, self.words = Path(path), words
+        self.path = Path(path)
+        self.words = words
 
     def open(self,
         about:dict,    # `size`, `device` and `machine`
     ):
-        """Begin the file; a `StoryError` if there is one of another machine, or of somebody else.
+        """Begin the file; a `StoryError` for one of another machine, or that is something else.
 
         Args:
             about (dict): `size`, `device` and `machine`
         """
         refuse_foreign(self.path, is_gpu_file, 'file of measurements')
-        if not self.path.exists(): return save_json(self.path, dict(format=GPU_FORMAT, **about, rows={}))
-        old, new = self.read(), json.loads(json.dumps(about))
+        if not self.path.exists():
+            save_json(self.path, dict(format=GPU_FORMAT, **about, rows={}))
+            return
+        old = self.read()
+        # as a file would hold it: tuples become lists
+        new = json.loads(json.dumps(about))
         other = []
         for key in new: other.extend(_differences(old[key], new[key], key))
         if other:
-            raise StoryError(f'{self.path} was measured elsewhere: {"; ".join(other)}; name another folder, --out '
-                             '(with make, OUT=…)')
+            raise StoryError(f'{self.path} was measured elsewhere: {"; ".join(other)}; '
+                             'name another folder, --out (with make, OUT=…)')
 
     def read(self) -> dict: return load_json(self.path, GPU_FILE_SHAPE)
 
@@ -72,8 +79,11 @@ class Measurements:
 # %% ../../nbs/bench/85_budget.ipynb #d11cc8a9
 def _differences(was, now, name): # yields 'machine.versions.torch was 2.11, is 2.13 now'
     if isinstance(was, dict) and isinstance(now, dict):
-        for key in {**was, **now}: yield from _differences(was.get(key), now.get(key), f'{name}.{key}')
+        for key in {**was, **now}:
+            yield from _differences(was.get(key), now.get(key), f'{name}.{key}')
     elif was != now: yield f'{name} was {was}, is {now} now'
+
+def _is_finite(x): return not isinstance(x, float) or math.isfinite(x)
 
 @patch
 def record(self:Measurements,
@@ -81,42 +91,52 @@ def record(self:Measurements,
     state:str,       # done, failed, skipped, cut or running
     values:dict={},  # What was measured, and `note`
 ):
-    """Write what a row has come to; numbers that are not finite are left out.
+    """Write the state and the result of a row; numbers that are not finite are left out.
 
     Args:
         state (str): done, failed, skipped, cut or running
         values (dict, default {}): What was measured, and `note`
     """
     result = self.read()
-    known = {k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
-    row = result['rows'][name] = dict(state=state, date=time.strftime('%Y-%m-%d'), at=time.time(), **known)
-    if state != 'running': self.tell({**result['rows'], name: row}, name)          # before the disk can be full
+    known = {k: v for k, v in values.items() if _is_finite(v)}
+    row = dict(state=state, date=time.strftime('%Y-%m-%d'), at=time.time(), **known)
+    result['rows'][name] = row
+    # said before it is written: the disk may be full
+    if state != 'running': self.tell(result['rows'], name)
     save_json(self.path, result)
 
 @patch
-def tell(self:Measurements, rows:dict, name:str): # `rows`: name -> what is known
-    """Say what a row has come to.
+def tell(self:Measurements,
+    rows:dict,       # name -> what the file holds of it
+    name:str,
+):
+    """Print the result of a row.
 
-    `rows`: name -> what is known
+    Args:
+        rows (dict): name -> what the file holds of it
     """
     state = rows[name]['state']
-    say(f'{name:<44} {"" if state == "done" else state + ": "}{self.words(rows, name) or rows[name].get("note", "")}')
+    result = self.words(rows, name) or rows[name].get('note', '')
+    say(f'{name:<44} {result}' if state == 'done' else f'{name:<44} {state}: {result}')
     sys.stdout.flush()
 
 @patch
 def skip(self:Measurements, row:Row, left:float):
     "Leave out a row that does not fit into the seconds that are left."
-    self.record(row.name, 'skipped', dict(note=f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left'))
+    note = f'takes about {row.seconds:.0f} s, {max(0., left):.0f} s were left'
+    self.record(row.name, 'skipped', dict(note=note))
 
 # %% ../../nbs/bench/85_budget.ipynb #224c37a9
-PATIENCE = 120.  # seconds; a row that takes longer, and three times what is expected, hangs
+# seconds; a row that takes longer, and three times what is expected, hangs
+PATIENCE = 120.
 
 def work(
     kept:Measurements,
     rows:list,         # Of `Row`
-    measure:Callable,  # measure(name) -> dict of numbers; `note` says what is wrong, `wrong=True` that the row failed
+    # measure(name) -> dict of numbers; `note` says what is wrong, `wrong=True` that the row failed
+    measure:Callable,
     deadline:float,    # When to stop, as `time.time` counts
-    commit:str,
+    commit:str,        # Noted with each row
 ):
     """Measure rows one after the other, as far as they fit.
 
@@ -125,34 +145,47 @@ def work(
         measure (Callable): measure(name) -> dict of numbers; `note` says what is wrong,
             `wrong=True` that the row failed
         deadline (float): When to stop, as `time.time` counts
+        commit (str): Noted with each row
     """
     for row in rows:
-        left = deadline - time.time()
+        start = time.time()
+        left = deadline - start
         if row.seconds > left:
             kept.skip(row, left)
             continue
-        limit, start = min(left, max(PATIENCE, 3*row.seconds)), time.time()
+        limit = min(left, max(PATIENCE, 3*row.seconds))
         kept.record(row.name, 'running', dict(until=start + limit))
+        # a row that hangs ends the process
         faulthandler.dump_traceback_later(limit, exit=True)
-        broken = False
+        unforeseen = False
         try: found = measure(row.name)
         except StoryError as e: found = dict(wrong=True, note=str(e))
-        except Exception as e:                                         # a GPU may answer nothing any more after it
+        except Exception as e:
+            # whatever it was, it is noted; a GPU may refuse everything after it
+            unforeseen = True
             traceback.print_exc()
-            found, broken = dict(wrong=True, note=f'{type(e).__name__}: {first_line(e)}'), True
+            found = dict(wrong=True, note=f'{type(e).__name__}: {first_line(e)}')
         faulthandler.cancel_dump_traceback_later()
         state = 'failed' if found.pop('wrong', False) else 'done'
-        kept.record(row.name, state, dict(took=round(time.time() - start, 1), commit=commit, **found))
-        if broken: return
+        took = round(time.time() - start, 1)
+        kept.record(row.name, state, dict(took=took, commit=commit, **found))
+        if unforeseen: return
 
 # %% ../../nbs/bench/85_budget.ipynb #6a91a847
-def start_worker(code:str, words:list, env:dict|None=None) -> subprocess.Popen: # `code` calls `worker_words`
+def start_worker(
+    code:str,           # Python code that calls `worker_words`
+    words:list,         # What `worker_words` returns there
+    env:dict|None=None, # Environment; default: this process's
+) -> subprocess.Popen:
     """Start a process that runs some Python code and gets some words.
 
-    Returns:
-        subprocess.Popen: `code` calls `worker_words`
+    Args:
+        code (str): Python code that calls `worker_words`
+        words (list): What `worker_words` returns there
+        env (dict | None, optional): Environment; default: this process's
     """
-    process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, env=env, text=True)
+    process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, env=env,
+                               text=True)
     process.stdin.write(json.dumps(words) + '\n')
     process.stdin.flush()
     return process
@@ -160,9 +193,11 @@ def start_worker(code:str, words:list, env:dict|None=None) -> subprocess.Popen: 
 def worker_words() -> list:
     "What `start_worker` was given; from now on this process ends with the one that started it."
     words = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # Ctrl-C is for the process that started it
+    # Ctrl-C is for the process that started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     def end_with_parent():
-        sys.stdin.read()                                               # returns when the other end of the pipe is gone
+        # returns when the other end of the pipe is closed
+        sys.stdin.read()
         os._exit(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
     return words
@@ -171,13 +206,14 @@ def worker_words() -> list:
 def run_rows(
     kept:Measurements,
     rows:list,        # Of `Row`
-    deadline:float,
+    deadline:float,   # When to stop, as `time.time` counts
     start:Callable,   # start(rows) -> a process that measures them and writes to the file
 ):
-    """Measure rows, those of a group in one process; a process that ends early is followed by another.
+    """Measure the rows of a group in one process; one that ends early is followed by another.
 
     Args:
         rows (list): Of `Row`
+        deadline (float): When to stop, as `time.time` counts
         start (Callable): start(rows) -> a process that measures them and writes to the file
     """
     begun = time.time()
@@ -188,11 +224,13 @@ def run_rows(
             if min(row.seconds for row in todo) > left:
                 for row in todo: kept.skip(row, left)
                 break
-            before, code = len(todo), _finish(start(todo), left + 10)
+            n_before = len(todo)
+            code = _finish(start(todo), left + 10)
             _note_end(kept, code, deadline, begun)
-            known = [name for name, row in kept.rows().items() if row.get('at', 0) >= begun]
+            known = {name for name, row in kept.rows().items() if row.get('at', 0) >= begun}
             todo = [row for row in todo if row.name not in known]
-            if len(todo) == before:                                    # it did not even begin
+            if len(todo) == n_before:
+                # the process did not even begin: another one would not, either
                 note = f'its process ended at once, with code {code}'
                 for row in todo: kept.record(row.name, 'failed', dict(note=note))
                 break
@@ -207,11 +245,13 @@ def _finish(process, seconds): # -> its exit code
         if process.stdin: process.stdin.close()
 
 def _note_end(kept, code, deadline, begun): # of a process that ended while it measured
+    now = time.time()
     for name, row in kept.rows().items():
         if row['state'] != 'running' or row['at'] < begun: continue
-        if time.time() >= deadline - 1: kept.record(name, 'cut', dict(note='the minutes were over'))
-        elif time.time() >= row['until'] - 1:
-            kept.record(name, 'failed', dict(note=f'it was ended after {time.time() - row["at"]:.0f} s'))
+        if now >= deadline - 1: kept.record(name, 'cut', dict(note='the minutes were over'))
+        elif now >= row['until'] - 1:
+            note = f'it was ended after {now - row["at"]:.0f} s'
+            kept.record(name, 'failed', dict(note=note))
         else: kept.record(name, 'failed', dict(note=f'its process ended with code {code}'))
 
 # %% ../../nbs/bench/85_budget.ipynb #4d54c313

@@ -281,8 +281,8 @@ def measure_drawing(
     num_inference_steps:int,  # Denoising steps per frame
     batch:int=1,              # Stories drawn together
     plain:bool=False,         # Without what makes drawing faster
-)->dict:
-    """What a recipe costs on a GPU: seconds a story and memory (GB), or a note why that is not known.
+)->dict: # seconds (a story) and memory (GB), or a note that it does not fit
+    """What a recipe costs on a GPU.
 
     Args:
         rounds (int): Drawings that are timed
@@ -290,6 +290,9 @@ def measure_drawing(
         num_inference_steps (int): Denoising steps per frame
         batch (int, default 1): Stories drawn together
         plain (bool, default False): Without what makes drawing faster
+
+    Returns:
+        dict: seconds (a story) and memory (GB), or a note that it does not fit
     """
     seconds = []
     def draw(): drawing.draw(scheduler, num_inference_steps, batch, plain=plain)
@@ -381,11 +384,16 @@ def drawing_flops(training:TrainingBench) -> dict: # plain and ours -> {'schedul
     return found
 
 # %% ../../nbs/bench/83_draw.ipynb #e55cbd4f
-def bench_draw(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
+def bench_draw(
+    size:str, # 'tiny', or 'full': three quarters of an hour on two cores
+)->list:      # The lines of the table
     """What a story costs to draw on a CPU.
 
+    Args:
+        size (str): 'tiny', or 'full': three quarters of an hour on two cores
+
     Returns:
-        list: The lines of the table; 'full': three quarters of an hour on two cores
+        list: The lines of the table
     """
     rounds = dict(tiny=1, full=2)[size]
     quiet_loading()

@@ -19,20 +19,30 @@ from .budget import Measurements, run_rows, start_worker, work, worker_words
 from .gpu_rows import Bench, GOALS, device_environment, gpu_rows
 
 # %% ../../nbs/bench/87_gpu.ipynb #ba7e9949
-def _share(rows, name, found): # of the measured bfloat16 rate, in percent; None if something for it is missing
-    what = name.split(': ', 1)[1]
+def _share(rows, name): # of the measured bfloat16 rate, in percent; None if it is not known
+    found = rows[name]
     arithmetic = rows.get('draw: arithmetic', {})
     rate = arithmetic.get('rates', {}).get('bfloat16')
     if 'stories_per_s' in found:
-        flops = found.get('flops')
-        for recipe in 'checkpointed', '8-bit':                       # what is computed a second time does not count
-            if recipe in what: flops = rows.get(name.replace(recipe, 'cached'), {}).get('flops')
+        flops = _training_flops(rows, name)
         per_second = found['stories_per_s']
     else:
-        kind = 'plain' if 'plain' in what else 'ours'
-        flops = None if ' px' in what else arithmetic.get('flops', {}).get(kind, {}).get(what.split(',')[0])
+        flops = _drawing_flops(arithmetic, name)
         per_second = 1/found['seconds']
     return 100*flops*per_second/rate if flops and rate else None
+
+def _training_flops(rows, name): # of a story, without what checkpointing computes again
+    flops = rows[name].get('flops')
+    for recipe in 'checkpointed', '8-bit':
+        if recipe in name: flops = rows.get(name.replace(recipe, 'cached'), {}).get('flops')
+    return flops
+
+def _drawing_flops(arithmetic, name): # of a story; counted for the smaller frames only
+    what = name.split(': ', 1)[1]
+    if ' px' in what: return None
+    kind = 'plain' if 'plain' in what else 'ours'
+    scheduler_and_steps = what.split(',')[0]
+    return arithmetic.get('flops', {}).get(kind, {}).get(scheduler_and_steps)
 
 # %% ../../nbs/bench/87_gpu.ipynb #398d4b39
 def row_in_words(rows:dict, name:str) -> str: # Empty for a row that is not there
@@ -42,22 +52,26 @@ def row_in_words(rows:dict, name:str) -> str: # Empty for a row that is not ther
         str: Empty for a row that is not there
     """
     found = rows.get(name, {})
-    if 'stories_per_s' in found: said = [f'{found["stories_per_s"]:.3g} stories/s']
-    elif 'seconds' in found: said = [f'{found["seconds"]:.3g} s/story']
-    else: return found.get('note') or _other(found)
-    share = _share(rows, name, found)
-    if share is not None: said.append(f'{share:.0f} %' if share >= 10 else f'{share:.2g} %')
-    if 'memory' in found: said.append(f'{found["memory"]:.1f} GB')
-    return ', '.join(said)
+    if 'stories_per_s' in found: parts = [f'{found["stories_per_s"]:.3g} stories/s']
+    elif 'seconds' in found: parts = [f'{found["seconds"]:.3g} s/story']
+    else: return found.get('note') or _check_in_words(found)
+    share = _share(rows, name)
+    if share is not None: parts.append(f'{share:.0f} %' if share >= 10 else f'{share:.2g} %')
+    if 'memory' in found: parts.append(f'{found["memory"]:.1f} GB')
+    return ', '.join(parts)
 
-def _other(found): # rows that are no timings
+def _check_in_words(found): # a row that is no timing
     if 'levels' in found:
-        return f'frames {found["levels"]:.2g} of 255 levels apart at most, losses {found["loss"]:.1g} of their size'
+        return (f'frames {found["levels"]:.2g} of 255 levels apart at most, '
+                f'losses {found["loss"]:.1g} of their size')
     if 'passed' in found: return f'{found["passed"]} passed, {found["skipped"]} skipped'
-    if 'rates' in found: return ', '.join(f'{name} {x/1e12:.3g} TFLOP/s' for name, x in found['rates'].items())
+    if 'rates' in found:
+        rates = found['rates'].items()
+        return ', '.join(f'{name} {rate/1e12:.3g} TFLOP/s' for name, rate in rates)
     if 'parts' in found:
-        whole = found['parts']['all']
-        return ', '.join(f'{name} {100*x/whole:.0f} %' for name, x in found['parts'].items() if name != 'all')
+        seconds = dict(found['parts'])
+        whole = seconds.pop('all')
+        return ', '.join(f'{name} {100*x/whole:.0f} %' for name, x in seconds.items())
     return ''
 
 # %% ../../nbs/bench/87_gpu.ipynb #21ec732f
@@ -67,12 +81,14 @@ def with_goal(rows:dict, name:str) -> str: # Empty for a row without either
     Returns:
         str: Empty for a row without either
     """
-    said, wanted = row_in_words(rows, name), GOALS.get(name.split(': ', 1)[1])
-    if not wanted: return said
-    return f'{said} (wanted: {wanted})' if said else f'wanted: {wanted}'
+    words = row_in_words(rows, name)
+    wanted = GOALS.get(name.split(': ', 1)[1])
+    if not wanted: return words
+    return f'{words} (wanted: {wanted})' if words else f'wanted: {wanted}'
 
 # %% ../../nbs/bench/87_gpu.ipynb #a5512bd8
 _WORKER = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
+_CARD_FIELDS = 'name', 'driver_version', 'memory.total', 'power.limit', 'clocks.max.sm'
 
 def card() -> dict: # Empty without a GPU
     """What the driver says of the card.
@@ -80,13 +96,16 @@ def card() -> dict: # Empty without a GPU
     Returns:
         dict: Empty without a GPU
     """
-    asked = 'name', 'driver_version', 'memory.total', 'power.limit', 'clocks.max.sm'
-    number = str(getattr(torch.cuda.get_device_properties(0), 'uuid', ''))       # torch's first, not the machine's
-    which = ['-i', number if number.startswith('GPU-') else f'GPU-{number}'] if number else []
-    command = ['nvidia-smi', *which, f'--query-gpu={",".join(asked)}', '--format=csv,noheader']
-    try: said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    command = ['nvidia-smi']
+    # the first card that torch sees, which need not be the machine's first
+    number = str(getattr(torch.cuda.get_device_properties(0), 'uuid', ''))
+    if number: command += ['-i', number if number.startswith('GPU-') else f'GPU-{number}']
+    command += [f'--query-gpu={",".join(_CARD_FIELDS)}', '--format=csv,noheader']
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError): return {}
-    return dict(zip(asked, said.splitlines()[0].split(', ')), cuda=torch.version.cuda)
+    values = run.stdout.splitlines()[0].split(', ')
+    return dict(zip(_CARD_FIELDS, values), cuda=torch.version.cuda)
 
 def gpu_worker():
     "What a worker does: measure the rows that it is given."
@@ -117,32 +136,39 @@ def measure_gpu(
     Returns:
         dict: What `gpu.json` holds
     """
-    deadline, about = time.time() + 60*minutes, machine()
+    deadline = time.time() + 60*minutes
+    about = machine()
+    own_commit = about.pop('commit')
+    commit = commit or own_commit
     size = check_device(device, size, minutes)
     check_place(Path(out))
-    lock, kept = lock_folder(out, 'measuring'), Measurements(Path(out)/'gpu.json', with_goal)
-    commit = commit or about.pop('commit')
-    here = {k: v for k, v in about.items() if k != 'commit'}
-    kept.open(dict(size=size, device=device, machine=dict(here, card=card() if device == 'cuda' else {})))
+    lock = lock_folder(out, 'measuring')
+    kept = Measurements(Path(out)/'gpu.json', with_goal)
+    about['card'] = card() if device == 'cuda' else {}
+    kept.open(dict(size=size, device=device, machine=about))
     todo = kept.still_missing(gpu_rows(size))
-    expected = counted(max(1, round(sum(row.seconds for row in todo)/60)), 'minute')
-    say(f'{counted(len(todo), "row")} to measure on {about["gpu"] if device == "cuda" else "a CPU"}, expected to take '
-        f'{expected}; {minutes:g} are given')
+    expected = max(1, round(sum(row.seconds for row in todo)/60))
+    place = about['gpu'] if device == 'cuda' else 'a CPU'
+    say(f'{counted(len(todo), "row")} to measure on {place}, expected to take '
+        f'{counted(expected, "minute")}; {minutes:g} are given')
     with tempfile.TemporaryDirectory() as folder:
         def start(rows):
-            words = [str(kept.path), folder, size, device, [row.name for row in rows], deadline, commit]
+            names = [row.name for row in rows]
+            words = [str(kept.path), folder, size, device, names, deadline, commit]
             return start_worker(_WORKER, words, device_environment(device))
         run_rows(kept, todo, deadline, start)
     if lock: lock.close()
     states = [row['state'] for row in kept.rows().values()]
-    done, failed = states.count('done'), states.count('failed')
-    say(f'{done} rows are measured, {failed} failed, {len(gpu_rows(size)) - done - failed} are left; tables: '
+    done = states.count('done')
+    failed = states.count('failed')
+    left = len(gpu_rows(size)) - done - failed
+    say(f'{done} rows are measured, {failed} failed, {left} are left; tables: '
         f'arldm-bench --from {kept.path}')
     return kept.read()
 
 # %% ../../nbs/bench/87_gpu.ipynb #71f2bc4c
 def check_device(device:str, size:str|None, minutes:float) -> str: # 'full' or 'tiny'
-    """The size to measure; a `StoryError` for what cannot be.
+    """The size to measure; a `StoryError` for a device, size or time that cannot be.
 
     Returns:
         str: 'full' or 'tiny'
@@ -150,5 +176,7 @@ def check_device(device:str, size:str|None, minutes:float) -> str: # 'full' or '
     one_of('device', device, ('cuda', 'cpu'))
     if not 0 < minutes < math.inf: raise StoryError(f'minutes must be above 0, got {minutes}')
     if device == 'cuda' and not torch.cuda.is_available():
-        raise StoryError('no CUDA GPU here; with --device cpu the tiny model shows that every row runs')
-    return one_of('size', size or ('full' if device == 'cuda' else 'tiny'), ('full', 'tiny'))
+        raise StoryError('no CUDA GPU here; with --device cpu the tiny model shows that every '
+                         'row runs')
+    default = 'full' if device == 'cuda' else 'tiny'
+    return one_of('size', size or default, ('full', 'tiny'))

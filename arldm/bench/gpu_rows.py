@@ -26,8 +26,8 @@ from ..train.setup import make_model
 from ..draw.pipeline import StoryPipeline
 from ..cli.convert import toy_file
 from .budget import Row
-from .draw import (BATCHES, BENCH_STEPS, drawing_flops, drawing_rows, measure_drawing,
-                              part_seconds, prepared, tidy)
+from .draw import (BATCHES, BENCH_STEPS, DrawingBench, drawing_flops, drawing_rows,
+                              measure_drawing, part_seconds, prepared, tidy)
 from .measure import matrix_rate
 from .train import TrainingBench, measure_training, training_rows
 
@@ -36,8 +36,15 @@ TOLERANCE = dict(levels=2, mean_level=.001, loss=1e-5) # of 255 levels; of the l
 
 SMOKE_STEPS = dict(tiny=3, full=10) # of drawing and of training
 
-def smoke_results(file:str|Path, steps:int) -> tuple: # frames float64 (V, H, W, 3) of 255 levels, losses (steps,)
+def smoke_results(
+    file:str|Path, # Of toy stories
+    steps:int,     # Of drawing and of training
+) -> tuple:        # frames float64 (V, H, W, 3) of 255 levels, losses (steps,)
     """A story drawn and some steps trained by the toy models, in float32.
+
+    Args:
+        file (str | Path): Of toy stories
+        steps (int): Of drawing and of training
 
     Returns:
         tuple: frames float64 (V, H, W, 3) of 255 levels, losses (steps,)
@@ -47,14 +54,15 @@ def smoke_results(file:str|Path, steps:int) -> tuple: # frames float64 (V, H, W,
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm')).to(device)
     pipe.set_progress_bar_config(disable=True)
     captions = list(stories['test'][0].captions)
-    frames = pipe(captions, num_inference_steps=steps, guidance_scale=2., output_type='np').frames[0]
+    drawn = pipe(captions, num_inference_steps=steps, guidance_scale=2., output_type='np')
     s = resolve('toy', max_train_steps=steps, train_batch_size=4, crops=0)
     model = make_model(s, stories, Path(file).parent).freeze(s.freeze)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
-    split = StoryDataset(stories['train'], model.vocab, s.resolution, model.memory_side, train=True, crops=0)
+    split = StoryDataset(stories['train'], model.vocab, s.resolution, model.memory_side,
+                         train=True, crops=0)
     losses = [record['loss'] for record in train_steps(model, split, s)]
-    return np.float64(frames)*255, np.array(losses)
+    return np.float64(drawn.frames[0])*255, np.array(losses)
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #e7200d14
 _ON_THE_CPU = """
@@ -65,41 +73,59 @@ frames, losses = smoke_results(sys.argv[1], int(sys.argv[3]))
 np.savez(sys.argv[2], frames=frames, losses=losses)
 """
 
-def smoke(folder:Path, size:str) -> dict: # levels, mean_level, loss: the largest differences; a note if too large
+def smoke(
+    folder:Path, # For the stories and what the CPU computes
+    size:str,    # 'tiny' or 'full'
+) -> dict:       # levels, mean_level, loss: the largest differences; a note if they are too large
     """What the device computes, beside what the CPU does.
 
+    Args:
+        folder (Path): For the stories and what the CPU computes
+        size (str): 'tiny' or 'full'
+
     Returns:
-        dict: levels, mean_level, loss: the largest differences; a note if too large
+        dict: levels, mean_level, loss: the largest differences; a note if they are too large
     """
-    if os.environ.get('ARLDM_DEVICE') == 'cuda' and not torch.cuda.is_available(): raise StoryError('the GPU is gone')
+    if os.environ.get('ARLDM_DEVICE') == 'cuda' and not torch.cuda.is_available():
+        raise StoryError('the GPU is gone')
     file = toy_file(folder/'toy.h5', (4, 1, 1))
-    command = [sys.executable, '-c', _ON_THE_CPU, str(file), str(folder/'cpu.npz'), str(SMOKE_STEPS[size])]
+    steps = SMOKE_STEPS[size]
+    command = [sys.executable, '-c', _ON_THE_CPU, str(file), str(folder/'cpu.npz'), str(steps)]
     with subprocess.Popen(command, env=device_environment('cpu')) as cpu:
-        with without_tf32(): frames, losses = smoke_results(file, SMOKE_STEPS[size])
+        with without_tf32(): frames, losses = smoke_results(file, steps)
     if cpu.returncode: raise StoryError(f'the process on the CPU ended with code {cpu.returncode}')
-    there = np.load(folder/'cpu.npz')
-    apart = abs(frames - there['frames'])
-    loss_apart = abs(losses - there['losses'])/there['losses']
-    found = dict(levels=float(apart.max()), mean_level=float(apart.mean()), loss=float(loss_apart.max()))
+    expected = np.load(folder/'cpu.npz')
+    apart = abs(frames - expected['frames'])
+    loss_apart = abs(losses - expected['losses'])/expected['losses']
+    found = dict(levels=float(apart.max()), mean_level=float(apart.mean()),
+                 loss=float(loss_apart.max()))
+    # a difference that is not a number is too large as well
     far = [f'{name} {x:.2g}' for name, x in found.items() if not x <= TOLERANCE[name]]
-    return dict(found, note=f'the device computes something else: {", ".join(far)}', wrong=True) if far else found
+    if not far: return found
+    note = f'the device computes something else: {", ".join(far)}'
+    return dict(found, note=note, wrong=True)
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #8af5a090
 def device_environment(device:str) -> dict: # 'cuda' or 'cpu'
-    """The environment of a process that shall compute there, with no progress bars of single rows.
+    """The environment of a process that computes on a device, without progress bars of single rows.
 
     Returns:
         dict: 'cuda' or 'cpu'
     """
     paths = filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'ARLDM_DEVICE': device, 'TQDM_DISABLE': '1'}
-    hidden = dict(CUDA_VISIBLE_DEVICES='', TORCHDYNAMO_DISABLE='1')              # compiling for a CPU says nothing here
-    return {**env, **hidden} if device == 'cpu' else env
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'ARLDM_DEVICE': device,
+           'TQDM_DISABLE': '1'}
+    if device == 'cpu':
+        env['CUDA_VISIBLE_DEVICES'] = ''
+        # compiling for a CPU takes long and shows nothing about a GPU
+        env['TORCHDYNAMO_DISABLE'] = '1'
+    return env
 
 @contextmanager
 def without_tf32():
     "Within the block a GPU multiplies and convolves in float32 itself."
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     try: yield
@@ -127,21 +153,31 @@ def gpu_rows(size:str) -> list: # Of `Row`
     Returns:
         list: Of `Row`
     """
-    drawn = sorted(reversed(drawing_rows(size)), key=_worth)                   # many stories before few
-    trained = [name for name in training_rows(size) if '8-bit' not in name or find_spec('bitsandbytes')]
-    first = drawn[:3]                  # as the SSID baseline drew; compiled and recorded, both schedulers, many stories
-    rows = [('check: the same as the CPU', 45), ('check: pytest -m gpu', 90), ('draw: arithmetic', 30)]
-    rows += [(f'draw: {name}', 45) for name in first]
-    rows += [(f'train: {name}', 15) for name in trained if name in GOALS]
-    rows += [(f'draw: {name}', 25) for name in drawn[3:] if _worth(name) <= 3] + [('draw: where the time goes', 15)]
-    rows += [(f'train: {name}', 10) for name in trained if name not in GOALS]
-    rows += [(f'draw: {name}', 20) for name in drawn if _worth(name) > 3]
-    return [Row(name, seconds if size == 'full' else seconds/20) for name, seconds in rows]
+    # many stories before few
+    drawn = sorted(reversed(drawing_rows(size)), key=_worth)
+    trained = list(training_rows(size))
+    if not find_spec('bitsandbytes'): trained = [name for name in trained if '8-bit' not in name]
+    # what a row of the full size takes, in seconds
+    seconds = {'check: the same as the CPU': 45, 'check: pytest -m gpu': 90, 'draw: arithmetic': 30}
+    # as the SSID baseline drew; compiled and recorded, both schedulers, many stories
+    for name in drawn[:3]: seconds[f'draw: {name}'] = 45
+    for name in trained:
+        if name in GOALS: seconds[f'train: {name}'] = 15
+    for name in drawn[3:]:
+        if _worth(name) <= 3: seconds[f'draw: {name}'] = 25
+    seconds['draw: where the time goes'] = 15
+    for name in trained:
+        if name not in GOALS: seconds[f'train: {name}'] = 10
+    for name in drawn:
+        if _worth(name) > 3: seconds[f'draw: {name}'] = 20
+    if size != 'full': seconds = {name: expected/20 for name, expected in seconds.items()}
+    return [Row(name, expected) for name, expected in seconds.items()]
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #51e5c8cc
 ROUNDS = dict(tiny=1, full=3)  # training steps that are timed
 
-def _compiler(): return next(filter(shutil.which, (os.environ.get('CC', ''), 'gcc', 'clang', 'cc')), None)
+def _has_compiler():
+    return any(shutil.which(name) for name in (os.environ.get('CC', ''), 'gcc', 'clang', 'cc'))
 
 class Bench:
     """What the rows of one process share.
@@ -154,39 +190,69 @@ class Bench:
         folder:Path, # For stories, features and word lists
         size:str,    # 'tiny' or 'full'
     ):
-        self.folder, self.size, self.ready = Path(folder), size, (None, None)
+        self.folder = Path(folder)
+        self.size = size
+        # what is on the device, and the kind and options that it was made with
+        self.on_device = None
+        self.made_with = None
 
     @cached_property
-    def training(self): return TrainingBench(self.folder, self.size)
+    def training(self) -> TrainingBench:
+        "Stories and a model, made when a row first needs them."
+        return TrainingBench(self.folder, self.size)
 
-    def drawing(self, kind, options): # the pipeline of a kind; only one at a time is on the device
-        if self.ready[0] != (kind, options):
-            self.ready = None, None
-            tidy()
-            if kind in ('compiled', 'graphs') and torch.cuda.is_available() and not _compiler():
-                raise StoryError('torch.compile needs a C compiler: install gcc, or name one in CC')
-            self.ready = (kind, options), prepared(self.training, kind, **options)
-        return self.ready[1]
+    def drawing(self,
+        kind:str,     # Key of `PIPELINE_KINDS`
+        options:dict, # Arguments of `prepared`
+    ) -> DrawingBench:
+        """The pipeline of a kind; only one at a time is on the device.
+
+        Args:
+            kind (str): Key of `PIPELINE_KINDS`
+            options (dict): Arguments of `prepared`
+        """
+        if self.made_with == (kind, options): return self.on_device
+        self.on_device = None
+        self.made_with = None
+        tidy()
+        if kind in ('compiled', 'graphs') and torch.cuda.is_available() and not _has_compiler():
+            raise StoryError('torch.compile needs a C compiler: install gcc, or name one in CC')
+        self.on_device = prepared(self.training, kind, **options)
+        self.made_with = kind, options
+        return self.on_device
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #baf12d7c
 @patch
-def measure(self:Bench, name:str) -> dict:
-    "Measure a row; `note` says what went wrong."
+def measure(self:Bench, name:str) -> dict: # Numbers; `note` says what is wrong
+    """Measure a row.
+
+    Returns:
+        dict: Numbers; `note` says what is wrong
+    """
     group, what = name.split(': ', 1)
     if what == 'the same as the CPU': return smoke(self.folder, self.size)
     if what == 'pytest -m gpu': return run_tests()
-    if group == 'train': return measure_training(self.training, ROUNDS[self.size], training_rows(self.size)[what])
+    if group == 'train':
+        changes = training_rows(self.size)[what]
+        return measure_training(self.training, ROUNDS[self.size], changes)
     if what == 'arithmetic': return self.arithmetic()
     if what == 'where the time goes':
-        steps, batch = BENCH_STEPS[self.size][2], BATCHES[self.size][1]
+        _, _, steps = BENCH_STEPS[self.size]
+        _, batch = BATCHES[self.size]
         return dict(parts=part_seconds(self.drawing('bfloat16', {}), 'dpm++', steps, batch))
     kind, options, draw = drawing_rows(self.size)[what]
     return measure_drawing(self.drawing(kind, options), 1, **draw)
 
 @patch
-def arithmetic(self:Bench): # of a story, and how much of it the device could do in a second
+def arithmetic(self:Bench) -> dict: # flops of a story; rates: operations per second of the device
+    """The arithmetic of a story, and how fast the device multiplies matrices.
+
+    Returns:
+        dict: flops of a story; rates: operations per second of the device
+    """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    rates = {str(dtype)[6:]: matrix_rate(dtype, device) for dtype in (torch.bfloat16, torch.float32)}
+    rates = dict(bfloat16=matrix_rate(torch.bfloat16, device),
+                 float32=matrix_rate(torch.float32, device))
     return dict(flops=drawing_flops(self.training), rates=rates)
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #8ca95e7f
@@ -205,11 +271,15 @@ def run_tests() -> dict: # passed, skipped: how many; failed: names
     """
     if not find_spec('pytest'): raise StoryError('pytest is not installed')
     import pytest
-    file, outcomes = ROOT/'tests/bench/test_gpu.py', Outcomes()
-    if not file.exists(): raise StoryError(f'{file} is missing; the tests are in the repository, not in the wheel')
-    code = pytest.main(['-q', '-m', 'gpu', '-p', 'no:cacheprovider', '-p', 'no:xdist', str(file)], plugins=[outcomes])
+    file = ROOT/'tests/bench/test_gpu.py'
+    if not file.exists():
+        raise StoryError(f'{file} is missing; the tests are in the repository, not in the wheel')
+    outcomes = Outcomes()
+    options = ['-q', '-m', 'gpu', '-p', 'no:cacheprovider', '-p', 'no:xdist']
+    code = pytest.main([*options, str(file)], plugins=[outcomes])
     ended = list(outcomes.ended.values())
     failed = [name for name, outcome in outcomes.ended.items() if outcome == 'failed']
     found = dict(passed=ended.count('passed'), skipped=ended.count('skipped'), failed=failed)
-    if code: found |= dict(wrong=True, note=f'failed: {", ".join(failed)}' if failed else f'pytest ended with {code!r}')
-    return found
+    if not code: return found
+    note = f'failed: {", ".join(failed)}' if failed else f'pytest ended with {code!r}'
+    return dict(found, wrong=True, note=note)

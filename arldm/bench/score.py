@@ -43,10 +43,13 @@ def write_pictures(
     Returns:
         list: Paths
     """
-    rng, made = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
+    made = []
     for i in range(n):
-        if i < drawn: made.append(encoded(photo(rng, (BENCH_SIDE, BENCH_SIDE)), ('JPEG', 'PNG')[i % 2]))
+        if i < drawn:
+            kind = 'PNG' if i % 2 else 'JPEG'
+            made.append(encoded(photo(rng, (BENCH_SIDE, BENCH_SIDE)), kind))
         (folder/f'{i:06}').write_bytes(made[i % len(made)] + b'%08d' % i)
     return sorted(folder.iterdir())
 
@@ -73,40 +76,53 @@ class Turns(nn.Module):
         net (nn.Module): A feature network
         ready (Tensor): uint8 (B, 3, side, side), on its device
         every (int): Batches of the stream between two turns
-        on_turn (Callable, default lambda n: None): Called with the number of pictures streamed
-            since the last turn
+        on_turn (Callable, default lambda n: None): Called with the number of pictures since the
+            last turn
     """
     def __init__(self,
         net:nn.Module,   # A feature network
         ready:Tensor,    # uint8 (B, 3, side, side), on its device
         every:int,       # Batches of the stream between two turns
-        on_turn:Callable=lambda n: None, # Called with the number of pictures streamed since the last turn
+        on_turn:Callable=lambda n: None, # Called with the number of pictures since the last turn
     ):
         super().__init__()
-        self.net, self.ready, self.every, self.on_turn = net, ready, every, on_turn
-        self.side, self.num_features = net.side, net.num_features
-        self.open, self.rounds, self.batches = threading.Event(), [], 0
+        self.net = net
+        self.ready = ready
+        self.every = every
+        self.on_turn = on_turn
+        self.side = net.side
+        self.num_features = net.num_features
+        # set while the threads that read may read
+        self.open = threading.Event()
+        self.rounds = []
+        self.batches = 0
 
     def begin(self):
-        self.seen, self.since = 0, _now()
+        self.seen = 0
+        self.since = _now()
         self.open.set()
 
-    def forward(self, x):                                   # uint8 (B, 3, side, side)
+    def forward(self, x): # uint8 (B, 3, side, side)
         if self.batches and self.batches % self.every == 0: self.turn()
-        self.batches, self.seen = self.batches + 1, self.seen + len(x)
+        self.batches += 1
+        self.seen += len(x)
         return self.net(x)
 
 # %% ../../nbs/bench/84_score.ipynb #bdf13f1d
 @patch
 @torch.no_grad()
-def turn(self:Turns): # pause the stream, compute the ready squares, go on
+def turn(self:Turns):
+    "Pause the stream, compute the ready squares, and go on."
     self.open.clear()
     try:
         before = _now()
         self.net(self.ready).float().cpu().numpy()
         after = _now()
-    finally: self.open.set()                                # or the threads that read would wait for ever
-    self.rounds.append(dict(streamed=self.seen, alone=len(self.ready), streaming=(before - self.since).tolist(),
+    finally:
+        # else the threads that read would wait forever
+        self.open.set()
+    self.rounds.append(dict(streamed=self.seen, alone=len(self.ready),
+                            streaming=(before - self.since).tolist(),
                             looking=(after - before).tolist()))
     self.on_turn(self.seen)
     self.begin()
@@ -129,49 +145,86 @@ def stream_in_turns(
     def read(i):
         turns.open.wait()
         return files[i].read_bytes()
-    turns.net(turns.ready), turns.begin()
-    rows = features_of(turns, read, len(files), bench_crop, f'square {BENCH_SIDE}', store, batch=len(turns.ready))
+    # the first batch warms up and is not timed
+    turns.net(turns.ready)
+    turns.begin()
+    rows = features_of(turns, read, len(files), bench_crop, f'square {BENCH_SIDE}', store,
+                       batch=len(turns.ready))
     turns.turn()
     return rows
 
 # %% ../../nbs/bench/84_score.ipynb #86de203c
-def bench_streaming(folder:Path, n:int, side:int, batch:int, every:int)->list: # A line about pictures per second
+def bench_streaming(
+    folder:Path, # For pictures and rows
+    n:int,       # Pictures
+    side:int,    # Of a picture, as the network sees it
+    batch:int,   # Pictures at once
+    every:int,   # Batches between two turns
+)->list:         # Lines about pictures per second
     """Stream files through a network that also takes turns alone.
 
+    Args:
+        folder (Path): For pictures and rows
+        n (int): Pictures
+        side (int): Of a picture, as the network sees it
+        batch (int): Pictures at once
+        every (int): Batches between two turns
+
     Returns:
-        list: A line about pictures per second
+        list: Lines about pictures per second
     """
-    files, net = write_pictures(folder/'pictures', n), network(side)
-    ready = pixels([bench_crop(decode(f.read_bytes()), side) for f in files[:batch]]).to(next(net.parameters()).device)
+    files = write_pictures(folder/'pictures', n)
+    net = network(side)
+    squares = [bench_crop(decode(f.read_bytes()), side) for f in files[:batch]]
+    ready = pixels(squares).to(next(net.parameters()).device)
     with tqdm(total=n, unit=' pictures', leave=False) as bar:
         turns = Turns(net, ready, every, bar.update)
         stream_in_turns(turns, files, Store(folder/'rows.db'))
-    ratios = [r['streamed']/r['streaming'][0]/(r['alone']/r['looking'][0]) for r in turns.rounds]
-    alone, ours = (sum(r[k] for r in turns.rounds)/sum(r[t][0] for r in turns.rounds)
-                   for k, t in (('alone', 'looking'), ('streamed', 'streaming')))
-    return [dict(what=f'features of {n:,} pictures', unit='pictures/s', plain=alone, ours=ours, gain=ours/alone,
-                 wanted=.9), dict(what='the same, middle one of its turns', unit='× the network alone',
-                                  ours=median(ratios))]
+    rounds = turns.rounds
+    alone = sum(r['alone'] for r in rounds)/sum(r['looking'][0] for r in rounds)
+    ours = sum(r['streamed'] for r in rounds)/sum(r['streaming'][0] for r in rounds)
+    ratios = []
+    for r in rounds:
+        rate_alone = r['alone']/r['looking'][0]
+        ratios.append(r['streamed']/r['streaming'][0]/rate_alone)
+    return [dict(what=f'features of {n:,} pictures', unit='pictures/s', plain=alone, ours=ours,
+                 gain=ours/alone, wanted=.9),
+            dict(what='the same, middle one of its turns', unit='× the network alone',
+                 ours=median(ratios))]
 
+# %% ../../nbs/bench/84_score.ipynb #864cfcf3
 def bench_frechet(n:int, m:int, d:int)->list: # A line about seconds, of (n, d) and (m, d)
     """A Fréchet distance.
 
     Returns:
         list: A line about seconds, of (n, d) and (m, d)
     """
-    x, y = (np.random.default_rng(i).normal(size=(k, d)).astype('float32') for i, k in enumerate((n, m)))
+    x = np.random.default_rng(0).normal(size=(n, d)).astype('float32')
+    y = np.random.default_rng(1).normal(size=(m, d)).astype('float32')
     start = time.perf_counter()
     frechet(x, y)
-    return [dict(what=f'Fréchet distance, {n:,} and {m:,} rows of {d:,}', unit='s', ours=time.perf_counter() - start,
-                 wanted=10)]
+    seconds = time.perf_counter() - start
+    what = f'Fréchet distance, {n:,} and {m:,} rows of {d:,}'
+    return [dict(what=what, unit='s', ours=seconds, wanted=10)]
 
-def bench_score(size:str)->list: # The lines of the table; 'full': three quarters of an hour on two cores
+def bench_score(
+    size:str, # 'tiny', or 'full': three quarters of an hour on two cores
+)->list:      # The lines of the table
     """What it costs to feed a feature network, and how long the largest distances take.
 
+    Args:
+        size (str): 'tiny', or 'full': three quarters of an hour on two cores
+
     Returns:
-        list: The lines of the table; 'full': three quarters of an hour on two cores
+        list: The lines of the table
     """
-    sizes = ((870, 3480, 2048), (10_000, 10_000, 2048)) if size == 'full' else ((60, 80, 64),)
+    if size == 'full':
+        stream = dict(n=10_000, side=299, batch=32, every=8)
+        distances = [(870, 3480, 2048), (10_000, 10_000, 2048)]
+    else:
+        stream = dict(n=48, side=75, batch=8, every=2)
+        distances = [(60, 80, 64)]
     with tempfile.TemporaryDirectory() as folder:
-        amounts = (10_000, 299, 32, 8) if size == 'full' else (48, 75, 8, 2)
-        return [*bench_streaming(Path(folder), *amounts), *(line for s in sizes for line in bench_frechet(*s))]
+        lines = bench_streaming(Path(folder), **stream)
+        for n, m, d in distances: lines += bench_frechet(n, m, d)
+    return lines

@@ -8,6 +8,7 @@ __all__ = ['BENCHES', 'reencode', 'bench_converting', 'PlainStories', 'on_device
 
 # %% ../../nbs/bench/89_speed.ipynb #0252b131
 import io, json, tempfile, time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Callable
 
@@ -29,11 +30,17 @@ from .gpu import measure_gpu
 from .gpu_tables import tables_from
 from .measure import format_line, peak, speedup_line, take_turns
 from .score import bench_score
-from .synthetic_photos import (ALBUM_PICTURES, PHOTO_SIZES, PHOTO_WORDS, encoded,
-                                          write_corpus)
+from .synthetic_photos import (ALBUM_PICTURES, ALBUM_STORIES, PHOTO_SIZES, PHOTO_WORDS,
+                                          encoded, write_corpus)
 from .train import bench_train
 
 # %% ../../nbs/bench/89_speed.ipynb #562115f8
+def _stories_of_ssid(path): # of annotations -> lists of records, one list a story
+    stories = {}
+    for record, in json.loads(path.read_text())['annotations']:
+        stories.setdefault(record['story_id'], []).append(record)
+    return list(stories.values())
+
 def reencode(
     raw:Path, # A corpus in SSID's layout
     out:Path, # HDF5 in the original's layout
@@ -44,78 +51,127 @@ def reencode(
         raw (Path): A corpus in SSID's layout
         out (Path): HDF5 in the original's layout
     """
+    png = h5py.vlen_dtype('uint8')
     with h5py.File(out, 'w') as f:
         for split, file in SSID_FILES.items():
-            stories = {}
-            for record, in json.loads((raw/'SSID_Annotations'/file).read_text())['annotations']:
-                stories.setdefault(record['story_id'], []).append(record)
-            png, text = h5py.vlen_dtype('uint8'), h5py.string_dtype()
-            images = [f.create_dataset(f'{split}/image{k}', (len(stories),), png)
-                      for k in range(ALBUM_PICTURES)]
-            texts = f.create_dataset(f'{split}/ssid', (len(stories),), text)
-            for i, records in enumerate(stories.values()):
+            stories = _stories_of_ssid(raw/'SSID_Annotations'/file)
+            n = len(stories)
+            images = [f.create_dataset(f'{split}/image{k}', n, png) for k in range(ALBUM_PICTURES)]
+            texts = f.create_dataset(f'{split}/ssid', n, h5py.string_dtype())
+            for i, records in enumerate(stories):
                 for k, record in enumerate(records):
-                    name = f'{record["youtube_image_id"]}.jpg'
-                    red, green, blue = Image.open(raw/'SSID_Images'/name).convert('RGB').split()
-                    images[k][i] = np.frombuffer(encoded(Image.merge('RGB', (blue, green, red)), 'PNG'), 'uint8')
+                    picture = Image.open(raw/'SSID_Images'/f'{record["youtube_image_id"]}.jpg')
+                    red, green, blue = picture.convert('RGB').split()
+                    data = encoded(Image.merge('RGB', (blue, green, red)), 'PNG')
+                    images[k][i] = np.frombuffer(data, 'uint8')
                 texts[i] = '|'.join(r['storytext'] for r in records)
 
 # %% ../../nbs/bench/89_speed.ipynb #562d4093
-def bench_converting(folder:Path, albums:int, sizes:list, rounds:int)->list: # Lines about speed and size
+def bench_converting(
+    folder:Path,  # For the corpus and both files
+    albums:int,   # Of the corpus
+    sizes:list,   # Of its pictures, (width, height) one after the other
+    rounds:int,   # Turns of each
+)->list:          # Lines about speed and size
     """Convert a corpus plainly and with `convert`, one process each.
+
+    Args:
+        folder (Path): For the corpus and both files
+        albums (int): Of the corpus
+        sizes (list): Of its pictures, (width, height) one after the other
+        rounds (int): Turns of each
 
     Returns:
         list: Lines about speed and size
     """
-    raw, plain, ours = write_corpus(folder/'raw', albums, sizes), folder/'plain.h5', folder/'ours.h5'
+    raw = write_corpus(folder/'raw', albums, sizes)
+    plain = folder/'plain.h5'
+    ours = folder/'ours.h5'
     seconds = take_turns(rounds, dict(plain=lambda: reencode(raw, plain),
                                       ours=lambda: convert('ssid', raw, ours, quiet=True)))
-    plain, ours = (file.stat().st_size/1e6 for file in (plain, ours))
-    return [speedup_line('converting', 'pictures/s', 20*albums, seconds, 'ours', 20),
-            dict(what='size of the file', unit='MB', plain=plain, ours=ours, gain=plain/ours, wanted=10)]
+    plain_size = plain.stat().st_size/1e6
+    our_size = ours.stat().st_size/1e6
+    n_pictures = ALBUM_STORIES*ALBUM_PICTURES*albums
+    return [speedup_line('converting', 'pictures/s', n_pictures, seconds, 'ours', 20),
+            dict(what='size of the file', unit='MB', plain=plain_size, ours=our_size,
+                 gain=plain_size/our_size, wanted=10)]
 
 # %% ../../nbs/bench/89_speed.ipynb #cf2549ac
 class PlainStories(Dataset):
     "The items of `StoryDataset` (middle square, first picture), as finished floats."
     def __init__(self, split, vocab:Vocabulary, side:int, memory_side:int=224):
-        self.split, self.vocab, self.side, self.memory_side = split, vocab, side, memory_side
+        self.split = split
+        self.vocab = vocab
+        self.side = side
+        self.memory_side = memory_side
 
     def __len__(self): return len(self.split)
     def __getitem__(self, i):
-        story, small = self.split[i], (self.memory_side,)*2
-        frames = [_floats(self.middle(f), [.5]*3, [.5]*3) for f in story.frames]
-        memory = [_floats(self.middle(f).resize(small, Image.BILINEAR), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-                  for f in story.frames]
-        return dict(frames=torch.stack(frames), memory=torch.stack(memory), **self.vocab.encode(list(story.captions)),
-                    index=i, id=story.id)
+        story = self.split[i]
+        frames = []
+        memory = []
+        for data in story.frames:
+            frames.append(_floats(self.middle(data), [.5]*3, [.5]*3))
+            small = self.middle(data).resize((self.memory_side, self.memory_side), Image.BILINEAR)
+            memory.append(_floats(small, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        tokens = self.vocab.encode(list(story.captions))
+        return dict(frames=torch.stack(frames), memory=torch.stack(memory), **tokens, index=i,
+                    id=story.id)
 
     def middle(self, data):
         "Decode, scale the short side, cut the middle."
-        im, s = Image.open(io.BytesIO(data)).convert('RGB'), self.side
+        im = Image.open(io.BytesIO(data)).convert('RGB')
+        s = self.side
         w, h = im.size
-        im = im.resize((s, int(s*h/w)) if w <= h else (int(s*w/h), s), Image.BILINEAR)
-        left, top = (round((x - s)/2) for x in im.size)
+        size = (s, int(s*h/w)) if w <= h else (int(s*w/h), s)
+        im = im.resize(size, Image.BILINEAR)
+        left = round((im.width - s)/2)
+        top = round((im.height - s)/2)
         return im.crop((left, top, left + s, top + s))
 
 def _floats(picture, mean, std): # (3, h, w)
-    picture = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()/255
-    return (picture - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()/255
+    return (x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
 
 # %% ../../nbs/bench/89_speed.ipynb #b0760131
-def on_device(batch:dict)->dict: # What a trainer does with a batch of `StoryDataset`: bytes become floats
+def on_device(batch:dict)->dict: # What a trainer does with a batch of `StoryDataset`
+    """Make the bytes of a batch floats, where the model is.
+
+    Returns:
+        dict: What a trainer does with a batch of `StoryDataset`
+    """
     return {**batch, 'frames': to_target(batch['frames']), 'memory': to_memory(batch['memory'])}
 
 # %% ../../nbs/bench/89_speed.ipynb #266940df
-def passing(dataset:Dataset, finish:Callable)->Callable:
-    "A function that reads all batches of 4 once and has `finish` make them ready; its one worker has been started."
+def passing(
+    dataset:Dataset,
+    finish:Callable,  # finish(batch) makes it ready
+)->Callable:          # A function without arguments
+    """A function that reads all batches of 4 once; its one worker process has been started.
+
+    Args:
+        finish (Callable): finish(batch) makes it ready
+
+    Returns:
+        Callable: A function without arguments
+    """
     loader = DataLoader(dataset, 4, num_workers=1, collate_fn=collate, persistent_workers=True)
     def read():
-        for b in loader: finish(b)
+        for batch in loader: finish(batch)
     read()
     return read
 
-def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stories per second and worker
-    """Read 256-pixel frames and 224-pixel memory pictures: plainly, ours, and ours from pictures made small beforehand.
+def bench_reading(
+    folder:Path,  # For the corpus and two story files
+    albums:int,   # Of the corpus
+    rounds:int,   # Turns of each
+)->list:          # Lines about stories per second and worker
+    """Read frames of 256 and memory of 224 pixels: plainly, ours, ours from pictures made small.
+
+    Args:
+        folder (Path): For the corpus and two story files
+        albums (int): Of the corpus
+        rounds (int): Turns of each
 
     Returns:
         list: Lines about stories per second and worker
@@ -123,25 +179,43 @@ def bench_reading(folder:Path, albums:int, rounds:int)->list: # Lines about stor
     raw = write_corpus(folder/'raw', albums, [(640, 480)])
     convert('ssid', raw, folder/'whole.h5', quiet=True)
     convert('ssid', raw, folder/'small.h5', resolution=256, quiet=True)
-    whole, small = (StoryFile(folder/f'{name}.h5')['train'] for name in ('whole', 'small'))
-    vocab = Vocabulary(*word_tokenizers(PHOTO_WORDS, folder/'words'), CORPORA['ssid'].length)
+    whole = StoryFile(folder/'whole.h5')['train']
+    small = StoryFile(folder/'small.h5')['train']
+    words = word_tokenizers(PHOTO_WORDS, folder/'words')
+    vocab = Vocabulary(*words, CORPORA['ssid'].length)
     seconds = take_turns(rounds, dict(plain=passing(PlainStories(whole, vocab, 256), dict),
                                       ours=passing(StoryDataset(whole, vocab, 256), on_device),
                                       small=passing(StoryDataset(small, vocab, 256), on_device)))
-    return [speedup_line('reading, same pixels', 'stories/s', len(whole), seconds, 'ours', 1.5),
-            speedup_line('reading, --resolution 256', 'stories/s', len(whole), seconds, 'small', 3)]
+    n = len(whole)
+    return [speedup_line('reading, same pixels', 'stories/s', n, seconds, 'ours', 1.5),
+            speedup_line('reading, --resolution 256', 'stories/s', n, seconds, 'small', 3)]
 
 # %% ../../nbs/bench/89_speed.ipynb #7819e711
-def bench_memory(folder:Path, albums:int, sizes:list)->list: # A line about the memory of a conversion
+_CONVERT = """
+import sys
+from arldm.cli.convert import convert
+convert('ssid', *sys.argv[1:], quiet=not sys.stderr.isatty())
+"""
+
+def bench_memory(
+    folder:Path,  # For the corpus and the file
+    albums:int,   # Of the corpus
+    sizes:list,   # Of its pictures
+)->list:          # A line about the memory of a conversion
     """Convert many different pictures in a process of its own.
+
+    Args:
+        folder (Path): For the corpus and the file
+        albums (int): Of the corpus
+        sizes (list): Of its pictures
 
     Returns:
         list: A line about the memory of a conversion
     """
     raw = write_corpus(folder/'raw', albums, sizes, drawn=200)
-    code = "import sys, arldm.cli.convert as c; c.convert('ssid', *sys.argv[1:], quiet=not sys.stderr.isatty())"
-    need = peak(code, raw, folder/'out.h5') - peak('')
-    return [dict(what=f'memory for converting {ALBUM_PICTURES*albums:,} pictures', unit='MB', ours=need, wanted=300)]
+    need = peak(_CONVERT, raw, folder/'out.h5') - peak('')
+    what = f'memory for converting {ALBUM_PICTURES*albums:,} pictures'
+    return [dict(what=what, unit='MB', ours=need, wanted=300)]
 
 # %% ../../nbs/bench/89_speed.ipynb #751decd2
 def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 'full' minutes
@@ -150,31 +224,41 @@ def bench_data(size:str)->list: # The lines of the table; 'tiny' takes seconds, 
     Returns:
         list: The lines of the table; 'tiny' takes seconds, 'full' minutes
     """
-    full = size == 'full'
-    jobs = ((bench_converting, *((16, PHOTO_SIZES, 3) if full else (3, [(w//2, h//2) for w, h in PHOTO_SIZES], 1))),
-            (bench_reading, *((10, 7) if full else (3, 2))),
-            (bench_memory, *((4000, [(320, 240)]) if full else (40, [(128, 96)]))))
-    lines, threads = [], torch.get_num_threads()
+    if size == 'full':
+        jobs = [partial(bench_converting, albums=16, sizes=PHOTO_SIZES, rounds=3),
+                partial(bench_reading, albums=10, rounds=7),
+                partial(bench_memory, albums=4000, sizes=[(320, 240)])]
+    else:
+        halves = [(w//2, h//2) for w, h in PHOTO_SIZES]
+        jobs = [partial(bench_converting, albums=3, sizes=halves, rounds=1),
+                partial(bench_reading, albums=3, rounds=2),
+                partial(bench_memory, albums=40, sizes=[(128, 96)])]
+    lines = []
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for job, *args in tqdm(jobs, 'arldm-bench data'):
-        with tempfile.TemporaryDirectory() as folder: lines += job(Path(folder), *args)
+    for job in tqdm(jobs, 'arldm-bench data'):
+        with tempfile.TemporaryDirectory() as folder: lines += job(Path(folder))
     torch.set_num_threads(threads)
     return lines
 
 # %% ../../nbs/bench/89_speed.ipynb #de543922
-BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)  # what is measured on a CPU
+# what is measured on a CPU
+BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_score)
 
 def _is_result(path): return {'what', 'size', 'lines'} <= load_json(path, dict).keys()
 
 @command
 def bench(
-    what:Annotated[str, dict(opt=False, nargs='?')]='data', # data, train, draw or score; gpu: all that needs a GPU
-    size:str=None,       # tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
-    out:str=None,        # JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
-    minutes:float=9.,    # With gpu: when to stop; the same command again measures what is missing
-    device:str='cuda',   # With gpu: cuda, or cpu to see that every row runs
-    commit:str=None,     # With gpu: the commit to note; default: this repository's
-    from_file:str=None,  # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
+    # data, train, draw or score; gpu: all that needs a GPU
+    what:Annotated[str, dict(opt=False, nargs='?')]='data',
+    # tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
+    size:str=None,
+    # JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
+    out:str=None,
+    minutes:float=9.,   # With gpu: when to stop; the same command again measures what is missing
+    device:str='cuda',  # With gpu: cuda, or cpu to see that every row runs
+    commit:str=None,    # With gpu: the commit to note; default: this repository's
+    from_file:str=None, # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
 ):
     """Measure what the speed-ups of this book buy, on this machine.
 
@@ -215,7 +299,9 @@ def measure_lines(
     """
     start = time.time()
     if out: refuse_foreign(out, _is_result, 'benchmark result')
-    result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'), lines=BENCHES[what](size), **machine())
+    result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'))
+    result['lines'] = BENCHES[what](size)
+    result.update(machine())
     result['seconds'] = round(time.time() - start)
     for line in result['lines']: say(format_line(line))
     say('{date}, {cpu}, {cores} cores, commit {commit}, {seconds} s'.format(**result))

@@ -145,7 +145,9 @@ def memory_table(table:dict) -> str: # Of `score_rows`
     Returns:
         str: Of `score_rows`
     """
-    frames = sorted({k for columns in table.values() for k in columns['frames']})
+    numbers = set()
+    for columns in table.values(): numbers.update(columns['frames'])
+    frames = sorted(numbers)
     head = ['', 'stated facts, %', 'remembered facts, %']
     head += [f'frame {k}' for k in frames]
     rows = []
@@ -177,7 +179,8 @@ def unseen_stories(path:Path) -> Path:
 def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples):
     at_least_one(limit=limit, seeds=seeds, num_inference_steps=num_inference_steps)
     if num_inference_steps >= N_TIMESTEPS:
-        raise StoryError(f'num_inference_steps must be below {N_TIMESTEPS}, got {num_inference_steps}')
+        raise StoryError(f'num_inference_steps must be below {N_TIMESTEPS}, '
+                         f'got {num_inference_steps}')
     if not 1 <= guidance_scale < math.inf:
         raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
     if resamples < 0: raise StoryError(f'resamples must be 0 or more, got {resamples}')
