@@ -130,7 +130,8 @@ def test_candidates_share_weights_and_keep_to_their_own(training):
     plain, ours = (steps.steps(training, changes) for changes in steps.CANDIDATES.values())
     for candidate in plain, ours: next(candidate)                      # the original's first step has a rate of 0
     assert [moved(plain), moved(ours), moved(plain), moved(ours)] == [[True, True], [False, True]]*2
-    ours.close(), plain.close()
+    ours.close()
+    plain.close()
 
 def test_a_step_counts_what_is_saved(training):
     "The features spare at least the forward pass of the autoencoder."

@@ -286,7 +286,9 @@ def test_two_commands_at_once_in_one_folder(file, quick_memory_test, small_ladde
         refused('another process is', demos.demo, str(tmp_path/'d'), max_train_steps=1)
         assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
     finally:
-        for h in hold: h.kill(), h.wait()
+        for h in hold:
+            h.kill()
+            h.wait()
 
 
 # benchmarks

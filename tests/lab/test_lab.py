@@ -85,11 +85,11 @@ def test_listening_changes_nothing(pipe):
     model, tokens = pipe.model, pipe.model.vocab.encode(['Ada jumps.'])
     memory = Memory(model)
     memory.add(torch.randn(1, 3, model.memory_side, model.memory_side), tokens)
-    asked = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.see(tokens)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.see(tokens)
     processors = model.unet.attn_processors
     with torch.no_grad():
-        plain = model.predict(*asked)
-        with listening(model) as listeners: recorded = model.predict(*asked)
+        plain = model.predict(*inputs)
+        with listening(model) as listeners: recorded = model.predict(*inputs)
         with pytest.raises(ZeroDivisionError):
             with listening(model): 1/0
     assert torch.allclose(plain, recorded, atol=1e-5) and all(listener.weights for listener in listeners)
@@ -97,7 +97,7 @@ def test_listening_changes_nothing(pipe):
     for listener in listeners:
         weights = listener.weights[0]
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
-        assert not weights[..., ~asked[3][0]].any()                            # what is hidden is not looked at
+        assert not weights[..., ~inputs[3][0]].any()                            # what is hidden is not looked at
 
 def test_attention_of_the_first_and_the_last_frame(pipe):
     story = toy_story(3)
