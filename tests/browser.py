@@ -18,12 +18,16 @@ class Browser:
     def __init__(self, profile):
         (theirs_in, self.out), (self.into, theirs_out) = os.pipe(), os.pipe()
         def as_three_and_four():
-            a, b = os.dup(theirs_in), os.dup(theirs_out)   # neither 3 nor 4 themselves may be overwritten too early
-            os.dup2(a, 3), os.dup2(b, 4)
+            # copies first: `theirs_in` or `theirs_out` may themselves be 3 or 4
+            a, b = os.dup(theirs_in), os.dup(theirs_out)
+            os.dup2(a, 3)
+            os.dup2(b, 4)
         self.process = subprocess.Popen([chromium(), *FLAGS, f'--user-data-dir={profile}', 'about:blank'],
             preexec_fn=as_three_and_four, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(theirs_in), os.close(theirs_out)
-        self.n, self.rest, self.heard, self.session = 0, b'', [], None
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.n, self.rest = 0, b''
+        self.heard, self.session = [], None
         tab = next(t for t in self.ask('Target.getTargets')['targetInfos'] if t['type'] == 'page')
         self.session = self.ask('Target.attachToTarget', targetId=tab['targetId'], flatten=True)['sessionId']
         for domain in 'Page', 'Runtime', 'Log', 'Network': self.ask(f'{domain}.enable')
@@ -40,10 +44,14 @@ class Browser:
 
     def ask(self, method, **params):
         self.n += 1
-        message = dict(id=self.n, method=method, params=params, **(dict(sessionId=self.session) if self.session else {}))
+        message = dict(id=self.n, method=method, params=params)
+        if self.session: message['sessionId'] = self.session
         data = json.dumps(message).encode() + b'\0'
         while data: data = data[os.write(self.out, data):]
-        while (said := self.read()).get('id') != self.n: self.heard.append(said)
+        said = self.read()
+        while said.get('id') != self.n:
+            self.heard.append(said)
+            said = self.read()
         if 'error' in said: raise RuntimeError(f'{method}: {said["error"]["message"]}')
         return said['result']
 
@@ -73,4 +81,5 @@ class Browser:
         except (EOFError, OSError): pass
         try: self.process.wait(10)
         except subprocess.TimeoutExpired: self.process.kill()
-        os.close(self.out), os.close(self.into)
+        os.close(self.out)
+        os.close(self.into)
