@@ -42,34 +42,44 @@ class ARLDM(nn.Module):
         vocab:Vocabulary,
     ):
         super().__init__()
-        self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
-        self.memory_encoder, self.history, self.vocab = memory_encoder, history, vocab
+        self.vae = vae
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.memory_encoder = memory_encoder
+        self.history = history
+        self.vocab = vocab
         self.noise_scheduler = noise_schedule()
         self.vae.requires_grad_(False)
-        self.frozen_modules = [self.vae]  # parts that never enter training mode; chapter freeze says more
+        # Never in training mode; chapter freeze says more
+        self.frozen_modules = [self.vae]
 
     @property
-    def device(self): # the CPU where parts wait to be fetched (`enable_sequential_cpu_offload`)
-        device = self.unet.device     # diffusers looks for it in every module: ask once
+    def device(self):
+        # diffusers looks through all modules for it: ask once
+        device = self.unet.device
+        # With `enable_sequential_cpu_offload` parts have no data until they are used
         return torch.device('cpu') if device.type == 'meta' else device
 
-    def forward(self, *args, **kw): # what DistributedDataParallel calls; the loss is in chapter loss
-        return self.loss(*args, **kw)
+    def forward(self, *args, **options):
+        "`loss`, which DistributedDataParallel can only call as `forward`."
+        return self.loss(*args, **options)
 
     @property
     def memory_side(self): return self.memory_encoder.picture_side  # pixels of a memory picture
 
     @property
-    def slot_width(self): return self.memory_encoder.config.text['hidden_size']  # D', of a slot's tokens
+    def slot_width(self): return self.memory_encoder.config.text['hidden_size']  # D' of slots
 
 # %% ../../nbs/model/27_arldm.ipynb #5cb6f090
-TOKENS = 'caption_ids', 'caption_real', 'memory_ids', 'memory_real'  # what `Vocabulary.encode` makes of captions
+# What `Vocabulary.encode` makes of captions
+TOKENS = 'caption_ids', 'caption_real', 'memory_ids', 'memory_real'
 
 @patch(cls_method=True)
 def create(cls:ARLDM,
     size:str|dict,       # Key of `SIZES`, or what such an entry holds
     vocab:Vocabulary,    # Decides the sizes of both word tables and the caption length
-    resolution:int=64,   # Height and width of a drawn frame in pixels, unless a caller says otherwise
+    # Height and width of a drawn frame in pixels, unless a caller says otherwise
+    resolution:int=64,
     n_slots:int=Corpus.frames, # Slots that a story can have
 )->ARLDM:                # With random weights
     """A model of a size from the table.
@@ -85,14 +95,19 @@ def create(cls:ARLDM,
         ARLDM: With random weights
     """
     s = size if isinstance(size, dict) else SIZES[one_of('model size', size, SIZES)]
-    words, more = vocab.caption_tokenizer, vocab.memory_tokenizer
-    clip = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=vocab.length, bos_token_id=words.bos_token_id,
-                          eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **s['clip'])
-    text = dict(s['bert'], vocab_size=len(more), bos_token_id=more.bos_token_id, pad_token_id=more.pad_token_id)
+    words = vocab.caption_tokenizer
+    clip = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=vocab.length,
+                          bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+                          pad_token_id=words.pad_token_id, **s['clip'])
+    more = vocab.memory_tokenizer
+    text = dict(s['bert'], vocab_size=len(more), bos_token_id=more.bos_token_id,
+                pad_token_id=more.pad_token_id)
     history = HistoryEmbeddings(s['clip']['hidden_size'], n_slots, s['bert']['hidden_size'])
     vae = make_vae(**s['vae'])
     unet = UNet2DConditionModel(sample_size=resolution//vae_factor(vae), **s['unet'])
-    return cls(vae, unet, CLIPTextModel(clip), MemoryEncoder(s['vision'], text, vocab.enc), history, vocab)
+    text_encoder = CLIPTextModel(clip)
+    memory_encoder = MemoryEncoder(s['vision'], text, vocab.enc)
+    return cls(vae, unet, text_encoder, memory_encoder, history, vocab)
 
 # %% ../../nbs/model/27_arldm.ipynb #5e0d9882
 @patch
@@ -113,9 +128,10 @@ def encode_captions(self:ARLDM,
 def encode_slots(self:ARLDM,
     pictures:Tensor,   # float (..., 3, P, P), CLIP-normalised
     tokens:dict,       # `memory_ids` int64 and `memory_real` bool, each (..., S)
-    which:Tensor=None, # int64 (n,): which of the pictures (m, 3, P, P) belongs to a caption; default: one each
+    # int64 (n,): which of the pictures (m, 3, P, P) belongs to a caption; default: one each
+    which:Tensor=None,
 )->Tensor:             # (..., S, D)
-    """Slots: pictures and their captions as the memory encoder gives them; each picture is encoded once.
+    """Slots: pictures with their captions, encoded; each picture only once.
 
     Args:
         pictures (Tensor): float (..., 3, P, P), CLIP-normalised
@@ -126,7 +142,8 @@ def encode_slots(self:ARLDM,
     Returns:
         Tensor: (..., S, D)
     """
-    ids, real = tokens['memory_ids'], tokens['memory_real']
+    ids = tokens['memory_ids']
+    real = tokens['memory_real']
     if which is None: return self.memory_encoder(pictures, ids, real)
     return self.memory_encoder.read(self.memory_encoder.look(pictures)[which], ids, real)
 
@@ -138,8 +155,7 @@ def null_caption(self:ARLDM) -> Tensor: # (1, S, D)
     Returns:
         Tensor: (1, S, D)
     """
-    device = self.device
-    return self.encode_captions({k: v.to(device) for k, v in self.vocab.null().items()})
+    return self.encode_captions(self._null_tokens())
 
 @patch
 def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
@@ -148,10 +164,14 @@ def null_slot(self:ARLDM) -> Tensor: # (1, S, D)
     Returns:
         Tensor: (1, S, D)
     """
+    side = self.memory_side
+    black = to_memory(torch.zeros(1, 3, side, side, dtype=torch.uint8)).to(self.device)
+    return self.encode_slots(black, self._null_tokens())
+
+@patch
+def _null_tokens(self:ARLDM): # each (1, S)
     device = self.device
-    t = {k: v.to(device) for k, v in self.vocab.null().items()}                  # each (1, S)
-    black = to_memory(torch.zeros(1, 3, self.memory_side, self.memory_side, dtype=torch.uint8)).to(device)
-    return self.encode_slots(black, t)
+    return {k: v.to(device) for k, v in self.vocab.null().items()}
 
 @patch
 def null_cond(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
@@ -163,17 +183,20 @@ def null_cond(self:ARLDM)->tuple: # Caption (S, D), slot (S, D)
     return self.null_caption()[0], self.null_slot()[0]
 
 # %% ../../nbs/model/27_arldm.ipynb #4b207879
-KNOWN = 'captions', 'slots', 'no_caption', 'no_slot'  # (B, n, S, D), (B, N, S, D), twice (B, S, D); chapter cache
+# What chapter cache encodes: (B, n, S, D), (B, N, S, D), twice (B, S, D)
+KNOWN = 'captions', 'slots', 'no_caption', 'no_slot'
 
 @patch
 def condition(self:ARLDM,
     tokens:dict,           # `Vocabulary.encode` of whole stories: ids and masks, each (B, n, S)
-    memory:Tensor|None,    # float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1 suffices
+    # float (B, N, 3, P, P), CLIP-normalised pictures of the first N slots; N ≥ n-1 suffices
+    memory:Tensor|None,
     n_given:int=0,         # Opening frames that are given, not drawn
     dropped:Tensor=None,   # bool (B, V); True = null condition
-    *, captions:Tensor=None,  # (B, n, S, D), where captions are encoded already (chapter cache)
-    slots:Tensor=None,     # (B, N, S, D), where `memory` is `None`
-    no_caption:Tensor=None, no_slot:Tensor=None, # (B, S, D); default: computed
+    *, captions:Tensor=None,  # (B, n, S, D), if captions are encoded already (chapter cache)
+    slots:Tensor=None,     # (B, N, S, D), if `memory` is `None`
+    no_caption:Tensor=None, # (B, S, D); default: computed
+    no_slot:Tensor=None,   # (B, S, D); default: computed
 )->tuple:                  # Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
     """The context of each frame: its caption and the slots it may see.
 
@@ -183,9 +206,8 @@ def condition(self:ARLDM,
             slots; N ≥ n-1 suffices
         n_given (int, default 0): Opening frames that are given, not drawn
         dropped (Tensor, optional): bool (B, V); True = null condition
-        captions (Tensor, optional): (B, n, S, D), where captions are encoded already (chapter
-            cache)
-        slots (Tensor, optional): (B, N, S, D), where `memory` is `None`
+        captions (Tensor, optional): (B, n, S, D), if captions are encoded already (chapter cache)
+        slots (Tensor, optional): (B, N, S, D), if `memory` is `None`
         no_caption (Tensor, optional): (B, S, D); default: computed
         no_slot (Tensor, optional): (B, S, D); default: computed
 
@@ -193,19 +215,26 @@ def condition(self:ARLDM,
         tuple: Context (B·V, (1+N)·S, D), visible bool (B·V, (1+N)·S)
     """
     N = slots.shape[1] if memory is None else memory.shape[1]
-    own, past = ({k: v[:, part] for k, v in tokens.items()} for part in (slice(n_given, None), slice(N)))
-    if captions is not None: captions = captions[:, n_given:]                                    # (B, V, S, D)
+    own = {k: v[:, n_given:] for k, v in tokens.items()}                # (B, V, S)
+    past = {k: v[:, :N] for k, v in tokens.items()}                     # (B, N, S)
+    if captions is not None: captions = captions[:, n_given:]           # (B, V, S, D)
     else: captions = self.encode_captions(own)
-    if memory is not None and N: slots = self.encode_slots(memory, past)
-    elif memory is not None: slots = self.null_slot()[:, None][:, :0].expand(len(captions), -1, -1, -1) # of one frame
-    slots = slots[:, None]                                                                       # (B, 1, N, S, D)
+    if memory is not None: slots = self._encode_memory(memory, past)
+    slots = slots[:, None]                                              # (B, 1, N, S, D)
     if dropped is not None and dropped.any():
         no_caption = self.null_caption() if no_caption is None else no_caption
         no_slot = self.null_slot() if no_slot is None else no_slot
         captions = torch.where(dropped[..., None, None], no_caption[:, None], captions)
-        slots = torch.where(dropped[..., None, None, None], no_slot[:, None, None], slots)       # (B, V, N, S, D)
+        # (B, V, N, S, D)
+        slots = torch.where(dropped[..., None, None, None], no_slot[:, None, None], slots)
     sees = history_visible(captions.shape[1], n_given)[:, :N]
-    return self.history(captions, slots), context_visible(own['caption_real'], past['memory_real'], sees, dropped)
+    visible = context_visible(own['caption_real'], past['memory_real'], sees, dropped)
+    return self.history(captions, slots), visible
+
+@patch
+def _encode_memory(self:ARLDM, memory, tokens): # (B, N, S, D); N is 0 for stories of one frame
+    if memory.shape[1]: return self.encode_slots(memory, tokens)
+    return self.null_slot()[:, None][:, :0].expand(len(memory), -1, -1, -1)
 
 # %% ../../nbs/model/27_arldm.ipynb #6c6325a5
 @patch
@@ -226,8 +255,10 @@ def predict(self:ARLDM,
     Returns:
         Tensor: (n, 4, h, w)
     """
-    heads = self.unet.config.attention_head_dim             # what diffusers calls so is the number of heads
-    if isinstance(heads, int): visible = visible.repeat_interleave(heads, 0)       # once, not in every layer
+    # What diffusers calls attention_head_dim is the number of heads
+    heads = self.unet.config.attention_head_dim
+    # Once, not in every layer
+    if isinstance(heads, int): visible = visible.repeat_interleave(heads, 0)
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
 
 # %% ../../nbs/model/27_arldm.ipynb #d6e1e237
@@ -246,14 +277,17 @@ def load(cls:ARLDM,
     folder = Path(folder)
     if not (folder/'pipeline').is_dir(): recover_folder(folder/'pipeline')
     if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
-    missing = [p for p in PARTS if not (folder/p/'config.json').is_file()]
-    if missing: raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
+    missing = [name for name in PARTS if not (folder/name/'config.json').is_file()]
+    if missing:
+        raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
     def read(kind, part):
         try: return kind.from_pretrained(folder/part)
-        except Exception as e:                                                        # one kind per kind of damage
-            raise StoryError(f'{folder/part}: damaged ({first_line(e)})') from None
-    parts = {n: read(c, n) for n, c in PARTS.items()}
-    words, more = read(CLIPTokenizer, 'tokenizer'), read(BertTokenizer, 'memory_tokenizer')
+        # tokenizers raises `Exception` itself, and so do checks of a configuration
+        except Exception as e:
+            raise StoryError(f'{folder/part}: damaged ({first_line(e)})') from e
+    parts = {name: read(kind, name) for name, kind in PARTS.items()}
+    words = read(CLIPTokenizer, 'tokenizer')
+    more = read(BertTokenizer, 'memory_tokenizer')
     check_whole(folder, parts)
     vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)
     model = cls(**parts, vocab=vocab).eval()
@@ -507,19 +541,32 @@ def count_trained(model:nn.Module) -> int: # Numbers that training may change
 @patch
 def to_original(self:ARLDM)->dict:
     "The `state_dict` that the original would have written, under its own names."
-    scale, expected = self.vae.config.scaling_factor, SIZES['full']['vae']['scaling_factor']  # which its code has fixed
-    if scale != expected: raise StoryError(f'expected latents scaled by {expected}, found {scale}; the original knows '
-                                           'no other')
-    ours, null, side = self.state_dict(), self.vocab.null(), self.memory_side
-    theirs = translate(ours, {b: a for a, b in ORIGINAL_NAMES.items()})
-    if other := [k for k in ours if not theirs[k]]: raise StoryError(f'{other[0]}: the original has no such layer')
-    state = {theirs[k]: v.cpu() for k, v in ours.items()}
-    for text in 'text_encoder.text_model', 'mm_encoder.text_encoder':
-        places = next(v for k, v in state.items() if k.startswith(f'{text}.embeddings.position_embedding'))
-        state[f'{text}.embeddings.position_ids'] = torch.arange(len(places))[None]
-    black = to_memory(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-    return {**state, 'clip_text_null_token': null['caption_ids'], 'blip_text_null_token': null['memory_ids'],
-            'blip_image_null_token': black}
+    # The code of the original has this factor written in
+    scale = self.vae.config.scaling_factor
+    expected = SIZES['full']['vae']['scaling_factor']
+    if scale != expected:
+        raise StoryError(f'expected latents scaled by {expected}, found {scale}; the original '
+                         'knows no other')
+    ours = self.state_dict()
+    theirs = _original_names(ours)
+    state = {}
+    for name, x in ours.items():
+        if not theirs[name]: raise StoryError(f'{name}: the original has no such layer')
+        state[theirs[name]] = x.cpu()
+    clip, blip = 'text_encoder.text_model.embeddings', 'mm_encoder.text_encoder.embeddings'
+    for positions in f'{clip}.position_embedding', f'{blip}.position_embeddings':
+        n = len(state[f'{positions}.weight'])
+        ids, _, _ = positions.rpartition('.')
+        state[f'{ids}.position_ids'] = torch.arange(n)[None]
+    null = self.vocab.null()
+    side = self.memory_side
+    state['clip_text_null_token'] = null['caption_ids']
+    state['blip_text_null_token'] = null['memory_ids']
+    state['blip_image_null_token'] = to_memory(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    return state
+
+def _original_names(names): # our name -> the original's, or `None`
+    return translate(names, {ours: theirs for theirs, ours in ORIGINAL_NAMES.items()})
 
 # %% ../../nbs/model/30_original.ipynb #cb778666
 @patch
@@ -536,13 +583,19 @@ def places(self:ARLDM,
     Returns:
         dict: Our name -> tensor
     """
-    new, want = translate(k for k in state if k not in REMADE), self.state_dict()
-    back = translate(want.keys() - new.values(), {b: a for a, b in ORIGINAL_NAMES.items()})
-    missing, unknown = sorted(back.values()), sorted(k for k, n in new.items() if n not in want)
-    reshaped = [f'{k} expected {tuple(want[n].shape)}, found {tuple(state[k].shape)}' for k, n in new.items()
-                if n in want and want[n].shape != state[k].shape]
-    if reshaped or not loose and (missing or unknown): raise Misfit(missing, unknown, reshaped)
-    return {n: state[k] for k, n in new.items() if n in want}
+    want = self.state_dict()
+    names = translate(name for name in state if name not in REMADE)
+    missing = sorted(_original_names(want.keys() - names.values()).values())
+    found, unknown, reshaped = {}, [], []
+    for theirs, ours in names.items():
+        x = state[theirs]
+        if ours not in want: unknown.append(theirs)
+        elif want[ours].shape != x.shape:
+            reshaped.append(f'{theirs} expected {tuple(want[ours].shape)}, found {tuple(x.shape)}')
+        else: found[ours] = x
+    if reshaped or (missing or unknown) and not loose:
+        raise Misfit(missing, sorted(unknown), reshaped)
+    return found
 
 @patch
 def load_original(self:ARLDM, state:dict, loose:bool=False)->ARLDM:
@@ -558,7 +611,8 @@ def from_original(cls:ARLDM,
     state:dict,               # The original's `state_dict`
     words:CLIPTokenizer,      # That of Stable Diffusion
     more:BertTokenizer,       # BLIP's
-    size:str|dict='full',     # Key of `SIZES`, or what such an entry holds: heads cannot be read off tensors
+    # Key of `SIZES`, or what such an entry holds: heads cannot be read off tensors
+    size:str|dict='full',
     corpus:str=None,          # Key of `CORPORA`; default: read from the word tables
     loose:bool=False,         # Leave out what is unknown, keep what is missing random
 )->ARLDM:                     # In evaluation mode
@@ -576,12 +630,16 @@ def from_original(cls:ARLDM,
     Returns:
         ARLDM: In evaluation mode
     """
-    rows, s = rows_of(state), size if isinstance(size, dict) else SIZES[one_of('model size', size, SIZES)]
-    c = corpora_of(rows, words, more, corpus)[0]
-    vocab = Vocabulary(*copy.deepcopy((words, more)), rows['length'], c.names, legacy=True)
-    s = dict(s, vision={**s['vision'], **VISION_CHANCE}, bert={**s['bert'], **TEXT_CHANCE})
-    def model(): return cls.create(s, vocab, c.resolution, rows['slots'])
-    with torch.device('meta'): model().places(state, loose)               # a misfit shows before gigabytes are made
+    rows = rows_of(state)
+    sizes = size if isinstance(size, dict) else SIZES[one_of('model size', size, SIZES)]
+    likeliest = corpora_of(rows, words, more, corpus)[0]
+    # The names are added to copies
+    vocab = Vocabulary(*copy.deepcopy((words, more)), rows['length'], likeliest.names, legacy=True)
+    sizes = dict(sizes, vision={**sizes['vision'], **VISION_CHANCE},
+                 bert={**sizes['bert'], **TEXT_CHANCE})
+    def model(): return cls.create(sizes, vocab, likeliest.resolution, rows['slots'])
+    # A misfit shows before gigabytes are allocated
+    with torch.device('meta'): model().places(state, loose)
     return model().load_original(state, loose).eval()
 
 # %% ../../nbs/model/31_stable_diffusion.ipynb #08ac58ce
@@ -610,8 +668,9 @@ def from_pretrained(cls:ARLDM,
     c = CORPORA[one_of('corpus', corpus, CORPORA)]
     vocab = Vocabulary(*published_tokenizers(sd, blip, bert), c.length, c.names, legacy)
     parts = start_parts(sd, blip, vocab, legacy)
+    width = parts['text_encoder'].config.hidden_size
     slot_width = parts['memory_encoder'].config.text['hidden_size']
-    history = HistoryEmbeddings(parts['text_encoder'].config.hidden_size, n_slots or c.frames, slot_width)
+    history = HistoryEmbeddings(width, n_slots or c.frames, slot_width)
     model = cls(**parts, history=history, vocab=vocab).eval()
     model.noise_scheduler = published_schedule(sd)
     return model

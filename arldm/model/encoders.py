@@ -11,11 +11,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from fastcore.basics import patch
 from torch import Tensor, nn
-from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel, CLIPTextConfig, CLIPTextModel
+from transformers import (BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel,
+                          CLIPTextConfig, CLIPTextModel)
 
 # %% ../../nbs/model/23_encoders.ipynb #4e13f9b4
 def quiet_loading():
-    "No bars and no reports when weights are opened and written; what is missing is checked, not reported."
+    "No progress bars and no warnings of the libraries when weights are opened and written."
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
@@ -36,7 +37,8 @@ def encode_captions(
         Tensor: (..., S, D), after the final layer norm
     """
     S = ids.shape[-1]
-    h = text_encoder(ids.reshape(-1, S), attention_mask=real.reshape(-1, S).long()).last_hidden_state
+    attention_mask = real.reshape(-1, S).long()
+    h = text_encoder(ids.reshape(-1, S), attention_mask=attention_mask).last_hidden_state
     return h.reshape(*ids.shape, -1)
 
 # %% ../../nbs/model/23_encoders.ipynb #581b9dc0
@@ -88,7 +90,8 @@ def resize_vocabulary(
     table = encoder.get_input_embeddings()
     if size != table.num_embeddings:
         weight = _resized(table.weight.data, size, std)
-        encoder.set_input_embeddings(nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=table.padding_idx))
+        longer = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=table.padding_idx)
+        encoder.set_input_embeddings(longer)
         encoder.config.vocab_size = size
     return encoder
 
@@ -105,17 +108,22 @@ def skip_branches(
     """
     for k, layer in enumerate(layers):
         p = rate*k/max(1, len(layers) - 1)
-        def skip(module, args, out, p=p):
-            if not module.training: return out
-            x, *rest = out if isinstance(out, tuple) else (out,)
-            kept = torch.rand(len(x), 1, 1, device=x.device) >= p
-            x = x*kept.to(x.dtype)/(1 - p)                                              # (n, tokens, D)
-            return (x, *rest) if rest else x
-        if p: layer.self_attn.register_forward_hook(skip), layer.mlp.register_forward_hook(skip)
+        if not p: continue
+        layer.self_attn.register_forward_hook(_skip_hook(p))
+        layer.mlp.register_forward_hook(_skip_hook(p))
+
+def _skip_hook(p): # a forward hook that makes an output zero with chance `p`
+    def skip(module, args, out):
+        if not module.training: return out
+        x, *rest = out if isinstance(out, tuple) else (out,)
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= p
+        x = x*kept.to(x.dtype)/(1 - p)                                  # (n, tokens, D)
+        return (x, *rest) if rest else x
+    return skip
 
 # %% ../../nbs/model/23_encoders.ipynb #33f5f0d1
 class MemoryEncoder(ModelMixin, ConfigMixin):
-    """BLIP's multimodal encoder: a frame's picture and caption become the `S` tokens of a slot (arXiv 2201.12086).
+    """BLIP's multimodal encoder: picture and caption become the tokens of a slot (arXiv 2201.12086).
 
     Args:
         vision (dict): Arguments of `BlipVisionConfig`
@@ -129,8 +137,10 @@ class MemoryEncoder(ModelMixin, ConfigMixin):
         enc_token_id:int,      # Token that replaces the first one of every caption
     ):
         super().__init__()
-        vision = {'initializer_range': .02, **vision}  # transformers' own default, 1e-10, would see nothing
-        text = {**text, 'encoder_hidden_size': vision['hidden_size'], 'is_decoder': True}  # it has cross-attention
+        # transformers' own default, 1e-10, would make every picture look the same
+        vision = {'initializer_range': .02, **vision}
+        # transformers calls a text model with cross-attention a decoder
+        text = {**text, 'encoder_hidden_size': vision['hidden_size'], 'is_decoder': True}
         self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
         skip_branches(self.vision_model.encoder.layers, vision.get('drop_path_rate', 0.))
         self.text_encoder = BlipTextModel(BlipTextConfig(**text), add_pooling_layer=False)
@@ -174,6 +184,8 @@ def read(self:MemoryEncoder,
     S = ids.shape[-1]
     words = ids.reshape(-1, S).clone()
     words[:, 0] = self.config.enc_token_id
-    h = self.text_encoder(words, attention_mask=real.reshape(-1, S).long(), encoder_hidden_states=seen,
-                          is_decoder=False).last_hidden_state                               # both directions
+    # is_decoder=False: every token attends to those before and after it
+    out = self.text_encoder(words, attention_mask=real.reshape(-1, S).long(),
+                            encoder_hidden_states=seen, is_decoder=False)
+    h = out.last_hidden_state
     return h.reshape(*ids.shape, -1)

@@ -53,7 +53,8 @@ def context_visible(
     if dropped is None: dropped = torch.zeros(B, V, dtype=torch.bool, device=caption_real.device)
     d = dropped[:, :, None]
     own = caption_real | d                                                          # (B, V, S)
-    slots = (slot_real[:, None] | d[..., None]) & history.to(d.device)[None, :, :, None]   # (B, V, N, S)
+    history = history.to(d.device)[None, :, :, None]                                # (1, V, N, 1)
+    slots = (slot_real[:, None] | d[..., None]) & history                           # (B, V, N, S)
     return torch.cat([own, slots.reshape(B, V, N*S)], -1).reshape(B*V, (1+N)*S)
 
 # %% ../../nbs/model/22_history.ipynb #b59730cf
@@ -90,9 +91,12 @@ def pack_visible(
     Returns:
         tuple: Context (n, m, D), visible bool (n, m); m is a multiple of 8, or all tokens
     """
-    m = min(-(-int(visible.sum(1).max())//8)*8, visible.shape[1])                # GPUs attend to eights faster
+    most = int(visible.sum(1).max())
+    # Rounded up to a multiple of 8, which GPUs attend to faster
+    m = min(-(-most//8)*8, visible.shape[1])
     first = visible.int().argsort(dim=1, descending=True, stable=True)[:, :m]       # (n, m)
-    return context.gather(1, first[..., None].expand(-1, -1, context.shape[2])), visible.gather(1, first)
+    index = first[..., None].expand(-1, -1, context.shape[2])                       # (n, m, D)
+    return context.gather(1, index), visible.gather(1, first)
 
 # %% ../../nbs/model/22_history.ipynb #48812ec3
 class HistoryEmbeddings(ModelMixin, ConfigMixin):
@@ -110,14 +114,16 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         slot_width:int=0,           # Width of slot tokens, D'; 0 = that of captions
     ):
         super().__init__()
-        projected = slot_width not in (0, width)            # a memory encoder of another width than the UNet's
+        # The memory encoder may have another width than the UNet
+        projected = slot_width not in (0, width)
         self.slot_projection = nn.Linear(slot_width, width) if projected else nn.Identity()
         self.type_embedding = nn.Embedding(2, width)        # 0 caption, 1 slot
-        self.time_embedding = nn.Embedding(n_slots, width)  # story frame of the slot, counted from 0
+        self.time_embedding = nn.Embedding(n_slots, width)  # place of the slot in the story, from 0
 
     def forward(self,
         captions:Tensor,  # (B, V, S, D) encoded captions, null ones where dropped
-        slots:Tensor,     # (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to share them
+        # (B, V, N, S, D') encoded slots as each frame sees them; V may be 1 to share them
+        slots:Tensor,
     )->Tensor:            # (B·V, (1+N)·S, D)
         """The context of every frame: its caption's tokens, then those of its slots.
 
@@ -131,10 +137,11 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         """
         (B, V, S, D), N = captions.shape, slots.shape[2]
         if N > self.config.n_slots:
-            raise StoryError(f'{N} slots of history, but the model has time embeddings for {self.config.n_slots}')
+            raise StoryError(f'{N} slots of history, but the model has time embeddings for '
+                             f'{self.config.n_slots}')
         captions = captions + self.type_embedding.weight[0]
         slots = self.slot_projection(slots) + self.type_embedding.weight[1]
-        slots = slots + self.time_embedding.weight[:N, None]                                  # (B, V, N, S, D)
+        slots = slots + self.time_embedding.weight[:N, None]            # (B, V, N, S, D)
         slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
         return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)
 
@@ -153,8 +160,8 @@ def resize(self:HistoryEmbeddings,
     """
     old = self.time_embedding.weight.detach()
     if n_slots < len(old):
-        raise StoryError(f'the model has {len(old)} slots of history, got n_slots={n_slots}; slots can be added, not '
-                         'taken away')
+        raise StoryError(f'the model has {len(old)} slots of history, got n_slots={n_slots}; slots '
+                         'can be added, not taken away')
     new = nn.Embedding(n_slots, old.shape[1], device=old.device, dtype=old.dtype)
     with torch.no_grad():
         new.weight.mul_(old.std())

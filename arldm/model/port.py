@@ -17,38 +17,49 @@ from torch import Tensor
 from transformers import BertTokenizer, CLIPTokenizer
 
 from ..core import CORPORA, StoryError, first_line, one_of
+from .config import DAMAGED
 
 # %% ../../nbs/model/25_port.ipynb #b83970c5
 def check_archive(path:str|Path):
-    "A `StoryError` if a zip is no checkpoint as torch writes them: whole, uncompressed, no larger than its file."
+    "A `StoryError` if a zip is not as torch writes them: whole and uncompressed."
     try:
         with zipfile.ZipFile(path) as z: entries = z.infolist()
-    except Exception:                                                  # one kind per kind of damage
-        raise StoryError(f'{path}: expected a whole checkpoint, found one that was cut short or damaged; copy it '
-                         'again') from None
-    names = [e.filename for e in entries]
-    if not any(n.endswith('data.pkl') for n in names):
-        raise StoryError(f'{path}: expected a checkpoint, found a zip of {", ".join(names[:3]) or "nothing"}')
-    packed, size = [e for e in entries if e.compress_type != zipfile.ZIP_STORED], sum(e.file_size for e in entries)
-    if packed or size > Path(path).stat().st_size:
-        raise StoryError(f'{path}: expected a checkpoint as torch writes it, found one that unpacks to {size:,} bytes '
-                         f'from {Path(path).stat().st_size:,}; load it where you trust it, and save it with torch.save')
+    except DAMAGED as e:
+        raise StoryError(f'{path}: expected a whole checkpoint, found one that was cut short or '
+                         'damaged; copy it again') from e
+    names = [entry.filename for entry in entries]
+    if not any(name.endswith('data.pkl') for name in names):
+        raise StoryError(f'{path}: expected a checkpoint, found a zip of '
+                         f'{", ".join(names[:3]) or "nothing"}')
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    unpacked = sum(entry.file_size for entry in entries)
+    size = Path(path).stat().st_size
+    if compressed or unpacked > size:
+        raise StoryError(f'{path}: expected a checkpoint as torch writes it, found one that '
+                         f'unpacks to {unpacked:,} bytes from {size:,}; load it where you trust '
+                         'it, and save it with torch.save')
 
 def _unpickled(path, head): # whatever the file holds, if it is harmless
-    zipped, found = head[:2] == b'PK', f'found a file that begins with {head[:8]!r}'
+    zipped = head[:2] == b'PK'
     if zipped: check_archive(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')                            # about pickles that are refused anyway
+            # torch warns of pickles that it then refuses
+            warnings.simplefilter('ignore')
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
-    except Exception as e:                                             # of many kinds, one per kind of damage
-        code, why = (re.search(p, str(e)) for p in (r'GLOBAL ([\w.]+)', r'WeightsUnpickler error: (.+)'))
-        why = why[1] if why else first_line(e)
+    except DAMAGED as e:
+        code = re.search(r'GLOBAL ([\w.]+)', str(e))
         if code and isinstance(e, pickle.UnpicklingError):
-            raise StoryError(f'{path}: expected tensors, numbers and text, found a call of {code[1]}; if you '
-                             'trust the file, load it without weights_only and save its state_dict alone') from None
-        if zipped or head[:1] == b'\x80': found = f'found one that is damaged ({why:.80})'
-        raise StoryError(f'{path}: expected a checkpoint, {found}') from None
+            raise StoryError(f'{path}: expected tensors, numbers and text, found a call of '
+                             f'{code[1]}; if you trust the file, load it without weights_only and '
+                             'save its state_dict alone') from e
+        if zipped or head[:1] == b'\x80':
+            reason = re.search(r'WeightsUnpickler error: (.+)', str(e))
+            why = reason[1] if reason else first_line(e)
+            raise StoryError(f'{path}: expected a checkpoint, found one that is damaged '
+                             f'({why:.80})') from e
+        raise StoryError(f'{path}: expected a checkpoint, found a file that begins with '
+                         f'{head[:8]!r}') from e
 
 # %% ../../nbs/model/25_port.ipynb #312d8303
 def read_weights(
@@ -66,75 +77,114 @@ def read_weights(
     try:
         with open(path, 'rb') as f: head = f.read(9)
         state = load_file(path) if head[8:] == b'{' else _unpickled(path, head)
-    except OSError as e: raise StoryError(f'{path}: expected a checkpoint, found none ({e.strerror or e})') from None
-    except SafetensorError as e: raise StoryError(f'{path}: expected a whole safetensors file ({e})') from None
+    except OSError as e:
+        raise StoryError(f'{path}: expected a checkpoint, found none ({e.strerror or e})') from None
+    except SafetensorError as e:
+        raise StoryError(f'{path}: expected a whole safetensors file ({e})') from None
+    # Lightning's checkpoints hold a `state_dict`, BLIP's a `model`
     for key in 'state_dict', 'model':
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     if not (isinstance(state, dict) and state):
-        raise StoryError(f'{path}: expected tensors by name, found a {type(state).__name__} of {len(state)} entries'
-                         if hasattr(state, '__len__') else f'{path}: expected tensors by name, found {state!r:.60}')
-    for k, v in state.items():
-        if not (isinstance(k, str) and isinstance(v, Tensor)): what = type(v).__name__
-        elif v.layout != torch.strided or v.is_quantized or v.is_nested: what = 'a sparse, quantised or nested tensor'
-        elif v.device.type != 'cpu': what = 'a tensor without data'
-        else: continue
-        raise StoryError(f'{path}: expected plain tensors by name, found {k!r:.40} -> {what}')
+        found = f'{state!r:.60}'
+        if hasattr(state, '__len__'): found = f'a {type(state).__name__} of {len(state)} entries'
+        raise StoryError(f'{path}: expected tensors by name, found {found}')
+    for name, x in state.items():
+        if what := _not_plain(name, x):
+            raise StoryError(f'{path}: expected plain tensors by name, found {name!r:.40} -> '
+                             f'{what}')
     return state
 
+def _not_plain(name, x): # what an entry is if it is no plain tensor with a name, else None
+    if not (isinstance(name, str) and isinstance(x, Tensor)): return type(x).__name__
+    if x.layout != torch.strided or x.is_quantized or x.is_nested:
+        return 'a sparse, quantised or nested tensor'
+    if x.device.type != 'cpu': return 'a tensor without data'
+    return None
+
 # %% ../../nbs/model/25_port.ipynb #a703aafa
-_LAYER = {'norm1': 'layer_norm1', 'norm2': 'layer_norm2', 'attn.qkv': 'self_attn.qkv',
-          'attn.proj': 'self_attn.projection', 'mlp.fc1': 'mlp.fc1', 'mlp.fc2': 'mlp.fc2'}
+# Layers of BLIP's vision transformer, under its authors' names and transformers'
+_VISION_LAYERS = {'norm1': 'layer_norm1', 'norm2': 'layer_norm2', 'attn.qkv': 'self_attn.qkv',
+                  'attn.proj': 'self_attn.projection', 'mlp.fc1': 'mlp.fc1', 'mlp.fc2': 'mlp.fc2'}
 BLIP_NAMES = {'text_encoder.': 'text_encoder.',
               'visual_encoder.cls_token': 'vision_model.embeddings.class_embedding',
               'visual_encoder.pos_embed': 'vision_model.embeddings.position_embedding',
               'visual_encoder.patch_embed.proj.': 'vision_model.embeddings.patch_embedding.',
-              'visual_encoder.norm.': 'vision_model.post_layernorm.',
-              **{f'visual_encoder.blocks.#.{a}.': f'vision_model.encoder.layers.#.{b}.' for a, b in _LAYER.items()}}
-_ATTENTION = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
-ORIGINAL_NAMES = {'text_encoder.text_model.': 'text_encoder.', 'unet.': 'unet.',
-         'modal_type_embeddings.': 'history.type_embedding.', 'time_embeddings.': 'history.time_embedding.',
-         **{f'mm_encoder.{a}': f'memory_encoder.{b}' for a, b in BLIP_NAMES.items()},
-         **{f'vae.{half}.mid_block.attentions.0.{a}.': f'vae.{half}.mid_block.attentions.0.{b}.'
-            for half in ('encoder', 'decoder') for a, b in _ATTENTION.items()}, 'vae.': 'vae.'}
+              'visual_encoder.norm.': 'vision_model.post_layernorm.'}
+for _theirs, _ours in _VISION_LAYERS.items():
+    BLIP_NAMES[f'visual_encoder.blocks.#.{_theirs}.'] = f'vision_model.encoder.layers.#.{_ours}.'
 
+# Attention of the VAE, under the name of diffusers in 2022 and today
+_VAE_ATTENTION = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+ORIGINAL_NAMES = {'text_encoder.text_model.': 'text_encoder.', 'unet.': 'unet.',
+                  'modal_type_embeddings.': 'history.type_embedding.',
+                  'time_embeddings.': 'history.time_embedding.'}
+for _theirs, _ours in BLIP_NAMES.items():
+    ORIGINAL_NAMES[f'mm_encoder.{_theirs}'] = f'memory_encoder.{_ours}'
+for _half in 'encoder', 'decoder':
+    for _theirs, _ours in _VAE_ATTENTION.items():
+        _block = f'vae.{_half}.mid_block.attentions.0'
+        ORIGINAL_NAMES[f'{_block}.{_theirs}.'] = f'{_block}.{_ours}.'
+# The first entry that fits is taken, so the rest of the VAE comes last
+ORIGINAL_NAMES['vae.'] = 'vae.'
+
+# %% ../../nbs/model/25_port.ipynb #47fe8176
 def translate(
     names,            # Names of tensors
-    table:dict=ORIGINAL_NAMES, # Beginning -> new beginning
-)->dict:              # Name -> new name, or `None` where the table does not know it
+    table:dict=ORIGINAL_NAMES, # Beginning -> new beginning; # stands for a number
+)->dict:              # Name -> new name, or `None` if the table does not know it
     """Translate names, whatever the tensors behind them.
 
     Args:
         names: Names of tensors
-        table (dict, default ORIGINAL_NAMES): Beginning -> new beginning
+        table (dict, default ORIGINAL_NAMES): Beginning -> new beginning; # stands for a number
 
     Returns:
-        dict: Name -> new name, or `None` where the table does not know it
+        dict: Name -> new name, or `None` if the table does not know it
     """
-    rules = [(re.compile(re.escape(a).replace(r'\#', r'(\d+)')), b.replace('#', r'\1')) for a, b in table.items()]
-    def new(name): return next((m.expand(b) + name[m.end():] for a, b in rules if (m := a.match(name))), None)
-    return {name: new(name) for name in names}
+    rules = []
+    for old, new in table.items():
+        pattern = re.escape(old).replace(r'\#', r'(\d+)')
+        rules.append((re.compile(pattern), new.replace('#', r'\1')))
+    return {name: _translated(name, rules) for name in names}
+
+def _translated(name, rules): # by the first rule that fits
+    for pattern, new in rules:
+        if found := pattern.match(name): return found.expand(new) + name[found.end():]
+    return None
 
 # %% ../../nbs/model/25_port.ipynb #d7e5d8d0
 REMADE = {'clip_text_null_token', 'blip_text_null_token', 'blip_image_null_token',
-          *(f'{text}.embeddings.position_ids' for text in ('text_encoder.text_model', 'mm_encoder.text_encoder'))}
+          'text_encoder.text_model.embeddings.position_ids',
+          'mm_encoder.text_encoder.embeddings.position_ids'}
 
 # %% ../../nbs/model/25_port.ipynb #2878cabc
 class Misfit(StoryError):
-    "A checkpoint that does not fit its model; holds the original's names of what is `missing`, `unknown`, `reshaped`."
+    "A checkpoint that does not fit; lists original names: `missing`, `unknown`, `reshaped`."
     def __init__(self, missing, unknown, reshaped):
-        self.missing, self.unknown, self.reshaped = missing, unknown, reshaped
-        def some(names): return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
-        if reshaped: wrong = f'{len(reshaped)} tensors are of another size, the first {reshaped[0]}; see `size`'
-        else: wrong = '; '.join(f'{len(names)} tensors {how}: {some(names)}' for how, names in
-                                (('missing', missing), ('unknown', unknown)) if names)
-        super().__init__(f'the checkpoint does not fit the model; {wrong}')
+        self.missing = missing
+        self.unknown = unknown
+        self.reshaped = reshaped
+        wrong = []
+        if reshaped:
+            wrong.append(f'{len(reshaped)} tensors are of another size, the first {reshaped[0]}; '
+                         'see `size`')
+        else:
+            if missing: wrong.append(f'{len(missing)} tensors missing: {_some(missing)}')
+            if unknown: wrong.append(f'{len(unknown)} tensors unknown: {_some(unknown)}')
+        super().__init__(f'the checkpoint does not fit the model; {"; ".join(wrong)}')
+
+def _some(names): # at most eight of them
+    more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+    return ', '.join(names[:8]) + more
 
 # %% ../../nbs/model/25_port.ipynb #ac22ced8
 SIZE_TABLES = dict(length='text_encoder.text_model.embeddings.position_embedding.weight',
-              words='text_encoder.text_model.embeddings.token_embedding.weight',
-              memory_words='mm_encoder.text_encoder.embeddings.word_embeddings.weight',
-              slots='time_embeddings.weight')
-_KINDS = {'mm_encoder.': 'a checkpoint of the original AR-LDM', 'history.': 'a checkpoint of a run of ours',
+                   words='text_encoder.text_model.embeddings.token_embedding.weight',
+                   memory_words='mm_encoder.text_encoder.embeddings.word_embeddings.weight',
+                   slots='time_embeddings.weight')
+# Beginnings of names -> what has such names
+_KINDS = {('mm_encoder.',): 'a checkpoint of the original AR-LDM',
+          ('history.',): 'a checkpoint of a run of ours',
           ('visual_encoder.', 'text_decoder.'): 'a BLIP checkpoint',
           ('model.diffusion_model.', 'first_stage_model.'): 'a single-file Stable Diffusion'}
 
@@ -144,8 +194,9 @@ def kind_of(state:dict) -> str: # 'a BLIP checkpoint'
     Returns:
         str: 'a BLIP checkpoint'
     """
-    found = (kind for start, kind in _KINDS.items() if any(k.startswith(start) for k in state))
-    return next(found, f'tensors such as {next(iter(state))}')
+    for beginnings, kind in _KINDS.items():
+        if any(name.startswith(beginnings) for name in state): return kind
+    return f'tensors such as {next(iter(state))}'
 
 def rows_of(state:dict)->dict: # Key of `SIZE_TABLES` -> rows
     """The sizes of the tables that tell what a checkpoint of the original was trained on.
@@ -153,9 +204,13 @@ def rows_of(state:dict)->dict: # Key of `SIZE_TABLES` -> rows
     Returns:
         dict: Key of `SIZE_TABLES` -> rows
     """
-    if lost := [name for name in SIZE_TABLES.values() if name not in state or state[name].dim() != 2]:
-        raise StoryError(f'expected a checkpoint of the original AR-LDM, found {kind_of(state)} without {lost[0]}')
-    return {k: len(state[name]) for k, name in SIZE_TABLES.items()}
+    rows = {}
+    for k, name in SIZE_TABLES.items():
+        if name not in state or state[name].dim() != 2:
+            raise StoryError(f'expected a checkpoint of the original AR-LDM, found '
+                             f'{kind_of(state)} without {name}')
+        rows[k] = len(state[name])
+    return rows
 
 # %% ../../nbs/model/25_port.ipynb #f215ce04
 def corpora_of(
@@ -164,7 +219,7 @@ def corpora_of(
     more:BertTokenizer,       # BLIP's
     name:str=None,            # The corpus, if the reader knows it
 )->list:                      # Of `Corpus`, the likeliest first
-    """The corpora whose vocabulary a checkpoint has, and of these, where there are any, those with its caption length.
+    """The corpora whose vocabulary a checkpoint has; if some have its caption length, only those.
 
     Args:
         rows (dict): From `rows_of`
@@ -175,16 +230,27 @@ def corpora_of(
     Returns:
         list: Of `Corpus`, the likeliest first
     """
-    def size(t, names): return len(t.get_vocab().keys() | set(names))
-    sizes = {c: (size(words, c.names), size(more, ('[DEC]', '[ENC]', *c.names))) for c in CORPORA.values()}
-    if name: sizes = {(c := CORPORA[one_of('corpus', name, CORPORA)]): sizes[c]}
-    fit = [c for c in sizes if sizes[c] == (rows['words'], rows['memory_words'])]
+    candidates = CORPORA.values()
+    if name: candidates = [CORPORA[one_of('corpus', name, CORPORA)]]
+    fit = []
+    expected = []
+    for corpus in candidates:
+        n_words = _vocabulary_size(words, corpus.names)
+        n_more = _vocabulary_size(more, ('[DEC]', '[ENC]', *corpus.names))
+        expected.append(f'{n_words:,} and {n_more:,} ({corpus.name})')
+        if (n_words, n_more) == (rows['words'], rows['memory_words']): fit.append(corpus)
     if not fit:
-        expected = ' or '.join(f'{a:,} and {b:,} ({c.name})' for c, (a, b) in sizes.items())
-        raise StoryError(f'word tables of {rows["words"]:,} and {rows["memory_words"]:,} rows; with these tokenizers '
-                         f'expected {expected}; if its names are your own, add them to the tokenizers')
-    return [c for c in fit if c.length == rows['length']] or [c for c in fit if c.name != 'toy'] or fit
+        raise StoryError(f'word tables of {rows["words"]:,} and {rows["memory_words"]:,} rows; '
+                         f'with these tokenizers expected {" or ".join(expected)}; if its names '
+                         'are your own, add them to the tokenizers')
+    same_length = [corpus for corpus in fit if corpus.length == rows['length']]
+    real = [corpus for corpus in fit if corpus.name != 'toy']
+    return same_length or real or fit
+
+def _vocabulary_size(tokenizer, names): # once it knows these names
+    return len(tokenizer.get_vocab().keys() | set(names))
 
 # %% ../../nbs/model/25_port.ipynb #136e3f99
-VISION_CHANCE = dict(drop_path_rate=.1)                                        # of BLIP-large's vision transformer
+# Stochastic depth (of BLIP-large) and dropout of BLIP's own training
+VISION_CHANCE = dict(drop_path_rate=.1)
 TEXT_CHANCE = dict(hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)

@@ -16,7 +16,7 @@ import torch
 from ..core import StoryError, counted, first_line
 from ..files.atomic import atomic_path
 from ..model.arldm import ARLDM
-from ..model.config import PARTS, check_finite
+from ..model.config import DAMAGED, PARTS, check_finite
 from ..model.port import check_archive
 from .digest import config_digest, tensors_digest, vocabulary_digest
 
@@ -27,14 +27,18 @@ def checkpoints(folder:Path) -> list: # Paths, the newest last
     Returns:
         list: Paths, the newest last
     """
-    found = [p for p in Path(folder).glob('*.pt') if re.fullmatch('[0-9]{6,}', p.stem)]
-    return sorted([p for p in found if p.stem == f'{int(p.stem):06d}'], key=lambda p: int(p.stem))
+    found = []
+    for path in Path(folder).glob('*.pt'):
+        digits = re.fullmatch('[0-9]{6,}', path.stem)
+        if digits and path.stem == f'{int(path.stem):06d}': found.append(path)
+    return sorted(found, key=lambda path: int(path.stem))
 
 def _is_checkpoint(path): # whether it is one that we wrote, and whole
     try:
         with zipfile.ZipFile(path) as z:
             name = next(n for n in z.namelist() if n.endswith('/data.pkl'))
-            with z.open(name) as f: return b'step' in f.read(64)           # its first key
+            # The first key
+            with z.open(name) as f: return b'step' in f.read(64)
     except (OSError, zipfile.BadZipFile, StopIteration): return False
 
 def write_tensors(
@@ -50,14 +54,16 @@ def write_tensors(
     """
     try:
         with atomic_path(path) as tmp: torch.save(state, tmp)
-    except (OSError, RuntimeError) as e:                             # torch reports a full disk as a RuntimeError
+    # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as e:
         why = e.strerror if isinstance(e, OSError) else 'is the disk full?'
         raise StoryError(f'{path} could not be written ({why}); make room and run the same command '
                          f'again{advice}') from None
 
 def _last_good(folder): # for messages
     written = checkpoints(folder) if folder else []
-    return f'the last good checkpoint is {written[-1]}' if written else 'no checkpoint was written yet'
+    if not written: return 'no checkpoint was written yet'
+    return f'the last good checkpoint is {written[-1]}'
 
 # %% ../../nbs/train/34_checkpoint.ipynb #ec851469
 def save_checkpoint(
@@ -66,7 +72,7 @@ def save_checkpoint(
     parts:dict,    # Name -> object with a `state_dict`
     keep:int=2,    # How many of the newest stay
 ):
-    """Write `<step>.pt` atomically and drop the oldest; a file of that name that is damaged is set aside.
+    """Write `<step>.pt` atomically and drop the oldest; a damaged file of that name is set aside.
 
     Args:
         folder (Path): The run's `checkpoints/`
@@ -74,11 +80,13 @@ def save_checkpoint(
         parts (dict): Name -> object with a `state_dict`
         keep (int, default 2): How many of the newest stay
     """
-    path, states = folder/f'{step:06d}.pt', {k: v.state_dict() for k, v in parts.items()}
+    path = folder/f'{step:06d}.pt'
+    states = {k: v.state_dict() for k, v in parts.items()}
     try: check_finite(_tensors(states), 'it')
     except StoryError:
-        raise StoryError(f'after step {step:,} the model holds NaN or infinite numbers; {_last_good(folder)}; try a '
-                         'smaller learning rate, or clipping') from None
+        raise StoryError(f'after step {step:,} the model holds NaN or infinite numbers; '
+                         f'{_last_good(folder)}; try a smaller learning rate, or '
+                         'clipping') from None
     if path.exists() and not _is_checkpoint(path):
         path.rename(path.with_name(f'{path.stem}-damaged-{uuid.uuid4().hex[:8]}.pt'))
     earlier = ', '.join(p.name for p in checkpoints(folder)) or 'nothing'
@@ -87,21 +95,24 @@ def save_checkpoint(
     for old in ours[:-keep]: old.unlink()
 
 # %% ../../nbs/train/34_checkpoint.ipynb #b9cfd5d7
-def _tensors(states): # name -> tensor of whatever will compute; an optimiser's second moments may overflow harmlessly
+def _tensors(states): # name -> tensor
+    "All tensors but those of the optimizer, which may overflow harmlessly."
     found = {}
-    def walk(name, x):
+    def collect(name, x):
         if isinstance(x, torch.Tensor): found[name] = x
-        elif isinstance(x, (dict, list, tuple)):
-            for k, v in (x.items() if isinstance(x, dict) else enumerate(x)): walk(f'{name}.{k}', v)
-    for k, state in states.items():
-        if k != 'optimizer': walk(k, state)
+        if isinstance(x, (list, tuple)): x = dict(enumerate(x))
+        if isinstance(x, dict):
+            for k, v in x.items(): collect(f'{name}.{k}', v)
+    for name, state in states.items():
+        if name != 'optimizer': collect(name, state)
     return found
 
-def _read_checkpoint(path, names): # the states of these parts; a `StoryError` says what is wrong with the file
+def _read_checkpoint(path, names): # the states of these parts
     check_archive(path)
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise StoryError(f'{path}: {first_line(e)}') from None      # one kind per kind of damage
-    if not isinstance(state, dict): raise StoryError(f'{path}: expected an object, got {type(state).__name__}')
+    except DAMAGED as e: raise StoryError(f'{path}: {first_line(e)}') from e
+    if not isinstance(state, dict):
+        raise StoryError(f'{path}: expected an object, got {type(state).__name__}')
     if type(state.get('step')) is not int or state['step'] != int(path.stem):
         raise StoryError(f'{path}: expected step {int(path.stem)}, got {state.get("step")!r:.40}')
     missing = [k for k in names if not isinstance(state.get(k), dict)]
@@ -114,7 +125,7 @@ def _read_checkpoint(path, names): # the states of these parts; a `StoryError` s
 def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
-)->int:           # Steps done; 0 where there is no checkpoint
+)->int:           # Steps done; 0 if there is no checkpoint
     """Load the newest whole checkpoint into `parts`.
 
     Args:
@@ -122,10 +133,10 @@ def load_checkpoint(
         parts (dict): Name -> object with `load_state_dict`
 
     Returns:
-        int: Steps done; 0 where there is no checkpoint
+        int: Steps done; 0 if there is no checkpoint
     """
-    found = checkpoints(folder)[::-1]
-    for path in found:
+    found = checkpoints(folder)
+    for path in reversed(found):
         try: states = _read_checkpoint(path, parts)
         except (StoryError, OSError) as e:
             why = str(e).removeprefix(f'{path}: ')
@@ -135,38 +146,49 @@ def load_checkpoint(
             for k, v in parts.items(): v.load_state_dict(states[k])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
             why = (str(e).splitlines() or [''])[-1].strip()[:120]
-            raise StoryError(f'{path} is of another model ({why}); take another run folder') from None
+            raise StoryError(f'{path} is of another model ({why}); take another run '
+                             'folder') from None
         return int(path.stem)
     if found:
-        raise StoryError(f'{folder}: no whole one among {counted(len(found), "checkpoint")}; move {folder} away to '
-                         'begin again with step 1')
+        raise StoryError(f'{folder}: no whole one among {counted(len(found), "checkpoint")}; move '
+                         f'{folder} away to begin again with step 1')
     return 0
 
 # %% ../../nbs/train/34_checkpoint.ipynb #92071ea7
 class Trained:
     "The part of a model that training changes, as a state dict."
     def __init__(self, model:ARLDM):
-        self.model, h = model, hashlib.blake2b(vocabulary_digest(model.vocab).encode(), digest_size=16)
+        self.model = model
+        # What the run does not change is compared by one digest
+        h = hashlib.blake2b(vocabulary_digest(model.vocab).encode(), digest_size=16)
         for name in PARTS: h.update(config_digest(getattr(model, name)).encode())
         frozen = [(k, p) for k, p in model.named_parameters() if not p.requires_grad]
         h.update(tensors_digest([*frozen, *model.named_buffers()]).encode())
         self.frozen = torch.tensor(list(h.digest()), dtype=torch.uint8, device='cpu')
 
     def state_dict(self):
-        return {'frozen': self.frozen, **{k: p.detach() for k, p in self.model.named_parameters() if p.requires_grad}}
+        state = {'frozen': self.frozen}
+        for k, p in self.model.named_parameters():
+            if p.requires_grad: state[k] = p.detach()
+        return state
 
     def load_state_dict(self, state):
-        state, mine = dict(state), self.state_dict()
-        other = sorted(state.keys() ^ mine.keys())
+        weights = dict(state)
+        mine = self.state_dict()
+        other = sorted(weights.keys() ^ mine.keys())
         if other: raise StoryError(f'only one of the two trains {other[0]}')
-        wrong = [k for k in mine if k != 'frozen' and mine[k].shape != state[k].shape]
-        if wrong: raise StoryError(f'{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(mine[wrong[0]].shape)}')
-        if not torch.equal(state.pop('frozen'), self.frozen):
-            raise StoryError('the frozen weights, a configuration or a vocabulary are others than when the run began')
-        self.model.load_state_dict(state, strict=False)
+        frozen = weights.pop('frozen')
+        for k, found in weights.items():
+            if found.shape != mine[k].shape:
+                raise StoryError(f'{k} is {tuple(found.shape)}, not {tuple(mine[k].shape)}')
+        if not torch.equal(frozen, self.frozen):
+            raise StoryError('the frozen weights, a configuration or a vocabulary are others than '
+                             'when the run began')
+        self.model.load_state_dict(weights, strict=False)
 
 # %% ../../nbs/train/34_checkpoint.ipynb #e10f1021
-LOG_COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'  # the last is nan where none was taken
+# `val_loss` is nan in steps without validation
+LOG_COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'
 
 class Log:
     """`log.csv` of a run folder.
@@ -182,16 +204,16 @@ class Log:
         self.path = path
         if not path: return
         check_log(path)
-        old = [r for r in read_log(path) if r['step'] <= done] if path.exists() else []
-        with atomic_path(path) as tmp:
-            with open(tmp, 'w', newline='') as f:
-                w = csv.DictWriter(f, LOG_COLUMNS)
-                w.writeheader()
-                w.writerows(old)
+        records = read_log(path) if path.exists() else []
+        with atomic_path(path) as tmp, open(tmp, 'w', newline='') as f:
+            writer = csv.DictWriter(f, LOG_COLUMNS)
+            writer.writeheader()
+            # Steps after the checkpoint are computed again
+            writer.writerows(r for r in records if r['step'] <= done)
 
     def add(self, record:dict):
-        if self.path:
-            with open(self.path, 'a', newline='') as f: csv.DictWriter(f, LOG_COLUMNS).writerow(record)
+        if not self.path: return
+        with open(self.path, 'a', newline='') as f: csv.DictWriter(f, LOG_COLUMNS).writerow(record)
 
 # %% ../../nbs/train/34_checkpoint.ipynb #9d0c40ec
 def _lines(path): # of a log, without a last one that a crash cut short
@@ -199,25 +221,32 @@ def _lines(path): # of a log, without a last one that a crash cut short
     return text.rpartition('\n')[0].splitlines()
 
 def check_log(path:Path):
-    "A `StoryError` if there is a file that is no log of ours, since a log is rewritten when a run goes on."
-    names = _lines(path)[:1] if path.exists() else []
-    other = [k for k in names[0].split(',') if k not in LOG_COLUMNS] if names else []
-    if other: raise StoryError(f'{path} has a column {other[0]!r:.40} and is no log of arldm; move it away')
+    "A `StoryError` if a file is no log of ours, since a log is rewritten when a run goes on."
+    lines = _lines(path) if path.exists() else []
+    if not lines: return
+    for name in lines[0].split(','):
+        if name not in LOG_COLUMNS:
+            raise StoryError(f'{path} has a column {name!r:.40} and is no log of arldm; move it '
+                             'away')
 
-def read_log(path:str|Path) -> list: # One dict per step with the keys `LOG_COLUMNS`; what is no number becomes nan
-    """Read `log.csv`.
+def _number(text): # nan if it is none
+    try: return float(text)
+    except (TypeError, ValueError): return math.nan
+
+def read_log(path:str|Path) -> list: # One dict per step with the keys `LOG_COLUMNS`
+    """Read `log.csv`; what is no number becomes nan.
 
     Returns:
-        list: One dict per step with the keys `LOG_COLUMNS`; what is no number becomes nan
+        list: One dict per step with the keys `LOG_COLUMNS`
     """
-    def number(v):
-        try: return float(v)
-        except (TypeError, ValueError): return math.nan
     found = []
-    with contextlib.suppress(csv.Error):                                    # an endless line: what is before it counts
+    # The csv module raises for an endless line; what is before it counts
+    with contextlib.suppress(csv.Error):
         for row in csv.DictReader(_lines(path)):
-            r = {k: number(row.get(k)) for k in LOG_COLUMNS}
-            if math.isfinite(r['step']): found.append({**r, 'step': int(r['step'])})
+            record = {k: _number(row.get(k)) for k in LOG_COLUMNS}
+            if math.isfinite(record['step']):
+                record['step'] = int(record['step'])
+                found.append(record)
     return found
 
 # %% ../../nbs/train/34_checkpoint.ipynb #da524a25
@@ -225,22 +254,26 @@ def read_log(path:str|Path) -> list: # One dict per step with the keys `LOG_COLU
 def stop_signals(
     names:tuple=('SIGTERM', 'SIGUSR1', 'SIGHUP'),
 )->Iterator: # Yields a list, empty until one of them arrives
-    """Collect signals instead of ending on them, except ignored ones; outside the main thread nothing is collected.
+    """Collect signals instead of ending on them, except ignored ones; only in the main thread.
 
     Returns:
         Iterator: Yields a list, empty until one of them arrives
     """
-    received, old = [], {}
+    received = []
+    old = {}
     def note(number, frame): received.append(signal.Signals(number).name)
     if threading.current_thread() is threading.main_thread():
-        for n in names:
-            number = getattr(signal, n, None)                               # Windows has not all of them
-            if number and signal.getsignal(number) is not signal.SIG_IGN: old[number] = signal.signal(number, note)
+        for name in names:
+            # Windows has not all of them
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, note)
     try: yield received
     finally:
         for number, handler in old.items(): signal.signal(number, handler or signal.SIG_DFL)
 
 # %% ../../nbs/train/34_checkpoint.ipynb #fd0b5378
+# A larger loss has diverged
 MOST_LOSS = 1000.
 
 def check_loss(
@@ -249,12 +282,13 @@ def check_loss(
     folder:Path|None,  # The run's `checkpoints/`
     grad_norm:float=0.,
 ):
-    """A `StoryError` when the loss or its gradient is no number, or the loss beyond all measure.
+    """A `StoryError` when the loss or its gradient is not finite, or the loss above `MOST_LOSS`.
 
     Args:
         step (int): The step it belongs to, counted from 1
         folder (Path | None): The run's `checkpoints/`
     """
     if abs(loss) <= MOST_LOSS and math.isfinite(grad_norm): return
-    raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient {grad_norm:.3g}; '
-                     f'{_last_good(folder)}; try a smaller learning rate, or clipping')
+    raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient '
+                     f'{grad_norm:.3g}; {_last_good(folder)}; try a smaller learning rate, or '
+                     'clipping')

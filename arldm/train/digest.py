@@ -39,13 +39,14 @@ def weights_digest(module:nn.Module) -> str:
     "A digest of every weight of a module and its name."
     return tensors_digest(module.state_dict().items())
 
-_SAYS_NOTHING = 'architectures', 'dtype', 'torch_dtype', 'transformers_version'  # about what a part computes
+# Entries of a configuration that do not change what a part computes
+_IGNORED = 'architectures', 'dtype', 'torch_dtype', 'transformers_version'
 
 def config_digest(part:nn.Module) -> str:
     "A digest of a part's configuration."
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
-    plain = {k: x for k, x in config.items() if k[0] != '_' and k not in _SAYS_NOTHING}
-    return _digest(json.dumps(plain, sort_keys=True, default=str))
+    counted = {k: x for k, x in config.items() if k[0] != '_' and k not in _IGNORED}
+    return _digest(json.dumps(counted, sort_keys=True, default=str))
 
 def part_digest(part:nn.Module) -> str:
     "A digest of a part's weights and of its configuration."
@@ -55,24 +56,31 @@ def part_digest(part:nn.Module) -> str:
 def vocabulary_digest(vocab:Vocabulary) -> str:
     "A digest of all that decides which tokens a caption becomes."
     settings = [vocab.length]
-    for t in vocab.caption_tokenizer, vocab.memory_tokenizer:
-        whole = json.loads(t.backend_tokenizer.to_str())
-        settings.append({k: x for k, x in whole.items() if k not in ('truncation', 'padding')})  # of the last call
+    for tokenizer in vocab.caption_tokenizer, vocab.memory_tokenizer:
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        # These two are left over from its last call
+        whole.pop('truncation', None)
+        whole.pop('padding', None)
+        settings.append(whole)
     return _digest(json.dumps(settings))
 
 def data_digest(split:StorySplit, sample:int=256) -> str: # `sample` pictures are read
-    """A digest of the ids, albums and captions of a split, of which pictures they tell, and of some of these.
+    """A digest of the ids, albums, captions and picture rows of a split, and of some pictures.
 
     Returns:
         str: `sample` pictures are read
     """
-    h, rows = hashlib.blake2b(digest_size=16), set()
+    h = hashlib.blake2b(digest_size=16)
+    used = set()
     for i in range(len(split)):
-        h.update(json.dumps([split.ids[i], split.albums[i], split.captions(i), split.rows(i).tolist()]).encode())
-        rows.update(split.rows(i).ravel().tolist())
-    rows = sorted(rows - {-1})
+        rows = split.rows(i)
+        story = [split.ids[i], split.albums[i], split.captions(i), rows.tolist()]
+        h.update(json.dumps(story).encode())
+        used.update(rows.ravel().tolist())
+    pictures = sorted(used - {-1})
     h.update(str(split.file.path.stat().st_size).encode())
-    for at in np.linspace(0, len(rows) - 1, min(sample, len(rows))): h.update(split.file.picture(rows[int(at)]))
+    for at in np.linspace(0, len(pictures) - 1, min(sample, len(pictures))):
+        h.update(split.file.picture(pictures[int(at)]))
     return h.hexdigest()
 
 def holds_stories(path:str|Path, split:str|None, digest:str|None)->bool:
