@@ -312,7 +312,7 @@ def test_code_fits(browser, pages):
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 def test_readable(browser, dark):
     "Text stands out from what is behind it."
-    for name in ('index', 'model/history', 'score/distances', 'cli/train', 'data/index', 'genindex'):
+    for name in ('index', 'trouble', 'model/history', 'score/distances', 'cli/train', 'data/index', 'genindex'):
         paper, pale = browser(f'{name}.html', dark=dark).js(CONTRAST)
         assert (paper < .1) == dark, f'{name}: the page has a luminance of {paper}'
         assert not pale, f'{name}: {pale}'
