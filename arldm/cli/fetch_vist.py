@@ -294,8 +294,8 @@ def _keep(data, part, path):
 
 # %% ../../nbs/cli/66_fetch_vist.ipynb #d4962790
 def _network_trouble(n, photo):
-    return StoryError(f'{n} photos in a row could not be had, {photo.url}: {photo.reason}; look after '
-                      'the network or wait, then run again to go on')
+    return StoryError(f'{n} photos in a row could not be had, {photo.url}: {photo.reason}; look '
+                      'after the network or wait, then run again to go on')
 
 def fetch_photos(
     photos:dict,             # Id -> addresses, from `vist_photos`
