@@ -38,8 +38,8 @@ setup(
     classifiers=lines('classifiers') + pythons(),
     packages=find_packages(include=['arldm', 'arldm.*']) + ['arldm.assets'],
     include_package_data=False,
-    package_dir={'arldm.assets': 'data'},   # the small models travel inside the package
-    package_data={'arldm.assets': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors']},
+    package_dir={'arldm.assets': 'data'},   # small models and the report's templates travel inside the package
+    package_data={'arldm.assets': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors', 'report/*']},
     exclude_package_data={'arldm.assets': ['toy/raw/**']},
     install_requires=lines('requirements'),
     extras_require=dict(dev=lines('dev_requirements')),

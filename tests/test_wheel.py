@@ -53,12 +53,12 @@ def clean(wheel, tmp_path_factory):
     return place/'bin'
 
 def shipped():
-    "Every file of the small models."
-    return {f'arldm/assets/{p.relative_to(ROOT/"data")}' for name in ('base', 'arldm') for p in (ROOT/'data/toy'/name).rglob('*.*')
-        if p.is_file()}
+    "Every file of the small models, and the templates of the report."
+    return {f'arldm/assets/{p.relative_to(ROOT/"data")}' for name in ('toy/base', 'toy/arldm', 'report')
+        for p in (ROOT/'data'/name).rglob('*.*') if p.is_file()}
 
 def test_what_travels(wheel):
-    "All modules and the small models; nothing that somebody made in the folder; below 40 MB."
+    "All modules, the small models and the templates; nothing that somebody made in the folder; below 40 MB."
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(p.relative_to(ROOT)) for p in (ROOT/'arldm').rglob('*.py')}
     assert not (modules | shipped()) - names

@@ -32,9 +32,13 @@ def report(
     if against is None: page = write_report(run, split)
     else:
         page = write_report(against, split, against=run)
-        say(f'A is {run}, B is {against}')
-        if all((Path(r)/'scores.json').is_file() for r in (run, against)):
-            for line in trouble_of_both(read_run(run), read_run(against), split): say(f'note: {line}')
-            for r in compare_runs(run, against): say(f'{r["name"]:<44}{r["verdict"]}')
+        _print_differences(run, against, split)
     say(page)
     return page
+
+def _print_differences(a, b, split):
+    "The verdicts of two runs, and what to know before believing them."
+    say(f'A is {a}, B is {b}')
+    if not all((Path(run)/'scores.json').is_file() for run in (a, b)): return
+    for line in trouble_of_both(read_run(a), read_run(b), split): say(f'note: {line}')
+    for r in compare_runs(a, b): say(f'{r["name"]:<44}{r["verdict"]}')

@@ -7,6 +7,7 @@ __all__ = ['compare_runs']
 
 # %% ../../nbs/report/59_compare.ipynb #82660e9e
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,52 +18,88 @@ from ..score.intervals import Estimate, verdict
 from ..score.provenance import RESAMPLES, SCORES
 
 # %% ../../nbs/report/59_compare.ipynb #0f410753
-def _draws(run): # resamples of a run; empty without albums where there are none
-    path = run/'resamples.json'
-    again = load_json(path, RESAMPLES) if path.is_file() else dict(albums=[], rows={})
-    try: rows = {name: np.array(values, float) for name, values in again['rows'].items()}
-    except (TypeError, ValueError): raise StoryError(f'{path}: rows must be lists of numbers') from None
-    if any(values.ndim != 1 for values in rows.values()): raise StoryError(f'{path}: rows must be lists of numbers')
-    return {**again, 'rows': rows}
+@dataclass(frozen=True)
+class _Scored:
+    "A scored run: `scores.json`, and what its scores were on every resample of the albums."
+    scores:dict
+    split:str     # That the resamples are of
+    albums:list   # Drawn ones; empty if no resamples were kept
+    values:dict   # Name of a score -> its value when the resamples were made
+    rows:dict     # Name of a score -> its values on the resamples
 
-def _scored(run): # scores and resamples of a run
+    def digest(self, what): return (self.scores.get('digests') or {}).get(what)
+
+def _resample_rows(path, rows):
+    "The rows of `resamples.json` as arrays."
+    message = f'{path}: rows must be lists of numbers'
+    arrays = {}
+    for name, values in rows.items():
+        try: arrays[name] = np.array(values, float)
+        except (TypeError, ValueError): raise StoryError(message) from None
+        if arrays[name].ndim != 1: raise StoryError(message)
+    return arrays
+
+def _scored(run):
+    "Scores and resamples of a run."
     run = Path(run)
-    if not (run/'scores.json').is_file(): raise StoryError(f'{run}: not scored yet; score it first: arldm-score {run}')
-    return load_json(run/'scores.json', SCORES), _draws(run)
+    if not (run/'scores.json').is_file():
+        raise StoryError(f'{run}: not scored yet; score it first: arldm-score {run}')
+    scores = load_json(run/'scores.json', SCORES)
+    path = run/'resamples.json'
+    kept = load_json(path, RESAMPLES) if path.is_file() else dict(albums=[], rows={})
+    rows = _resample_rows(path, kept['rows'])
+    return _Scored(scores, kept.get('split'), kept['albums'], kept.get('values', {}), rows)
 
 # %% ../../nbs/report/59_compare.ipynb #7e2ba4f1
-def _not_paired(scores, again): # of both runs -> why; empty where they are paired
-    stories = [(s.get('digests') or {}).get('stories') for s in scores]
-    if not all(x['albums'] for x in again): return 'not paired: a run has no resamples; score it again'
-    if again[0].get('split') != again[1].get('split'): return 'not paired: the runs drew other splits'
-    if again[0]['albums'] != again[1]['albums']: return 'not paired: the runs drew other albums'
-    if all(stories) and stories[0] != stories[1]: return 'not paired: the runs drew other stories'
-    frames = [(s.get('digests') or {}).get('frames') for s in scores]
-    if not all(frames): return 'not paired: a run does not say which frames were scored; score it again'
+def _not_paired(a, b): # of `_Scored` runs
+    "Why no score of two runs can be compared draw by draw; empty if they can."
+    if not a.albums or not b.albums: return 'not paired: a run has no resamples; score it again'
+    if a.split != b.split: return 'not paired: the runs drew other splits'
+    if a.albums != b.albums: return 'not paired: the runs drew other albums'
+    stories = a.digest('stories'), b.digest('stories')
+    if all(stories) and stories[0] != stories[1]:
+        return 'not paired: the runs drew other stories'
+    frames = a.digest('frames'), b.digest('frames')
+    if not all(frames):
+        return 'not paired: a run does not say which frames were scored; score it again'
     if frames[0] != frames[1]: return 'not paired: other frames of these stories were scored'
     return ''
 
-def _other_network(rows, scores): # of both runs -> why; empty where the same network, if any, saw their pictures
-    names = [r.get('network', '') for r in rows]
-    if names[0] != names[1]: return f'not paired: measured by {names[0] or "no network"} and {names[1] or "no network"}'
-    prints = [(s.get('networks') or {}).get(names[0]) for s in scores]
-    return f'not paired: other weights of {names[0]}' if prints[0] != prints[1] else ''
+def _other_network(a, row_a, b, row_b): # runs, and the row of one score in each
+    "Why one score cannot be compared; empty if the same network, if any, saw the pictures."
+    name_a = row_a.get('network', '')
+    name_b = row_b.get('network', '')
+    if name_a != name_b:
+        return f'not paired: measured by {name_a or "no network"} and {name_b or "no network"}'
+    weights_a = (a.scores.get('networks') or {}).get(name_a)
+    weights_b = (b.scores.get('networks') or {}).get(name_b)
+    return f'not paired: other weights of {name_a}' if weights_a != weights_b else ''
 
-def _compared(name, values, better, unit, again): # a verdict, and the interval of the difference where there is one
-    draws = [x['rows'].get(name, np.zeros(0)) for x in again]
-    scored = [x.get('values', {}).get(name, value) for x, value in zip(again, values)]
-    if not all(map(len, draws)): return 'not paired: this score has no resamples', None, None
-    if len(draws[0]) != len(draws[1]): return 'not paired: the runs have other numbers of resamples', None, None
-    if scored != values: return 'not paired: the resamples are of other scores; score the run again', None, None
-    a, b = (Estimate(value, of, len(again[0]['albums'])) for value, of in zip(values, draws))
-    low, high = (b - a).interval
-    return verdict(a, b, better, unit=unit), *((low, high) if math.isfinite(low) else (None, None))
+def _other_resamples(a, row_a, b, row_b):
+    "Why the resamples of one score cannot be compared; empty if they can."
+    name = row_a['name']
+    n_draws = len(a.rows.get(name, ())), len(b.rows.get(name, ()))
+    if not all(n_draws): return 'not paired: this score has no resamples'
+    if n_draws[0] != n_draws[1]: return 'not paired: the runs have other numbers of resamples'
+    for run, row in ((a, row_a), (b, row_b)):
+        if run.values.get(name, row['value']) != row['value']:
+            return 'not paired: the resamples are of other scores; score the run again'
+    return ''
 
 # %% ../../nbs/report/59_compare.ipynb #b858865f
+def _difference(a, row_a, b, row_b, better, unit): # -> verdict, low, high
+    "The verdict on one score, and the interval of the difference if there is one."
+    name = row_a['name']
+    estimate_a = Estimate(row_a['value'], a.rows[name], len(a.albums))
+    estimate_b = Estimate(row_b['value'], b.rows[name], len(a.albums))
+    low, high = (estimate_b - estimate_a).interval
+    said = verdict(estimate_a, estimate_b, better, unit=unit)
+    return (said, low, high) if math.isfinite(low) else (said, None, None)
+
 def compare_runs(
     run_a:str|Path, # A scored run folder
     run_b:str|Path, # Another one, of the same stories
-)->list:            # of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per score of both
+)->list: # A dict per score: name, group, a, b, unit, better, difference, low, high, verdict
     """What is different between two runs, and what of it is beyond chance.
 
     Args:
@@ -70,17 +107,23 @@ def compare_runs(
         run_b (str | Path): Another one, of the same stories
 
     Returns:
-        list: of dict(name, group, a, b, unit, better, difference, low, high, verdict), one per
-            score of both
+        list: A dict per score: name, group, a, b, unit, better, difference, low, high, verdict
     """
-    (a, again_a), (b, again_b) = map(_scored, (run_a, run_b))
-    why, again, out = _not_paired((a, b), (again_a, again_b)), (again_a, again_b), []
-    there = {r['name']: r for r in b['scores'] if r['value'] is not None}
-    for r in a['scores']:
-        if r['value'] is None or r['name'] not in there: continue
-        both, unit, better = (r, there[r['name']]), r.get('unit', ''), r.get('better')
-        values, apart = [x['value'] for x in both], why or _other_network(both, (a, b))
-        said, low, high = (apart, None, None) if apart else _compared(r['name'], values, better, unit, again)
-        out.append(dict(name=r['name'], group=r.get('group') or '', a=values[0], b=values[1], unit=unit, better=better,
-                        difference=values[1] - values[0], low=low, high=high, verdict=said))
-    return out
+    a, b = _scored(run_a), _scored(run_b)
+    not_paired = _not_paired(a, b)
+    rows_b = {r['name']: r for r in b.scores['scores'] if r['value'] is not None}
+    differences = []
+    for row_a in a.scores['scores']:
+        row_b = rows_b.get(row_a['name'])
+        if row_a['value'] is None or not row_b: continue
+        unit = row_a.get('unit', '')
+        better = row_a.get('better')
+        runs = a, row_a, b, row_b
+        said = not_paired or _other_network(*runs) or _other_resamples(*runs)
+        low, high = None, None
+        if not said: said, low, high = _difference(*runs, better, unit)
+        differences.append(dict(
+            name=row_a['name'], group=row_a.get('group') or '', a=row_a['value'], b=row_b['value'],
+            unit=unit, better=better, difference=row_b['value'] - row_a['value'],
+            low=low, high=high, verdict=said))
+    return differences

@@ -64,6 +64,41 @@ def test_page_can_be_read(browser, pages, page, width):
         && e.getBoundingClientRect().right > {width}).map(e => e.outerHTML.slice(0, 80))""") == []
     assert browser.js(SMALL) == []
 
+DRAWN = """[...document.querySelectorAll('.chart svg')].filter(e => e.getBoundingClientRect().height)"""
+SIZES = f"""{DRAWN}.flatMap(e => [...e.querySelectorAll('text')])
+    .map(e => [parseFloat(getComputedStyle(e).fontSize)*e.getScreenCTM().a, getComputedStyle(e).fontFamily, e.textContent])"""
+
+@each('page, width', (390,), (1400,))
+def test_charts_can_be_read(browser, pages, page, width):
+    "Their text is in the page's font and about as large as its notes; one drawing of each chart is shown."
+    browser.open(pages[page], width)
+    sizes = browser.js(SIZES)
+    assert len(sizes) > 20 and all(12 <= size <= 17 and 'system-ui' in font for size, font, _ in sizes), sizes
+    assert browser.js(f'{DRAWN}.length') == browser.js('document.querySelectorAll(".chart").length') == 4
+
+def test_charts_take_the_colours_of_the_page(browser, pages):
+    "The blue of the first run by day and by night, and grey text; no colour is drawn in."
+    colours = """(() => { const of = (e, what) => getComputedStyle(e)[what]
+        const paths = [...document.querySelectorAll('.chart path')].filter(e => of(e, 'stroke') != 'none')
+        return [of(document.querySelector('.swatch.one'), 'borderTopColor'), paths.map(e => of(e, 'stroke')),
+            of(document.querySelector('.soft'), 'color'), of(document.querySelector('.chart text'), 'fill')] })()"""
+    seen = []
+    for dark in False, True:
+        browser.open(pages['two'], 1400, dark)
+        one, strokes, soft, text = browser.js(colours)
+        assert one in strokes and text == soft and len(set(strokes)) == 4   # two runs, reference frames, axes
+        seen.append(one)
+    assert seen[0] != seen[1]
+
+def test_paper_is_white(browser, pages):
+    "Whoever reads by night prints black on white."
+    browser.open(pages['one'], 718, dark=True)
+    browser.ask('Emulation.setEmulatedMedia', media='print',
+        features=[dict(name='prefers-color-scheme', value='dark')])
+    paper, card, ink, soft = browser.js(COLOURS)
+    browser.ask('Emulation.setEmulatedMedia', media='')
+    assert paper == card == [255]*3 and contrast(paper, ink) >= 7 and contrast(paper, soft) >= 4.5
+
 def test_frames_below_each_other_on_a_telephone(browser, pages):
     rows = """new Set([...document.querySelector('.frames').children].filter(e => e.offsetHeight).map(e => e.offsetTop)).size"""
     for width, n in (390, 5), (1400, 1):

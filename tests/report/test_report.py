@@ -9,11 +9,15 @@ from PIL import Image, ImageFilter
 
 from arldm.core import StoryError
 from arldm.files.atomic import load_json, save_json
-from arldm.report.page import Curve, chart, flat, img_tag, story_html, ticks
-from arldm.report.charts import compare_html, facts_html, range_bar, score_text, scores_html
-from arldm.report.report import choose, loss_curves, losses_html, read_log, write_report
 from arldm.data.story import Story, StoryFile, write_stories
+from arldm.train.checkpoint import read_log
+from arldm.report.charts import Curve, chart, drift_charts, loss_charts, loss_curves
+from arldm.report.page import (difference_row, embed, fact_rows, grouped, is_page, range_bar, score_table, score_text,
+    story_figure)
+from arldm.report.report import choose, write_report
+from arldm.report.run_folder import flat
 from folders import write_run
+from parts import part
 
 WILD = '<script>alert("1")</script> & \'quotes\''
 
@@ -70,7 +74,7 @@ def test_page_of_a_finished_run(run):
     assert path == run/'report.html' and 'a <run>' in page.text
     assert page.text.count('Story s') == 2
     assert len(page.all('div', **{'class': 'reference'})) == 6 and len(page.all('div', **{'class': 'given'})) == 2
-    assert len(page.all('div', **{'class': 'stated'})) == 1                                   # a bar
+    assert len(page.all('tr', **{'class': 'stated'})) == 1                                    # a bar
     assert len(page.all('div', **{'class': 'drawn'})) == 4
     assert len(page.all('img')) == 6 + 2 + 4 + 3
     assert page.text.count('two') == 2 and page.text.count(WILD) == 2 + 1 + 1  # captions, note, setting
@@ -84,6 +88,7 @@ def test_page_is_self_contained(run):
         for k, v in attrs.items():
             assert not k.startswith('on')
             if k in ('src', 'href', 'srcset', 'data', 'action'): assert v.startswith('data:image/')
+            if k == 'xlink:href': assert v.startswith('#')
     assert not re.findall(r'url\(|@import|https?://', page.html)
 
 def test_pictures_have_texts_and_sizes(run):
@@ -168,9 +173,10 @@ def test_report_replaces_itself_and_leaves_nothing_else(run):
 
 def test_pictures_are_bounded():
     photo = Image.effect_noise((3000, 1500), 60).convert('RGB')
-    tag = img_tag(photo, 'x')
+    small = embed(photo, 'x')
+    tag = part('picture', small)
     assert 'width="256" height="128"' in tag and 'image/jpeg' in tag and len(tag) < 60_000
-    assert photo.size == (3000, 1500) and 'image/png' in img_tag(picture(1), 'x')
+    assert photo.size == (3000, 1500) and 'image/png' in part('picture', embed(picture(1), 'x'))
 
 def test_read_log(tmp_path):
     path = tmp_path/'log.csv'
@@ -180,56 +186,105 @@ def test_read_log(tmp_path):
     path.write_text('')
     assert read_log(path) == []
 
-@pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], [*range(5000)], [-1e-9, 1e-9], [1e8, 1e8 + 1]])
+def numbers(text): return [*map(float, re.findall(r'-?\d+(?:\.\d+)?', text))]
+
+def points(drawing):
+    "The points of a drawing's curves and marks."
+    found = []
+    for path in re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--(?:one|two|reference)', drawing.svg):
+        xy = numbers(path)
+        found += zip(xy[::2], xy[1::2])
+    return found
+
+def labels(drawing):
+    "Texts of a drawing, each with its place and the side that it is aligned at."
+    found = []
+    for tag, text in re.findall(r'<text ([^>]+)>([^<]*)</text>', drawing.svg):
+        x, y = (float(re.search(rf'\b{name}="([\d.-]+)"', tag)[1]) for name in 'xy')
+        found.append((text, x, y, re.search('text-anchor: (\\w+)', tag)[1]))
+    return found
+
+@pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], [*range(5000)], [-1e-9, 1e-9], [1e8, 1e8 + 1], [1e-7, 3e-7]])
 def test_chart_stays_in_its_frame(losses):
-    html = chart(loss_curves([*enumerate(losses, 1)], 'one'), 'loss')
-    points = [tuple(map(float, p.split(','))) for line in re.findall('points="([^"]+)"', html) for p in line.split()]
-    assert points and all(0 <= v <= 100 for p in points for v in p) and len(html) < 60_000
-    assert all(0 <= float(top) <= 100 for top in re.findall(r'top:([\d.-]+)%', html))
+    "Curves and texts, in both drawings; as many numbers beside it as one reads at a glance."
+    one = chart(loss_curves([*enumerate(losses, 1)]), 'loss', 'loss', large=True)
+    assert [d.shown for d in one.drawings] == ['wide-window', 'narrow-window'] and sum(len(d.svg) for d in one.drawings) < 60_000
+    for d in one.drawings:
+        assert points(d) and all(0 <= x <= d.width and 0 <= y <= d.height for x, y in points(d))
+        texts = labels(d)
+        assert all(0 <= x <= d.width and 0 <= y <= d.height for _, x, y, _ in texts)
+        assert 2 <= len([text for text, *_, side in texts if side == 'end' and text != 'step']) <= 6
 
-@pytest.mark.parametrize('low, high', [(0, 1), (-3, 2), (.03, .14), (99, 101), (1e-7, 3e-7), (0, 5e6)])
-def test_ticks(low, high):
-    assert 2 <= len(ticks(low, high)) <= 6 and all(low - 1e-12 <= v <= high*1.001 for v in ticks(low, high))
+def test_labels_of_a_chart_stand_at_their_numbers():
+    "Steps that are not evenly spaced, too."
+    for steps in [1, 2, 3, 4, 5], [1, 2, 9], [500, 1000, 6000]:
+        d, = chart([Curve(steps, steps)], 'x', 'x').drawings
+        marks = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: var\(--one', d.svg)]
+        below = {int(text.replace(',', '')): x for text, x, _, side in labels(d) if side == 'middle'}
+        assert len(marks) == len(steps) and len(below) >= 2
+        (first, _), (last, _) = marks[0], marks[-1]
+        for number, x in below.items():
+            assert x == pytest.approx(first + (last - first)*(number - steps[0])/(steps[-1] - steps[0]), abs=.1)
 
-def test_steps_that_are_not_evenly_spaced_have_two_labels():
-    assert '<span>1</span><span>2</span><span>3</span>' in chart([Curve([1, 2, 3], [1, 2, 3])], 'x')
-    assert '<span>1</span><span>9</span></div>' in chart([Curve([1, 2, 9], [1, 2, 3])], 'x')
+def test_same_numbers_same_drawing():
+    "No date, no random name; and no name of an element stands twice in a page."
+    log = [dict(step=i, loss=1/i, val_loss=2/i) for i in range(1, 99)]
+    entries = [dict(name=name, k=k, value=k, low=k - 1, high=k + 1) for name in 'ab' for k in range(1, 5)]
+    def draw(): return part('loss_charts', loss_charts([log])) + part('charts_by_frame', drift_charts([entries]))
+    html = draw()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert html == draw() and len(ids) == len(set(ids)) > 20
+    assert {*re.findall(r'href="#([^"]+)"', html)} <= {*ids}
+    assert not re.findall(r'#[0-9a-f]{6}\b|<style|<metadata|20\d\d-', html)
+
+def test_charts_have_titles_and_descriptions():
+    html = part('loss_charts', loss_charts([[dict(step=i, loss=1/i) for i in range(1, 9)]]))
+    for named in re.findall('aria-labelledby="([^"]+)"', html):
+        title, text = (re.search(f'id="{name}">([^<]+)<', html)[1] for name in named.split())
+        assert title == 'training loss, last 0.125' and text == 'step 1 to 8, values from 0.125 to 0.5'
+    assert html.count('role="img"') == 2
 
 def test_losses_that_are_no_numbers_are_counted():
     log = [dict(step=i, loss=math.nan if i == 3 else 1/i) for i in range(1, 9)]
-    assert 'last 0.125; 1 step without one' in losses_html(dict(a=log)) and losses_html(dict(a=log[2:3], b=[])) == ''
-    both = losses_html(dict(a=log, b=log))
-    assert both.count('<polyline') == 2 and 'last 0.125 and 0.125' in both and 'swatch two' in both
+    one, = loss_charts([log])
+    assert one.title == 'training loss, last 0.125; 1 step without one' and loss_charts([log[2:3], []]) == []
+    both, = loss_charts([log, log])
+    assert 'last 0.125 and 0.125' in both.title and [len(points(d)) for d in both.drawings] == [14, 14]
+    assert all('stroke: var(--one)' in d.svg and 'stroke: var(--two)' in d.svg for d in both.drawings)
+    assert 'swatch two' in part('loss_charts', [both], ['A', 'B']) and 'swatch' not in part('loss_charts', [one])
 
 def row(name, value, **more): return dict(name=name, value=value, **more)
 
 def test_scores():
-    html = scores_html([row('a', 12.3456, n=10, note='', better='lower'), row('b', None, note=None)])
+    html = part('scores', score_table([row('a', 12.3456, n=10, note='', better='lower'), row('b', None, note=None)]))
     assert '12.35 <span title="lower is better">↓' in html and 'n = 10' in html and 'b: no reason given' in html
     assert '<svg class="range"' not in html[:html.index('</table>')]  # nothing to hold it against, so no bar
 
 def test_scores_with_intervals_and_floors():
-    html = scores_html([row('a', .5, low=.4, high=.6, unit='%', spread=.01, group='story', n=9, better=None,
-                            beside=[row(None, .3, what='<chance>'), row(None, None, what='nothing')])])
+    html = part('scores', score_table([row('a', .5, low=.4, high=.6, unit='%', spread=.01, group='story', n=9, better=None,
+                            beside=[row(None, .3, what='<chance>'), row(None, None, what='nothing')])]))
     for said in ('40.0% … 60.0%', '± 1.0% over seeds', '&lt;chance&gt; 30.0%', 'Story: do the frames'): assert said in html
-    assert 'nothing' not in html and html.count('class="hollow"') == 1 + 1 + 1  # in the bar, below it, in the legend
+    assert 'nothing' not in html and html.count('class="hollow"') == 1   # in the bar
+    assert html.count('class="mark"') == 1 + 1   # below it, in the legend
 
 def test_scores_without_values_are_folded_and_refused_ones_are_not():
     rows = [row('a', None, note='not measured: no <weights>'), row('b', math.nan), row('c', None, invalid=True, note='why')]
-    html = scores_html(rows)
+    html = part('scores', score_table(rows))
     table, folded = html.split('<details>')
     assert 'not measured: 2' in folded and 'a: no &lt;weights&gt;' in folded and 'invalid' in table and 'why' in table
-    assert 'No score could be measured' in scores_html(rows[:2])
+    assert 'No score could be measured' in part('scores', score_table(rows[:2]))
 
 @pytest.mark.parametrize('value, low, high, marks', [(5, 4, 6, [1, 9]), (5, None, None, []), (0, 0, 0, [0]), (-1, -2, 3, [])])
 def test_range_bar_stays_in_its_frame(value, low, high, marks):
-    html = range_bar(value, low, high, marks, zero=True)
-    assert all(0 <= float(x) <= 100 for x in re.findall(r'x="([\d.-]+)%"', html))
+    html = part('range_bar', range_bar(value, low, high, marks=marks, zero=True))
+    found = re.findall(r'x="([\d.-]+)%"', html)
+    assert len(found) == 2 + len(marks) + (low is not None) and all(0 <= float(x) <= 100 for x in found)
     assert html.count('class="hollow"') == len(marks) and ('interval' in html) == (low is not None)
 
 def test_facts():
-    html = facts_html([row('stated x', 1, n=3, chance=None), row('remembered x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)])
-    assert html.count('<tr>') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
+    rows = [row('stated x', 1, n=3, chance=None), row('remembered x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)]
+    html = part('facts', fact_rows(rows))
+    assert html.count('<tr') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
     assert 'left:30.0%;width:40.0%' in html
 
 @pytest.mark.parametrize('n, each', [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [1, 1, 1]), (7, [2, 2, 2]), (30, [3, 3, 3])])
@@ -256,14 +311,15 @@ def test_everything_scored_is_on_the_page(finished):
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
     assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
     assert len(page.all('div', **{'class': 'training'})) == 3 and 'not at hand' not in page.text
-    assert len(page.all('svg', **{'preserveaspectratio': 'none'})) == 2 + 2  # two losses, two scores by frame
+    assert len(page.all('figure', **{'class': 'chart'})) == 2 + 2  # two losses, two scores by frame
     assert (finished/'report.html').stat().st_size < 1_000_000
 
 def test_photographs_do_not_make_the_page_heavy(tmp_path):
     "Nine stories of photographs, reference and drawn, in three megabytes."
     noise = Image.effect_noise((256, 256), 60).filter(ImageFilter.GaussianBlur(1)).convert('RGB')
     photos = tuple([encoded(noise)]*5)
-    html = story_html('x', dict(drawn={k: tmp_path/f'{k}.png' for k in range(1, 6)}), Story('x', 'x', ('a',)*5, photos))
+    figure = story_figure('x', dict(drawn={k: tmp_path/f'{k}.png' for k in range(1, 6)}), Story('x', 'x', ('a',)*5, photos))
+    html = part('story', figure)
     assert 9*2*len(html) < 3_000_000
 
 def test_copies_without_pictures(finished, tmp_path):
@@ -289,7 +345,8 @@ def test_two_runs(finished, other):
     for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
     shown = page.text.count('Story s')
     assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('reference', 'A', 'B'))
-    assert page.html.count('class="two"') == 2 + 2  # two scores by frame, two losses
+    charts = page.html.split('<figure class="chart">')[1:]
+    assert len(charts) == 2 + 2 and all('stroke: var(--two)' in html for html in charts)  # two scores by frame, two losses
     assert not {'script', 'link'} & {t for t, _ in page.tags}
 
 def test_two_runs_without_scores_or_common_stories(run, other):
@@ -301,10 +358,19 @@ def test_two_runs_without_scores_or_common_stories(run, other):
     with pytest.raises(StoryError, match='no run folder'): write_report(run, against=run/'strips'/'no')
 
 def test_verdicts_are_escaped():
-    html = compare_html([dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None,
-                              verdict=WILD)])
+    row = dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None, verdict=WILD)
+    html = part('comparison', grouped([row], difference_row))
     assert '<script' not in html and html.count('&lt;script&gt;') == 3 and '—' in html
 
 def test_score_text(): assert [score_text(row('a', x)) for x in (-1.5, None, math.nan)] == ['−1.5', '—', '—']
 
 def test_flat(): assert flat(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}
+
+def test_page_knows_itself(run):
+    "A report is replaced, a page of somebody else is not."
+    path = write_report(run)
+    assert is_page(path)
+    path.write_text('<!doctype html><title>mine</title>')
+    assert not is_page(path)
+    with pytest.raises(StoryError, match='is no report written by arldm; move it away'): write_report(run)
+    assert path.read_text() == '<!doctype html><title>mine</title>'

@@ -16,10 +16,11 @@ from arldm.score.histories import HISTORY_KINDS, draw_histories, history_rows, o
 from arldm.model.arldm import ARLDM
 from arldm.files.pictures import to_png
 from arldm.toy.captions import TOY_WORDS
-from arldm.report.charts import score_row
+from arldm.report.page import score_row
 from arldm.data.story import StoryFile, write_stories
 from arldm.score.table import as_lines
 from arldm.toy.corpus import toy_story
+from parts import part
 
 HOW = dict(num_inference_steps=2, guidance_scale=2.)
 
@@ -183,7 +184,7 @@ def test_rows_tell_what_is_lost():
     assert f'remembered facts {said} with it' in lost['note'] and '%' not in lost['note'].replace('95 %', '')
     line = next(x for x in as_lines(rows).splitlines() if x.startswith(lost['name']))
     assert said in line and line.endswith(f'+{100*lost["low"]:.1f} … +{100*lost["high"]:.1f} points')
-    shown = re.sub('<svg.*</svg>', '', score_row(lost)).replace('95 %', '')
+    shown = re.sub('<svg.*</svg>', '', part('score', score_row(lost))).replace('95 %', '')
     assert f'>{said} ' in shown and line.rpartition('points  ')[2] in shown and '%' not in shown
 
 def test_the_comparison_is_paired():

@@ -16,14 +16,15 @@ from arldm.draw.drawing_files import drawn_frames, match_drawings
 from arldm.score.feature_networks import Store, same_cut
 from arldm.files.atomic import load_json, save_json
 from arldm.files.manifest import folder_digest
-from arldm.report.page import open_picture, story_html
+from arldm.report.page import fact_rows, open_picture, story_figure
 from arldm.files.pictures import decode
-from arldm.report.charts import facts_html
-from arldm.report.report import read_run, write_report
+from arldm.report.report import write_report
+from arldm.report.run_folder import read_run
 from arldm.score.evaluate import evaluate
 from arldm.data.story import StoryFile
 from arldm.score.table import training_pictures
 from elsewhere import PYTHONPATH
+from parts import part
 from painted import Small, draw, painting, row, stories, story_file
 
 @pytest.fixture
@@ -123,9 +124,9 @@ def test_no_albums_and_no_training_pictures_less_than_none(split):
 
 def test_a_frame_numbered_like_a_date_ends(run, split):
     shutil.copy(run/'drawn/s0_0/1.png', run/'drawn/s0_0/20261128120000.png')
-    html = story_html('s', dict(drawn=drawn_frames(run/'drawn')['s0_0']), split[0])
+    html = part('story', story_figure('s', dict(drawn=drawn_frames(run/'drawn')['s0_0']), split[0]))
     assert html.count('<li>') == 4 and '<b>20261128120000</b>' in html
-    html = story_html('s', dict(drawn={k: run/'none' for k in range(1, 5000)}))
+    html = part('story', story_figure('s', dict(drawn={k: run/'none' for k in range(1, 5000)})))
     assert html.count('<li>') == 100 and '4,899 more are not shown' in html
 
 
@@ -353,9 +354,10 @@ def test_names_that_are_no_text(tmp_path, run, split):
     assert os.fsencode(write_report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
 
 def test_names_in_attributes_are_escaped():
-    html = facts_html([dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='stated place', value=1., n=3)])
+    rows = [dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='stated place', value=1., n=3)]
+    html = part('facts', fact_rows(rows))
     assert '<img' not in html and html.count('class="stated"') == 1
-    assert '<bad' not in story_html('t', {'"><bad>': {1: Path('none')}})
+    assert '<bad' not in part('story', story_figure('t', {'"><bad>': {1: Path('none')}}))
 
 def test_counted_in_words(tmp_path):
     split = story_file(tmp_path/'data', test=stories(1, each=1, n=1))['test']
