@@ -161,6 +161,7 @@ class StoryFigure:
     rows:list    # Names
     frames:list  # `StoryFrame`s
 
+# %% ../../nbs/report/60_page.ipynb #f2a896a7
 def _frame_numbers(n_reference, drawn):
     "Numbers of the frames to show: reference, drawn, and gaps between the first ones."
     found = set()
