@@ -214,6 +214,7 @@ def loss_curves(
     mean = smooth(losses, len(losses)/25)
     return [Curve(steps, losses, look, faint=True), Curve(steps, mean, look)]
 
+# %% ../../nbs/report/61_charts.ipynb #472966e7
 def _loss_chart(logs, key, what):
     "The chart of one kind of loss; None if no run has any."
     curves = []
