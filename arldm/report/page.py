@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_FRAMES', 'percent', 'render', 'is_page', 'Picture', 'embed', 'open_picture', 'Place', 'place', 'StoryFrame',
            'StoryFigure', 'story_figure', 'known', 'score_text', 'interval_text', 'RangeBar', 'range_bar', 'grouped',
-           'score_row', 'score_table', 'fact_rows', 'difference_row']
+           'score_row', 'score_table', 'fact_bars', 'difference_row']
 
 # %% ../../nbs/report/60_page.ipynb #319b399e
 import base64, io, math
@@ -332,7 +332,7 @@ def score_table(
     return dict(groups=grouped(shown, score_row), absent=absent)
 
 # %% ../../nbs/report/60_page.ipynb #91237bff
-def fact_rows(
+def fact_bars(
     rows:list, # Of `scores.json`, key 'facts'
 )->list:
     """The facts that were measured, as rows of the page.

@@ -12,7 +12,7 @@ from arldm.files.atomic import load_json, save_json
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.train.checkpoint import read_log
 from arldm.report.charts import Curve, chart, drift_charts, loss_charts, loss_curves
-from arldm.report.page import (difference_row, embed, fact_rows, grouped, is_page, range_bar, score_table, score_text,
+from arldm.report.page import (difference_row, embed, fact_bars, grouped, is_page, range_bar, score_table, score_text,
     story_figure)
 from arldm.report.report import choose, write_report
 from arldm.report.run_folder import flat
@@ -283,7 +283,7 @@ def test_range_bar_stays_in_its_frame(value, low, high, marks):
 
 def test_facts():
     rows = [row('stated x', 1, n=3, chance=None), row('remembered x', .5, n=4, chance=.2, low=.3, high=.7), row('y', None)]
-    html = part('facts', fact_rows(rows))
+    html = part('facts', fact_bars(rows))
     assert html.count('<tr') == 2 and html.count('<i ') == 1 and 'left:20.0%' in html and 'of 4' in html
     assert 'left:30.0%;width:40.0%' in html
 

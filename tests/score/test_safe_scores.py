@@ -16,7 +16,7 @@ from arldm.draw.drawing_files import drawn_frames, match_drawings
 from arldm.score.feature_networks import Store, same_cut
 from arldm.files.atomic import load_json, save_json
 from arldm.files.manifest import folder_digest
-from arldm.report.page import fact_rows, open_picture, story_figure
+from arldm.report.page import fact_bars, open_picture, story_figure
 from arldm.files.pictures import decode
 from arldm.report.report import write_report
 from arldm.report.run_folder import read_run
@@ -355,7 +355,7 @@ def test_names_that_are_no_text(tmp_path, run, split):
 
 def test_names_in_attributes_are_escaped():
     rows = [dict(name='"><img', value=.5, n=3), dict(name='', value=.5, n=3), dict(name='stated place', value=1., n=3)]
-    html = part('facts', fact_rows(rows))
+    html = part('facts', fact_bars(rows))
     assert '<img' not in html and html.count('class="stated"') == 1
     assert '<bad' not in part('story', story_figure('t', {'"><bad>': {1: Path('none')}}))
 
