@@ -336,7 +336,7 @@ MISSING = {**NEEDS, 'inception': ('FID64', *NEEDS['inception']), 'clip': (*NEEDS
 def evaluate(
     folder:str|Path,          # A run folder, or a folder of drawings
     split:StorySplit,         # The stories that are illustrated
-    nets:dict=None,           # Name -> feature network, or a `StoryError` that says why there is none
+    nets:dict=None,           # Name -> feature network, or why there is none: a `StoryError`
     facts:Callable=None,      # A facts reader such as `toy.check_facts`
     *,
     characters:Callable=None, # Takes a list of pictures, returns a set of names for each
@@ -353,8 +353,7 @@ def evaluate(
     Args:
         folder (str | Path): A run folder, or a folder of drawings
         split (StorySplit): The stories that are illustrated
-        nets (dict, optional): Name -> feature network, or a `StoryError` that says why there is
-            none
+        nets (dict, optional): Name -> feature network, or why there is none: a `StoryError`
         facts (Callable, optional): A facts reader such as `toy.check_facts`
         characters (Callable, optional): Takes a list of pictures, returns a set of names for each
         train (int, optional): Training pictures to look at; default: as many as were drawn
@@ -443,7 +442,7 @@ def _seen_rows(t, seen, nets, rows): # rows that rest on networks -> other entri
 def _fill(t, seen, nets, rows, facts, characters): # all rows -> entries of `scores.json`
     d = t.d
     extra = _seen_rows(t, seen, nets, rows)
-    extra['networks'] = {s.name: fingerprint(nets[key]) for key, s in seen.items() if key != 'FID64'}
+    extra['networks'] = {s.name: fingerprint(nets[k]) for k, s in seen.items() if k != 'FID64'}
     if facts:
         extra['facts'], right, total = fact_rows(t, facts)
         extra['stories'] = _per_story(d, 'right facts', right, total)

@@ -323,5 +323,6 @@ def score_histories(
         raise StoryError(f'{folder}: no frame after the first was drawn with every history')
     names, album = np.unique([split.albums[i] for i, _ in frames], return_inverse=True)
     draws = resample(len(names), n_resamples)
-    of_frames = {kind: np.array([of_kind[f] for f in frames]) for kind, of_kind in values.items()}
-    return history_rows(of_frames, album, draws, name, '%', within)
+    compared = {}
+    for kind, of_kind in values.items(): compared[kind] = np.array([of_kind[f] for f in frames])
+    return history_rows(compared, album, draws, name, '%', within)
