@@ -347,6 +347,9 @@ def test_readme(readme, tmp_path):
         '```python\nstory[0]\n```\n\n![A strip](docs/readme_files/bb-0.png)\n\n```\n1\n2\n```\n')
     assert (tmp_path/'docs/readme_files/bb-0.png').read_bytes() == b'hello'
 
+def test_readme_pictures_have_words():
+    assert '![](' not in (ROOT/'README.md').read_text(encoding='utf-8')
+
 def test_readme_check(readme, tmp_path):
     "The check sees a missing README, a changed text, a changed picture and one too many, and is content after writing."
     assert readme('--check').returncode == 1
