@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from ..core import StoryError, first_line
 from ..files.atomic import load_json
 from ..data.dataset import Vocabulary
-from .config import check_finite, noise_like, noise_schedule
+from .config import DAMAGED, check_finite, noise_like, noise_schedule
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .port import (BLIP_NAMES, TEXT_CHANCE, VISION_CHANCE, kind_of, read_weights,
                               translate)
@@ -57,10 +57,13 @@ def resize_grid(
     Returns:
         Tensor: (1, 1+n², D)
     """
-    first, grid = positions[:, :1], positions[:, 1:]
-    g, D = round(grid.shape[1]**.5), grid.shape[2]
+    first = positions[:, :1]
+    grid = positions[:, 1:]
+    g = round(grid.shape[1]**.5)
+    D = grid.shape[2]
     if g == n: return positions
-    grid = F.interpolate(grid.reshape(1, g, g, D).permute(0, 3, 1, 2), size=(n, n), mode='bicubic', align_corners=False)
+    grid = grid.reshape(1, g, g, D).permute(0, 3, 1, 2)                # (1, D, g, g)
+    grid = F.interpolate(grid, size=(n, n), mode='bicubic', align_corners=False)
     return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
 
 # %% ../../nbs/model/26_pretrained.ipynb #835b0b8b
@@ -79,47 +82,65 @@ def blip_sizes(
     Returns:
         dict: `vision` and `text` arguments of `MemoryEncoder`
     """
-    def layers(start): return len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
     patches = state['vision_model.embeddings.patch_embedding.weight']
     words = state['text_encoder.embeddings.word_embeddings.weight']
-    vision = dict(image_size=side, patch_size=patches.shape[-1], hidden_size=len(patches), layer_norm_eps=1e-6,
-                  num_attention_heads=len(patches)//64, num_hidden_layers=layers('vision_model.encoder.layers.'),
+    positions = state['text_encoder.embeddings.position_embeddings.weight']
+    vision = dict(image_size=side, patch_size=patches.shape[-1], hidden_size=len(patches),
+                  layer_norm_eps=1e-6, num_attention_heads=len(patches)//64,
+                  num_hidden_layers=_count_layers(state, 'vision_model.encoder.layers.'),
                   intermediate_size=len(state['vision_model.encoder.layers.0.mlp.fc1.bias']))
     text = dict(vocab_size=len(words), hidden_size=words.shape[1], layer_norm_eps=1e-12,
-                num_attention_heads=words.shape[1]//64, num_hidden_layers=layers('text_encoder.encoder.layer.'),
-                intermediate_size=len(state['text_encoder.encoder.layer.0.intermediate.dense.bias']),
-                max_position_embeddings=len(state['text_encoder.embeddings.position_embeddings.weight']),
-                bos_token_id=len(words) - 2)
-    if legacy: vision, text = {**vision, **(VISION_CHANCE if len(patches) == 1024 else {})}, {**text, **TEXT_CHANCE}
+                num_attention_heads=words.shape[1]//64,
+                num_hidden_layers=_count_layers(state, 'text_encoder.encoder.layer.'),
+                intermediate_size=len(state[f'{_FIRST_LAYER}.intermediate.dense.bias']),
+                max_position_embeddings=len(positions), bos_token_id=len(words) - 2)
+    if legacy:
+        text.update(TEXT_CHANCE)
+        # Of BLIP-large only
+        if len(patches) == 1024: vision.update(VISION_CHANCE)
     return dict(vision=vision, text=text)
+
+_FIRST_LAYER = 'text_encoder.encoder.layer.0'
+
+def _count_layers(state, start): # different numbers after this beginning of a name
+    return len({name[len(start):].split('.')[0] for name in state if name.startswith(start)})
 
 # %% ../../nbs/model/26_pretrained.ipynb #a326f20f
 _SERVES = (f'BLIP\'s {PUBLISHED["blip-large"]}, or an image-text retrieval model such as '
            'Salesforce/blip-itm-large-coco')
 
-
-def _find(where, *names, sub='', layout=''): # path of the first of these files, in a folder or on the hub
+def _find(where, *names, sub='', layout=''): # path of the first of these files
+    "A file in a folder or on the hub; `layout` says, for the message, what belongs there."
     for name in names:
         try: return cached_file(str(where), name, subfolder=sub)
         except (OSError, ValueError) as e:
-            if 'connect' in str(e): break                                        # asking once more would take as long
-    path, found = Path(where), 'no such folder, nor on the hub (without a network name a folder that was fetched)'
-    if path.is_file(): found = f'a file, {kind_of(read_weights(path))}'
-    if path.is_dir(): found = 'a folder with ' + (', '.join(sorted(p.name for p in path.iterdir())[:4]) or 'nothing')
-    raise StoryError(f'{where}: expected {Path(sub)/" or ".join(names)} in it, found {found}; {layout}')
+            # The next question would wait as long for a network
+            if 'connect' in str(e): break
+    raise StoryError(f'{where}: expected {Path(sub)/" or ".join(names)} in it, found '
+                     f'{_what_is_at(Path(where))}; {layout}')
+
+def _what_is_at(path): # for messages
+    if path.is_file(): return f'a file, {kind_of(read_weights(path))}'
+    if path.is_dir():
+        names = sorted(p.name for p in path.iterdir())[:4]
+        return f'a folder with {", ".join(names) or "nothing"}'
+    return 'no such folder, nor on the hub (without a network name a folder that was fetched)'
 
 def _blip_weights(where): # tensors under our names
     path = Path(where)
-    if path.is_file(): found = read_weights(path)
-    elif path.suffix == '.pth': raise StoryError(f'{path}: expected {_SERVES}; found no such file')
-    else:
+    if not path.is_file():
+        if path.suffix == '.pth':
+            raise StoryError(f'{path}: expected {_SERVES}; found no such file')
         _find(path, 'config.json', layout=f'what serves is {_SERVES}')
-        found = read_weights(_find(path, 'model.safetensors', 'pytorch_model.bin', layout='its weights belong there'))
+        path = _find(path, 'model.safetensors', 'pytorch_model.bin',
+                     layout='its weights belong there')
+    found = read_weights(path)
     new = translate(found, {**BLIP_NAMES, 'vision_model.': 'vision_model.'})
     state = {n: found[k] for k, n in new.items() if n}
     if not any(n.startswith('text_encoder.') for n in state):
-        decoder = any(k.startswith('text_decoder.') for k in found)
-        why = 'a captioning model, whose decoder reads only from left to right' if decoder else kind_of(found)
+        why = kind_of(found)
+        if any(name.startswith('text_decoder.') for name in found):
+            why = 'a captioning model, whose decoder reads only from left to right'
         raise StoryError(f'{where}: expected {_SERVES}; found {why}')
     return state
 
@@ -130,7 +151,7 @@ def load_blip(
     side:int=224,         # Memory pictures, pixels
     legacy:bool=False,  # See `blip_sizes`
 )->MemoryEncoder:         # In evaluation mode
-    """The memory encoder from BLIP's published weights; heads and decoders in the file are left alone.
+    """The memory encoder from BLIP's published weights; heads and decoders are left out.
 
     Args:
         where (str | Path): BLIP's own `.pth`; or transformers' folder or hub name
@@ -147,32 +168,42 @@ def load_blip(
         sizes = blip_sizes(state, side, legacy)
         state[grid] = resize_grid(state[grid].float(), side//sizes['vision']['patch_size'])
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
-    except Exception as e:                        # of many kinds: a table that is missing, flat, or of no square grid
-        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: {first_line(e)}') from None
+    # A table is missing, flat, or no square grid
+    except DAMAGED as e:
+        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: '
+                         f'{first_line(e)}') from e
     want = encoder.state_dict()
-    if wrong := [k for k, v in want.items() if k not in state or state[k].shape != v.shape]:
-        raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, among them {wrong[0]}')
+    wrong = [k for k, v in want.items() if k not in state or state[k].shape != v.shape]
+    if wrong:
+        raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, '
+                         f'among them {wrong[0]}')
     mine = {k: state[k] for k in want}
     check_finite(mine, where)
     encoder.load_state_dict(mine)
     return encoder.eval()
 
 # %% ../../nbs/model/26_pretrained.ipynb #00cba1f8
-_LAYOUT = (f'Stable Diffusion 1.5 ({PUBLISHED["sd-1.5"]} on the hub) has tokenizer/ (vocab.json, merges.txt), '
-           'text_encoder/ (config.json, model.safetensors), vae/ and unet/ (config.json, '
-           'diffusion_pytorch_model.safetensors)')
+_TOKENIZER_LAYOUT = (f'Stable Diffusion 1.5 ({PUBLISHED["sd-1.5"]} on the hub) has tokenizer/ '
+                     '(vocab.json, merges.txt)')
+_LAYOUT = (f'{_TOKENIZER_LAYOUT}, text_encoder/ (config.json, model.safetensors), vae/ and unet/ '
+           '(config.json, diffusion_pytorch_model.safetensors)')
 _BERT = 'vocab.txt', 'tokenizer.json'
 
 def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     _find(sd, 'config.json', sub=sub, layout=_LAYOUT)
     weights = [p.name for p in (Path(sd)/sub).glob('*') if p.suffix in ('.safetensors', '.bin')]
-    kw = {'variant': 'fp16'} if weights and all('.fp16.' in name for name in weights) else {}
-    if weights and all(name.endswith('.bin') for name in weights): kw['use_safetensors'] = False
-    try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **kw)
-    except Exception as e:                                                           # one kind per kind of damage
-        raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: {first_line(e)}') from None
+    options = {}
+    if weights and all('.fp16.' in name for name in weights): options['variant'] = 'fp16'
+    if weights and all(name.endswith('.bin') for name in weights):
+        options['use_safetensors'] = False
+    try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **options)
+    # Checks of a configuration raise kinds that are no more than an `Exception`
+    except Exception as e:
+        raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: '
+                         f'{first_line(e)}') from e
     if lost := info['missing_keys']:
-        raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among them {min(lost)}')
+        raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among '
+                         f'them {min(lost)}')
     check_finite(model.state_dict(), f'{sd}/{sub}')
     return model.float()
 
@@ -189,12 +220,18 @@ def tokenizers(
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`, without names
     """
-    sd, bert = published(sd), published(bert)
-    _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', layout=_LAYOUT.split(', text_encoder')[0])
+    sd = published(sd)
+    bert = published(bert)
+    _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', 
+          layout=_TOKENIZER_LAYOUT)
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
-    try: return CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer'), BertTokenizer.from_pretrained(bert)
+    try:
+        words = CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer')
+        return words, BertTokenizer.from_pretrained(bert)
+    # tokenizers raises `Exception` itself
     except Exception as e:
-        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: {first_line(e)}') from None
+        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: '
+                         f'{first_line(e)}') from e
 
 # %% ../../nbs/model/26_pretrained.ipynb #96593ff9
 def start_parts(
@@ -216,19 +253,24 @@ def start_parts(
         dict: unet, vae, text_encoder, memory_encoder
     """
     sd = published(sd)
-    memory, std = load_blip(blip, vocab.enc, legacy=legacy), 1. if legacy else None
-    unet, vae, clip = (_part(cls, sd, sub) for cls, sub in
-                       ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae'), (CLIPTextModel, 'text_encoder')))
+    memory = load_blip(blip, vocab.enc, legacy=legacy)
+    unet = _part(UNet2DConditionModel, sd, 'unet')
+    vae = _part(AutoencoderKL, sd, 'vae')
+    clip = _part(CLIPTextModel, sd, 'text_encoder')
     widths = unet.config.cross_attention_dim, clip.config.hidden_size
-    if len({*widths}) > 1: raise StoryError(f'{sd}: expected one width of tokens for UNet and text encoder, found '
-                                            f'{widths}; take both from one Stable Diffusion')
+    if len({*widths}) > 1:
+        raise StoryError(f'{sd}: expected one width of tokens for UNet and text encoder, found '
+                         f'{widths}; take both from one Stable Diffusion')
     if unet.config.in_channels != vae.config.latent_channels:
-        raise StoryError(f'{sd}: expected a UNet of {vae.config.latent_channels} channels, found one of '
-                         f'{unet.config.in_channels}; an inpainting model does not serve')
+        raise StoryError(f'{sd}: expected a UNet of {vae.config.latent_channels} channels, found '
+                         f'one of {unet.config.in_channels}; an inpainting model does not serve')
+    # The spread of new rows of tables
+    std = 1. if legacy else None
     resize_vocabulary(resize_positions(clip, vocab.length, std), len(vocab.caption_tokenizer), std)
     words = len(vocab.memory_tokenizer)
     resize_vocabulary(memory.text_encoder, words, std)
-    memory.register_to_config(text={**memory.config['text'], 'vocab_size': words})  # saved with the size it now has
+    # It is saved with the size that it now has
+    memory.register_to_config(text={**memory.config['text'], 'vocab_size': words})
     return dict(unet=unet, vae=vae, text_encoder=clip, memory_encoder=memory)
 
 # %% ../../nbs/model/26_pretrained.ipynb #8dd58541
@@ -255,18 +297,21 @@ def published_tokenizers(
 def published_schedule(
     sd:str|Path,     # Stable Diffusion: key of `PUBLISHED`, folder or hub name
 )->DDPMScheduler:
-    """The noise schedule and the kind of prediction that published weights were trained with. A folder without
-    `scheduler/` is taken for Stable Diffusion 1.x, with a warning; on the hub the file must be found.
+    """The noise schedule and the kind of prediction that published weights were trained with.
+    A folder without `scheduler/` is taken for Stable Diffusion 1.x, with a warning; on the hub the
+    file must be found.
 
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
     """
-    sd, name = str(published(sd)), 'scheduler_config.json'
+    sd = str(published(sd))
+    name = 'scheduler_config.json'
     what = f'{sd}: scheduler/{name}, which says whether the UNet predicts the noise or v,'
     try: path = cached_file(sd, name, subfolder='scheduler')
     except (OSError, ValueError) as e:
         if not Path(sd).is_dir():
             raise StoryError(f'{what} cannot be read ({first_line(e)}); download it, too') from None
-        warnings.warn(f'{what} is missing; the noise is assumed, as in Stable Diffusion 1.x; of 2.x, copy it there')
+        warnings.warn(f'{what} is missing; the noise is assumed, as in Stable Diffusion 1.x; of '
+                      '2.x, copy it there')
         return noise_schedule()
     return noise_like(load_json(path, {'prediction_type?': str}))

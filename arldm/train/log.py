@@ -51,7 +51,8 @@ def running(
     mean = weight = 0.
     def add(value):
         nonlocal mean, weight
-        mean, weight = mean + (value - mean)/over, weight + (1 - weight)/over
+        mean += (value - mean)/over
+        weight += (1 - weight)/over
         return mean/weight
     return add
 
@@ -61,7 +62,8 @@ def smooth(values:Iterable, over:float=20) -> list: # as many values
     Returns:
         list: as many values
     """
-    return [*map(running(over), values)]
+    mean = running(over)
+    return [mean(value) for value in values]
 
 # %% ../../nbs/train/38_log.ipynb #8c6e10a8
 def curves(
@@ -75,22 +77,31 @@ def curves(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     good = [r for r in records if math.isfinite(r['loss'])]
-    steps, losses = [r['step'] for r in good], [r['loss'] for r in good]
-    dots = [(r['step'], r['val_loss']) for r in good if math.isfinite(r.get('val_loss', math.nan))]
+    steps = [r['step'] for r in good]
+    losses = [r['loss'] for r in good]
+    validated = [r for r in good if math.isfinite(r.get('val_loss', math.nan))]
     fig = Figure(figsize=(8, 2.6), dpi=70, layout='constrained')
-    ax, *more = fig.subplots(1, 2 if dots else 1, squeeze=False, width_ratios=[3, 2] if dots else None)[0]
+    val = None
+    if validated: ax, val = fig.subplots(1, 2, width_ratios=[3, 2])
+    else: ax = fig.subplots()
     ax.plot(steps, losses, color='#2f6fc4', alpha=.4, linewidth=1, label='each step')
-    ax.plot(steps, smooth(losses, max(3, len(steps)/50)), color='#2f6fc4', linewidth=2, label='running mean')
+    mean = smooth(losses, max(3, len(steps)/50))
+    ax.plot(steps, mean, color='#2f6fc4', linewidth=2, label='running mean')
     if losses: ax.set_ylim(top=1.05*np.quantile(losses, .99))
     ax.legend(frameon=False, ncols=2, loc='upper right')
-    for val in more: val.plot(*zip(*dots), 'o-', color='#c8862a', linewidth=1)
-    for a, name in zip([ax, *more], ('training loss', 'validation loss')):
-        a.set(xlabel='step', ylabel=name)
-        a.xaxis.get_major_locator().set_params(integer=True)
-        a.spines[['top', 'right']].set_visible(False)
+    _label(ax, 'training loss')
+    if val:
+        val.plot([r['step'] for r in validated], [r['val_loss'] for r in validated], 'o-',
+                 color='#c8862a', linewidth=1)
+        _label(val, 'validation loss')
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     return Image.fromarray(np.array(canvas.buffer_rgba()))
+
+def _label(ax, name): # axes of a loss over the steps
+    ax.set(xlabel='step', ylabel=name)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[['top', 'right']].set_visible(False)
 
 # %% ../../nbs/train/38_log.ipynb #3849ab0c
 def _shell(): # IPython's, where it can show pictures; IPython need not be installed
@@ -110,9 +121,16 @@ def plot(
     Returns:
         Iterator: The same records
     """
-    if not (shell := _shell()): return (yield from records)
-    display, handle, due, seen = sys.modules['IPython'].display.display, None, 0., []
-    curves([])  # loads matplotlib, which would make the first drawing look slow
+    shell = _shell()
+    if not shell:
+        yield from records
+        return
+    display = sys.modules['IPython'].display.display
+    handle = None
+    due = 0.
+    seen = []
+    # Loads matplotlib, which would make the first drawing look slow
+    curves([])
     def draw():
         nonlocal handle, due
         start = time.perf_counter()
@@ -122,7 +140,8 @@ def plot(
         due = end + max(seconds, 20*(end - start))
     def see(r):
         seen.append(r)
-        if hasattr(shell, 'kernel') and time.perf_counter() >= due: draw()  # without a kernel nothing can be redrawn
+        # Without a kernel nothing can be redrawn
+        if hasattr(shell, 'kernel') and time.perf_counter() >= due: draw()
     try: yield from watched(records, see)
     finally:
         if seen: draw()
@@ -142,12 +161,16 @@ def bar(
     Returns:
         Iterator: The same records
     """
-    loss, speed, val = running(), running(), ''
+    loss = running()
+    speed = running()
+    val = ''
     pause = .1 if sys.stderr.isatty() or _shell() else 10.
-    with tqdm(total=total, desc='training', unit=' steps', mininterval=pause, disable=disable) as line:
+    with tqdm(total=total, desc='training', unit=' steps', mininterval=pause,
+              disable=disable) as line:
         def see(r):
             nonlocal val
-            if r['step'] - 1 > line.n: line.initial = line.n = line.last_print_n = r['step'] - 1  # a resumed run
+            # A resumed run
+            if r['step'] - 1 > line.n: line.initial = line.n = line.last_print_n = r['step'] - 1
             if math.isfinite(r.get('val_loss', math.nan)): val = f', val_loss {r["val_loss"]:.4f}'
             said = f'loss {loss(r["loss"]):.4f}, {speed(r["stories_per_s"]):.1f} stories/s'
             line.set_postfix_str(said + val, refresh=False)
@@ -163,14 +186,15 @@ def event_writer() -> type: # `SummaryWriter`
     """
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
-        raise StoryError(f'TensorBoard cannot be used ({e}); install it: pip install tensorboard') from None
+        raise StoryError(f'TensorBoard cannot be used ({e}); install it: pip install '
+                         'tensorboard') from None
     return SummaryWriter
 
 def board(
     records:Iterable,
     folder,            # Where TensorBoard finds the events
 )->Iterator:           # The same records
-    """Write the records for TensorBoard; a resumed run takes the place of what was written from its first step on.
+    """Write the records for TensorBoard; a resumed run replaces what came after its checkpoint.
 
     Args:
         folder: Where TensorBoard finds the events
@@ -178,7 +202,8 @@ def board(
     Returns:
         Iterator: The same records
     """
-    SummaryWriter, writer = event_writer(), None
+    SummaryWriter = event_writer()
+    writer = None
     def see(r):
         nonlocal writer
         step = int(r['step'])
