@@ -207,6 +207,7 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     check_finite(model.state_dict(), f'{sd}/{sub}')
     return model.float()
 
+# %% ../../nbs/model/26_pretrained.ipynb #feae7d9c
 def tokenizers(
     sd:str|Path,               # Stable Diffusion: key of `PUBLISHED`, folder or hub name
     bert:str|Path='bert-base', # BLIP's vocabulary: likewise
