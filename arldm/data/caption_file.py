@@ -9,7 +9,7 @@ __all__ = ['MOST_TEXT', 'read_captions', 'given_paths']
 import os, re
 from pathlib import Path
 
-from ..core import StoryError, at_home
+from ..core import StoryError, expand_user
 from .checks import clean, has_visible
 
 # %% ../../nbs/data/17_caption_file.ipynb #0e961a49
@@ -35,7 +35,7 @@ def read_captions(
     Returns:
         list: str
     """
-    path = Path(at_home(str(path)))
+    path = Path(expand_user(str(path)))
     if not os.path.isfile(path):
         raise StoryError(f'{path}: no text file that can be read; expected one caption a line')
     try:
@@ -69,7 +69,7 @@ def given_paths(
         name = ','.join(parts[:n])
         if not name.strip():
             raise StoryError(f'--given {text}: a name is empty; expected some like a.png,b.png')
-        found.append(_a_file(name) or Path(at_home(name.strip())))
+        found.append(_a_file(name) or Path(expand_user(name.strip())))
         parts = parts[n:]
     return found
 
@@ -80,6 +80,6 @@ def _parts_of_a_file(parts): # how many parts, joined with commas, name a file; 
 
 def _a_file(name): # its path; None if there is none
     if not name.strip(): return None
-    for path in Path(at_home(name)), Path(at_home(name.strip())):
+    for path in Path(expand_user(name)), Path(expand_user(name.strip())):
         if os.path.isfile(path): return path   # False, too, for what no file can be named
     return None

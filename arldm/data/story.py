@@ -18,7 +18,7 @@ import h5py, numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import CORPORA, StoryError, at_home, one_of
+from ..core import CORPORA, StoryError, expand_user, one_of
 from ..files.atomic import atomic_path, check_shape, refuse_foreign
 from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
 from ..files.pictures import decode, shrink, to_png
@@ -231,7 +231,7 @@ def write_stories(
     Returns:
         dict: What `count_index` says of each split
     """
-    path = Path(at_home(str(path)))
+    path = Path(expand_user(str(path)))
     one_of('corpus', corpus, CORPORA)
     for split in splits:
         if not str(split).isidentifier() or split == 'frames':
@@ -262,7 +262,7 @@ class StoryFile:
     def __init__(self,
         path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
     ):
-        self.path = Path(at_home(str(path)))
+        self.path = Path(expand_user(str(path)))
         self._handle = None
         self._handle_process = 0     # the process that opened the handle
         self._file_identity = None   # of the file that was checked at the first opening

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import StoryError, at_home, at_least_one, one_of, pick_device
+from ..core import StoryError, expand_user, at_least_one, one_of, pick_device
 from ..settings import DTYPES, TASKS, resolve
 from ..files.atomic import check_shape, load_json
 from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
@@ -239,7 +239,7 @@ def named_folder(
     """
     if out is None: return usual
     if not str(out): raise StoryError('--out is empty; expected a folder')
-    return Path(at_home(str(out)))
+    return Path(expand_user(str(out)))
 
 def refuse_place(
     folder:Path,    # Where drawings shall go

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from ..core import StoryError, at_home, first_line, one_of
+from ..core import StoryError, expand_user, first_line, one_of
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
@@ -105,7 +105,7 @@ def from_pretrained(cls:StoryPipeline,
         folder (str | Path): Pipeline folder, run folder, or a name on the hub
         **kwargs: As for `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, …
     """
-    folder = Path(at_home(str(folder)))
+    folder = Path(expand_user(str(folder)))
     inner = folder/'pipeline'
     # a process that was killed while it replaced the pipeline has left it under another name
     if not (folder/'model_index.json').is_file() and not inner.is_dir(): recover_folder(inner)

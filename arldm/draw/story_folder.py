@@ -11,7 +11,7 @@ import json, os, re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..core import StoryError, at_home, counted
+from ..core import StoryError, expand_user, counted
 from ..files.atomic import FolderTaken, check_shape
 from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from ..files.pictures import read_picture
@@ -76,7 +76,7 @@ def own_story(
         given (str, optional): Opening pictures, with commas between them
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
     """
-    path = Path(at_home(str(text)))
+    path = Path(expand_user(str(text)))
     captions = read_captions(path)
     given_files = [] if given is None else given_paths(given)
     pictures = [read_picture(file) for file in given_files]

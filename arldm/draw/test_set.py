@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import StoryError, at_home
+from ..core import StoryError, expand_user
 from ..files.atomic import FolderTaken
 from ..files.raw_folder import plain_name
 from .drawing_files import is_drawn, write_drawing
@@ -75,7 +75,7 @@ def draw_split(
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                     guidance_interval=guidance_interval, reuse=reuse, plain=plain,
                     height=height, width=width)
-    folder = Path(at_home(str(out)))
+    folder = Path(expand_user(str(out)))
     n = len(stories) if limit is None else min(limit, len(stories))
     todo = [i for i in range(rank, n, world_size) if not is_drawn(folder, stories.ids[i])]
     with ThreadPoolExecutor() as pool:

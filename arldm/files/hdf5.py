@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py, numpy as np
 
-from ..core import StoryError, at_home, first_line
+from ..core import StoryError, expand_user, first_line
 from .atomic import NO_LOCKS
 
 # %% ../../nbs/files/07_hdf5.ipynb #f8e53d18
@@ -125,7 +125,7 @@ def _members(group):
 
 def open_hdf5(path:str|Path)->h5py.File:
     "Open a file for reading when all it refers to, down to the datasets of its groups, is there."
-    path = at_home(str(path))
+    path = expand_user(str(path))
     if not Path(path).is_file():
         raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
     f = open_unchecked(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..core import StoryError, at_home, first_line
+from ..core import StoryError, expand_user, first_line
 
 # %% ../../nbs/files/06_pictures.ipynb #a1115667
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'
@@ -173,7 +173,7 @@ def to_png(picture:Image.Image)->bytes:
 
 def read_picture(path:str|Path)->Image.Image:
     "The picture of a file, or a line that says why not."
-    file = Path(at_home(str(path)))
+    file = Path(expand_user(str(path)))
     most = 100_000_000
     advice = 'name one that is there'
     try:

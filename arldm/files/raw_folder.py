@@ -13,7 +13,7 @@ from typing import Callable
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import BadStory, StoryError, at_home, first_line
+from ..core import BadStory, StoryError, expand_user, first_line
 from .atomic import load_json
 from .pictures import BadPicture, decode
 
@@ -186,7 +186,7 @@ class RawFolder:
     def __init__(self,
         path:str|Path, # The folder with everything somewhere below it
     ):
-        path = at_home(str(path))
+        path = expand_user(str(path))
         self.path = Path(path)
         self.files = {}        # name -> path
         self.pictures = {}     # name without the ending -> path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core import at_home
+from ..core import expand_user
 from ..files.atomic import FolderTaken, atomic_path
 from ..files.pictures import to_png
 from ..data.story import Story
@@ -76,7 +76,7 @@ def write_toy(
         progress (bool, default True): Show a bar
         side (int, default TOY_SIDE): Height and width of pictures in pixels
     """
-    folder = Path(at_home(str(raw)))
+    folder = Path(expand_user(str(raw)))
     if folder.exists() and any(folder.iterdir()): raise FolderTaken(folder)
     pictures = folder/'SSID_Images'
     pictures.mkdir(parents=True, exist_ok=True)

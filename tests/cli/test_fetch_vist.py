@@ -532,7 +532,7 @@ def test_interrupted(site, tmp_path):
     began = time.monotonic()
     said, complained = run.communicate(timeout=20)
     assert time.monotonic() - began < 5 and run.returncode == 130
-    assert complained.strip() == 'arldm-fetch-vist: stopped; run the same command again to go on'
+    assert complained.strip() == 'arldm-fetch-vist: stopped; run the same command again to continue'
     assert files_in(tmp_path/'out') == []
 
 def test_killed(site, tmp_path):

@@ -63,7 +63,7 @@ def test_only_flags_of_the_command(script):
     ('arldm-train', '--min_snr_gamma 5', '--snr-gamma?'), ('arldm-train', '--use-8bit-adam', '--optimizer adamw8bit?'),
     ('arldm-train', '--output_dir x', 'the run folder is the first argument'),
     ('arldm-train', '--pretrained_model_name_or_path x', '--model?'), ('arldm-train', '--original', '--legacy?'),
-    ('arldm-train', '--resume-from-checkpoint x', 'a run folder that exists goes on'),
+    ('arldm-train', '--resume-from-checkpoint x', 'an existing run folder is resumed'),
     ('arldm-draw', '--guidance 2', '--guidance-scale?'), ('arldm-draw', '--interval 0,1', '--guidance-interval?'),
     ('arldm-train', '--max-train 5', '--max-train-steps?'), ('arldm-train', '--stepps 3', 'unrecognized'),
     ('arldm-convert', '--side 3', '--resolution?'), ('arldm-draw', '--sedd 3', '--seed?')])

@@ -151,7 +151,7 @@ def test_stopped_at_every_point(small, calm, opened, tmp_path, k):
     "Ctrl-C: one line, exit code 130, nothing left over."
     run = fresh(small, tmp_path/'run')
     status, said = disturbed(run, k, signal.SIGINT)
-    if status: assert (status, said) == (130, ['arldm-draw: stopped; run the same command again to go on'])
+    if status: assert (status, said) == (130, ['arldm-draw: stopped; run the same command again to continue'])
     there = drawn(run)
     assert not leftovers(run) and there == {k: v for k, v in drawn(calm).items() if k.split('/')[0] in finished(run)}
     assert draw(run) == (0, []) and {**drawn(run), **there} == drawn(run)
@@ -170,7 +170,7 @@ def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypat
     time.sleep(.2)
     there = drawn(run)
     os.kill(pid, signal.SIGINT)
-    assert end(pid, said) == (130, ['arldm-draw: stopped; run the same command again to go on'])
+    assert end(pid, said) == (130, ['arldm-draw: stopped; run the same command again to continue'])
     assert there and {**drawn(run), **there} == drawn(run) and len(finished(run)) < 3 and not leftovers(run)
     monkeypatch.undo()
     assert draw(run) == (0, [])

@@ -356,7 +356,7 @@ WRONG = {'--preset ssid-baselin': 'did you mean ssid-baseline?', '--preset papr'
          '--rescale-betas-zero-snr': "rescale_betas_zero_snr needs prediction_type='v_prediction'",
          '--rescale-betas-zero-snr --prediction-type v_prediction': "needs weighting='none' and snr_gamma=0",
          '--rescale-betas-zero-snr --prediction-type v_prediction --weighting none --snr-gamma 5': 'and snr_gamma=0',
-         '--snr-gamma 5': "weighting='p2' and snr_gamma=5.0 both weigh the loss", '--snr-gamma=-1': 'snr_gamma must not be',
+         '--snr-gamma 5': "weighting='p2' and snr_gamma=5.0 both weight the loss", '--snr-gamma=-1': 'snr_gamma must not be',
          '--ema-decay 1': 'ema_decay must be', '--cond-dropout 1.5': 'cond_dropout is a chance',
          '--cond-dropout nan': 'cond_dropout is a chance', '--learning-rate nan': 'learning_rate must not be below 0',
          '--crops=-1': 'crops must not be below 0', '--max-train-steps 0': 'max_train_steps must be',
