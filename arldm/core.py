@@ -428,6 +428,7 @@ def _open_streams():
         if stream is None: setattr(sys, name, open(os.devnull, 'w'))
         elif hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
 
+# %% ../nbs/00_core.ipynb #0f5d2a2b
 def _expanded(arguments): return {name: expand_user(value) for name, value in arguments.items()}
 
 def command(f:Callable) -> Callable:
