@@ -105,11 +105,13 @@ def _range(curves, *names):
         for name in names: numbers.extend(getattr(curve, name))
     return min(numbers), max(numbers)
 
-def _scales(axes, curves, x, n_ticks):
+def _scales(axes, curves, x, width):
     "Limits, round numbers and lines of both axes."
     from matplotlib.ticker import FuncFormatter, MaxNLocator
     left, right = _range(curves, 'x')
     low, high = _range(curves, 'y', 'low', 'high')
+    # as many numbers below as find room
+    n_ticks = width//(10*len(f'{right:,}') + 10)
     room = .02*(right - left) or 1
     pad = .06*(high - low) or abs(high)*.1 or 1
     def y_text(v, _): return '0' if abs(v) < 1e-6*pad else f'{v:.6g}'.replace('-', '−')
@@ -147,7 +149,7 @@ def drawing(
         figure.patch.set_visible(False)
         axes = figure.subplots()
         for curve in curves: _plot(axes, curve, width)
-        _scales(axes, curves, x, n_ticks=width//60)
+        _scales(axes, curves, x, width)
         name = f'{name}-{width}'
         return Drawing(name, width, height, _svg(figure, name), shown)
 

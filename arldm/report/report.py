@@ -20,8 +20,8 @@ from .charts import drift_charts, loss_charts
 from .compare import compare_runs
 from .page import (difference_row, embed, fact_bars, grouped, is_page, known,
                                open_picture, place, render, score_table, story_figure)
-from .run_folder import (all_trouble, differing, flat, lead, measured, drew_other_stories,
-                                     read_run, reference_split)
+from .run_folder import (all_trouble, differing, drew_other_stories, flat, lead,
+                                     measured, read_run, reference_split)
 
 # %% ../../nbs/report/63_report.ipynb #1980bf7e
 def choose(
@@ -180,7 +180,8 @@ def write_report(
         facts=fact_bars(scores.get('facts') or []),
         by_frame=drift_charts([scores.get('frames', [])]),
         stories=story_groups(run, reference), why_no_reference=why_no_reference,
-        copies=copies(run, reference), losses=loss_charts([run.log]), strips=training_strips(run.folder),
+        copies=copies(run, reference),
+        losses=loss_charts([run.log]), strips=training_strips(run.folder),
         settings={name: [value] for name, value in flat(run.settings).items()})
     return _write(path, html)
 
