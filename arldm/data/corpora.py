@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import BadStory, CORPORA, StoryError, counted
-from ..files.pictures import cut, to_png
+from ..files.pictures import split_film_strip, to_png
 from ..files.raw_folder import RawFolder, composed, load_array, load_pickle, plain_name
 from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
 from .story import Story
@@ -262,11 +262,11 @@ def pororo(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories:
     folder = opened(raw)
     stories, splits, texts = _tables(folder, _pororo_tables)
     root = os.path.dirname(folder.find('img_cache4.npy'))
-    cut_once = lru_cache(16)(cut)
+    split_once = lru_cache(16)(split_film_strip)
 
     def frame(name, story):
         strip = folder.picture(name, story, _strip_path(root, name, story))
-        try: return cut_once(strip)
+        try: return split_once(strip)
         except StoryError as e:
             raise BadStory('broken strip', f'story {story}: {name} is {e}') from None
 
@@ -339,7 +339,7 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
         if not file:
             raise BadStory('missing picture',
                            f'story {story}: no {clip}.npy in {folder.path} or below it')
-        path = folder.allowed(file, story)
+        path = folder.checked_path(file, story)
         try: return clip_once(path)
         except StoryError as e: raise BadStory('broken picture', f'story {story}: {e}') from None
 

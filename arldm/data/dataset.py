@@ -18,7 +18,7 @@ from transformers import BertTokenizer, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..core import StoryError
-from ..files.pictures import decode, scaled
+from ..files.pictures import decode, scaled_size
 from .story import StorySplit
 from .vocabulary import is_known, word_tokenizers, words_in
 
@@ -211,7 +211,7 @@ def center_crop(
     Returns:
         Image.Image: (side, side)
     """
-    width, height = scaled(picture.size, side)
+    width, height = scaled_size(picture.size, side)
     left = round(float(at[0])*(width - side))
     top = round(float(at[1])*(height - side))
     small = picture.resize((width, height), Image.BILINEAR)

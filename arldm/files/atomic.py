@@ -18,31 +18,33 @@ from ..core import StoryError
 
 # %% ../../nbs/files/02_atomic.ipynb #4e4fd6c7
 def _beside(path):
-    "A temporary name beside a path; what dead processes left under such names is removed."
-    start = f'.{path.stem}-{uuid.getnode():x}-'   # then the number of the process and a random one
-    left_over = re.compile(
-        re.escape(start) + r'(\d+)-[0-9a-f]{8}(over)?' + re.escape(path.suffix))
-    for old in path.parent.glob(glob.escape(start) + '*'):
-        name = left_over.fullmatch(old.name)
-        if not name or _alive(name[1]): continue
+    "Return a new temporary path beside `path`; first delete what killed processes left there."
+    # .<stem>-<number of this machine>-<number of the process>-<random><suffix>
+    prefix = f'.{path.stem}-{uuid.getnode():x}-'
+    temporary_name = re.compile(
+        re.escape(prefix) + r'(\d+)-[0-9a-f]{8}(over)?' + re.escape(path.suffix))
+    for old in path.parent.glob(glob.escape(prefix) + '*'):
+        match = temporary_name.fullmatch(old.name)
+        if not match or _is_running(match[1]): continue
         if old.is_dir(): shutil.rmtree(old, ignore_errors=True)
         else: old.unlink(missing_ok=True)
-    return path.with_name(f'{start}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
+    return path.with_name(f'{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
 
-def _alive(pid): # whether a process of this machine still runs
-    try: os.kill(int(pid), 0)
+def _is_running(pid):
+    "Whether a process of this machine still runs; if that cannot be told, it may."
+    try: os.kill(int(pid), 0)   # signal 0 only asks whether the process exists
     except ProcessLookupError: return False
     except (OSError, ValueError): return True
     return True
 
 @contextlib.contextmanager
 def atomic_path(
-    path:str|Path, # Where the finished file shall stand
+    path:str|Path, # Where the finished file will be; a file there is replaced
 )->Iterator:       # Yields a temporary `Path` beside it, with the same suffix
-    """Write to a temporary path; it is renamed to `path` when the block succeeds, else removed.
+    """Yield a temporary path; rename it to `path` when the block succeeds, else delete it.
 
     Args:
-        path (str | Path): Where the finished file shall stand
+        path (str | Path): Where the finished file will be; a file there is replaced
 
     Returns:
         Iterator: Yields a temporary `Path` beside it, with the same suffix
@@ -58,71 +60,72 @@ def atomic_path(
 
 # %% ../../nbs/files/02_atomic.ipynb #10a9926f
 def refuse_foreign(
-    path:str|Path,     # Where something shall be written
+    path:str|Path,     # The file that will be written
     # path -> whether the file there was written by this package; may raise `StoryError`, `OSError`
     is_ours:Callable,
-    kind:str,          # What we write, for the message
+    kind:str,          # What is written, for the message: 'story file'
 ):
-    """A `StoryError` if a file of somebody else stands where one shall be written; call it first.
+    """Raise `StoryError` if `path` exists and is not ours; call it before any work is done.
 
     Args:
-        path (str | Path): Where something shall be written
+        path (str | Path): The file that will be written
         is_ours (Callable): path -> whether the file there was written by this package; may raise
             `StoryError`, `OSError`
-        kind (str): What we write, for the message
+        kind (str): What is written, for the message: 'story file'
     """
     path = Path(path)
     if not os.path.lexists(path): return
     try:
         if path.is_file() and is_ours(path): return
-    except (StoryError, OSError): pass
-    raise StoryError(f'{path} is there already and is no {kind} written by arldm; move it away, or '
-                     'name another place')
+    except (StoryError, OSError): pass   # a file that cannot be read is not known to be ours
+    raise StoryError(f'{path} is there already and is not a {kind} written by arldm; move it away, '
+                     'or name another place')
 
 # %% ../../nbs/files/02_atomic.ipynb #47b23c3e
-_NAMES = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number', float: 'a number',
-          bool: 'true or false', type(None): 'null'}
+_TYPE_NAMES = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number',
+               float: 'a number', bool: 'true or false', type(None): 'null'}
 
 def check_shape(
-    x:object,      # What was read
+    value:object,  # What was read from the file
     # A type or a tuple of types; [shape of each element]; {key: shape}, where 'key?' may be missing
     # and '*' is any key
     want:object,
     path:str|Path, # The file, for the message
-    key:str='',    # Where `x` stands in it
+    key:str='',    # Where `value` is in the file, such as 'counts.train'; '' = the whole file
 ):
-    """A `StoryError` that names the first key whose value is of another type.
+    """Raise `StoryError`, which names the first key whose value has another type than `want` says.
 
     Args:
-        x (object): What was read
+        value (object): What was read from the file
         want (object): A type or a tuple of types; [shape of each element]; {key: shape}, where
             'key?' may be missing and '*' is any key
         path (str | Path): The file, for the message
-        key (str, default ''): Where `x` stands in it
+        key (str, default ''): Where `value` is in the file, such as 'counts.train'; '' = the whole
+            file
     """
-    if isinstance(want, (dict, list)): kinds = (type(want),)
-    else: kinds = want if isinstance(want, tuple) else (want,)
-    if not _is_one_of(x, kinds):
-        expected = ' or '.join(_NAMES.get(kind, kind.__name__) for kind in kinds)
-        got = json.dumps(x, default=str)[:60]
+    if isinstance(want, (dict, list)): types = (type(want),)
+    else: types = want if isinstance(want, tuple) else (want,)
+    if not _is_one_of(value, types):
+        expected = ' or '.join(_TYPE_NAMES.get(kind, kind.__name__) for kind in types)
+        got = json.dumps(value, default=str)[:60]
         raise StoryError(f'{path}: {key or "it"} must be {expected}, got {got}')
     if isinstance(want, list):
-        for i, value in enumerate(x): check_shape(value, want[0], path, f'{key}[{i}]')
+        for i, element in enumerate(value): check_shape(element, want[0], path, f'{key}[{i}]')
     elif isinstance(want, dict):
-        for name, shape in want.items(): _check_key(x, name, shape, path, key)
+        for name, shape in want.items(): _check_key(value, name, shape, path, key)
 
-def _is_one_of(x, kinds):
-    "Whether JSON is of one of these types; a whole number is a number, a truth value is neither."
-    if isinstance(x, bool): return bool in kinds or object in kinds
-    return isinstance(x, kinds) or float in kinds and isinstance(x, int)
+def _is_one_of(value, types):
+    "Whether a JSON value has one of these types; 3 counts as `float`, `true` not as a number."
+    if isinstance(value, bool): return bool in types or object in types
+    return isinstance(value, types) or float in types and isinstance(value, int)
 
-def _check_key(x, name, shape, path, key):
-    "Check the value of a key of an object; `name` may be 'key?' or '*', as in `check_shape`."
+def _check_key(obj, name, shape, path, key):
+    "Check the value under `name` of an object; 'name?' may be missing, '*' is every key."
     prefix = f'{key}.' if key else ''
-    plain = name.rstrip('?')
+    required = name.rstrip('?')
     if name == '*':
-        for k, value in x.items(): check_shape(value, shape, path, f'{prefix}{k}')
-    elif plain in x: check_shape(x[plain], shape, path, f'{prefix}{plain}')
+        for k, value in obj.items(): check_shape(value, shape, path, f'{prefix}{k}')
+    elif required in obj: check_shape(obj[required], shape, path, f'{prefix}{required}')
     elif not name.endswith('?'): raise StoryError(f'{path}: {prefix}{name} is missing')
 
 # %% ../../nbs/files/02_atomic.ipynb #ba615ccb
@@ -131,13 +134,14 @@ def save_json(path:str|Path, obj:object):
     with atomic_path(path) as tmp: tmp.write_bytes(_as_json(obj))
 
 def _as_json(obj):
+    "Return readable JSON of `obj` as UTF-8 bytes; what JSON does not know becomes its `str`."
     text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
     # Lone surrogates, as file names may hold, become the escapes that JSON has for them.
     return text.encode('utf-8', 'backslashreplace')
 
 # %% ../../nbs/files/02_atomic.ipynb #61d637a1
 def create_json(path:str|Path, obj:object) -> bool:
-    "Write a JSON file whole unless there is one; of several processes at once only one succeeds."
+    "Write a JSON file unless it exists; return whether it was written, in one process at most."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = _beside(path)
@@ -146,9 +150,10 @@ def create_json(path:str|Path, obj:object) -> bool:
         return _take_name(tmp, path)
     finally:
         try: tmp.unlink(missing_ok=True)
-        finally: tmp.unlink(missing_ok=True)   # if Ctrl-C came during the first try
+        finally: tmp.unlink(missing_ok=True)   # again, if Ctrl-C came during the first one
 
-def _take_name(tmp, path): # whether it was free
+def _take_name(tmp, path):
+    "Give the file `tmp` the name `path` too; return False, and change nothing, if it is taken."
     try:
         os.link(tmp, path)
     except FileExistsError:
@@ -161,19 +166,21 @@ def _take_name(tmp, path): # whether it was free
 # %% ../../nbs/files/02_atomic.ipynb #56480e5b
 def load_json(
     path:str|Path,      # UTF-8, with or without a byte order mark
-    want:object=object, # The shape that it must have, see `check_shape`
+    # The shape that it must have, as `check_shape` describes it; default: any
+    want:object=object,
 ):
-    """Read a JSON file; a `StoryError` says in one line what is wrong with it.
+    """Return what a JSON file holds; raise `StoryError` if it cannot be read or has another shape.
 
     Args:
         path (str | Path): UTF-8, with or without a byte order mark
-        want (object, default object): The shape that it must have, see `check_shape`
+        want (object, default object): The shape that it must have, as `check_shape` describes it;
+            default: any
     """
     try:
         if Path(path).exists() and not Path(path).is_file():
-            raise StoryError(f'{path} is no file; move it away')
+            raise StoryError(f'{path} is not a file; move it away')
         data = Path(path).read_bytes()
-        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):   # the byte order marks of UTF-16
             raise StoryError(f'{path}: UTF-16, expected UTF-8; save it as UTF-8')
         obj = json.loads(data.decode('utf-8-sig'))
     except StoryError: raise
@@ -188,27 +195,27 @@ def load_json(
 
 # %% ../../nbs/files/02_atomic.ipynb #46660965
 class FolderTaken(StoryError):
-    "Something stands where a new folder shall be."
+    "Raised where a new folder is to be made and something of that name exists."
     def __init__(self, folder):
         super().__init__(f'{folder} is there already; move it away, or name another place')
 
 def flush_folder(folder:Path):
-    "Have all files of a folder on the disk, so that a power cut leaves whole ones."
+    "Wait until all files of a folder are on the disk, so that they survive a power cut."
     for path in folder.rglob('*'):
         if path.is_file() and not path.is_symlink():
             with open(path, 'rb') as f: os.fsync(f.fileno())
 
 @contextlib.contextmanager
 def temporary_folder(
-    folder:Path, # Beside which it stands
-)->Iterator:     # Yields its path
-    """A folder that is gone afterwards, unless it was renamed.
+    folder:Path, # The temporary folder is made beside this path, with a name derived from it
+)->Iterator:     # Yields the path of the temporary folder
+    """Make a temporary folder; delete it after the block, unless the block renamed it.
 
     Args:
-        folder (Path): Beside which it stands
+        folder (Path): The temporary folder is made beside this path, with a name derived from it
 
     Returns:
-        Iterator: Yields its path
+        Iterator: Yields the path of the temporary folder
     """
     tmp = _beside(folder)
     tmp.mkdir(parents=True)
@@ -218,19 +225,19 @@ def temporary_folder(
 # %% ../../nbs/files/02_atomic.ipynb #22c5ac56
 @contextlib.contextmanager
 def whole_folder(
-    folder:str|Path,  # Where the finished folder shall stand; must not exist
-    # Wait for the disk; may be left out for very many files that are easily made again
+    folder:str|Path,  # Where the finished folder will be; must not exist
+    # Wait until the files are on the disk; False is faster for many files, easily made again
     flush:bool=True,
-)->Iterator:          # Yields a temporary folder beside it
-    """Fill a temporary folder; it becomes `folder` when the block succeeds.
+)->Iterator:          # Yields the path of a temporary folder beside it
+    """Yield a temporary folder to fill; rename it to `folder` when the block succeeds.
 
     Args:
-        folder (str | Path): Where the finished folder shall stand; must not exist
-        flush (bool, default True): Wait for the disk; may be left out for very many files that are
-            easily made again
+        folder (str | Path): Where the finished folder will be; must not exist
+        flush (bool, default True): Wait until the files are on the disk; False is faster for many
+            files, easily made again
 
     Returns:
-        Iterator: Yields a temporary folder beside it
+        Iterator: Yields the path of a temporary folder beside it
     """
     folder = Path(folder)
     if os.path.lexists(folder): raise FolderTaken(folder)
@@ -238,40 +245,40 @@ def whole_folder(
         yield tmp
         share_files(tmp)
         if flush: flush_folder(tmp)
-        if os.path.lexists(folder): raise FolderTaken(folder)
+        if os.path.lexists(folder): raise FolderTaken(folder)   # made by another process meanwhile
         tmp.rename(folder)
 
 def share_files(folder:Path):
-    "Let whoever may read a folder read its files; some libraries write for their owner alone."
+    "Let everybody who may read a folder read its files, which some libraries make private."
     for f in folder.rglob('*'):
         if f.is_file(): f.chmod(folder.stat().st_mode & 0o666)
 
 # %% ../../nbs/files/02_atomic.ipynb #adcd6154
-# What a drive without locks answers
+# Error numbers with which a file system without locks answers
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
 
 def lock_folder(
-    folder:str|Path, # Is made if it is not there
-    what:str,        # What another process is doing then, for the message
-):                   # -> an open file; None if there are no locks
-    """Lock a folder as long as the file is open; a `StoryError` if another process has.
+    folder:str|Path, # Is made if it does not exist
+    what:str,        # What a process does that holds the lock, for the message: 'training'
+):                   # -> the open file `.lock`; None if there are no locks
+    """Lock a folder until the returned file is closed; raise `StoryError` if it is locked already.
 
-    -> an open file; None if there are no locks
+    -> the open file `.lock`; None if there are no locks
 
     Args:
-        folder (str | Path): Is made if it is not there
-        what (str): What another process is doing then, for the message
+        folder (str | Path): Is made if it does not exist
+        what (str): What a process does that holds the lock, for the message: 'training'
     """
     if not fcntl: return None
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = open(Path(folder)/'.lock', 'a')
     try:
-        # Of the process: its children, which may outlive a kill, do not inherit it.
+        # This lock belongs to the process: children, which may outlive it, do not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         lock.close()
         if e.errno in NO_LOCKS:
-            warnings.warn(f'{folder} is on a file system without locks ({e.strerror}); see to it '
+            warnings.warn(f'{folder} is on a file system without locks ({e.strerror}); make sure '
                           'that no second command works there')
             return None
         if e.errno not in (errno.EAGAIN, errno.EACCES): raise

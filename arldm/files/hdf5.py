@@ -15,8 +15,8 @@ from ..core import StoryError, expand_user, first_line
 from .atomic import NO_LOCKS
 
 # %% ../../nbs/files/07_hdf5.ipynb #f8e53d18
-# What h5py raises for errors of HDF5's library, and what damaged values make it, numpy and the
-# checks of this book raise; found in its table of errors and by changing bytes at random.
+# What h5py, numpy and the checks below raise on damaged files; found in h5py's table of errors and
+# by changing bytes at random.
 _DAMAGED = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
             ArithmeticError, MemoryError, struct.error)
 
@@ -24,7 +24,7 @@ _DAMAGED = (OSError, RuntimeError, ValueError, TypeError, LookupError, Attribute
 def reading(
     path:str|Path, # The file, for the message
 ):
-    """Turn whatever a damaged file makes h5py raise into one line.
+    """Raise whatever h5py raises on a damaged file as a `StoryError` of one line.
 
     Args:
         path (str | Path): The file, for the message
@@ -37,76 +37,86 @@ def reading(
                          'or move it away and convert again') from None
 
 # %% ../../nbs/files/07_hdf5.ipynb #f5b23c8f
+# How HDF5 stores a value of varying length: its length, and the number of an object in a heap,
+# which is a block of the file that holds such values
 _REFERENCE = np.dtype([('length', '<u4'), ('heap', '<u8'), ('number', '<u4')])
 
-def _heap_sizes(raw, at):
-    "Object number -> bytes, of the heap at an address; a `ValueError` if it does not add up."
-    if at + 16 > len(raw) or raw[at:at+4] != b'GCOL': raise ValueError(f'no heap at {at}')
-    heap_size, = struct.unpack_from('<Q', raw, at + 8)
-    if at + heap_size > len(raw): raise ValueError(f'a heap at {at} is longer than the file')
+def _heap_sizes(raw, address):
+    "Return {object number: bytes} of the heap at an address; raise `ValueError` if it is damaged."
+    if address + 16 > len(raw) or raw[address:address+4] != b'GCOL':   # a heap's signature
+        raise ValueError(f'no heap at {address}')
+    heap_size, = struct.unpack_from('<Q', raw, address + 8)
+    if address + heap_size > len(raw):
+        raise ValueError(f'a heap at {address} is longer than the file')
     sizes = {}
-    place = 16   # of the next object, counted from the start of the heap
-    while place + 16 <= heap_size:
-        number, size = struct.unpack_from('<H6xQ', raw, at + place)
-        padded = (size + 7)//8*8
+    start = 16   # of the next object, counted from the start of the heap
+    while start + 16 <= heap_size:
+        number, size = struct.unpack_from('<H6xQ', raw, address + start)
+        padded = (size + 7)//8*8   # contents fill multiples of 8 bytes, after a header of 16
         step = 16 + padded if number else size   # number 0 is free space, which counts its header
-        if not 16 <= step <= heap_size - place: raise ValueError(f'a heap at {at} does not add up')
+        if not 16 <= step <= heap_size - start:
+            raise ValueError(f'a heap at {address} does not add up')
         sizes[number] = size
-        place += step
+        start += step
     return sizes
 
-def _references(d, raw):
-    "The raw references of a dataset of values of varying length, array after array."
+def _references(dataset, raw):
+    "Yield arrays of `_REFERENCE`, as the file has them, of a dataset of values of varying length."
     spans = []   # address and number of references
-    if d.chunks is None: spans.append((d.id.get_offset(), d.size))
+    if dataset.chunks is None: spans.append((dataset.id.get_offset(), dataset.size))
     else:
-        for i in range(d.id.get_num_chunks()):
-            chunk = d.id.get_chunk_info(i)
+        for i in range(dataset.id.get_num_chunks()):
+            chunk = dataset.id.get_chunk_info(i)
             spans.append((chunk.byte_offset, chunk.size//_REFERENCE.itemsize))
-    for at, n in spans:
-        if at is None: continue
-        # A copy, since nothing may hold on to the file.
-        yield np.frombuffer(raw, _REFERENCE, n, at).copy()
+    for address, n in spans:
+        if address is None: continue   # nothing was written
+        # A copy, since an array into `raw` would keep it from being closed.
+        yield np.frombuffer(raw, _REFERENCE, n, address).copy()
 
 # %% ../../nbs/files/07_hdf5.ipynb #958010c7
 def check_dataset(
-    d:h5py.Dataset,
-    raw:mmap.mmap,  # The whole file
-    heaps:dict,     # Address -> what stands there, of the heaps seen so far; grows
+    dataset:h5py.Dataset,
+    raw:mmap.mmap,  # The bytes of the whole file
+    # {address: {object number: bytes}} of the heaps that earlier calls read; this one adds to it
+    heaps:dict,
 ):
-    """A `ValueError` unless everything that a dataset refers to is there.
+    """Raise `ValueError` unless the file holds everything that a dataset claims or refers to.
 
     Args:
-        raw (mmap.mmap): The whole file
-        heaps (dict): Address -> what stands there, of the heaps seen so far; grows
+        raw (mmap.mmap): The bytes of the whole file
+        heaps (dict): {address: {object number: bytes}} of the heaps that earlier calls read; this
+            one adds to it
     """
-    if d.external or d.is_virtual: raise ValueError(f'{d.name} keeps its data in another file')
-    if d.chunks and math.prod(d.chunks)*d.dtype.itemsize > len(raw):
-        raise ValueError(f'{d.name} has too large chunks')
-    if h5py.check_vlen_dtype(d.dtype) is None and not h5py.check_string_dtype(d.dtype):
-        if d.nbytes > len(raw):
-            raise ValueError(f'{d.name} claims {d.nbytes:,} bytes, the file has {len(raw):,}')
+    name = dataset.name
+    dtype = dataset.dtype
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f'{name} keeps its data in another file')
+    if dataset.chunks and math.prod(dataset.chunks)*dtype.itemsize > len(raw):
+        raise ValueError(f'{name} has too large chunks')
+    if h5py.check_vlen_dtype(dtype) is None and not h5py.check_string_dtype(dtype):
+        if dataset.nbytes > len(raw):
+            raise ValueError(f'{name} claims {dataset.nbytes:,} bytes, the file has {len(raw):,}')
         return
-    for references in _references(d, raw):
+    for references in _references(dataset, raw):
         for length, heap, number in references[references['length'] > 0].tolist():
             if heap not in heaps: heaps[heap] = _heap_sizes(raw, heap)
             if length > heaps[heap].get(number, -1):
-                raise ValueError(f'{d.name} refers to what is not there')
+                raise ValueError(f'{name} refers to data that does not exist')
 
 # %% ../../nbs/files/07_hdf5.ipynb #1e935f74
 def open_unchecked(path:str|Path)->h5py.File:
-    "Open a file for reading, also on drives without locks; a `StoryError` says why it cannot."
+    "Open an HDF5 file for reading, also on drives without locks; raise `StoryError` if it cannot."
     try: return h5py.File(path, 'r')
     except OSError as e: error = e
-    # A drive without locks, or a file that was opened here before, without locks:
+    # The drive has no locks, or this process opened the file before without locks: try without.
     if error.errno in NO_LOCKS or 'locking flag' in str(error):
         with contextlib.suppress(OSError): return h5py.File(path, 'r', locking=False)
     raise StoryError(f'{path}: {_why_not_open(path, error)}')
 
 def _why_not_open(path, error):
-    "The reason why a file cannot be opened, and what to do."
+    "Return why h5py could not open a file, and what to do, as text."
     if 'open for write' in str(error):
-        return ('a program has it open for writing, or was killed when it had; close it there, or '
+        return ('a program has it open for writing, or was killed while it had; close it there, or '
                 f'if no such program runs: h5clear -s {path}, or convert again')
     if 'unable to lock' in str(error):
         return 'another program has it open for writing; close it there and try again'
@@ -117,14 +127,14 @@ def _why_not_open(path, error):
 
 # %% ../../nbs/files/07_hdf5.ipynb #9d62cd18
 def _members(group):
-    "What is in a group; links to elsewhere are refused."
+    "Yield the datasets and groups of a group; raise `ValueError` at a link to another place."
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink): raise ValueError(f'{name} is a link to elsewhere')
         yield group[name]
 
 def open_hdf5(path:str|Path)->h5py.File:
-    "Open a file for reading when all it refers to, down to the datasets of its groups, is there."
+    "Open an HDF5 file for reading and check its datasets; raise `StoryError` if it is damaged."
     path = expand_user(str(path))
     if not Path(path).is_file():
         raise StoryError(f'{path}: no such file; story files are made by arldm-convert')
@@ -132,11 +142,13 @@ def open_hdf5(path:str|Path)->h5py.File:
     try:
         with reading(path), open(path, 'rb') as file: _check_file(f, file)
     except BaseException:
-        f.close()   # the error may be kept, and with it what the library remembers of the file
+        # A caller may keep the error and thereby `f`: a file that is still open is not read anew.
+        f.close()
         raise
     return f
 
-def _check_file(f, file): # the same file, opened by h5py and by Python
+def _check_file(f, file):
+    "Check all datasets of a file, which h5py opened as `f` and Python as `file`."
     heaps = {}
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         for top in _members(f):
@@ -146,16 +158,17 @@ def _check_file(f, file): # the same file, opened by h5py and by Python
 
 # %% ../../nbs/files/07_hdf5.ipynb #5efe8f9d
 class Disk:
-    "A file for HDF5's library to write to, which never tells it of a full disk; see `check`."
+    "A file that hides write errors from HDF5's library, which would crash; `check` raises them."
     def __init__(self, path:str|Path):
         self.file = open(path, 'wb+', buffering=0)
-        self.error = None   # the first one
+        self.error = None   # the first one that was hidden from the library
 
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
     def __getattr__(self, name): return getattr(self.file, name)
 
     def write(self, data):
+        "Write as much as possible, note an error, and claim that all was written."
         left = memoryview(data)
         try:
             while left: left = left[self.file.write(left):]
@@ -164,10 +177,10 @@ class Disk:
         return len(data)
 
     def readinto(self, buffer):
-        "What never got onto the disk reads as zeros: the library does not look how much it got."
-        got = self.file.readinto(buffer)
+        "Fill `buffer` from the file, with zeros for what was not written; HDF5 expects all of it."
+        n_read = self.file.readinto(buffer)
         view = memoryview(buffer)
-        view[got:] = bytes(len(view) - got)
+        view[n_read:] = bytes(len(view) - n_read)
         return len(view)
 
     def truncate(self, size):
@@ -175,5 +188,5 @@ class Disk:
         except OSError as e: self.error = self.error or e
 
     def check(self):
-        "Raise the error that the library did not get."
+        "Raise the first error that was hidden from the library."
         if self.error: raise self.error

@@ -19,22 +19,22 @@ MADE = 'made.json'
 _ADVICE = 'move it away, or name another place'
 
 def claim_folder(
-    # Will be filled; may be there already, empty or with what was made from the same facts
+    # The folder to fill; if it exists, it must be empty or filled from the same facts
     folder:str|Path,
-    facts:dict,          # Digests and settings that decide what is put into it
-    advice:str=_ADVICE,  # What to do about a folder of other facts
+    facts:dict,          # Digests and settings that decide what is put into the folder
+    advice:str=_ADVICE,  # What to do about a folder that was filled from other facts
 ):
-    """Write down what a folder is filled from, or refuse to mix it with anything else.
+    """Store in a folder what it is filled from; raise `StoryError` if it holds anything else.
 
     Args:
-        folder (str | Path): Will be filled; may be there already, empty or with what was made from
-            the same facts
-        facts (dict): Digests and settings that decide what is put into it
-        advice (str, default _ADVICE): What to do about a folder of other facts
+        folder (str | Path): The folder to fill; if it exists, it must be empty or filled from the
+            same facts
+        facts (dict): Digests and settings that decide what is put into the folder
+        advice (str, default _ADVICE): What to do about a folder that was filled from other facts
     """
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
-        raise StoryError(f'{folder} is no folder; {_ADVICE}')
+        raise StoryError(f'{folder} is not a folder; {_ADVICE}')
     if folder.is_dir() and not (folder/MADE).exists():
         names = [path.name for path in folder.iterdir() if not path.name.startswith('.')]
         if names:
@@ -43,33 +43,45 @@ def claim_folder(
     record_provenance(folder/MADE, facts, advice=advice)
 
 # %% ../../nbs/files/04_kept_results.ipynb #8344b27b
-def keep_file(path:str|Path, facts:dict, make:Callable): # make(path) writes the file
-    """Make a file once; it is used again if it was made from the same facts and not changed since.
+def keep_file(
+    path:str|Path,
+    facts:dict,     # Digests and settings that decide what is in the file
+    make:Callable,  # make(path) writes the file
+):
+    """Make a file, or reuse it if it was made from the same facts and not changed; else raise.
 
-    make(path) writes the file
+    Args:
+        facts (dict): Digests and settings that decide what is in the file
+        make (Callable): make(path) writes the file
     """
     _keep(Path(path), facts, make, atomic_path, file_digest)
 
-def keep_folder(path:str|Path, facts:dict, make:Callable): # make(path) fills the folder
-    """The same for a folder that is made at once.
+def keep_folder(
+    path:str|Path,
+    facts:dict,     # Digests and settings that decide what is in the folder
+    make:Callable,  # make(path) fills the folder
+):
+    """Make a folder, or reuse it if it was made from the same facts and not changed; else raise.
 
-    make(path) fills the folder
+    Args:
+        facts (dict): Digests and settings that decide what is in the folder
+        make (Callable): make(path) fills the folder
     """
     _keep(Path(path), facts, make, whole_folder, folder_digest)
 
-def _keep(path, facts, make, whole, digest):
-    "`whole` = the context in which `make` writes, `digest` = of what was made."
+def _keep(path, facts, make, atomic, digest):
+    "Make or reuse `path`; `atomic` is the context in which `make` writes, `digest` its digest."
     note = path.with_name(f'{path.name}.json')
-    facts = json.loads(json.dumps(facts, default=str))
+    facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
     old = load_json(note, dict) if note.exists() else {}
     if old and 'digest' not in old: raise StoryError(f'{note} was not written here; {_ADVICE}')
     if not os.path.lexists(path):
-        with whole(path) as tmp:
+        with atomic(path) as tmp:
             make(tmp)
             save_json(note, {**facts, 'digest': digest(tmp)})
         return
     if not old:
-        raise StoryError(f'{path} is there, and no {note.name} says what it was made from; '
+        raise StoryError(f'{path} exists, and no {note.name} says what it was made from; '
                          f'{_ADVICE}')
     different = []
     for key, value in facts.items():

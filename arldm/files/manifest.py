@@ -19,7 +19,7 @@ from .atomic import (FolderTaken, create_json, flush_folder, load_json, save_jso
 MANIFEST = 'manifest.json'
 
 def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
-    """A digest of the content of a file (BLAKE2b).
+    """Return a digest (BLAKE2b) of the content of a file.
 
     Returns:
         str: 32 hexadecimal digits
@@ -33,13 +33,13 @@ def file_digest(path:str|Path) -> str: # 32 hexadecimal digits
     return digest.hexdigest()
 
 def _files(folder):
-    "Relative names of all files, links and other things in a folder, except its manifest."
+    "Yield the relative names of everything in a folder that is not a folder, except its manifest."
     for path in sorted(folder.rglob('*')):
         is_folder = path.is_dir() and not path.is_symlink()
         if not is_folder and path != folder/MANIFEST: yield path.relative_to(folder).as_posix()
 
 def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
-    """A digest of the names and contents of all files of a folder but hidden ones and its manifest.
+    """Return a digest of a folder's file names and contents, without its manifest and hidden files.
 
     Returns:
         str: 32 hexadecimal digits
@@ -51,13 +51,20 @@ def folder_digest(folder:str|Path) -> str: # 32 hexadecimal digits
     return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/files/03_manifest.ipynb #47dfa1b8
-def write_manifest(folder:Path, about:dict):
-    "List the files of a folder that was made here, with what it was made from."
+def write_manifest(
+    folder:Path,
+    about:dict,  # What the folder was made from; stored beside the list of files
+):
+    """Write a manifest into a folder: the name and digest of every file in it.
+
+    Args:
+        about (dict): What the folder was made from; stored beside the list of files
+    """
     files = {name: file_digest(folder/name) for name in _files(folder)}
     save_json(folder/MANIFEST, dict(made_by='arldm', **about, files=files))
 
 def read_manifest(folder:str|Path) -> dict: # Empty if there is none
-    """The manifest of a folder.
+    """Return the manifest of a folder, or raise `StoryError` if it is damaged or names other files.
 
     Returns:
         dict: Empty if there is none
@@ -70,28 +77,28 @@ def read_manifest(folder:str|Path) -> dict: # Empty if there is none
         raise StoryError(f'{e}; so nothing is known of {folder}: move it away') from None
     for name in manifest['files']:
         if Path(name).is_absolute() or '..' in Path(name).parts or not name.strip('./'):
-            raise StoryError(f'{path}: {name!r} is no file of this folder; move {folder} away')
+            raise StoryError(f'{path}: {name!r} is not a file of this folder; move {folder} away')
     return manifest
 
 # %% ../../nbs/files/03_manifest.ipynb #78c9910d
-def _unchanged(path, digest): # whether a file is still the one that a manifest lists
+def _is_unchanged(path, digest): # `digest`: what the manifest says of the file
     return not path.is_symlink() and file_digest(path) == digest
 
 def foreign_file(
     folder:Path,
 )->str:          # Its relative name; '' if there is none
-    """The first file of a folder that its manifest does not list, or that was changed since.
+    """Return the first file of a folder that its manifest does not list with this content.
 
     Returns:
         str: Its relative name; '' if there is none
     """
     listed = read_manifest(folder).get('files', {})
     for name in _files(folder):
-        if name not in listed or not _unchanged(folder/name, listed[name]): return name
+        if name not in listed or not _is_unchanged(folder/name, listed[name]): return name
     return ''
 
 def refuse_foreign_folder(folder:str|Path):
-    "A `StoryError` unless a folder is missing, empty, or was made here and not changed since."
+    "Raise `StoryError` unless a folder is missing, empty, or exactly what its manifest lists."
     folder = Path(folder)
     if not os.path.lexists(folder): return
     if folder.is_symlink() or not folder.is_dir(): raise FolderTaken(folder)
@@ -101,52 +108,53 @@ def refuse_foreign_folder(folder:str|Path):
                          f'move {folder} away, or name another place')
 
 def delete_made_here(folder:Path):
-    "Delete the unchanged files that a manifest lists, then empty folders; all else stays."
+    "Delete the unchanged files that a manifest lists, then empty folders; warn if others remain."
     listed = read_manifest(folder).get('files', {})
     for name, digest in listed.items():
         with contextlib.suppress(OSError):
-            if _unchanged(folder/name, digest): (folder/name).unlink()
-    for path in sorted(folder.rglob('*'), reverse=True):   # what is in a folder before the folder
+            if _is_unchanged(folder/name, digest): (folder/name).unlink()
+    for path in sorted(folder.rglob('*'), reverse=True):   # inner folders before outer ones
         with contextlib.suppress(OSError):
             if path.is_dir(): path.rmdir()
     if not any(os.path.lexists(folder/name) for name in listed):
         (folder/MANIFEST).unlink(missing_ok=True)
     with contextlib.suppress(OSError): folder.rmdir()
     if folder.exists():
-        warnings.warn(f'{folder} could not be deleted wholly; look at it and delete it by hand')
+        warnings.warn(f'{folder} could not be deleted completely; look at it and delete it by hand')
 
 # %% ../../nbs/files/03_manifest.ipynb #b89b9867
-def _aside(folder):
-    "The folders that `replace_folder` renamed, the newest last; nothing of somebody else's."
+def _renamed_aside(folder):
+    "Return the folders that `replace_folder` renamed and a kill left behind, the newest last."
     name = re.compile(rf'\.{re.escape(folder.name)}-old-[0-9a-f]{{8}}')
-    ours = []
+    renamed = []
     for path in folder.parent.glob(f'.{glob.escape(folder.name)}-old-*'):
         if not name.fullmatch(path.name) or path.is_symlink() or not path.is_dir(): continue
-        if (path/MANIFEST).is_file() or not any(path.iterdir()): ours.append(path)
-    return sorted(ours, key=lambda path: path.stat().st_mtime)
+        if (path/MANIFEST).is_file() or not any(path.iterdir()): renamed.append(path)
+    return sorted(renamed, key=lambda path: path.stat().st_mtime)
 
 def recover_folder(folder:str|Path):
-    "Finish what a kill interrupted in `replace_folder`: delete the old folder or put it back."
+    "Finish a `replace_folder` that was killed: delete the old folder, or put it back."
     folder = Path(folder)
-    for old in reversed(_aside(folder)):
+    for old in reversed(_renamed_aside(folder)):
         if os.path.lexists(folder): delete_made_here(old)
         else: os.rename(old, folder)
 
 # %% ../../nbs/files/03_manifest.ipynb #bce692bf
 @contextlib.contextmanager
 def replace_folder(
-    folder:str|Path, # Where the finished folder shall stand; one there must have been made here
+    # Where the finished folder will be; one there must be empty or exactly what its manifest lists
+    folder:str|Path,
     about:dict={},   # What the new folder is made from, for its manifest
-)->Iterator:         # Yields a temporary folder beside it
-    """Fill a temporary folder; it takes the place of `folder` when the block succeeds.
+)->Iterator:         # Yields the path of a temporary folder beside it
+    """Yield a temporary folder to fill; let it replace `folder` when the block succeeds.
 
     Args:
-        folder (str | Path): Where the finished folder shall stand; one there must have been made
-            here
+        folder (str | Path): Where the finished folder will be; one there must be empty or exactly
+            what its manifest lists
         about (dict, default {}): What the new folder is made from, for its manifest
 
     Returns:
-        Iterator: Yields a temporary folder beside it
+        Iterator: Yields the path of a temporary folder beside it
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -160,29 +168,31 @@ def replace_folder(
         try:
             aside = folder.with_name(f'.{folder.name}-old-{uuid.uuid4().hex[:8]}')
             if (folder/MANIFEST).exists(): os.rename(folder, aside)
-            os.rename(tmp, folder)      # onto an empty folder, too
+            os.rename(tmp, folder)      # replaces an empty folder, too
         finally: recover_folder(folder)
 
 # %% ../../nbs/files/03_manifest.ipynb #ee2cdae8
-def _short(x): return f'{x[:6]}…' if isinstance(x, str) and len(x) == 32 else x   # a digest
+def _short(value):
+    "Return a digest, which is text of 32 characters, shortened for a message; others as they are."
+    return f'{value[:6]}…' if isinstance(value, str) and len(value) == 32 else value
 
 def record_provenance(
-    path:str|Path,   # JSON file beside what is kept
-    facts:dict,      # Must be the same for all that is kept: digests and settings
-    # May differ, such as where the data lies; the newest are written down
+    path:str|Path,   # JSON file in the folder that is made from `facts`
+    facts:dict,      # Must be the same at every call: digests and settings
+    # May differ between calls, such as where the data is; the newest are stored
     hints:dict={},
-    advice:str='',   # What the reader can do, for the message
+    advice:str='',   # What the reader can do about other facts, for the message
 ):
-    """Write down what a folder is made from, or refuse to go on with something else.
+    """Store what a folder is made from; raise `StoryError` if other facts are stored already.
 
     Args:
-        path (str | Path): JSON file beside what is kept
-        facts (dict): Must be the same for all that is kept: digests and settings
-        hints (dict, default {}): May differ, such as where the data lies; the newest are written
-            down
-        advice (str, default ''): What the reader can do, for the message
+        path (str | Path): JSON file in the folder that is made from `facts`
+        facts (dict): Must be the same at every call: digests and settings
+        hints (dict, default {}): May differ between calls, such as where the data is; the newest
+            are stored
+        advice (str, default ''): What the reader can do about other facts, for the message
     """
-    facts = json.loads(json.dumps(facts, default=str))
+    facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
     if create_json(path, {**facts, **hints}): return
     old = load_json(path, dict)
     different = []
@@ -197,49 +207,49 @@ def record_provenance(
 
 # %% ../../nbs/files/03_manifest.ipynb #f7922e27
 def path_hints(
-    folder:str|Path, # Where the hints are kept
-    path:str|Path,   # The file
-    # Key of the absolute path; with '_relative' that of the relative one
-    name:str='data',
-)->dict:             # For JSON
-    """Where a file lies: absolutely, and relative to a folder.
+    folder:str|Path, # The folder in which the hints will be stored
+    path:str|Path,   # The file or folder that they lead to
+    name:str='data', # Key of the absolute path; `<name>_relative` is that of the relative one
+)->dict:             # {name: absolute path, name_relative: path relative to `folder`}, for JSON
+    """Return where a file is, so that `hinted_path` finds it after one of the two was moved.
 
     Args:
-        folder (str | Path): Where the hints are kept
-        path (str | Path): The file
-        name (str, default 'data'): Key of the absolute path; with '_relative' that of the relative
-            one
+        folder (str | Path): The folder in which the hints will be stored
+        path (str | Path): The file or folder that they lead to
+        name (str, default 'data'): Key of the absolute path; `<name>_relative` is that of the
+            relative one
 
     Returns:
-        dict: For JSON
+        dict: {name: absolute path, name_relative: path relative to `folder`}, for JSON
     """
-    whole = Path(path).resolve()
-    relative = os.path.relpath(whole, Path(folder).resolve())
-    return {name: str(whole), f'{name}_relative': relative}
+    absolute = Path(path).resolve()
+    relative = os.path.relpath(absolute, Path(folder).resolve())
+    return {name: str(absolute), f'{name}_relative': relative}
 
 def hinted_path(
-    folder:str|Path,    # That may have been moved
+    folder:str|Path,    # The folder in which the hints are stored; it may have been moved
     hints:dict,         # From `path_hints`
-    name:str='data',    # As there
-    # path -> whether this is the file; of two that exist, one that fits is taken
+    name:str='data',    # Key of the absolute path in `hints`
+    # path -> whether this is the file; decides if both paths exist and differ
     fits:Callable=None,
-)->Path|None:           # `None` if nothing is said; may be a path where nothing is
-    """The file that `path_hints` spoke of.
+)->Path|None:           # `None` without hints; a path that does not exist if the file is not found
+    """Return the path of the file that `path_hints` described; the relative one is tried first.
 
     Args:
-        folder (str | Path): That may have been moved
+        folder (str | Path): The folder in which the hints are stored; it may have been moved
         hints (dict): From `path_hints`
-        name (str, default 'data'): As there
-        fits (Callable, optional): path -> whether this is the file; of two that exist, one that
-            fits is taken
+        name (str, default 'data'): Key of the absolute path in `hints`
+        fits (Callable, optional): path -> whether this is the file; decides if both paths exist and
+            differ
 
     Returns:
-        Path | None: `None` if nothing is said; may be a path where nothing is
+        Path | None: `None` without hints; a path that does not exist if the file is not found
     """
-    here = Path(folder).resolve()
+    start = Path(folder).resolve()
     paths = []
     for key in f'{name}_relative', name:
-        if hints.get(key): paths.append(Path(os.path.normpath(here/hints[key])))
+        # an absolute path replaces `start`
+        if hints.get(key): paths.append(Path(os.path.normpath(start/hints[key])))
     found = [path for path in paths if path.exists()]
     if fits and len(set(found)) > 1:
         for path in found:

@@ -15,56 +15,60 @@ from fastcore.basics import patch
 
 from ..core import BadStory, StoryError, expand_user, first_line
 from .atomic import load_json
-from .pictures import BadPicture, decode
+from .pictures import BadPicture, MAX_PICTURE_BYTES, decode
 
 # %% ../../nbs/files/08_raw_folder.ipynb #d0450202
-def _as_text(x): return x.decode('latin1') if isinstance(x, bytes) else x
+def _as_text(value): return value.decode('latin1') if isinstance(value, bytes) else value
 
 def _dtype(code, *_):
+    "Return the numpy type of a code such as '<f4' or 'O'; structured types are refused."
     name = _as_text(code)
     if re.fullmatch(r'[<>|=]?([biufSU]\d{1,9}|O8?|\?)', name): return np.dtype(name)
-    raise ValueError(f'no plain type: {name}')
+    raise ValueError(f'not a plain type: {name}')
 
 def _array(shape, dtype, data, fortran=False):
-    "An array with just these contents."
+    "Return an array of `data` (bytes, or a list of objects); raise `ValueError` if sizes differ."
     if dtype.hasobject:
         if not isinstance(data, list) or math.prod(shape) != len(data):
             raise ValueError('an array of another size')
         out = np.empty(len(data), object)
-        for i, x in enumerate(data): out[i] = x
-    else: out = np.frombuffer(data.encode('latin1') if isinstance(data, str) else data, dtype)
+        for i, element in enumerate(data): out[i] = element
+    else:
+        # Pickles of Python 2 hold bytes as text in Latin-1.
+        out = np.frombuffer(data.encode('latin1') if isinstance(data, str) else data, dtype)
     return out.reshape(shape, order='F' if fortran else 'C')
 
+# Called instead of numpy's functions, with the arguments that the pickle holds; see `_BUILT`
 def _scalar(dtype, data): return _array((), dtype, data)[()]
 
 def _array_from_buffer(data, dtype, shape, order):
     return _array(shape, dtype, data, fortran=order == 'F')
 
-def _empty_array(*_): return np.empty(0, 'b')   # filled by `load_build`
+def _empty_array(*_): return np.empty(0, 'b')   # `load_build` fills it
 
 # %% ../../nbs/files/08_raw_folder.ipynb #6ca83559
-def _plain(keys):
-    "The keys of a dictionary or members of a set, if they are easy to hash (a deep tuple is not)."
+def _checked_keys(keys):
+    "Return `keys`, or raise `ValueError` if one, such as a deep tuple, could take long to hash."
     for key in keys:
         if not isinstance(key, (str, bytes, int, float, np.generic, type(None))):
             raise ValueError(f'a {type(key).__name__} as a key')
     return keys
 
 def _dict(pairs=()):
-    made = {}
+    checked = {}
     for key, value in pairs:
-        _plain([key])
-        made[key] = value
-    return made
+        _checked_keys([key])
+        checked[key] = value
+    return checked
 
-def _empty_dict(*_): return {}   # a `defaultdict`, filled by further opcodes
-def _set(members=()): return set(_plain(members))
-def _frozenset(members=()): return frozenset(_plain(members))
-def _empty_bytes(*_): return b''   # others are no calls in a pickle
+def _empty_dict(*_): return {}   # for a `defaultdict`; opcodes that follow fill it
+def _set(members=()): return set(_checked_keys(members))
+def _frozenset(members=()): return frozenset(_checked_keys(members))
+def _empty_bytes(*_): return b''   # a pickle calls `bytes` only for empty ones
 def _encode(text, encoding='latin1'): return text.encode('latin1')
 
 # %% ../../nbs/files/08_raw_folder.ipynb #cb9db776
-# Module -> name in a pickle -> what is called for it; `ndarray` is only named, never called.
+# Module -> name in a pickle -> what is called instead; `ndarray` is only named, never called.
 _BUILT = dict(
     numpy=dict(_reconstruct=_empty_array, ndarray=None, dtype=_dtype, scalar=_scalar,
                _frombuffer=_array_from_buffer),
@@ -74,56 +78,60 @@ _BUILT = dict(
 
 # %% ../../nbs/files/08_raw_folder.ipynb #339833b6
 class _NamedDataUnpickler(pickle._Unpickler):
-    "Unpickles with the names in `_BUILT`, and refuses all others."
-    dispatch = dict(pickle._Unpickler.dispatch)
+    "Unpickles with the functions in `_BUILT`, and refuses to import any other name."
+    dispatch = dict(pickle._Unpickler.dispatch)   # opcode -> method
 
     def find_class(self, module, name):
-        top = module.split('.')[0].replace('__builtin__', 'builtins')
-        allowed = _BUILT.get(top, {})
-        if name in allowed: return allowed[name]
+        "Return what is called for a name of a module in the pickle."
+        package = module.split('.')[0].replace('__builtin__', 'builtins')   # Python 2's name
+        functions = _BUILT.get(package, {})
+        if name in functions: return functions[name]
         raise StoryError(f'it asks for {module}.{name}, which is not data')
 
     def load_build(self):
+        "Set the state of the last object: a type's byte order, or the contents of an array."
         state = self.stack.pop()
-        made = self.stack[-1]
-        if isinstance(made, np.dtype):
-            if state[1] not in ('<', '|', '='):
+        obj = self.stack[-1]
+        if isinstance(obj, np.dtype):
+            if state[1] not in ('<', '|', '='):   # little-endian, one byte, native
                 raise ValueError('numbers in the byte order of another machine')
-        elif isinstance(made, np.ndarray):
+        elif isinstance(obj, np.ndarray):
             _, shape, dtype, fortran, contents = state
             checked = _array(shape, dtype, contents, fortran)
             data = list(checked.flat) if checked.dtype.hasobject else checked.tobytes()
-            made.__setstate__((1, checked.shape, checked.dtype, False, data))
-        else: raise StoryError(f'it sets the insides of a {type(made).__name__}, which is not data')
+            obj.__setstate__((1, checked.shape, checked.dtype, False, data))
+        else: raise StoryError(f'it sets the insides of a {type(obj).__name__}, which is not data')
     dispatch[pickle.BUILD[0]] = load_build
 
 # %% ../../nbs/files/08_raw_folder.ipynb #0f02dac0
 class DataUnpickler(_NamedDataUnpickler):
     "Unpickles containers, strings, numbers and numpy arrays, and refuses all else by name."
-    dispatch = dict(_NamedDataUnpickler.dispatch)
+    dispatch = dict(_NamedDataUnpickler.dispatch)   # opcode -> method
 
     def load_bytearray8(self):
+        "Read before reserving memory: Python's own reserves whatever size the pickle claims."
         size, = struct.unpack('<Q', self.read(8))
         self.append(bytearray(self.read(size)))
 
+    # The keys are checked before each opcode that hashes them; on the stack, values follow keys.
     def load_setitem(self):
-        _plain(self.stack[-2:-1])
+        _checked_keys(self.stack[-2:-1])
         super().load_setitem()
 
     def load_setitems(self):
-        _plain(self.stack[::2])
+        _checked_keys(self.stack[::2])
         super().load_setitems()
 
     def load_dict(self):
-        _plain(self.stack[::2])
+        _checked_keys(self.stack[::2])
         super().load_dict()
 
     def load_additems(self):
-        _plain(self.stack)
+        _checked_keys(self.stack)
         super().load_additems()
 
     def load_frozenset(self):
-        _plain(self.stack)
+        _checked_keys(self.stack)
         super().load_frozenset()
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -141,14 +149,14 @@ _DAMAGED = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFErro
             pickle.UnpicklingError, tokenize.TokenError)
 
 def load_pickle(path:str|Path):
-    "The data in a pickle."
+    "Return the data in a pickle, running no code; raise `StoryError` if it is damaged."
     return _load(path, _unpickle)
 
 def load_array(path:str|Path)->np.ndarray:
-    "The array in a `.npy` file."
+    "Return the array in a `.npy` file, running no code; raise `StoryError` if it is damaged."
     return _load(path, _read_array)
 
-def _load(path, read):
+def _load(path, read): # read(open file) -> its data
     try:
         with open(path, 'rb') as f: return read(f)
     except _DAMAGED as e:
@@ -157,6 +165,7 @@ def _load(path, read):
 def _unpickle(f): return DataUnpickler(f, encoding='latin1').load()
 
 def _read_array(f):
+    "Return the array in an open `.npy` file, after comparing its size with what the header claims."
     version = np.lib.format.read_magic(f)
     if version == (1, 0): shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
     elif version == (2, 0): shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
@@ -165,63 +174,66 @@ def _read_array(f):
     start = f.tell()
     end = f.seek(0, os.SEEK_END)
     if dtype.kind not in 'biufSU' or math.prod(shape)*dtype.itemsize != end - start:
-        raise ValueError(f'{shape} of {dtype} is not what is in it')
+        raise ValueError(f'its header claims {shape} of {dtype}, it holds {end - start} bytes')
     f.seek(start)
     return _array(shape, dtype, f.read(), fortran)
 
 # %% ../../nbs/files/08_raw_folder.ipynb #205fe70b
 def composed(name:str)->str:
-    "A name with each accented letter as one character (NFC); a Mac's archives hold two."
+    "Return a name with every accented letter as one character (NFC); a Mac's archives have two."
     return unicodedata.normalize('NFC', name)
 
 # %% ../../nbs/files/08_raw_folder.ipynb #10f49a71
-_PICTURES = '.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp'
+_PICTURE_ENDINGS = '.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp'
 
 class RawFolder:
-    """A corpus as its authors ship it: files found by name, every picture checked once.
+    """Finds the files of a corpus by name anywhere in its folder, and checks its pictures.
 
     Args:
-        path (str | Path): The folder with everything somewhere below it
+        path (str | Path): The folder; files may be in folders below it
     """
     def __init__(self,
-        path:str|Path, # The folder with everything somewhere below it
+        path:str|Path, # The folder; files may be in folders below it
     ):
         path = expand_user(str(path))
         self.path = Path(path)
         self.files = {}        # name -> path
         self.pictures = {}     # name without the ending -> path
-        self._whole = set()    # paths of the pictures that decode
-        self._once = {}        # function -> what it gave, see `once`
+        self._checked = set()  # paths of the pictures that are known to decode
+        self._once = {}        # function -> what it returned, see `once`
         if not self.path.is_dir(): raise StoryError(f'{path}: no such folder')
         self._root = os.path.realpath(path) + os.sep
-        folders = [path]
-        while folders: folders += self._scan(folders.pop())
+        folders = [path]   # still to be searched, the next one last: depth first, by name
+        while folders:
+            subfolders = self._scan(folders.pop())
+            folders += subfolders[::-1]
 
     def _scan(self, folder):
-        "Note the files of a folder; the folders in it, the last one first."
+        "Add the files of a folder to `files` and `pictures`; return the folders in it, by name."
         entries = [e for e in os.scandir(folder) if os.path.exists(e.path)]   # no dead links
         entries.sort(key=lambda e: e.name)
-        below = []
+        subfolders = []
         for e in entries:
             if e.is_dir() and e.is_symlink() and not self._holds(e.path):
                 raise StoryError(f'{e.path} is a link that leads out of {self.path}; put the files '
                                  'themselves there')
-            if e.is_dir(follow_symlinks=False): below.append(e.path)
-            if e.is_file(): self._note(e)
-        return below[::-1]
+            if e.is_dir(follow_symlinks=False): subfolders.append(e.path)
+            if e.is_file(): self._add(e)
+        return subfolders
 
-    def _note(self, entry): # of files of one name the first one counts
+    def _add(self, entry): # of files of the same name, the first one is used
         name = composed(entry.name)
         self.files.setdefault(name, entry.path)
         stem, ending = os.path.splitext(name)
-        if ending.lower() in _PICTURES: self.pictures.setdefault(stem, entry.path)
+        if ending.lower() in _PICTURE_ENDINGS: self.pictures.setdefault(stem, entry.path)
 
-    def _holds(self, file): return os.path.realpath(file).startswith(self._root)
+    def _holds(self, file): # whether a file is in the folder, after following links
+        return os.path.realpath(file).startswith(self._root)
 
 # %% ../../nbs/files/08_raw_folder.ipynb #55261ce7
 @patch
 def find(self:RawFolder, name:str)->str:
-    "The path of the file of this name."
+    "Return the path of the file of this name, or raise `StoryError` if there is none."
     name = composed(name)
     if name not in self.files:
         raise StoryError(f'{self.path}: no {name} in it or below it; give the corpus as its '
@@ -232,91 +244,91 @@ def find(self:RawFolder, name:str)->str:
 
 @patch
 def json(self:RawFolder, name:str):
-    "The contents of the JSON file of this name."
+    "Return the contents of the JSON file of this name, or raise `StoryError`."
     return load_json(self.find(name))
 
 @patch
 def once(self:RawFolder, read:Callable):
-    "What `read(folder)` gives, computed at the first call only."
+    "Return `read(folder)`, computed at the first call with this function and then stored."
     if read not in self._once: self._once[read] = read(self)
     return self._once[read]
 
 # %% ../../nbs/files/08_raw_folder.ipynb #7196cd56
 def plain_name(
-    name:str,  # An id out of the annotations
-    story:str, # The story, for the message
-)->str:        # `name`
-    """An id that can be the name of a file or folder and leads nowhere else.
+    name:str,  # An id from the annotations
+    story:str, # Id of the story, for the message
+)->str:        # `name`, unchanged
+    """Return an id that is safe as the name of a file or folder, or raise `BadStory`.
 
     Args:
-        name (str): An id out of the annotations
-        story (str): The story, for the message
+        name (str): An id from the annotations
+        story (str): Id of the story, for the message
 
     Returns:
-        str: `name`
+        str: `name`, unchanged
     """
     safe = bool(name.strip('.')) and name.isprintable()
     for part in '/', '\\', '..', '\0':
         if part in name: safe = False
-    # A file's name may have 255 bytes, and temporary names are longer.
+    # A file's name may have 255 bytes; temporary names, made from it, are longer than it.
     if safe and len(name.encode()) <= 200: return name
     raise BadStory('unsafe id', f'story {story}: the id {name!r} is not a plain name')
 
 # %% ../../nbs/files/08_raw_folder.ipynb #5274f956
 @patch
-def allowed(self:RawFolder,
+def checked_path(self:RawFolder,
     file:str,  # Path of the file
-    story:str, # The story that needs it, for the message
-)->str:        # `file`
-    """A file that is in the folder and not absurdly large.
+    story:str, # Id of the story that needs it, for the message
+)->str:        # `file`, unchanged
+    """Return `file`, or raise `BadStory` if it lies outside the folder or exceeds 100 MB.
 
     Args:
         file (str): Path of the file
-        story (str): The story that needs it, for the message
+        story (str): Id of the story that needs it, for the message
 
     Returns:
-        str: `file`
+        str: `file`, unchanged
     """
     name = os.path.basename(file)
-    most = 100_000_000
     if not self._holds(file):
         raise BadStory('link', f'story {story}: {name} is a link that leads out of {self.path}')
     try: size = os.path.getsize(file)
     except OSError as e:
         raise BadStory('broken picture', f'story {story}: {name}: {e.strerror}') from None
-    if size > most:
-        raise BadStory('broken picture', f'story {story}: {name} has more than {most:,} bytes')
+    if size > MAX_PICTURE_BYTES:
+        raise BadStory('broken picture',
+                       f'story {story}: {name} has more than {MAX_PICTURE_BYTES:,} bytes')
     return file
 
 # %% ../../nbs/files/08_raw_folder.ipynb #f8a41aa0
 @patch
 def picture(self:RawFolder,
     name:str,       # The picture's id: its file name without the ending
-    story:str,      # The story that shows it, for the message
-    file:str=None,  # Its path, where it is not found by its name
-)->bytes:           # The file as it is
-    """An encoded picture that is known to decode.
+    story:str,      # Id of the story that shows it, for the message
+    file:str=None,  # Its path; default: the picture is found by `name`
+)->bytes:           # The bytes of the file
+    """Return an encoded picture that decodes, or raise `BadStory`; each file is decoded only once.
 
     Args:
         name (str): The picture's id: its file name without the ending
-        story (str): The story that shows it, for the message
-        file (str, optional): Its path, where it is not found by its name
+        story (str): Id of the story that shows it, for the message
+        file (str, optional): Its path; default: the picture is found by `name`
 
     Returns:
-        bytes: The file as it is
+        bytes: The bytes of the file
     """
     path = file or self.pictures.get(composed(plain_name(name, story)))
     if not path:
         raise BadStory('missing picture',
                        f'story {story}: no picture {name} in {self.path} or below it')
-    try: data = Path(self.allowed(path, story)).read_bytes()
+    try: data = Path(self.checked_path(path, story)).read_bytes()
     except OSError as e:
         raise BadStory('broken picture',
                        f'story {story}: {os.path.basename(path)}: {e.strerror}') from None
-    if path not in self._whole:
+    if path not in self._checked:
         try: decode(data, quick=True)
         except BadPicture as e:
             message = f'story {story}: {os.path.basename(path)} is {e}'
             raise BadStory(e.reason, message) from None
-        self._whole.add(path)
+        self._checked.add(path)
     return data

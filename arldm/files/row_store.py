@@ -18,10 +18,10 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows has none
 
 # %% ../../nbs/files/05_row_store.ipynb #921b8e31
-_TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
+_CREATE_TABLE = 'create table if not exists rows (key blob primary key, row blob) without rowid'
 
 def _has_locks(file):
-    "Whether the file system of an open file has locks; the one that is tried ends with the file."
+    "Whether the file system of an open file has locks; tries one, which ends when it is closed."
     if not fcntl: return True
     try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)   # the first byte: SQLite locks others
     except OSError as e: return e.errno not in NO_LOCKS
@@ -29,27 +29,28 @@ def _has_locks(file):
 
 def is_store(
     path:Path, # An existing file
-)->bool:       # An empty file may become one
-    """Whether a file is a store of features; it is only read.
+)->bool:       # True also for an empty file, which may become one
+    """Whether a file is a store of features; the file is not changed.
 
     Args:
         path (Path): An existing file
 
     Returns:
-        bool: An empty file may become one
+        bool: True also for an empty file, which may become one
     """
     with open(path, 'rb') as f:
         start = f.read(16)
         options = 'mode=ro' if _has_locks(f) else 'mode=ro&nolock=1'
-    if start != b'SQLite format 3\0': return not start
+    if start != b'SQLite format 3\0': return not start   # True for an empty file
     with _SQLiteErrors(path):
         try: tables, columns = _layout(path, options)
-        except sqlite3.OperationalError:   # the journal of a process that was killed
+        except sqlite3.OperationalError:
+            # A killed process left its journal, which may not be used while reading only.
             tables, columns = _layout(path, 'mode=ro&immutable=1')
     return not tables or (tables, columns) == (['rows'], ['key', 'row'])
 
 def _layout(path, options):
-    "The names of the tables of a database, and of the columns of `rows`."
+    "Return the names of the tables of a database, and of the columns of its table `rows`."
     address = f'{path.resolve().as_uri()}?{options}'
     with contextlib.closing(sqlite3.connect(address, timeout=600, uri=True)) as db:
         tables = [name for name, in db.execute('select name from sqlite_master')]
@@ -57,14 +58,14 @@ def _layout(path, options):
     return tables, columns
 
 def refuse_foreign_store(path:str|Path):
-    "A `StoryError` if a file that is no store of features stands where one shall be."
-    # `is_store` itself raises the error of a damaged one.
+    "Raise `StoryError` if `path` exists and is not a store of features, or is a damaged one."
+    # Outside `refuse_foreign`, which would hide the error that `is_store` raises of a damaged one.
     if os.path.isfile(path) and is_store(Path(path)): return
     refuse_foreign(path, lambda _: False, 'store of features')
 
 # %% ../../nbs/files/05_row_store.ipynb #7bac31dc
 def _connect(path):
-    "A connection to a file, made if it is missing; without locks where the file system has none."
+    "Open or create a database; without locks, warn, or raise `StoryError` if processes share it."
     db = sqlite3.connect(path, timeout=600, check_same_thread=False)
     with open(path, 'rb') as f: has_locks = _has_locks(f)
     if has_locks: return db
@@ -74,15 +75,21 @@ def _connect(path):
         raise StoryError(f'{path}: several processes cannot share a store of features on a file '
                          'system without locks; name one on another drive, --store FILE, or score '
                          'with one process')
-    warnings.warn(f'{path} is on a file system without locks; see to it that no second command '
+    warnings.warn(f'{path} is on a file system without locks; make sure that no second command '
                   'uses this store')
     address = f'{path.resolve().as_uri()}?nolock=1'
     return sqlite3.connect(address, check_same_thread=False, uri=True)
 
 # %% ../../nbs/files/05_row_store.ipynb #8c3d42fb
 class Store:
-    "Rows of features under keys, in a file."
-    def __init__(self, path:str|Path=None): # default: in memory
+    """Rows of features, each stored under a key, in an SQLite file or in memory.
+
+    Args:
+        path (str | Path, optional): The file, created if it is missing; default: in memory
+    """
+    def __init__(self,
+        path:str|Path=None,  # The file, created if it is missing; default: in memory
+    ):
         self.path = path
         if path:
             refuse_foreign_store(path)
@@ -90,31 +97,41 @@ class Store:
         with self._errors():
             if path: self.db = _connect(Path(path))
             else: self.db = sqlite3.connect(':memory:', check_same_thread=False)
-            self.db.execute(_TABLE)
+            self.db.execute(_CREATE_TABLE)
 
     def _errors(self): return _SQLiteErrors(self.path)
 
-    def get(self, keys:list) -> dict: # those of the keys that are there -> float32 (d,)
-        """Look rows up.
+    def get(self,
+        keys:list, # bytes
+    )->dict:       # Key -> row, float32 (d,), of those of the keys that are stored
+        """Return the rows that are stored under some keys.
+
+        Args:
+            keys (list): bytes
 
         Returns:
-            dict: those of the keys that are there -> float32 (d,)
+            dict: Key -> row, float32 (d,), of those of the keys that are stored
         """
         found = {}
         keys = list(keys)
         with self._errors():
-            for at in range(0, len(keys), 500):
-                some = keys[at:at + 500]
+            for start in range(0, len(keys), 500):   # SQLite limits the parameters of a query
+                some = keys[start:start + 500]
                 marks = ','.join('?'*len(some))
                 query = f'select key, row from rows where key in ({marks})'
                 for key, row in self.db.execute(query, some):
                     found[key] = np.frombuffer(row, 'float32')
         return found
 
-    def put(self, keys:list, rows:np.ndarray): # rows (n, d)
-        """Write rows, all or none.
+    def put(self,
+        keys:list,        # bytes, one per row
+        rows:np.ndarray,  # (n, d), stored as float32
+    ):
+        """Store rows, all or none; a row that is stored already is replaced.
 
-        rows (n, d)
+        Args:
+            keys (list): bytes, one per row
+            rows (np.ndarray): (n, d), stored as float32
         """
         data = (row.tobytes() for row in np.ascontiguousarray(rows, 'float32'))
         with self._errors(), self.db:
@@ -129,7 +146,8 @@ _ADVICE = {'full': 'make room and run the same command again, nothing is lost',
            'disk I/O': 'make room, or name another place for the store: --store FILE'}
 _DAMAGED = 'it is damaged; move it away, features are computed again'
 
-class _SQLiteErrors: # turns SQLite's errors into one line
+class _SQLiteErrors:
+    "A context that raises SQLite's errors as a `StoryError` of one line with advice."
     def __init__(self, path): self.path = path
     def __enter__(self): pass
     def __exit__(self, kind, e, _):

@@ -195,7 +195,7 @@ def test_refused(tmp_path, how, message):
 def test_another_file_stays(tmp_path, text):
     "A file of somebody else, or one cut short, is refused and stays as it is."
     (tmp_path/'gpu.json').write_text(text)
-    with pytest.raises(StoryError, match='gpu.json is there already and is no file of measurements'):
+    with pytest.raises(StoryError, match='gpu.json is there already and is not a file of measurements'):
         measure_gpu(tmp_path, 1, 'cpu')
     with pytest.raises(StoryError): tables_from(tmp_path/'gpu.json')
     assert (tmp_path/'gpu.json').read_text() == text

@@ -292,7 +292,7 @@ def test_notes_of_any_kind_refuse_no_picture():
 @pytest.mark.parametrize('path', ['/dev/zero', 'pipe', 'folder', 'none'])
 def test_what_is_no_file_is_no_picture(tmp_path, path):
     os.mkfifo(tmp_path/'pipe'), (tmp_path/'folder').mkdir()
-    with pytest.raises(StoryError, match='no picture that can be read'): read_picture(tmp_path/path)
+    with pytest.raises(StoryError, match='not a picture that can be read'): read_picture(tmp_path/path)
 
 def test_one_decoder():
     "No module but `pictures` opens picture files; `speed` has the plain loader that ours is compared with."
@@ -331,7 +331,7 @@ def test_a_file_that_is_written_to_elsewhere_is_called_so(tmp_path):
         assert 'open for writing' in said and 'not an HDF5 file' not in said
     killed = f'import h5py, os; f = h5py.File({str(path)!r}, "r+", libver="latest"); f.attrs["x"] = 1; f.flush(); os._exit(9)'
     subprocess.run([sys.executable, '-c', killed])
-    with pytest.raises(StoryError, match='open for writing, or was killed when it had.*h5clear -s'): StoryFile(path)
+    with pytest.raises(StoryError, match='open for writing, or was killed while it had.*h5clear -s'): StoryFile(path)
 
 @pytest.mark.parametrize('content', ['my notes', 'hdf5'])
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, content):
@@ -341,9 +341,9 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, content):
     else: out.write_text(content)
     before = out.read_bytes()
     for dry_run in False, True:
-        with pytest.raises(StoryError, match='out.h5 is there already and is no story file'):
+        with pytest.raises(StoryError, match='out.h5 is there already and is not a story file'):
             convert('ssid', raw, out, dry_run=dry_run, quiet=True)
-    with pytest.raises(StoryError, match='is no story file'): write_stories(out, {}, 'toy')
+    with pytest.raises(StoryError, match='is not a story file'): write_stories(out, {}, 'toy')
     assert out.read_bytes() == before
     out.unlink(), out.mkdir()
     with pytest.raises(StoryError, match='move it away'): convert('ssid', raw, out, quiet=True)
@@ -361,7 +361,7 @@ def test_a_damaged_story_file_is_not_replaced(tmp_path):
     done = subprocess.run([sys.executable, '-c', ask, path], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == 'True\n', done.stderr                     # the facts of ours are in no heap
     path.write_bytes(good[:2000])
-    with pytest.raises(StoryError, match='is no story file.*move it away'): write_stories(path, {}, 'toy')
+    with pytest.raises(StoryError, match='is not a story file.*move it away'): write_stories(path, {}, 'toy')
     assert path.read_bytes() == good[:2000]
 
 @pytest.mark.parametrize('facts', ['[]', '3', '{"format": "arldm-stories", "corpus": 3, "counts": {}}',

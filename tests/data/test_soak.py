@@ -311,7 +311,7 @@ def test_mutated_pictures(warn):
         kind, data = rng.choice(whole)
         data = mutate(data, rng)
         if kind == 'PNG' and rng.random() < .7: data = mend_png(data)
-        try: assert decode(data, quick=rng.random() < .3, least=rng.choice([0, 0, 4])).mode == 'RGB'
+        try: assert decode(data, quick=rng.random() < .3, min_side=rng.choice([0, 0, 4])).mode == 'RGB'
         except BadPicture as e: assert e.reason in ('not a picture', 'too large', 'broken picture')
     def work():
         warnings.simplefilter(warn)

@@ -130,7 +130,7 @@ def test_decode_turns_upright_and_limits_size(monkeypatch):
     im.save(out, 'JPEG', exif=exif)
     assert decode(out.getvalue()).size == (20, 40)
     assert decode(to_png(im.convert('P'))).mode == 'RGB'
-    monkeypatch.setattr('arldm.files.pictures.MOST_PIXELS', 600)
+    monkeypatch.setattr('arldm.files.pictures.MAX_PIXELS', 600)
     with pytest.raises(StoryError, match='exceeds limit'): decode(out.getvalue())
     with pytest.raises(StoryError, match='cannot identify'): decode(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
 

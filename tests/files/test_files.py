@@ -103,7 +103,7 @@ def test_a_manifest_reaches_nothing_outside(tmp_path, name):
     made = load_json(folder/MANIFEST)
     made['files'][str(precious) if name[0] == '/' else name] = manifest.file_digest(precious)
     save_json(folder/MANIFEST, made)
-    with pytest.raises(StoryError, match='is no file of this folder'): write(folder, 'new')
+    with pytest.raises(StoryError, match='is not a file of this folder'): write(folder, 'new')
     assert precious.read_text() == 'ten years' and content(folder)['a.txt'] == 'old'
 
 @pytest.mark.parametrize('name', ['.story-old-best', '.story-old-copy', '.story-old-notes.txt', '.story-old-0123abcd'])
@@ -139,7 +139,7 @@ def test_an_old_file_that_cannot_be_deleted_costs_nothing(tmp_path):
     write(folder, 'old')
     if not undeletable(folder/'a.txt', True): pytest.skip('chattr needs root, and a file system that knows it')
     try:
-        with pytest.warns(UserWarning, match='could not be deleted wholly'): write(folder, 'new')
+        with pytest.warns(UserWarning, match='could not be deleted completely'): write(folder, 'new')
         assert content(folder)['a.txt'] == 'new'
         aside, = tmp_path.glob('.pipeline-old-*')
         assert content(aside)['a.txt'] == 'old'
@@ -245,7 +245,7 @@ def test_names_that_are_no_unicode_survive(tmp_path):
 def test_a_foreign_file_is_not_written_over(tmp_path):
     (tmp_path/'scores.json').write_text('my grades')
     def ours(path): return 'scores' in load_json(path)
-    with pytest.raises(StoryError, match='no table written by arldm; move it away'): refuse_foreign(tmp_path/'scores.json', ours, 'table')
+    with pytest.raises(StoryError, match='is not a table written by arldm; move it away'): refuse_foreign(tmp_path/'scores.json', ours, 'table')
     save_json(tmp_path/'scores.json', dict(scores=[]))
     refuse_foreign(tmp_path/'scores.json', ours, 'table'), refuse_foreign(tmp_path/'none.json', ours, 'table')
     with pytest.raises(StoryError, match='move it away'): refuse_foreign(tmp_path, ours, 'table')

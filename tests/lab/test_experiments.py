@@ -174,7 +174,7 @@ def test_a_ladder_takes_no_file_that_it_did_not_make(name, tmp_path, monkeypatch
     make = dict([('pairs.h5', partial(ladder.write_pairs, n=2, n_val=1)), ('stories.h5', ladder.ladder_stories)])[name]
     monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
     (tmp_path/name).write_bytes(b'mine')
-    refused(f'{name} is there, and no', make, tmp_path/name)
+    refused(f'{name} exists, and no', make, tmp_path/name)
     (tmp_path/name).rename(tmp_path/'mine')
     make(tmp_path/name)
     with open(tmp_path/name, 'ab') as f: f.write(b'x')

@@ -196,7 +196,7 @@ def test_a_picture_that_is_none_stops_here():
                                   lambda p: p.mkdir()], ids=['bytes', 'text', 'folder'])
 def test_a_damaged_store_is_named(make, tmp_path):
     make(tmp_path/'x.db')
-    with pytest.raises(StoryError, match='x.db is there already and is no store of features written by arldm; move it away'): Store(tmp_path/'x.db')
+    with pytest.raises(StoryError, match='x.db is there already and is not a store of features written by arldm; move it away'): Store(tmp_path/'x.db')
 
 def test_a_store_damaged_inside_gives_no_wrong_row(tmp_path):
     "Every page overwritten in turn: the right rows, or one line."

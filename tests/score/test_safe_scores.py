@@ -148,7 +148,7 @@ def test_foreign_pages_stay(run, tmp_path):
     for folder, name, f in ((run, 'report.html', lambda: write_report(run)),
                             (run, 'against-other.html', lambda: write_report(run, against=tmp_path/'other'))):
         (folder/name).write_text('<html>my thesis</html>')
-        with pytest.raises(StoryError, match='is there already and is no report written by arldm'): f()
+        with pytest.raises(StoryError, match='is there already and is not a report written by arldm'): f()
         assert (folder/name).read_text() == '<html>my thesis</html>'
         (folder/name).unlink()
         assert f() == f() == folder/name and 'content="arldm"' in (folder/name).read_text()
@@ -159,9 +159,9 @@ def test_a_foreign_database_is_never_written_to(tmp_path, run):
     db.close()
     before = path.read_bytes()
     for f in (lambda: Store(path), lambda: exam.score(str(run), store=str(path), dry_run=True)):
-        with pytest.raises(StoryError, match='mine.db is there already and is no store of features'): f()
+        with pytest.raises(StoryError, match='mine.db is there already and is not a store of features'): f()
     assert path.read_bytes() == before and os.listdir(tmp_path).count('mine.db-journal') == 0
-    with pytest.raises(StoryError, match='stories.h5 is there already and is no store'): Store(tmp_path/'data/stories.h5')
+    with pytest.raises(StoryError, match='stories.h5 is there already and is not a store'): Store(tmp_path/'data/stories.h5')
 
 def test_a_damaged_store_may_be_moved_away(tmp_path):
     (store := Store(tmp_path/'x.db')).put([b'k'], np.ones((1, 3)))
@@ -218,7 +218,7 @@ def test_a_store_on_a_drive_without_locks(tmp_path, name):
     for key, found in ('a', {b'a': [7, 7]}), ('b', {b'a': [7, 7], b'b': [7, 7]}):
         done = subprocess.run([sys.executable, '-c', STORED, path, key], env=env, capture_output=True, text=True, timeout=15)
         assert done.stdout == f'{found}\n'.replace('7', '7.0'), done.stderr
-        assert done.stderr.count('x.db is on a file system without locks; see to it that no second command') == 1
+        assert done.stderr.count('x.db is on a file system without locks; make sure that no second command') == 1
     assert os.listdir(tmp_path).count('x.db-journal') == 0
     assert {k: v.tolist() for k, v in Store(path).get([b'a', b'b']).items()} == found        # where there are locks
 
