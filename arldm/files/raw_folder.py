@@ -204,9 +204,7 @@ class RawFolder:
         if not self.path.is_dir(): raise StoryError(f'{path}: no such folder')
         self._root = os.path.realpath(path) + os.sep
         folders = [path]   # still to be searched, the next one last: depth first, by name
-        while folders:
-            subfolders = self._scan(folders.pop())
-            folders += subfolders[::-1]
+        while folders: folders += reversed(self._scan(folders.pop()))
 
     def _scan(self, folder):
         "Add the files of a folder to `files` and `pictures`; return the folders in it, by name."
