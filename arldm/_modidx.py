@@ -1100,6 +1100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'arldm.model.config.check_finite': ('model/config.html#check_finite', 'arldm/model/config.py'),
                                     'arldm.model.config.check_kind': ('model/config.html#check_kind', 'arldm/model/config.py'),
                                     'arldm.model.config.check_whole': ('model/config.html#check_whole', 'arldm/model/config.py'),
+                                    'arldm.model.config.loading': ('model/config.html#loading', 'arldm/model/config.py'),
                                     'arldm.model.config.make_vae': ('model/config.html#make_vae', 'arldm/model/config.py'),
                                     'arldm.model.config.noise_like': ('model/config.html#noise_like', 'arldm/model/config.py'),
                                     'arldm.model.config.noise_schedule': ('model/config.html#noise_schedule', 'arldm/model/config.py'),

@@ -19,12 +19,12 @@ from fastcore.basics import patch
 from PIL import Image
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from ..core import StoryError, expand_user, first_line, one_of
+from ..core import StoryError, expand_user, one_of
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
 from ..model.arldm import ARLDM
-from ..model.config import PARTS, check_kind, check_whole, noise_like, vae_factor
+from ..model.config import PARTS, check_kind, check_whole, loading, noise_like, vae_factor
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
@@ -111,10 +111,8 @@ def from_pretrained(cls:StoryPipeline,
     if not (folder/'model_index.json').is_file() and not inner.is_dir(): recover_folder(inner)
     where = inner if inner.is_dir() else folder
     if where.is_dir(): check_kind(where)
-    try: pipe = super(StoryPipeline, cls).from_pretrained(str(where), **kwargs)
-    except Exception as e:    # for damaged files, tokenizers raises `Exception` itself
-        raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)}); copy it '
-                         'whole') from e
+    with loading(folder, 'a pipeline', 'copy the whole folder again'):
+        pipe = super(StoryPipeline, cls).from_pretrained(str(where), **kwargs)
     if where.is_dir():
         # parts that the caller hands over were not read from the folder
         check_whole(where, {name: getattr(pipe, name) for name in PARTS if name not in kwargs})

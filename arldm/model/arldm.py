@@ -16,12 +16,12 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..core import CORPORA, Corpus, StoryError, first_line, one_of
+from ..core import CORPORA, Corpus, StoryError, one_of
 from ..settings import FREEZABLE
 from ..files.atomic import load_json
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, to_memory, to_target
-from .config import (PARTS, SIZES, check_finite, check_whole, make_vae, noise_like,
+from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae, noise_like,
                                 noise_schedule, vae_factor)
 from .encoders import MemoryEncoder, encode_captions as encode_text
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
@@ -280,16 +280,15 @@ def load(cls:ARLDM,
     missing = [name for name in PARTS if not (folder/name/'config.json').is_file()]
     if missing:
         raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
-    def read(kind, part):
-        try: return kind.from_pretrained(folder/part)
-        # tokenizers raises `Exception` itself, and so do checks of a configuration
-        except Exception as e:
-            raise StoryError(f'{folder/part}: damaged ({first_line(e)})') from e
-    parts = {name: read(kind, name) for name, kind in PARTS.items()}
-    words = read(CLIPTokenizer, 'tokenizer')
-    more = read(BertTokenizer, 'memory_tokenizer')
+    def load_part(name, kind):
+        with loading(folder/name, f'a {kind.__name__}'):
+            return kind.from_pretrained(folder/name)
+    parts = {name: load_part(name, kind) for name, kind in PARTS.items()}
+    caption_tokenizer = load_part('tokenizer', CLIPTokenizer)
+    memory_tokenizer = load_part('memory_tokenizer', BertTokenizer)
     check_whole(folder, parts)
-    vocab = Vocabulary(words, more, parts['text_encoder'].config.max_position_embeddings)
+    length = parts['text_encoder'].config.max_position_embeddings
+    vocab = Vocabulary(caption_tokenizer, memory_tokenizer, length)
     model = cls(**parts, vocab=vocab).eval()
     config = folder/'scheduler'/'scheduler_config.json'
     if config.is_file(): model.noise_scheduler = noise_like(load_json(config))

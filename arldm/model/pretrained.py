@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from ..core import StoryError, first_line
 from ..files.atomic import load_json
 from ..data.dataset import Vocabulary
-from .config import DAMAGED, check_finite, noise_like, noise_schedule
+from .config import DAMAGED, check_finite, loading, noise_like, noise_schedule
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
 from .port import (BLIP_NAMES, TEXT_CHANCE, VISION_CHANCE, kind_of, read_weights,
                               translate)
@@ -170,8 +170,8 @@ def load_blip(
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
     # A table is missing, flat, or no square grid
     except DAMAGED as e:
-        raise StoryError(f'{where}: expected {_SERVES}; found one with trouble: '
-                         f'{first_line(e)}') from e
+        raise StoryError(f'{where}: expected {_SERVES}; this one cannot be loaded '
+                         f'({first_line(e)})') from e
     want = encoder.state_dict()
     wrong = [k for k, v in want.items() if k not in state or state[k].shape != v.shape]
     if wrong:
@@ -196,11 +196,8 @@ def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
     if weights and all('.fp16.' in name for name in weights): options['variant'] = 'fp16'
     if weights and all(name.endswith('.bin') for name in weights):
         options['use_safetensors'] = False
-    try: model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **options)
-    # Checks of a configuration raise kinds that are no more than an `Exception`
-    except Exception as e:
-        raise StoryError(f'{sd}/{sub}: expected weights of {cls.__name__}, found trouble: '
-                         f'{first_line(e)}') from e
+    with loading(f'{sd}/{sub}', f'weights of {cls.__name__}'):
+        model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **options)
     if lost := info['missing_keys']:
         raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among '
                          f'them {min(lost)}')
@@ -226,13 +223,11 @@ def tokenizers(
     _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', 
           layout=_TOKENIZER_LAYOUT)
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
-    try:
-        words = CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer')
-        return words, BertTokenizer.from_pretrained(bert)
-    # tokenizers raises `Exception` itself
-    except Exception as e:
-        raise StoryError(f'{sd}/tokenizer or {bert}: expected vocabularies, found trouble: '
-                         f'{first_line(e)}') from e
+    with loading(f'{sd}/tokenizer', 'a CLIPTokenizer'):
+        caption_tokenizer = CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer')
+    with loading(bert, 'a BertTokenizer'):
+        memory_tokenizer = BertTokenizer.from_pretrained(bert)
+    return caption_tokenizer, memory_tokenizer
 
 # %% ../../nbs/model/26_pretrained.ipynb #96593ff9
 def start_parts(

@@ -23,10 +23,11 @@ from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
 from transformers.image_utils import (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN,
                                       OPENAI_CLIP_STD)
 
-from ..core import StoryError, first_line, one_of, pick_device
+from ..core import StoryError, one_of, pick_device
 from ..files.pictures import decode, to_png, upright
 from ..files.row_store import Store
 from ..data.dataset import center_crop, pixels
+from ..model.config import loading
 from .inception import load_inception
 
 # %% ../../nbs/score/50_feature_networks.ipynb #0b4bdb9a
@@ -145,15 +146,10 @@ def open_network(
         raise StoryError('no weights named; name a folder or a hub name such as '
                          f'{_HUB_NAMES[name]} by {variable}')
     kind = dict(dinov2=Dinov2Model, clip=CLIPModel)[name]
-    try:
+    with loading(where, f'weights of {kind.__name__}'):
         model = _from_pretrained(kind, str(where))
         if name == 'dinov2': return Dino(model)
         return Clip(model, CLIPTokenizerFast.from_pretrained(str(where)))
-    # the tokenizers library raises plain `Exception`, the check of a configuration a kind derived
-    # from it alone
-    except Exception as e:
-        raise StoryError(f'{where}: no {kind.__name__} that can be opened '
-                         f'({first_line(e)})') from None
 
 # %% ../../nbs/score/50_feature_networks.ipynb #127f3514
 def networks(

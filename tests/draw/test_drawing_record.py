@@ -225,7 +225,7 @@ def test_a_model_that_cannot_draw_leaves_nothing(run):
     settings(run)
     own_pipeline(run)
     (run/'pipeline/unet/diffusion_pytorch_model.safetensors').unlink()
-    one_line('no pipeline that can be opened', run=run)
+    one_line('expected a pipeline, but loading failed', run=run)
 
 def test_weights_that_are_no_numbers(run, tmp_path):
     "No frame of them is ever written, neither of a split nor of an own story."

@@ -483,14 +483,14 @@ def test_dry_run_opens_the_model(model, tmp_path, capsys):
     cli.draw(run, captions=str(text), dry_run=True, **FEW)
     assert capsys.readouterr().out == 'would draw 2 frames; nothing was written\n'
     (run/'unet/diffusion_pytorch_model.safetensors').unlink()
-    one_line('no pipeline that can be opened', run=run, captions=str(text), dry_run=True)
+    one_line('expected a pipeline, but loading failed', run=run, captions=str(text), dry_run=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'story.txt']
 
 def test_a_refused_model_leaves_nothing(model, tmp_path):
     text = write(tmp_path/'story.txt')
     run = shutil.copytree(model, tmp_path/'model')
     (run/'unet/diffusion_pytorch_model.safetensors').write_bytes(b'damaged')
-    one_line('no pipeline that can be opened', run=run, captions=str(text), out=tmp_path/'a/b')
+    one_line('expected a pipeline, but loading failed', run=run, captions=str(text), out=tmp_path/'a/b')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'story.txt']
 
 def test_names_do_not_command_the_terminal(model, tmp_path, capsys):

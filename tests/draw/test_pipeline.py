@@ -807,7 +807,7 @@ def test_tensor_missing(saved, tmp_path, part):
 
 @pytest.mark.parametrize('text,match', [('{', 'not valid JSON'), ('{}', 'expected a StoryPipeline'),
     ('{"_class_name": "StableDiffusionPipeline"}', 'a StableDiffusionPipeline; expected a StoryPipeline'),
-    ('{"_class_name": "StoryPipeline"}', 'no pipeline that can be opened'),
+    ('{"_class_name": "StoryPipeline"}', 'expected a pipeline, but loading failed'),
     ('[]', 'StoryPipeline')], ids=str)
 def test_index(saved, tmp_path, text, match):
     folder, path = spoiled(saved, tmp_path, 'model_index.json')
@@ -818,9 +818,9 @@ def test_no_pipeline(saved, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     one_line(StoryPipeline.from_pretrained, tmp_path, match='model_index.json is missing')
     one_line(StoryPipeline.from_pretrained, saved/'unet', match='model_index.json is missing')
-    one_line(StoryPipeline.from_pretrained, tmp_path/'nowhere', match='nowhere: no pipeline that can be opened')
-    one_line(StoryPipeline.from_pretrained, saved/'model_index.json', match='no pipeline that can be opened')
-    one_line(StoryPipeline.from_pretrained, 'somebody/stories', match='somebody/stories: no pipeline that can be')
+    one_line(StoryPipeline.from_pretrained, tmp_path/'nowhere', match='nowhere: expected a pipeline, but loading failed')
+    one_line(StoryPipeline.from_pretrained, saved/'model_index.json', match='expected a pipeline, but loading failed')
+    one_line(StoryPipeline.from_pretrained, 'somebody/stories', match='somebody/stories: expected a pipeline, but loading failed')
 
 
 # memory
