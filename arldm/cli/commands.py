@@ -14,46 +14,49 @@ from .. import __version__
 from ..core import command
 
 # %% ../../nbs/cli/64_commands.ipynb #b5152417
-# in the order in which one needs them
+# commands at the top of the list, in the order in which one needs them
 FIRST_COMMANDS = 'convert', 'train', 'draw', 'score', 'report'
 
 def docstring_line(
-    where:str,  # Such as `arldm.cli.draw:draw`
-)->str:
-    """The first line of the docstring of a function, which is not imported.
+    function:str,  # Module and name, such as `arldm.cli.draw:draw`
+)->str:            # '' if the module defines no such function
+    """Return the first line of a function's docstring, read from the source without importing it.
 
     Args:
-        where (str): Such as `arldm.cli.draw:draw`
+        function (str): Module and name, such as `arldm.cli.draw:draw`
+
+    Returns:
+        str: '' if the module defines no such function
     """
-    module, _, name = where.partition(':')
+    module, _, name = function.partition(':')
     source = Path(importlib.util.find_spec(module).origin).read_text(encoding='utf-8')
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return ast.get_docstring(node).splitlines()[0]
     return ''
 
-def summaries()->dict: # command -> what it does, those that one needs first at the top
-    """What each installed command does.
+def summaries()->dict: # command -> its summary, `FIRST_COMMANDS` at the top
+    """Return the first line of the docstring of every installed command.
 
     Returns:
-        dict: command -> what it does, those that one needs first at the top
+        dict: command -> its summary, `FIRST_COMMANDS` at the top
     """
-    found = {}
+    summary_of = {}
     for entry in entry_points(group='console_scripts'):
         if entry.name.startswith('arldm-') and entry.value.startswith('arldm.'):
-            found[entry.name] = docstring_line(entry.value)
-    first = [f'arldm-{name}' for name in FIRST_COMMANDS if f'arldm-{name}' in found]
-    others = sorted(found.keys() - set(first))
-    return {name: found[name] for name in first + others}
+            summary_of[entry.name] = docstring_line(entry.value)
+    first = [f'arldm-{name}' for name in FIRST_COMMANDS if f'arldm-{name}' in summary_of]
+    others = sorted(summary_of.keys() - set(first))
+    return {name: summary_of[name] for name in first + others}
 
 # %% ../../nbs/cli/64_commands.ipynb #2f9acea0
 def command_list()->str:
-    "What `arldm` prints."
-    found = summaries()
-    width = max(map(len, found), default=0)
+    "Return the list of commands that `arldm` prints."
+    summary_of = summaries()
+    width = max(map(len, summary_of), default=0)
     lines = [f'arldm {__version__}: visual stories, drawn frame by frame', '']
-    for name, text in found.items(): lines.append(f'  {name:{width}}  {text}')
-    lines += ['', 'Each explains itself: arldm-draw --help']
+    for name, summary in summary_of.items(): lines.append(f'  {name:{width}}  {summary}')
+    lines += ['', 'For the help of a command: arldm-draw --help']
     return '\n'.join(lines)
 
 @command

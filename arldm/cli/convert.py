@@ -23,78 +23,85 @@ from ..toy.corpus import write_toy
 
 # %% ../../nbs/cli/65_convert.ipynb #4b482262
 def _watch(stories, albums, bar):
-    "The same stories; each adds its album to `albums` and moves the bar."
+    "Yield the stories; add the album of each to the set `albums` and advance the progress bar."
     for story in stories:
         albums.add(story.album)
         yield story
         bar.update()
 
-def _warn_of_shared(albums):
-    "One line if splits have albums in common."
+def _warn_of_shared_albums(albums):
+    "Warn if splits have albums in common; `albums`: split -> set of its albums."
     shared = []
     for a, b in combinations(albums, 2):
         n = len(albums[a] & albums[b])
         if n: shared.append(f'{a} and {b} ({n})')
     if shared:
         pairs = ', '.join(shared)
-        warnings.warn(f'splits share albums, scores will flatter: {pairs}', stacklevel=3)
+        # the warning points at the caller of `convert`
+        warnings.warn(f'splits share albums, so scores will be too good: {pairs}', stacklevel=3)
 
-def _left_out(skipped): # '' if no story is
+def _left_out(skipped):
+    "Say how many stories were left out and why; '' if none was. `skipped`: reason -> number."
     if not skipped: return ''
     reasons = ', '.join(f'{n} × {reason}' for reason, n in skipped.items())
     return f'left out {sum(skipped.values())}: {reasons}'
 
 def summary(
-    counts:dict,  # From `convert`
-)->str:           # One line per split, and one about what was left out
-    """What a conversion did, for the reader.
+    counts:dict,  # What `convert` returned
+)->str:           # A line per split, and one about the stories that were left out
+    """Return the numbers of a conversion as text.
 
     Args:
-        counts (dict): From `convert`
+        counts (dict): What `convert` returned
 
     Returns:
-        str: One line per split, and one about what was left out
+        str: A line per split, and one about the stories that were left out
     """
     lines = []
-    for split, c in counts.items():
+    for split, numbers in counts.items():
         if split == 'skipped': continue
-        stories = counted(c['stories'], 'story', 'stories')
-        albums = counted(c['albums'], 'album')
-        pictures = counted(c['pictures'], 'picture')
+        stories = counted(numbers['stories'], 'story', 'stories')
+        albums = counted(numbers['albums'], 'album')
+        pictures = counted(numbers['pictures'], 'picture')
         lines.append(f'{split:<5} {stories:>15}, {albums:>13}, {pictures:>16}, '
-                     f'{c["different"]:>6,} of them different')
+                     f'{numbers["different"]:>6,} of them different')
     if counts['skipped']: lines.append(_left_out(counts['skipped']))
     return '\n'.join(lines)
 
 # %% ../../nbs/cli/65_convert.ipynb #9a0cd308
 class _Skipped(Counter):
-    "Counts bad stories by reason, and moves the bar for them."
-    bar = None
+    "A count of skipped stories: reason -> number; a story that is skipped advances the bar, too."
+    bar = None  # set before the stories are read
 
-    def __call__(self, e):
+    def skip(self, e):
         self[e.reason] += 1
         self.bar.update()
 
-def _open(source, raw, skip_bad):
-    "The stories of every split, and the count of those left out."
+def _open_splits(source, raw, skip_bad):
+    """Open the splits of a corpus: split -> stories, and the `_Skipped` of their bad stories.
+
+    Stories are read, and skipped, when they are iterated over."""
     folder = RawFolder(raw)
     skipped = _Skipped()
     splits = [*SPLITS]
     if source == 'toy' and TOY_FILES['hard'] in folder.files: splits.append('hard')
-    def bad(e):
-        if skip_bad or isinstance(e, NoStory): skipped(e)
+    def on_bad_story(e):
+        if skip_bad or isinstance(e, NoStory): skipped.skip(e)
         else: refuse(e)
-    return {split: SOURCES[source](folder, split, bad) for split in splits}, skipped
+    return {split: SOURCES[source](folder, split, on_bad_story) for split in splits}, skipped
 
 # %% ../../nbs/cli/65_convert.ipynb #275d749c
-_MOST = dict(resolution=100_000, workers=64, albums=1_000_000)
+_UPPER_LIMITS = dict(resolution=100_000, workers=64, albums=1_000_000)
 
 def _check_numbers(**numbers):
+    "Raise a `StoryError` for a number below 1 or above its limit."
     at_least_one(**numbers)
     for name, n in numbers.items():
-        if n > _MOST[name]: raise StoryError(f'{name} must be at most {_MOST[name]:,}, got {n}')
+        limit = _UPPER_LIMITS[name]
+        if n > limit: raise StoryError(f'{name} must be at most {limit:,}, got {n}')
 
 def _draw_toy_folder(raw, albums, quiet):
+    "Draw the toy corpus into the new folder `raw`: `albums` for training, fewer for other splits."
     n_others = -(-albums//10)  # a tenth, rounded up
     try:
         with whole_folder(raw, flush=False) as tmp:
@@ -104,14 +111,15 @@ def _draw_toy_folder(raw, albums, quiet):
                          'again') from None
 
 def _check_toy_folder(raw, albums):
+    "Raise a `StoryError` if the toy corpus in `raw` has another number of training albums."
     drafts = drafts_in(RawFolder(raw), TOY_FILES['train'], SSID)
-    there = len({records[0].get('album_id') for _, records in drafts})
-    if there != albums:
-        raise StoryError(f'{raw} has {counted(there, "album")} for training, not {albums:,}; leave '
-                         '--albums out, or name another folder')
+    n_found = len({records[0].get('album_id') for _, records in drafts})
+    if n_found != albums:
+        raise StoryError(f'{raw} has {counted(n_found, "album")} for training, not {albums:,}; '
+                         'leave --albums out, or name another folder')
 
 def _toy_folder(raw, albums, quiet, dry_run):
-    "Draw the toy corpus, or see that the one that is there has the requested number of albums."
+    "Draw the toy corpus, or check that an existing one has the requested number of albums."
     if Path(raw).exists():
         if albums: _check_toy_folder(raw, albums)
     elif dry_run:
@@ -125,31 +133,31 @@ def convert(
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist)
     raw:str,
     out:str,              # The story file to write, such as ssid.h5
-    skip_bad:bool=False,  # Leave bad stories out and count them; otherwise the first one ends it
-    # Shrink pictures whose short side has more pixels than this; 0 = keep all as they are
+    skip_bad:bool=False,  # Leave out and count bad stories; otherwise the first one is an error
+    # Shrink pictures to this many pixels on the short side; 0 = keep the original files
     resolution:int=0,
-    workers:int=2,        # Threads that shrink
-    dry_run:bool=False,   # Read and check everything, write nothing
-    # Toy: albums for training, 1000 by default; a tenth as many for each of val, test and hard
+    workers:int=2,        # Threads that shrink pictures
+    dry_run:bool=False,   # Read and check everything, but write nothing
+    # Toy only: training albums to draw, default 1000; val, test and hard get a tenth each
     albums:int=None,
-    quiet:bool=False,     # No bar and no summary
+    quiet:bool=False,     # Show no progress bar and no summary
 )->dict:                  # Split -> numbers from `count_index`, and 'skipped': reason -> number
-    """Turn a corpus into a story file.
+    """Convert a corpus to a story file.
 
     Args:
         source (str): Corpus: ssid, vist-sis, vist-dii, pororo, flintstones or toy
         raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not
             exist)
         out (str): The story file to write, such as ssid.h5
-        skip_bad (bool, default False): Leave bad stories out and count them; otherwise the first
-            one ends it
-        resolution (int, default 0): Shrink pictures whose short side has more pixels than this; 0 =
-            keep all as they are
-        workers (int, default 2): Threads that shrink
-        dry_run (bool, default False): Read and check everything, write nothing
-        albums (int, optional): Toy: albums for training, 1000 by default; a tenth as many for each
-            of val, test and hard
-        quiet (bool, default False): No bar and no summary
+        skip_bad (bool, default False): Leave out and count bad stories; otherwise the first one is
+            an error
+        resolution (int, default 0): Shrink pictures to this many pixels on the short side; 0 = keep
+            the original files
+        workers (int, default 2): Threads that shrink pictures
+        dry_run (bool, default False): Read and check everything, but write nothing
+        albums (int, optional): Toy only: training albums to draw, default 1000; val, test and hard
+            get a tenth each
+        quiet (bool, default False): Show no progress bar and no summary
 
     Returns:
         dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
@@ -158,36 +166,39 @@ def convert(
     _check_numbers(resolution=resolution or 1, workers=workers, albums=albums or 1)
     refuse_foreign(out, is_story_file, 'story file')
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
-    stories, skipped = _open(source, raw, skip_bad)
-    seen = {split: set() for split in stories}  # albums
+    stories, skipped = _open_splits(source, raw, skip_bad)
+    albums_of = {split: set() for split in stories}  # filled by `_watch`
     with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
         skipped.bar = bar
-        watched = {split: _watch(s, seen[split], bar) for split, s in stories.items()}
+        watched = {split: _watch(s, albums_of[split], bar) for split, s in stories.items()}
         try:
             if dry_run: counts = count_stories(watched)
             else: counts = write_stories(out, watched, source, resolution, workers)
         except NoStories:
-            what = f'; {_left_out(skipped)}' if skipped else ''
-            raise StoryError(f'{raw}: not a single story can be used{what}') from None
-    _warn_of_shared(seen)
+            why = f'; {_left_out(skipped)}' if skipped else ''
+            raise StoryError(f'{raw}: not a single story can be used{why}') from None
+    _warn_of_shared_albums(albums_of)
     counts = dict(counts, skipped=dict(skipped))
     if not quiet: say(summary(counts))
     return counts
 
 # %% ../../nbs/cli/65_convert.ipynb #074457bf
 def toy_file(
-    path:str|Path,    # Story file
-    albums:tuple,     # Albums in train, val, test and, if a fourth number is given, hard
+    path:str|Path,    # Story file; one that was made from the same numbers is kept
+    albums:tuple,     # Number of albums in train, val, test and, if there is a fourth, hard
     seed:int=0,       # The same seed and numbers give the same stories
-    quiet:bool=True,  # No bars and no summary
-)->Path:
-    """A story file of the toy corpus, made once.
+    quiet:bool=True,  # Show no progress bars and no summary
+)->Path:              # `path`
+    """Write a story file of the toy corpus, or reuse the one that exists.
 
     Args:
-        path (str | Path): Story file
-        albums (tuple): Albums in train, val, test and, if a fourth number is given, hard
+        path (str | Path): Story file; one that was made from the same numbers is kept
+        albums (tuple): Number of albums in train, val, test and, if there is a fourth, hard
         seed (int, default 0): The same seed and numbers give the same stories
-        quiet (bool, default True): No bars and no summary
+        quiet (bool, default True): Show no progress bars and no summary
+
+    Returns:
+        Path: `path`
     """
     def make(tmp):
         with temporary_folder(tmp.with_name('raw')) as raw:

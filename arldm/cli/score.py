@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from ..core import StoryError, asset, at_least_one, command, say
+from ..core import StoryError, asset, at_least_one, command, rank_and_world_size, say
 from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store
 from ..data.story import StoryFile, StorySplit
@@ -21,25 +21,31 @@ from ..draw.drawing_record import SamplingSettings, recorded_sampling
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate
 from ..score.feature_networks import Fields, LatentFeatures, features_file, networks
-from ..score.histories import draw_histories, remembered_facts, score_histories
+from ..score.histories import (HISTORY_KINDS, draw_histories, remembered_facts,
+                                   score_histories)
 from ..score.intervals import refuse_draws
-from ..score.provenance import (other_stories, other_weights, read_drawing, refuse_outputs,
-                                    story_path)
+from ..score.provenance import (other_stories, other_weights, read_drawing,
+                                    refuse_outputs, story_path)
 from ..score.table import as_lines, look
-from .draw import of_all, open_pipeline, share
+from .draw import of_all, open_pipeline
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
 def history_sampling(
-    run:Path,
-    record:dict,  # What `read_drawing` says
+    run:Path,     # Run folder
+    record:dict,  # Its `drawing.json`, from `read_drawing`; {} if there is none
 )->SamplingSettings:
-    """How stories are drawn again with other histories; a `StoryError` if they cannot be.
+    """Return the sampling settings of a run's drawings, to draw again with other histories.
+
+    Raises a `StoryError` if the run's drawings cannot be repeated: not drawn by arldm-draw, without
+    a pipeline, or by other weights.
 
     Args:
-        record (dict): What `read_drawing` says
+        run (Path): Run folder
+        record (dict): Its `drawing.json`, from `read_drawing`; {} if there is none
     """
     if not record:
-        raise StoryError(f'--histories draws again as arldm-draw did, but never drew into {run}')
+        raise StoryError('--histories draws again as arldm-draw did, but arldm-draw never drew into '
+                         f'{run}')
     sampling = recorded_sampling(record, run/'drawing.json')
     if not any((folder/'model_index.json').is_file() for folder in (run/'pipeline', run)):
         raise StoryError(f'--histories draws again, but {run} holds no pipeline; score without it')
@@ -49,27 +55,37 @@ def history_sampling(
                          'move the drawings and drawing.json away and run arldm-draw first')
     return sampling
 
-def say_what_is_scored(run:Path, stories:StorySplit, record:dict):
-    "What `score` would look at, and the trouble with it."
-    d = match_drawings(run, stories, record)
-    for line in d.trouble + other_stories(record, stories) + other_weights(run, record):
+def say_what_is_scored(
+    run:Path,            # Run folder
+    stories:StorySplit,  # The reference stories
+    record:dict,         # The run's `drawing.json`
+):
+    """Print which drawings `score` would score, and a note for each thing that is wrong with them.
+
+    Args:
+        run (Path): Run folder
+        stories (StorySplit): The reference stories
+        record (dict): The run's `drawing.json`
+    """
+    drawings = match_drawings(run, stories, record)
+    for line in drawings.trouble + other_stories(record, stories) + other_weights(run, record):
         say(f'note: {line}')
-    say(f'would score {d!r}; nothing was written')
+    say(f'would score {drawings!r}; nothing was written')
 
 def what_to_score(
     run:Path,        # A run, or a folder of drawings
     data:str=None,   # Story file; default: the one that was drawn
-    split:str=None,  # Its split; default: the one that was drawn
-)->tuple:            # what `drawing.json` says, and the `StorySplit`
-    """The stories that drawings illustrate.
+    split:str=None,  # Its split; default: the one that was drawn, or test
+)->tuple:            # The dict in `drawing.json`, {} if there is none, and the `StorySplit`
+    """Find the stories that drawings illustrate; raise a `StoryError` if they are not known.
 
     Args:
         run (Path): A run, or a folder of drawings
         data (str, optional): Story file; default: the one that was drawn
-        split (str, optional): Its split; default: the one that was drawn
+        split (str, optional): Its split; default: the one that was drawn, or test
 
     Returns:
-        tuple: what `drawing.json` says, and the `StorySplit`
+        tuple: The dict in `drawing.json`, {} if there is none, and the `StorySplit`
     """
     if not run.is_dir():
         raise StoryError(f'{run}: no such folder; name a run, or a folder of drawings')
@@ -85,37 +101,39 @@ def score(
     run:str,              # Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
     *,
     data:str=None,        # Story file; default: the one that was drawn
-    split:str=None,       # Its split; default: the one that was drawn
-    inception:str=None,   # Weights of the FID Inception; default: what ARLDM_INCEPTION names
-    dinov2:str=None,      # DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2 names
-    clip:str=None,        # CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-    # Training pictures to compare with; default: as many as frames were drawn
+    split:str=None,       # Its split; default: the one that was drawn, or test
+    # File with the weights of the FID Inception; default: the environment's ARLDM_INCEPTION
+    inception:str=None,
+    dinov2:str=None,      # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
+    clip:str=None,        # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+    # Training pictures to compare drawings with; default: as many as frames were drawn
     train_pictures:int=None,
-    resamples:int=100,    # Draws of albums for the intervals; 0 = no intervals
-    # Draw so many stories again with other histories: does the run use its memory?
+    resamples:int=100,    # Bootstrap resamples of albums for the intervals; 0 = no intervals
+    # Number of stories to draw again with other histories, to see whether the history is used
     histories:int=0,
-    store:str=None,       # File that keeps features; default: beside the story file
-    batch_size:int=32,    # Pictures that a network sees at once
-    dry_run:bool=False,   # Say what would be scored and stop
+    store:str=None,       # File that caches features; default: beside the story file
+    batch_size:int=32,    # Pictures per batch of a feature network
+    dry_run:bool=False,   # Say what would be scored, and stop
 ):
-    """Score drawings against the stories they illustrate.
+    """Score drawings against the stories that they illustrate.
 
     Args:
         run (str): Run folder, or any folder of drawings laid out as `<story_id>/<k>.png`
         data (str, optional): Story file; default: the one that was drawn
-        split (str, optional): Its split; default: the one that was drawn
-        inception (str, optional): Weights of the FID Inception; default: what ARLDM_INCEPTION names
-        dinov2 (str, optional): DINOv2, a folder or a name on the hub; default: what ARLDM_DINOV2
-            names
-        clip (str, optional): CLIP, a folder or a name on the hub; default: what ARLDM_CLIP names
-        train_pictures (int, optional): Training pictures to compare with; default: as many as
-            frames were drawn
-        resamples (int, default 100): Draws of albums for the intervals; 0 = no intervals
-        histories (int, default 0): Draw so many stories again with other histories: does the run
-            use its memory?
-        store (str, optional): File that keeps features; default: beside the story file
-        batch_size (int, default 32): Pictures that a network sees at once
-        dry_run (bool, default False): Say what would be scored and stop
+        split (str, optional): Its split; default: the one that was drawn, or test
+        inception (str, optional): File with the weights of the FID Inception; default: the
+            environment's ARLDM_INCEPTION
+        dinov2 (str, optional): DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
+        clip (str, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+        train_pictures (int, optional): Training pictures to compare drawings with; default: as many
+            as frames were drawn
+        resamples (int, default 100): Bootstrap resamples of albums for the intervals; 0 = no
+            intervals
+        histories (int, default 0): Number of stories to draw again with other histories, to see
+            whether the history is used
+        store (str, optional): File that caches features; default: beside the story file
+        batch_size (int, default 32): Pictures per batch of a feature network
+        dry_run (bool, default False): Say what would be scored, and stop
     """
     run = Path(run)
     at_least_one(batch_size=batch_size)
@@ -134,39 +152,40 @@ def score(
 
 # %% ../../nbs/cli/70_score.ipynb #95344df3
 def score_run(
-    run:Path,                             # What was drawn
+    run:Path,                             # Run folder, or folder of drawings
     stories:StorySplit,                   # The reference stories
     nets:dict,                            # Name -> feature network
     *,
-    store:Path,                           # Where features are kept
-    n_resamples:int,                      # Bootstrap samples
-    histories:int=0,                      # Stories to draw with other histories
-    sampling:SamplingSettings|None=None,  # How these are drawn, if any
-    # Training pictures to compare with; default: as many as frames were drawn
+    store:Path,                           # File that caches features
+    n_resamples:int,                      # Bootstrap resamples of albums
+    histories:int=0,                      # Stories to draw again with other histories
+    sampling:SamplingSettings|None=None,  # How these are drawn; needed if there are any
+    # Training pictures to compare drawings with; default: as many as frames were drawn
     train_pictures:int=None,
-    batch_size:int=32,                    # Pictures that a network sees at once
-)->dict|None:                             # None in processes that only help
-    """Score a run and print its table; of toy stories, facts are read too.
+    batch_size:int=32,                    # Pictures per batch of a feature network
+)->dict|None:                             # What `scores.json` holds; None in all processes but one
+    """Score a run, write `scores.json` and print its table; of the toy corpus, facts are read, too.
 
     Args:
-        run (Path): What was drawn
+        run (Path): Run folder, or folder of drawings
         stories (StorySplit): The reference stories
         nets (dict): Name -> feature network
-        store (Path): Where features are kept
-        n_resamples (int): Bootstrap samples
-        histories (int, default 0): Stories to draw with other histories
-        sampling (SamplingSettings | None, optional): How these are drawn, if any
-        train_pictures (int, optional): Training pictures to compare with; default: as many as
-            frames were drawn
-        batch_size (int, default 32): Pictures that a network sees at once
+        store (Path): File that caches features
+        n_resamples (int): Bootstrap resamples of albums
+        histories (int, default 0): Stories to draw again with other histories
+        sampling (SamplingSettings | None, optional): How these are drawn; needed if there are any
+        train_pictures (int, optional): Training pictures to compare drawings with; default: as many
+            as frames were drawn
+        batch_size (int, default 32): Pictures per batch of a feature network
 
     Returns:
-        dict | None: None in processes that only help
+        dict | None: What `scores.json` holds; None in all processes but one
     """
-    rank, world_size = share()
+    rank, world_size = rank_and_world_size()
     facts = None
     if stories.file.corpus == 'toy':
-        nets['latents'] = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
+        latents = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
+        nets = {**nets, 'latents': latents}
         facts = toy.check_facts
     out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples,
                    store=Store(store), lead=rank == 0, batch=batch_size, share=(rank, world_size),
@@ -180,49 +199,55 @@ def score_run(
     return out
 
 # %% ../../nbs/cli/70_score.ipynb #deea175a
-def _first_network(nets): # for the similarity to reference frames
+def _similarity_network(nets):
+    "Return the network that compares drawn with reference frames: the best of those available."
     for name in 'dinov2', 'clip':
         if isinstance(nets.get(name), torch.nn.Module): return nets[name]
     return Fields()
 
 def history_scores(
     run:Path,                   # Run folder
-    stories:StorySplit,
-    n:int,                      # So many of them, from the first on
+    stories:StorySplit,         # The reference stories
+    n:int,                      # Number of stories to draw, from the first on
     sampling:SamplingSettings,  # How to draw
     nets:dict,                  # Name -> feature network
-    n_resamples:int,            # Bootstrap samples
-)->list:                        # Rows
-    """Draw the first stories with four histories into `histories/`, and see what it does to them.
+    n_resamples:int,            # Bootstrap resamples of albums
+)->list:                        # Rows of the score table
+    """Draw stories with four kinds of history into `histories/`, and score the difference.
+
+    Toy stories are scored by remembered facts, others by similarity to the reference frames.
 
     Args:
         run (Path): Run folder
-        n (int): So many of them, from the first on
+        stories (StorySplit): The reference stories
+        n (int): Number of stories to draw, from the first on
         sampling (SamplingSettings): How to draw
         nets (dict): Name -> feature network
-        n_resamples (int): Bootstrap samples
+        n_resamples (int): Bootstrap resamples of albums
 
     Returns:
-        list: Rows
+        list: Rows of the score table
     """
     pipe = open_pipeline(run, sampling)
     pipe.set_progress_bar_config(disable=True)
     settings = load_json(run/'settings.json') if (run/'settings.json').is_file() else {}
     size = settings.get('resolution')
     out = run/'histories'
-    done = draw_histories(pipe, stories, out, limit=n, seed=sampling.seed, height=size, width=size,
-                          **sampling.options())
-    n_drawings = 4*min(n, len(stories))
-    for _, story_id, frames in tqdm(done, 'histories', n_drawings, unit=' stories', disable=None):
+    drawn = draw_histories(pipe, stories, out, limit=n, seed=sampling.seed, height=size, width=size,
+                           **sampling.options())
+    n_drawings = len(HISTORY_KINDS)*min(n, len(stories))
+    for _, story_id, frames in tqdm(drawn, 'histories', n_drawings, unit=' stories', disable=None):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     if stories.file.corpus == 'toy':
-        def right(d): return remembered_facts(d, toy.check_facts)
-        return score_histories(out, stories, right, 'remembered facts', n_resamples, limit=n)
-    net = _first_network(nets)
-    def alike(d):
-        seen = look(net, d, [], Store())
-        middle = seen.reference.mean(0)
-        drawn = centred(seen.drawn[0], middle)
-        return similarity_to_reference(drawn, centred(seen.reference, middle)[seen.place])
-    return score_histories(out, stories, alike, f'similarity to the reference frame ({net.name})',
-                           n_resamples, within=(-1, 1), limit=n)
+        def share_remembered(drawings): return remembered_facts(drawings, toy.check_facts)
+        return score_histories(out, stories, share_remembered, 'remembered facts', n_resamples,
+                               limit=n)
+    net = _similarity_network(nets)
+    def similarity(drawings):
+        features = look(net, drawings, [], Store())
+        mean = features.reference.mean(0)
+        reference = centred(features.reference, mean)[features.place]
+        return similarity_to_reference(centred(features.drawn[0], mean), reference)
+    name = f'similarity to the reference frame ({net.name})'
+    # a cosine, so from -1 to 1
+    return score_histories(out, stories, similarity, name, n_resamples, within=(-1, 1), limit=n)

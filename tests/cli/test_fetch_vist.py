@@ -392,7 +392,7 @@ def test_resumes(site, corpus, tmp_path, capsys):
     assert fetch_vist(folder, tmp_path/'out') == {'there': 0, 'fetched': 10, 'gone (404)': 1, 'refused (403)': 1}
     said = capsys.readouterr().out
     assert '12 photos in the stories, 0 there already, 12 to fetch' in said
-    assert '10 fetched, 2 could not be had: 1 × ' in said and 'missing.csv; run again' in said
+    assert '10 fetched, 2 could not be fetched: 1 × ' in said and 'missing.csv; run again' in said
     with open(tmp_path/'out/missing.csv') as f: rows = list(csv.reader(f))
     assert rows[0] == ['id', 'reason', 'url']
     assert rows[1:] == [['103', 'gone (404)', f'{site.url}/103'], ['107', 'refused (403)', f'{site.url}/107']]
@@ -435,7 +435,7 @@ def test_workers_at_least_one(corpus, tmp_path):
 def test_stops_when_it_is_not_the_photos(site, nowhere, tmp_path):
     "No network: one line instead of eighty thousand unreachable photos. Photos that are gone are no reason to stop."
     photos = {str(k): (f'{nowhere}/{k}',) for k in range(300)}
-    with pytest.raises(StoryError, match='20 photos in a row could not be had.*unreachable.*run again'):
+    with pytest.raises(StoryError, match='20 photos in a row could not be fetched, .*unreachable.*run the same command again'):
         list(fetch_photos(photos, tmp_path, limits=Limits(**QUICK | dict(tries=1, in_a_row=20))))
     gone = site.page('/1', error(404))
     got = list(fetch_photos({str(k): (gone,) for k in range(40)}, tmp_path, limits=Limits(**QUICK | dict(in_a_row=20))))

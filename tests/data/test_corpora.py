@@ -146,7 +146,7 @@ def test_shared_albums_are_told(raw, tmp_path):
         warnings.simplefilter('error')
         convert('ssid', raw, tmp_path/'x.h5', quiet=True)
     write(raw, 'Validation', annotations(raw, 'Train'))
-    with pytest.warns(UserWarning, match=r'splits share albums, scores will flatter: train and val \(1\)'):
+    with pytest.warns(UserWarning, match=r'splits share albums, so scores will be too good: train and val \(1\)'):
         convert('ssid', raw, tmp_path/'x.h5', quiet=True)
 
 def test_each_picture_is_decoded_once(raw, tmp_path, monkeypatch):
