@@ -18,23 +18,27 @@ from .score import score
 from .train import train
 
 # %% ../../nbs/cli/72_demo.ipynb #2f8e7643
-DEMO_ALBUMS = 400, 16, 64  # train, validation and test
+DEMO_ALBUMS = 400, 16, 64  # toy albums for train, val and test
+# settings of the training
 DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
 @command
 def demo(
-    out:str='runs/demo',     # Run folder; one that exists goes on
+    out:str='runs/demo',     # Run folder; an existing demo is resumed
     max_train_steps:int=40,  # Training steps
-    limit:int=64,            # Test stories to draw
-    histories:int=12,        # Of which so many with other histories, too
-):
-    """From raw stories to a scored, illustrated report.
+    limit:int=64,            # Number of test stories to draw
+    histories:int=12,        # Number of these to draw again with other histories; 0 = none
+)->Path:                     # The report
+    """Run every step on the toy corpus: convert, train, draw, score and report.
 
     Args:
-        out (str, default 'runs/demo'): Run folder; one that exists goes on
+        out (str, default 'runs/demo'): Run folder; an existing demo is resumed
         max_train_steps (int, default 40): Training steps
-        limit (int, default 64): Test stories to draw
-        histories (int, default 12): Of which so many with other histories, too
+        limit (int, default 64): Number of test stories to draw
+        histories (int, default 12): Number of these to draw again with other histories; 0 = none
+
+    Returns:
+        Path: The report
     """
     run = Path(out)
     at_least_one(max_train_steps=max_train_steps, limit=limit)

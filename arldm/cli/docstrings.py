@@ -11,16 +11,17 @@ import ast, io, textwrap, tokenize
 # %% ../../nbs/cli/73_docstrings.ipynb #5c40ee85
 def comments_of(
     source:str,        # Python code
-    beside:bool=True,  # Those behind code, or those on lines of their own
-)->dict:               # Line -> text of its comment
-    """The comments of some code.
+    beside:bool=True,  # The comments that follow code on their line; False: those alone on a line
+)->dict:               # Line number -> text of its comment
+    """Return the comments of one of the two kinds in some code.
 
     Args:
         source (str): Python code
-        beside (bool, default True): Those behind code, or those on lines of their own
+        beside (bool, default True): The comments that follow code on their line; False: those alone
+            on a line
 
     Returns:
-        dict: Line -> text of its comment
+        dict: Line number -> text of its comment
     """
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -31,12 +32,15 @@ def comments_of(
     return found
 
 class _Comments:
-    "The comments of some code, and which of them describes what."
+    "The comments of some code, looked up by what they describe."
     def __init__(self, source):
-        self.beside, self.alone = comments_of(source), comments_of(source, beside=False)
+        self.beside = comments_of(source)
+        self.alone = comments_of(source, beside=False)
 
     def about(self, first, last, header):
-        "The comment beside line `last`, else those right above line `first`, below line `header`."
+        """Return the comment on the code in lines `first` to `last`; '' if there is none.
+
+        It is beside line `last`, or in the lines right above `first`, but below line `header`."""
         if last in self.beside: return self.beside[last]
         above, line = [], first - 1
         while line > header and line in self.alone:
@@ -44,7 +48,8 @@ class _Comments:
             line -= 1
         return ' '.join(above)
 
-def _described(name, annotation, default, comment): # 'side (int, default 64): Pixels of a frame'
+def _described(name, annotation, default, comment):
+    "Return the line on a parameter, such as 'side (int, default 64): Pixels of a frame'."
     facts = [ast.unparse(annotation)] if annotation else []
     if default is not None:
         value = ast.unparse(default)
@@ -52,19 +57,22 @@ def _described(name, annotation, default, comment): # 'side (int, default 64): P
     return f'{name} ({", ".join(facts)}): {comment}' if facts else f'{name}: {comment}'
 
 # %% ../../nbs/cli/73_docstrings.ipynb #07d1e15d
-def _parameters(node): # (name, argument, default or None) of each parameter of a function
-    a = node.args
-    plain = [*a.posonlyargs, *a.args]
-    defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
-    found = [(p.arg, p, default) for p, default in zip(plain, defaults)]
-    if a.vararg: found.append((f'*{a.vararg.arg}', a.vararg, None))
-    for p, default in zip(a.kwonlyargs, a.kw_defaults): found.append((p.arg, p, default))
-    if a.kwarg: found.append((f'**{a.kwarg.arg}', a.kwarg, None))
+def _parameters(node):
+    "List the parameters of a function's node as (name with stars, its node, default or None)."
+    args = node.args
+    positional = [*args.posonlyargs, *args.args]
+    # defaults belong to the last parameters
+    defaults = [None]*(len(positional) - len(args.defaults)) + args.defaults
+    found = [(p.arg, p, default) for p, default in zip(positional, defaults)]
+    if args.vararg: found.append((f'*{args.vararg.arg}', args.vararg, None))
+    for p, default in zip(args.kwonlyargs, args.kw_defaults): found.append((p.arg, p, default))
+    if args.kwarg: found.append((f'**{args.kwarg.arg}', args.kwarg, None))
     return found
 
 def _signature_end(node): return node.body[0].lineno - 1  # the line on which the signature ends
 
-def _argument_lines(node, comments): # of a function
+def _argument_lines(node, comments):
+    "Return a line for each parameter of a function that a comment describes."
     lines = []
     for name, p, default in _parameters(node):
         if p.end_lineno >= _signature_end(node): break  # that line's comment is about the result
@@ -73,7 +81,8 @@ def _argument_lines(node, comments): # of a function
     return lines
 
 # %% ../../nbs/cli/73_docstrings.ipynb #d8d2fe81
-def _field_lines(node, comments): # of a dataclass
+def _field_lines(node, comments):
+    "Return a line for each field of a dataclass that a comment describes."
     lines = []
     for field in node.body:
         if isinstance(field, ast.AnnAssign):
@@ -83,19 +92,22 @@ def _field_lines(node, comments): # of a dataclass
     return lines
 
 def _class_lines(node, comments):
+    "Return the lines on the arguments of a class: those of `__init__`, or the fields."
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == '__init__':
             return _argument_lines(part, comments)
     return _field_lines(node, comments)
 
 def _section(head, lines, width):
+    "Return a section of a docstring: the head, and below it the lines, indented and wrapped."
     wrapped = [f'{head}:']
     for line in lines:
         wrapped.append(textwrap.fill(line, width, initial_indent=' '*4, subsequent_indent=' '*8,
                                      break_long_words=False, break_on_hyphens=False))
     return '\n'.join(wrapped)
 
-def _sections(node, comments, width): # what follows the docstring's own text
+def _sections(node, comments, width):
+    "Return the paragraphs that a docstring gets from comments: result or `Args`, then `Returns`."
     if isinstance(node, ast.ClassDef):
         lines = _class_lines(node, comments)
         return [_section('Args', lines, width)] if lines else []
@@ -110,27 +122,29 @@ def _sections(node, comments, width): # what follows the docstring's own text
     return sections
 
 # %% ../../nbs/cli/73_docstrings.ipynb #774acc37
-COLUMNS = 100  # of an exported line
+COLUMNS = 100  # width of an exported line
 
-def _wants_sections(node): # public, with a docstring below its header
+def _wants_sections(node):
+    "Whether a function or class is public and has a docstring below its header."
     public = not node.name.startswith('_') or node.name == '__call__'
     return public and ast.get_docstring(node) and node.body[0].lineno > node.lineno
 
 def with_sections(
-    source:str,  # Of an exported cell
-)->str:          # The same code
+    source:str,  # Code of an exported cell
+)->str:          # The same code with longer docstrings
     """Write what comments say about parameters and results into docstrings.
 
     Args:
-        source (str): Of an exported cell
+        source (str): Code of an exported cell
 
     Returns:
-        str: The same code
+        str: The same code with longer docstrings
     """
-    lines, comments = source.split('\n'), _Comments(source)
+    lines = source.split('\n')
+    comments = _Comments(source)
     kinds = ast.FunctionDef, ast.ClassDef
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
-    # from the end: the lines of what is still to come keep their numbers
+    # from the end, so that the line numbers of the nodes still to come stay right
     for node in sorted(nodes, key=lambda n: n.lineno, reverse=True):
         if not _wants_sections(node): continue
         docstring = node.body[0]
@@ -143,12 +157,13 @@ def with_sections(
     return '\n'.join(lines)
 
 def full_docstrings(
-    cell:object,  # Of nbdev, with `cell_type`, `source` and `directives_`
+    cell:object,  # nbdev's cell, with `cell_type`, `source` and `directives_`; `source` is replaced
 ):
-    """A processor of nbdev: the docstrings of an exported cell say what its comments say.
+    """Complete the docstrings of an exported cell from its comments; a processor for nbdev.
 
     Args:
-        cell (object): Of nbdev, with `cell_type`, `source` and `directives_`
+        cell (object): nbdev's cell, with `cell_type`, `source` and `directives_`; `source` is
+            replaced
     """
     exported = {'export', 'exports', 'exporti'} & {*cell.directives_}
     if cell.cell_type == 'code' and exported: cell.source = with_sections(cell.source)

@@ -22,85 +22,95 @@ from ..train.setup import check_place
 from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/67_port.ipynb #d46156fc
-def _find_corpus(checkpoint, state, words, more, corpus):
-    "The `Corpus` whose sizes the checkpoint has; prints it."
-    rows = rows_of(state)
-    try: c, *others = corpora_of(rows, words, more, corpus)
-    except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
-    say(f'{checkpoint}: {len(state):,} tensors; {c.name}, {rows["length"]} tokens a caption, '
-        f'{rows["slots"]} slots')
-    if others:
-        names = ' or '.join(x.name for x in others)
-        say(f'it might also be {names}: then say so with --corpus')
-    return c
+def _find_corpus(checkpoint, state, words, more, name):
+    """Return the likeliest `Corpus` that a checkpoint was trained on, by the sizes of its tables.
 
-def _say_misfits(e): # the names of tensors that have no place
+    Prints it with the alternatives. `name`: the corpus, if the user named it"""
+    rows = rows_of(state)
+    try: corpus, *others = corpora_of(rows, words, more, name)
+    except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
+    say(f'{checkpoint}: {len(state):,} tensors; {corpus.name}, {rows["length"]} tokens per '
+        f'caption, {rows["slots"]} slots')
+    if others:
+        names = ' or '.join(other.name for other in others)
+        say(f'it may also be {names}; if so, name it with --corpus')
+    return corpus
+
+def _say_misfits(e):
+    "Print the tensors of a `Misfit`: those that the checkpoint lacks, and those unknown to us."
     for name in e.missing: say(f'missing: {name}')
     for name in e.unknown: say(f'unknown: {name}')
 
+# %% ../../nbs/cli/67_port.ipynb #d46156fd
 def convert_checkpoint(
-    checkpoint:Path,
-    words, more,       # `CLIPTokenizer`, `BertTokenizer`
-    corpus:str=None,   # Key of `CORPORA`; default: read from the checkpoint
+    checkpoint:Path,   # File with a checkpoint of the original
+    words, more,       # Stable Diffusion's `CLIPTokenizer`, BLIP's `BertTokenizer`
+    corpus:str=None,   # Key of `CORPORA`; default: found from the sizes of the checkpoint's tables
     size:str='full',   # Key of `SIZES`
-    loose:bool=False,  # Leave out unknown tensors, keep missing ones random
-)->tuple:              # `ARLDM`, dict of settings for drawing
-    """The model of an original checkpoint, and how to draw with it; says what has no place.
+    loose:bool=False,  # Ignore unknown tensors, initialize missing ones at random
+)->tuple:              # `ARLDM`, and a dict of settings for drawing with it
+    """Load a checkpoint of the original; print what it is, and the tensors that do not fit.
 
     Args:
-        words: `CLIPTokenizer`, `BertTokenizer`
-        more: `CLIPTokenizer`, `BertTokenizer`
-        corpus (str, optional): Key of `CORPORA`; default: read from the checkpoint
+        checkpoint (Path): File with a checkpoint of the original
+        words: Stable Diffusion's `CLIPTokenizer`, BLIP's `BertTokenizer`
+        more: Stable Diffusion's `CLIPTokenizer`, BLIP's `BertTokenizer`
+        corpus (str, optional): Key of `CORPORA`; default: found from the sizes of the checkpoint's
+            tables
         size (str, default 'full'): Key of `SIZES`
-        loose (bool, default False): Leave out unknown tensors, keep missing ones random
+        loose (bool, default False): Ignore unknown tensors, initialize missing ones at random
 
     Returns:
-        tuple: `ARLDM`, dict of settings for drawing
+        tuple: `ARLDM`, and a dict of settings for drawing with it
     """
     state = read_weights(checkpoint)
-    c = _find_corpus(checkpoint, state, words, more, corpus)
-    def fitted(loose):
-        try: return ARLDM.from_original(state, words, more, size, c.name, loose)
+    found = _find_corpus(checkpoint, state, words, more, corpus)
+    def model_of(loose):
+        try: return ARLDM.from_original(state, words, more, size, found.name, loose)
         except Misfit: raise
         except StoryError as e: raise StoryError(f'{checkpoint}: {e}') from None
-    try: model = fitted(loose=False)
+    # strictly at first, to print what does not fit also if that is tolerated
+    try: model = model_of(loose=False)
     except Misfit as e:
         if not e.reshaped: _say_misfits(e)
         if e.reshaped or not loose: raise
-        model = fitted(loose=True)
-    guidance = PRESETS['ssid-baseline' if c.name == 'ssid' else 'paper']['guidance_scale']
-    return model, dict(corpus=c.name, resolution=c.resolution, guidance_scale=guidance)
+        model = model_of(loose=True)
+    preset = 'ssid-baseline' if found.name == 'ssid' else 'paper'
+    return model, dict(corpus=found.name, resolution=found.resolution,
+                       guidance_scale=PRESETS[preset]['guidance_scale'])
 
 # %% ../../nbs/cli/67_port.ipynb #037b8498
 @command
 def port(
-    # A checkpoint of the original; or, to go back, a pipeline folder or run
+    # Checkpoint of the original; or, to convert back, a pipeline folder or run folder
     source:str,
-    out:str,                   # The pipeline folder to write, or the checkpoint; must not exist
+    out:str,                   # Pipeline folder to write, or checkpoint; must not exist
     sd:str='sd-1.5',           # Stable Diffusion: folder or hub name; only its tokenizer/ is read
     bert:str='bert-base',      # BLIP's vocabulary: folder or hub name
-    # ssid, vist-sis, vist-dii, pororo, flintstones; default: read from the tables
+    # ssid, vist-sis, vist-dii, pororo or flintstones; default: found from the sizes of tables
     corpus:str=None,
-    task:str='visualization',  # What it was trained for; or continuation: the first frame is given
+    # Task of the checkpoint: visualization, or continuation (the first frame is given)
+    task:str='visualization',
     size:str='full',           # Size of the model: full, toy or tiny
-    loose:bool=False,          # Leave out unknown tensors, keep missing ones random
-    dry_run:bool=False,        # Do everything but write
+    loose:bool=False,          # Ignore unknown tensors, initialize missing ones at random
+    dry_run:bool=False,        # Check everything, but write nothing
 ):
     """Convert a checkpoint of the original AR-LDM to a pipeline folder, or back.
 
     Args:
-        source (str): A checkpoint of the original; or, to go back, a pipeline folder or run
-        out (str): The pipeline folder to write, or the checkpoint; must not exist
+        source (str): Checkpoint of the original; or, to convert back, a pipeline folder or run
+            folder
+        out (str): Pipeline folder to write, or checkpoint; must not exist
         sd (str, default 'sd-1.5'): Stable Diffusion: folder or hub name; only its tokenizer/ is
             read
         bert (str, default 'bert-base'): BLIP's vocabulary: folder or hub name
-        corpus (str, optional): ssid, vist-sis, vist-dii, pororo, flintstones; default: read from
-            the tables
-        task (str, default 'visualization'): What it was trained for; or continuation: the first
-            frame is given
+        corpus (str, optional): ssid, vist-sis, vist-dii, pororo or flintstones; default: found from
+            the sizes of tables
+        task (str, default 'visualization'): Task of the checkpoint: visualization, or continuation
+            (the first frame is given)
         size (str, default 'full'): Size of the model: full, toy or tiny
-        loose (bool, default False): Leave out unknown tensors, keep missing ones random
-        dry_run (bool, default False): Do everything but write
+        loose (bool, default False): Ignore unknown tensors, initialize missing ones at random
+        dry_run (bool, default False): Check everything, but write nothing
     """
     source = Path(source)
     out = Path(out)
@@ -120,10 +130,12 @@ def port(
 
 # %% ../../nbs/cli/67_port.ipynb #37c8212b
 def _write_checkpoint(out, state):
-    if os.path.lexists(out): raise FolderTaken(out)  # it may have come meanwhile
+    "Write a state dict as the original does, into a new file."
+    if os.path.lexists(out): raise FolderTaken(out)  # made by somebody since the first check
     write_tensors(out, {'state_dict': state})
 
 def _write_folder(out, model, settings):
+    "Write a model as a new pipeline folder, with settings.json in it."
     try:
         with whole_folder(out) as tmp:
             StoryPipeline.from_model(model, 'pndm').save_pretrained(tmp)

@@ -55,6 +55,7 @@ def history_sampling(
                          'move the drawings and drawing.json away and run arldm-draw first')
     return sampling
 
+# %% ../../nbs/cli/70_score.ipynb #5f1c7d21
 def say_what_is_scored(
     run:Path,            # Run folder
     stories:StorySplit,  # The reference stories
