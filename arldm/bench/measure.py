@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wait', 'take_turns', 'timed_turns', 'speedup_line', 'format_line', 'cost_line', 'count_flops', 'matrix_rate',
-           'gpu_peak', 'peak']
+           'gpu_peak', 'peak_memory']
 
 # %% ../../nbs/bench/80_measure.ipynb #723c491f
 import math, os, subprocess, sys, time
@@ -20,21 +20,21 @@ from ..core import ROOT
 
 # %% ../../nbs/bench/80_measure.ipynb #4a5128e8
 def wait():
-    "Let a GPU, if there is one, finish the work that was given to it."
+    "Wait until a GPU, if there is one, has finished the work that was given to it."
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
 def take_turns(
-    rounds:int,  # Turns of each
+    rounds:int,  # How often each function is called
     jobs:dict,   # Name -> function without arguments
-)->dict:         # Name -> seconds of each turn
-    """Time some functions in turn, so that a disturbance is shared.
+)->dict:         # Name -> list of seconds, one for each round
+    """Call some functions in turn and time each call; a disturbance of the machine then hits all.
 
     Args:
-        rounds (int): Turns of each
+        rounds (int): How often each function is called
         jobs (dict): Name -> function without arguments
 
     Returns:
-        dict: Name -> seconds of each turn
+        dict: Name -> list of seconds, one for each round
     """
     seconds = {name: [] for name in jobs}
     for _ in tqdm(range(rounds), ' / '.join(jobs), leave=False):
@@ -48,54 +48,67 @@ def take_turns(
 
 # %% ../../nbs/bench/80_measure.ipynb #5d4df9aa
 def timed_turns(
-    rounds:int,  # Turns of each
+    rounds:int,  # How often each function is called
     jobs:dict,   # Name -> function without arguments
-)->dict:         # {'CPU time': {name: seconds of each turn}, 'time passed': the same}
-    """Let some functions take turns, and note the CPU time of each, too.
+)->dict:         # {'CPU time': {name: list of seconds, one for each round}, 'time passed': the same}
+    """Call some functions in turn, and measure both the time passed and the CPU time of each call.
 
     Args:
-        rounds (int): Turns of each
+        rounds (int): How often each function is called
         jobs (dict): Name -> function without arguments
 
     Returns:
-        dict: {'CPU time': {name: seconds of each turn}, 'time passed': the same}
+        dict: {'CPU time': {name: list of seconds, one for each round}, 'time passed': the same}
     """
-    busy = {name: [] for name in jobs}
+    cpu_time = {name: [] for name in jobs}
     def run(name):
         start = time.process_time()
         jobs[name]()
-        busy[name].append(time.process_time() - start)
+        cpu_time[name].append(time.process_time() - start)
     passed = take_turns(rounds, {name: partial(run, name) for name in jobs})
-    return {'time passed': passed, 'CPU time': busy}
+    return {'time passed': passed, 'CPU time': cpu_time}
 
 # %% ../../nbs/bench/80_measure.ipynb #b94a0f31
 def speedup_line(
-    what:str,
-    unit:str,
-    amount:float,  # Units of work in each turn
-    seconds:dict,  # Candidate -> seconds of each turn; `plain` is the baseline
+    what:str,      # Name of the line
+    unit:str,      # Such as 'stories/s'
+    amount:float,  # Units of work in each round
+    seconds:dict,  # Candidate -> seconds of each round; `plain` is the baseline
     ours:str,      # The candidate to compare with `plain`
-    wanted:float,  # Gain hoped for
-)->dict:
-    """A line of the table: units per second, plainly and ours, and the gain.
+    wanted:float,  # Gain that is hoped for
+)->dict:           # what, unit, plain and ours (units per second), wanted, gain
+    """Return a line of the table: units per second of the baseline and of ours, and the gain.
 
     Args:
-        amount (float): Units of work in each turn
-        seconds (dict): Candidate -> seconds of each turn; `plain` is the baseline
+        what (str): Name of the line
+        unit (str): Such as 'stories/s'
+        amount (float): Units of work in each round
+        seconds (dict): Candidate -> seconds of each round; `plain` is the baseline
         ours (str): The candidate to compare with `plain`
-        wanted (float): Gain hoped for
+        wanted (float): Gain that is hoped for
+
+    Returns:
+        dict: what, unit, plain and ours (units per second), wanted, gain
     """
     plain_seconds = seconds['plain']
     our_seconds = seconds[ours]
-    gain = median(plain/ours for plain, ours in zip(plain_seconds, our_seconds, strict=True))
+    # the ratio within each round, in which both were disturbed alike
+    pairs = zip(plain_seconds, our_seconds, strict=True)
+    gain = median(plain_round/our_round for plain_round, our_round in pairs)
     return dict(what=what, unit=unit, plain=amount/median(plain_seconds),
                 ours=amount/median(our_seconds), wanted=wanted, gain=gain)
 
 # %% ../../nbs/bench/80_measure.ipynb #4e30ccbc
 def _number(x): return f'{x:,.1f}' if x >= 10 else f'{x:.3g}'
 
-def format_line(line:dict)->str:
-    "A line of a table, for the terminal."
+def format_line(
+    line:dict, # what, unit and, where known: plain, ours, gain, note (shown if no gain), wanted
+)->str:
+    """Write a line of a table for the terminal.
+
+    Args:
+        line (dict): what, unit and, where known: plain, ours, gain, note (shown if no gain), wanted
+    """
     numbers = [_number(line[k]) for k in ('plain', 'ours') if k in line]
     values = f'{" → ".join(numbers)} {line["unit"]}' if numbers else ''
     remark = f'{line["gain"]:.1f}×' if 'gain' in line else line.get('note', '')
@@ -108,20 +121,25 @@ def format_line(line:dict)->str:
 
 # %% ../../nbs/bench/80_measure.ipynb #a252ede6
 def cost_line(
-    what:str,
-    seconds:dict,      # Of each turn: plain and ours
-    wanted:float=None, # Ours is at most this part of plain
+    what:str,          # Name of the line
+    seconds:dict,      # plain and ours -> cost of each round, in `unit`
+    wanted:float=None, # The part of plain's cost that ours should not exceed; None = no goal
     unit='s/story',
-)->dict:
-    """A line of the table: what the work costs, plainly and ours, and ours as a part of plain.
+)->dict:               # what, unit, plain, ours, part (ours/plain), note, wanted
+    """Return a line of the table: the cost of the baseline and of ours, and ours as a part of it.
 
     Args:
-        seconds (dict): Of each turn: plain and ours
-        wanted (float, optional): Ours is at most this part of plain
+        what (str): Name of the line
+        seconds (dict): plain and ours -> cost of each round, in `unit`
+        wanted (float, optional): The part of plain's cost that ours should not exceed; None = no
+            goal
+
+    Returns:
+        dict: what, unit, plain, ours, part (ours/plain), note, wanted
     """
-    turns = zip(seconds['plain'], seconds['ours'], strict=True)
-    part = median(ours/plain for plain, ours in turns)
-    medians = {name: median(turn_seconds) for name, turn_seconds in seconds.items()}
+    pairs = zip(seconds['plain'], seconds['ours'], strict=True)
+    part = median(ours/plain for plain, ours in pairs)
+    medians = {name: median(costs) for name, costs in seconds.items()}
     line = dict(what=what, unit=unit, part=part, note=f'{part:.2f}×', **medians)
     if wanted is not None: line['wanted'] = f'at most {wanted:.2f}×'
     return line
@@ -130,22 +148,26 @@ def cost_line(
 _aten = torch.ops.aten
 _KERNELS = 'flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'
 
+# both take the shapes of the operator's arguments
 def _forward(query, key, value, *rest, **kwargs): return sdpa_flop_count(query, key, value)
+
 def _backward(grad, query, key, value, *rest, **kwargs):
+    # the forward pass has two products, the backward pass four
     return 2*sdpa_flop_count(query, key, value)
 
-# PyTorch does not count attention on a CPU, and counts recomputed weights in backward passes
+# PyTorch does not count attention on a CPU; of backward passes it counts a fifth product, in which
+# a kernel computes the attention weights again
 _FORMULAS = {getattr(_aten, f'_scaled_dot_product_{kernel}_backward'): _backward
              for kernel in _KERNELS}
 _FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu] = _forward
 
 def count_flops(
-    job:Callable, # Called once, forward, backward or both
+    job:Callable, # A function without arguments; called once
 )->int:
-    """The floating-point operations of a job in matrix products, convolutions and attention.
+    """Count the floating-point operations of a job in matrix products, convolutions and attention.
 
     Args:
-        job (Callable): Called once, forward, backward or both
+        job (Callable): A function without arguments; called once
     """
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter: job()
     return counter.get_total_flops()
@@ -154,30 +176,36 @@ def count_flops(
 def matrix_rate(
     dtype:torch.dtype=torch.float32,
     device:str='cpu',
-    sides:tuple=None, # Of the square matrices; `None` = what suits the device
+    sides:tuple=None, # Of the square matrices; None = sizes that suit the device
 )->float:             # Floating-point operations per second
-    """How fast this machine multiplies matrices.
+    """Measure how fast this machine multiplies matrices, at the size that it is best at.
 
     Args:
-        sides (tuple, optional): Of the square matrices; `None` = what suits the device
+        sides (tuple, optional): Of the square matrices; None = sizes that suit the device
 
     Returns:
         float: Floating-point operations per second
     """
     if not sides: sides = (4096, 8192) if device == 'cuda' else (512, 1024, 2048)
-    best = 0
+    best_rate = 0
     for n in sides:
         a, b = torch.randn(2, n, n, device=device).to(dtype)
         seconds = take_turns(6, dict(product=lambda: a@b))['product']
-        best = max(best, 2*n**3/min(seconds))
-    return best
+        # a product of two n×n matrices takes n³ multiplications and n³ additions
+        best_rate = max(best_rate, 2*n**3/min(seconds))
+    return best_rate
 
 # %% ../../nbs/bench/80_measure.ipynb #3f017c16
-def gpu_peak(job:Callable)->float: # MB; nan where there is no GPU
-    """The most GPU memory that is allocated at any moment of a job.
+def gpu_peak(
+    job:Callable, # A function without arguments; called once
+)->float:         # MB; NaN if there is no GPU
+    """Measure the most GPU memory that is allocated at any moment of a job.
+
+    Args:
+        job (Callable): A function without arguments; called once
 
     Returns:
-        float: MB; nan where there is no GPU
+        float: MB; NaN if there is no GPU
     """
     gpu = torch.cuda.is_available()
     if gpu: torch.cuda.reset_peak_memory_stats()
@@ -194,8 +222,15 @@ except OSError:
     if sys.platform == 'darwin': kb = kb/1024
 print(kb)'''
 
-def peak(code:str, *args)->float: # MB
-    """The most memory that Python code with these arguments takes, in a process of its own.
+def peak_memory(
+    code:str, # Python code
+    *args,    # Its `sys.argv[1:]`
+)->float:     # MB
+    """Run Python code in a process of its own, and measure the most memory that the process takes.
+
+    Args:
+        code (str): Python code
+        *args: Its `sys.argv[1:]`
 
     Returns:
         float: MB
@@ -204,4 +239,5 @@ def peak(code:str, *args)->float: # MB
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
     command = [sys.executable, '-c', code + _REPORT, *map(str, args)]
     printed = subprocess.check_output(command, env=env, text=True)
+    # the last word is that of the report, in kB of 1,024 bytes
     return float(printed.split()[-1])*1024/1e6

@@ -37,11 +37,11 @@ from ..draw.pipeline import StoryPipeline
 from ..draw.test_set import draw_split
 from ..score.histories import draw_histories
 from ..score.intervals import estimate, mean_of, resample
-from .ladder import check_seed, ladder_stories
+from .ladder import check_seed, write_ladder_stories
 
 # %% ../../nbs/lab/76_ablations.ipynb #991d6682
 class Changed(Dataset):
-    """The first training stories, each passed through a change.
+    """A dataset of the first training stories, each passed through a change when it is read.
 
     Args:
         stories: Dataset of training items
@@ -58,10 +58,11 @@ class Changed(Dataset):
         self.first = first
 
     def __len__(self): return min(len(self.stories), self.first or len(self.stories))
+    # story i is changed in the same way in every epoch
     def __getitem__(self, i): return self.change(self.stories[i], random.Random(f'{i}'))
 
 def freeze_at_zero(embedding:nn.Embedding):
-    "Take an embedding out of a model: its weights become zero and are not trained."
+    "Set the weights of an embedding to zero and do not train them: it no longer adds anything."
     embedding.weight.data.zero_()
     embedding.weight.requires_grad_(False)
 
@@ -69,34 +70,38 @@ def without_time(model:ARLDM): freeze_at_zero(model.history.time_embedding)
 def without_type(model:ARLDM): freeze_at_zero(model.history.type_embedding)
 
 def drop_stories(model:ARLDM):
-    "Let a story lose its condition as a whole or not at all."
-    plain = model.random_inputs
+    "Make condition dropout drop all frames of a story or none, instead of single frames."
+    draw_per_frame = model.random_inputs
     def random_inputs(*args, **options):
-        *others, dropped = plain(*args, **options)
+        *others, dropped = draw_per_frame(*args, **options)
+        # the first frame decides for all
         return *others, dropped[:1].expand(len(dropped))
     model.random_inputs = random_inputs
 
 def without_pictures(item:dict, rng:random.Random) -> dict:
-    "Slots hold captions and black pictures: BLIP's cross-attention has nothing to see."
+    "Return an item with black memory pictures: of the history only the captions remain."
     return {**item, 'memory': torch.zeros_like(item['memory'])}
 
 # %% ../../nbs/lab/76_ablations.ipynb #aec63583
 def noisy_memory(item:dict, rng:random.Random, most=80) -> dict:
-    "Every memory picture gets noise of a random strength, up to `most` levels of 255."
-    x = item['memory'].float() # (n, 3, P, P)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
-    strength = torch.tensor([rng.uniform(0, most) for _ in x])[:, None, None, None]
-    return {**item, 'memory': (x + strength*noise).clamp(0, 255).byte()}
+    "Return an item whose memory pictures have noise of a random strength, up to `most` of 255."
+    pictures = item['memory'].float() # (n, 3, P, P)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    noise = torch.randn(pictures.shape, generator=generator)
+    strength = torch.tensor([rng.uniform(0, most) for _ in pictures])[:, None, None, None]
+    return {**item, 'memory': (pictures + strength*noise).clamp(0, 255).byte()}
 
 def drawn_memory(
     folder:Path,      # Of drawings of the training stories
-    share:float=.5,   # Of the stories that are changed
+    share:float=.5,   # Part of the stories that is changed
 ) -> Callable:        # change(item, random.Random) -> item
-    """In a share of the stories, memory holds the model's own frames (scheduled sampling).
+    """Return a change that puts the model's own drawings into the memory of some stories.
+
+    The model then trains on memories like those it has when it draws (scheduled sampling).
 
     Args:
         folder (Path): Of drawings of the training stories
-        share (float, default 0.5): Of the stories that are changed
+        share (float, default 0.5): Part of the stories that is changed
 
     Returns:
         Callable: change(item, random.Random) -> item
@@ -132,15 +137,15 @@ class Study:
 
     Args:
         changes (dict): name -> keyword arguments of `run_experiment`, the control first
-        start (str): Asset that all start from
+        start (str): Asset with the pipeline that all start from
         max_train_steps (int): Of each experiment
-        first (int | None, optional): How many of the training stories; None = all
+        first (int | None, optional): Number of training stories, from the first on; None = all
     """
     changes:dict          # name -> keyword arguments of `run_experiment`, the control first
-    start:str             # Asset that all start from
+    start:str             # Asset with the pipeline that all start from
     max_train_steps:int   # Of each experiment
     learning_rate:float
-    first:int|None = None # How many of the training stories; None = all
+    first:int|None = None # Number of training stories, from the first on; None = all
 
 STUDIES = dict(
     ablations=Study(ABLATIONS, 'toy/base', max_train_steps=1200, learning_rate=1e-3),
@@ -152,90 +157,96 @@ def run_experiment(
     base:str|Path,         # Pipeline that it starts from
     file:StoryFile,        # Of the toy corpus
     max_train_steps:int,
-    seed:int,              # Of training
+    seed:int,              # Of training; drawing always uses seed 0
     *,
     model:Callable=None,   # model(ARLDM) changes the model before it is trained
     item:Callable=None,    # item(item, random.Random) changes every training story
     own:bool=False,        # Whether half of the stories have memory drawn by `base`
     settings:dict={},      # Fields of `Settings` that differ from 'toy-arldm'
-    drawing:dict={},       # Arguments of drawing that differ: nothing is trained, `control` draws
+    drawing:dict={},       # Drawing options that differ; then `control` draws, nothing is trained
     limit:int=100,         # Test stories to draw
-    first:int=None,        # Stories to train on; default: all
-    control:Path=None,     # Folder of the control
+    first:int=None,        # Training stories, from the first on; default: all
+    control:Path=None,     # Folder of the control experiment; needed with `drawing`
     num_inference_steps:int=12, # Denoising steps per frame
-    guidance_scale:float=2.,    # 1 = none
-)->dict:                   # kind of facts -> rows (story, right)
-    """Train with one change, draw the test split, and count the facts that are right.
+    guidance_scale:float=2.,    # 1 = no guidance
+)->dict:                   # kind of facts -> rows (number of the story, whether right)
+    """Train with one change, draw the test split, and check every fact of the drawings.
 
     Args:
         out (Path): Folder of this experiment
         base (str | Path): Pipeline that it starts from
         file (StoryFile): Of the toy corpus
-        seed (int): Of training
+        seed (int): Of training; drawing always uses seed 0
         model (Callable, optional): model(ARLDM) changes the model before it is trained
         item (Callable, optional): item(item, random.Random) changes every training story
         own (bool, default False): Whether half of the stories have memory drawn by `base`
         settings (dict, default {}): Fields of `Settings` that differ from 'toy-arldm'
-        drawing (dict, default {}): Arguments of drawing that differ: nothing is trained, `control`
-            draws
+        drawing (dict, default {}): Drawing options that differ; then `control` draws, nothing is
+            trained
         limit (int, default 100): Test stories to draw
-        first (int, optional): Stories to train on; default: all
-        control (Path, optional): Folder of the control
+        first (int, optional): Training stories, from the first on; default: all
+        control (Path, optional): Folder of the control experiment; needed with `drawing`
         num_inference_steps (int, default 12): Denoising steps per frame
-        guidance_scale (float, default 2.0): 1 = none
+        guidance_scale (float, default 2.0): 1 = no guidance
 
     Returns:
-        dict: kind of facts -> rows (story, right)
+        dict: kind of facts -> rows (number of the story, whether right)
     """
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    # the model draws with the kind of history that it was trained with
     kind = 'captions' if item is without_pictures else 'own'
     if drawing:
         sampling.update(drawing)
-        return _count(control/'pipeline', out, file['test'], kind, limit, sampling)
+        return _draw_and_check(control/'pipeline', out, file['test'], kind, limit, sampling)
     s = resolve('toy-arldm', max_train_steps=max_train_steps, seed=seed, **settings)
+    # these names are kept with the run: a run of a function of another name is not continued
     changes = [f.__name__ for f in (model, item) if f]
     if own: changes.append('drawn memory')
     facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first,
                  **asdict(s), change=changes)
     claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
-    if own: item = drawn_memory(_self_drawn(out.parent/'own', base, file, first))
+    if own: item = drawn_memory(_draw_training_stories(out.parent/'own', base, file, first))
     def make(tmp): _train_experiment(out, base, file, s, model, item, first, tmp)
     keep_folder(out/'pipeline', {}, make)
-    return _count(out/'pipeline', out, file['test'], kind, limit, sampling)
+    return _draw_and_check(out/'pipeline', out, file['test'], kind, limit, sampling)
 
 # %% ../../nbs/lab/76_ablations.ipynb #83541b57
-def _written_stories(path): # the ladder's
-    ladder_stories(path)
+def _open_ladder_stories(path): # -> `StoryFile`
+    "Open the story file of the ladder, which is written first if it is missing."
+    write_ladder_stories(path)
     return StoryFile(path)
 
-def _start_digest(base): # of a pipeline, or of the one in a run folder
+def _start_digest(base): # a pipeline folder, or a run folder that holds one
+    "Return the digest of a pipeline, or raise `StoryError` if there is none."
     folder = Path(base)/'pipeline'
     if not folder.is_dir(): folder = Path(base)
     if (folder/'model_index.json').is_file(): return folder_digest(folder)
     raise StoryError(f'{base}: no pipeline there; name one to start from')
 
-def _train_experiment(out, base, file, s, model, item, first, folder):
-    "Train, and write the pipeline into a folder."
-    net = ARLDM.load(base)
-    net.freeze()
-    if model: model(net)
-    plain = StoryDataset(file['train'], net.vocab, s.resolution, net.memory_side,
-                         train=True, seed=s.seed, crops=1)
-    cached = build_cache(net, plain, out.parent/'cache')
-    stories = Changed(cached, item or _unchanged, first)
-    ema = make_ema(net, s)
+def _train_experiment(out, base, file, s, change_model, change_item, first, pipeline_folder):
+    "Train in the folder `out`, and write the pipeline into another."
+    model = ARLDM.load(base)
+    model.freeze()
+    if change_model: change_model(model)
+    pictures = StoryDataset(file['train'], model.vocab, s.resolution, model.memory_side,
+                            train=True, seed=s.seed, crops=1)
+    # all experiments of a study share the cache of what the frozen parts compute
+    cached = build_cache(model, pictures, out.parent/'cache')
+    stories = Changed(cached, change_item or _unchanged, first)
+    ema = make_ema(model, s)
     # the step that was reached; no record comes if training was finished before
     step = s.max_train_steps
-    for record in tqdm(train_steps(net, stories, s, out, ema), out.name, s.max_train_steps):
+    for record in tqdm(train_steps(model, stories, s, out, ema), out.name, s.max_train_steps):
         step = record['step']
     if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}')
-    with averaged(net, ema): StoryPipeline.from_model(net.eval()).save_pretrained(folder)
+    with averaged(model, ema):
+        StoryPipeline.from_model(model.eval()).save_pretrained(pipeline_folder)
 
 def _unchanged(item, rng): return item
 
 # %% ../../nbs/lab/76_ablations.ipynb #ca9a6422
-def _self_drawn(folder, base, file, n):
-    "Draw the first training stories with the model, into a folder."
+def _draw_training_stories(folder, base, file, n): # -> `folder`
+    "Draw the first `n` training stories with the pipeline that the experiment starts from."
     sampling = dict(num_inference_steps=6, guidance_scale=2.)
     facts = dict(start=_start_digest(base), stories=data_digest(file['train']), **sampling)
     claim_folder(folder, facts)
@@ -249,9 +260,9 @@ def _self_drawn(folder, base, file, n):
 # %% ../../nbs/lab/76_ablations.ipynb #46893f55
 FACT_KINDS = 'stated', 'remembered', 'late' # late: remembered in frames 4, 5, …
 
-def _count(weights, out, stories, kind, limit, sampling): # -> {kind of facts: rows (story, right)}
-    "Draw with the history that the experiment was trained with, and check every fact."
-    pipe = StoryPipeline.from_pretrained(weights)
+def _draw_and_check(pipeline_folder, out, stories, kind, limit, sampling):
+    "Draw stories with a kind of history; return {kind of facts: rows (story, whether right)}."
+    pipe = StoryPipeline.from_pretrained(pipeline_folder)
     pipe.set_progress_bar_config(disable=True)
     for _, story_id, frames in draw_histories(pipe, stories, out, (kind,), limit=limit, **sampling):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
@@ -261,24 +272,29 @@ def _count(weights, out, stories, kind, limit, sampling): # -> {kind of facts: r
         for k in range(1, len(story) + 1):
             frame = decode(frame_path(out/kind, story.id, k).read_bytes())
             for name, checked in check_facts(story, {k: frame}).items():
-                found = [[i, right] for right in checked]
-                rows[name.split()[0]] += found
-                if name.startswith('remembered') and k > 3: rows['late'] += found
+                new_rows = [[i, right] for right in checked]
+                # 'stated shape' -> 'stated'
+                rows[name.split()[0]] += new_rows
+                if name.startswith('remembered') and k > 3: rows['late'] += new_rows
     return rows
 
 # %% ../../nbs/lab/76_ablations.ipynb #0baa6c26
 def compare_experiments(
-    results:dict,        # name -> {kind of facts: rows (story, right)}, the control first
-    n_resamples:int=500, # Bootstrap samples
-) -> list:               # A dict for each: name, share of each kind, difference with its interval
-    """Every experiment beside the control, with 95 % intervals over stories.
+    results:dict,        # name -> what `run_experiment` returned, the control first
+    n_resamples:int=500, # Bootstrap samples of the stories
+# For each experiment a dict: `experiment` (its name); for each kind of facts the share that is
+# right, and `KIND − control`: the difference from the control, its low and its high
+) -> list:
+    """Compare every experiment with the control, with 95 % intervals over stories.
 
     Args:
-        results (dict): name -> {kind of facts: rows (story, right)}, the control first
-        n_resamples (int, default 500): Bootstrap samples
+        results (dict): name -> what `run_experiment` returned, the control first
+        n_resamples (int, default 500): Bootstrap samples of the stories
 
     Returns:
-        list: A dict for each: name, share of each kind, difference with its interval
+        list: For each experiment a dict: `experiment` (its name); for each kind of facts the share
+            that is right, and `KIND − control`: the difference from the control, its low and its
+            high
     """
     control = next(iter(results))
     table = []
@@ -286,18 +302,20 @@ def compare_experiments(
         line = dict(experiment=name)
         for kind in FACT_KINDS:
             n_stories = 1 + max(story for story, _ in rows[kind])
-            draws = resample(n_stories, n_resamples)
-            share = _share_right(rows[kind], draws)
-            change = share - _share_right(results[control][kind], draws)
+            # the same resamples for both, so that they differ story by story
+            resamples = resample(n_stories, n_resamples)
+            share = _share_right(rows[kind], resamples)
+            change = share - _share_right(results[control][kind], resamples)
             numbers = [float(x) for x in (change.value, *change.interval)]
             line[kind] = float(share.value)
             line[f'{kind} − control'] = None if name == control else numbers
         table.append(line)
     return table
 
-def _share_right(rows, draws): # -> `Estimate`
+def _share_right(rows, resamples): # -> `Estimate`
+    "Estimate the share of rows (story, whether right) that are right."
     story, right = np.array(rows).T
-    return estimate(mean_of(right.astype(float), story), draws)
+    return estimate(mean_of(right.astype(float), story), resamples)
 
 # %% ../../nbs/lab/76_ablations.ipynb #e9ac2635
 @command
@@ -310,7 +328,7 @@ def ablations(
     seed:int=0,                # Of training and drawing
     limit:int=100,             # Test stories to draw
 ):
-    """Train and score the small world with one thing changed at a time.
+    """Train and score toy models with one thing changed at a time.
 
     Args:
         which (str): ablations (from the text-to-image model) or tricks (from AR-LDM)
@@ -325,13 +343,13 @@ def ablations(
     if max_train_steps is None: max_train_steps = study.max_train_steps
     at_least_one(max_train_steps=max_train_steps, limit=limit)
     check_seed(seed)
-    # what is named is checked before anything is written
+    # what the arguments name is checked before anything is written
     file = StoryFile(data) if data else None
     start = start or asset(study.start)
     digest = _start_digest(start)
-    # held as long as this runs
+    # the lock is held until this function ends
     lock = lock_folder(out, 'running ablations')
-    if file is None: file = _written_stories(Path(out)/'stories.h5')
+    if file is None: file = _open_ladder_stories(Path(out)/'stories.h5')
     folder = Path(out)/which
     settings = dict(which=which, max_train_steps=max_train_steps, seed=seed)
     claim_folder(folder, {**settings, 'start': digest, 'stories': data_digest(file['train'])},
@@ -345,8 +363,8 @@ def ablations(
     return table
 
 # %% ../../nbs/lab/76_ablations.ipynb #232f3337
-def _run_study(study, out, start, file, max_train_steps, seed, limit): # yields name, result
-    "Run the experiments of a study one after the other."
+def _run_study(study, out, start, file, max_train_steps, seed, limit):
+    "Run the experiments of a study in turn; yield the name and the result of each."
     control = None
     for name, change in study.changes.items():
         folder = out/name.replace(' ', '-')
@@ -358,11 +376,13 @@ def _run_study(study, out, start, file, max_train_steps, seed, limit): # yields 
                                    first=study.first, control=control, **changes)
 
 # %% ../../nbs/lab/76_ablations.ipynb #5760b0e5
-def experiment_line(line:dict) -> str: # of `compare_experiments`
-    """An experiment in words.
+def experiment_line(
+    line:dict, # One of those that `compare_experiments` returns
+) -> str:
+    """Write the shares of an experiment and its differences from the control in one line.
 
-    Returns:
-        str: of `compare_experiments`
+    Args:
+        line (dict): One of those that `compare_experiments` returns
     """
     parts = []
     for kind in FACT_KINDS:
@@ -371,11 +391,13 @@ def experiment_line(line:dict) -> str: # of `compare_experiments`
         parts.append(f'{kind} {100*line[kind]:.1f} %{difference}')
     return f'{line["experiment"]:<23}' + '  '.join(parts)
 
-def experiments_table(table:list) -> str: # of `compare_experiments`
-    """Experiments as a table in Markdown: per cent, and differences from the control in points.
+def experiments_table(
+    table:list, # From `compare_experiments`
+) -> str:
+    """Write experiments as a Markdown table: per cent, and differences from the control in points.
 
-    Returns:
-        str: of `compare_experiments`
+    Args:
+        table (list): From `compare_experiments`
     """
     rows = []
     for line in table:
@@ -387,6 +409,7 @@ def experiments_table(table:list) -> str: # of `compare_experiments`
         rows.append([line['experiment'], *cells])
     return markdown_table(['', *(f'{kind}, %' for kind in FACT_KINDS)], rows)
 
-def _points(change, mark): # such as '+0.2: -1.4…+1.9': a difference and its interval, in points
+def _points(change, mark): # -> such as '+0.2: -1.4…+1.9' with the mark ':'
+    "Write a difference and its interval in percentage points."
     value, low, high = change
     return f'{100*value:+.1f}{mark} {100*low:+.1f}…{100*high:+.1f}'

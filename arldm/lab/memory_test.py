@@ -43,7 +43,8 @@ ROWS = {
     'reference frames': 'reference',
     'chance': 'chance'}
 
-def _guessed(story, seed): # what a model might draw that sees each caption alone
+def _draw_guesses(story, seed): # -> a picture for each frame
+    "Draw each caption without the history: what it does not state is guessed."
     rng = random.Random(f'{story.id} {seed}')
     frames = []
     for caption, scene in zip(story.captions, read(story.pictures())):
@@ -52,48 +53,53 @@ def _guessed(story, seed): # what a model might draw that sees each caption alon
 
 # %% ../../nbs/lab/75_memory_test.ipynb #ebb6d59c
 def draw_rows(
-    out:Path,
+    out:Path,                 # Each row goes into its folder of `ROWS` there
     pipe:StoryPipeline,       # AR-LDM
-    base:StoryPipeline,       # The text-to-image model that it began as
+    base:StoryPipeline,       # The text-to-image model that it was trained from
     stories:StorySplit,       # Of the toy corpus
-    seeds:int=3,              # Drawings of every story
-    limit:int=None,           # Only the first so many stories
-    num_inference_steps:int=50, # Denoising steps
-    guidance_scale:float=7.5, # 1 = none
-):                            # -> yields the folder of each story when it is there
-    """Draw all rows; what was drawn with the same models, stories and settings is kept.
+    seeds:int=3,              # How often every story is drawn, each time with other noise
+    limit:int=None,           # Only the first so many stories; default: all
+    num_inference_steps:int=50, # Denoising steps per frame
+    guidance_scale:float=7.5, # 1 = no guidance
+):                            # -> yields the folder of each story when it is drawn
+    """Draw all rows, except stories already drawn with the same models, stories and settings.
 
-    -> yields the folder of each story when it is there
+    -> yields the folder of each story when it is drawn
 
     Args:
+        out (Path): Each row goes into its folder of `ROWS` there
         pipe (StoryPipeline): AR-LDM
-        base (StoryPipeline): The text-to-image model that it began as
+        base (StoryPipeline): The text-to-image model that it was trained from
         stories (StorySplit): Of the toy corpus
-        seeds (int, default 3): Drawings of every story
-        limit (int, optional): Only the first so many stories
-        num_inference_steps (int, default 50): Denoising steps
-        guidance_scale (float, default 7.5): 1 = none
+        seeds (int, default 3): How often every story is drawn, each time with other noise
+        limit (int, optional): Only the first so many stories; default: all
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_scale (float, default 7.5): 1 = no guidance
     """
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     facts = drawing_provenance(pipe, stories, {**sampling, 'seeds': seeds, 'limit': limit})
     claim_folder(out, {**facts, 'base': pipeline_digest(base)},
                  'name another folder: --out ANOTHER_FOLDER')
-    for p in pipe, base: p.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
+    base.set_progress_bar_config(disable=True)
     for j in range(seeds):
-        below = set_name(j)
+        set_folder = set_name(j) # of the drawings of one seed
+        # story i is drawn from noise seed + i: no noise is used twice below 10,000 stories
         seed = 10_000*j
-        for name, net, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
-            drawn = draw_histories(net, stories, out/name, kinds, below, limit=limit, seed=seed,
-                                   **sampling)
+        for name, pipeline, kinds in ('base', base, ('none',)), ('arldm', pipe, ALL_KINDS):
+            drawn = draw_histories(pipeline, stories, out/name, kinds, set_folder, limit=limit,
+                                   seed=seed, **sampling)
             for kind, story_id, frames in drawn:
                 if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
-                yield out/name/kind/below/story_id
+                yield out/name/kind/set_folder/story_id
         for i in range(len(stories))[:limit]:
             story = stories[i]
-            yield _keep_drawing(out/'chance'/below, story, lambda: _guessed(story, seed))
-            if j == 0: yield _keep_drawing(out/'reference'/below, story, story.pictures)
+            yield _write_once(out/'chance'/set_folder, story, lambda: _draw_guesses(story, seed))
+            # the reference frames are the same for every seed
+            if j == 0: yield _write_once(out/'reference'/set_folder, story, story.pictures)
 
-def _keep_drawing(folder, story, make_frames): # -> folder of the story
+def _write_once(folder, story, make_frames): # -> folder of the story
+    "Write the frames that `make_frames()` returns, unless the story is drawn already."
     if not is_drawn(folder, story.id): write_drawing(folder, story.id, make_frames())
     return folder/story.id
 
@@ -105,47 +111,54 @@ TABLE_COLUMNS = {
     'distance': 'FD-latents'}
 
 def score_rows(
-    out:Path,
-    stories:StorySplit,
-    vae:AutoencoderKL,   # Whose latents are compared
+    out:Path,            # The folder that `draw_rows` drew into
+    stories:StorySplit,  # The reference stories
+    vae:AutoencoderKL,   # The Fréchet distance compares its latents
     n_resamples:int=100, # Bootstrap samples
-)->dict:                 # Row -> column -> value, low, high, spread, n; and 'frames' and 'trouble'
-    """Score what `draw_rows` drew; `trouble` are lines for the reader.
+# Row -> column -> value, low, high, spread, n; besides, `frames`: number of a frame -> share of
+# remembered facts that are right, and `trouble`: notes about the scores
+)->dict:
+    """Score what `draw_rows` drew, and print the notes about each row.
 
     Args:
-        vae (AutoencoderKL): Whose latents are compared
+        out (Path): The folder that `draw_rows` drew into
+        stories (StorySplit): The reference stories
+        vae (AutoencoderKL): The Fréchet distance compares its latents
         n_resamples (int, default 100): Bootstrap samples
 
     Returns:
-        dict: Row -> column -> value, low, high, spread, n; and 'frames' and 'trouble'
+        dict: Row -> column -> value, low, high, spread, n; besides, `frames`: number of a frame ->
+            share of remembered facts that are right, and `trouble`: notes about the scores
     """
     table = {}
     store = Store(out/'features.db')
     for row, folder in tqdm(ROWS.items(), 'scoring'):
         nets = {'latents': LatentFeatures(vae)}
-        got = evaluate(out/folder, stories, nets, check_facts, train=500, n_resamples=n_resamples,
-                       store=store)
-        scores = {score['name']: score for score in got['scores']}
+        result = evaluate(out/folder, stories, nets, check_facts, train=500,
+                          n_resamples=n_resamples, store=store)
+        scores = {score['name']: score for score in result['scores']}
         columns = {}
         for column, name in TABLE_COLUMNS.items():
             if name not in scores: continue
             columns[column] = {k: scores[name][k] for k in ('value', 'low', 'high', 'spread', 'n')}
         columns['frames'] = {}
-        for frame in got['frames']:
+        for frame in result['frames']:
             if frame['name'] == 'remembered facts': columns['frames'][frame['k']] = frame['value']
-        columns['trouble'] = got['trouble']
+        columns['trouble'] = result['trouble']
         table[row] = columns
-        for line in got['trouble']: say(f'note: {row}: {line}')
+        for line in result['trouble']: say(f'note: {row}: {line}')
     return table
 
 # %% ../../nbs/lab/75_memory_test.ipynb #96f8312c
-def memory_table(table:dict) -> str: # Of `score_rows`
-    """The memory test as a table in Markdown.
+def memory_table(
+    table:dict, # From `score_rows`
+) -> str:
+    """Write the scores of a memory test as a table in Markdown, a line for each row.
 
-    Returns:
-        str: Of `score_rows`
+    Args:
+        table (dict): From `score_rows`
     """
-    numbers = set()
+    numbers = set() # of the frames that have remembered facts
     for columns in table.values(): numbers.update(columns['frames'])
     frames = sorted(numbers)
     head = ['', 'stated facts, %', 'remembered facts, %']
@@ -160,7 +173,8 @@ def memory_table(table:dict) -> str: # Of `score_rows`
         rows.append([row, *cells, _cell(columns.get('distance'), 1, '.3f')])
     return markdown_table([*head, 'distance'], rows)
 
-def _cell(score, scale, form): # such as '97.1 (96.0…98.1)'; empty if there is no number
+def _cell(score, scale, form): # -> such as '97.1 (96.0…98.1)'; empty if there is no number
+    "Write `scale` times a score and its interval in a number format such as '.1f'."
     if not score or score['value'] is None: return ''
     value = f'{score["value"]*scale:{form}}'
     if score['low'] is None: return value
@@ -172,11 +186,13 @@ UNSEEN_SEED = 2026
 N_TIMESTEPS = noise_schedule().config.num_train_timesteps
 
 def unseen_stories(path:Path) -> Path:
-    "A file of stories that no shipped model was trained on; one that was made before is kept."
+    "Write a file of stories that no shipped model was trained on; keep one made before."
+    # stories of train, val, test and hard
     return toy_file(path, (100, 1, 200, 200), UNSEEN_SEED)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #5642413c
 def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples):
+    "Raise `StoryError` for a number that `memory_test` cannot use."
     at_least_one(limit=limit, seeds=seeds, num_inference_steps=num_inference_steps)
     if num_inference_steps >= N_TIMESTEPS:
         raise StoryError(f'num_inference_steps must be below {N_TIMESTEPS}, '
@@ -188,48 +204,48 @@ def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamp
 # %% ../../nbs/lab/75_memory_test.ipynb #5a7e15c1
 @command
 def memory_test(
-    out:str='runs/memory-test',  # Folder of drawings and scores; one that exists goes on
+    out:str='runs/memory-test',  # Folder of drawings and scores; one that exists is continued
     *,
     model:str=None,              # Pipeline or run of AR-LDM; default: the shipped one
-    base:str=None,               # Text-to-image model that it began as; default: the shipped one
+    base:str=None,               # Text-to-image model it was trained from; default: the shipped one
     data:str=None,               # Story file of the toy corpus; default: unseen stories, made here
     split:str='test',            # test, or hard: stories that open as no training story does
     limit:int=100,               # Stories to draw
-    seeds:int=3,                 # Drawings of every story
+    seeds:int=3,                 # How often every story is drawn, each time with other noise
     num_inference_steps:int=12,  # Denoising steps per frame
     guidance_scale:float=2.,     # 1 = no guidance
-    resamples:int=200,           # Draws of albums for the intervals
+    resamples:int=200,           # Bootstrap samples of albums for the intervals
 ):
-    """Draw stories with and without their history, and count what is remembered.
+    """Draw stories with and without their history, and count the facts that are right.
 
     Args:
-        out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists goes
-            on
+        out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists is
+            continued
         model (str, optional): Pipeline or run of AR-LDM; default: the shipped one
-        base (str, optional): Text-to-image model that it began as; default: the shipped one
+        base (str, optional): Text-to-image model it was trained from; default: the shipped one
         data (str, optional): Story file of the toy corpus; default: unseen stories, made here
         split (str, default 'test'): test, or hard: stories that open as no training story does
         limit (int, default 100): Stories to draw
-        seeds (int, default 3): Drawings of every story
+        seeds (int, default 3): How often every story is drawn, each time with other noise
         num_inference_steps (int, default 12): Denoising steps per frame
         guidance_scale (float, default 2.0): 1 = no guidance
-        resamples (int, default 200): Draws of albums for the intervals
+        resamples (int, default 200): Bootstrap samples of albums for the intervals
     """
     _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples)
-    # what is named is opened before anything is written
+    # what the arguments name is opened before anything is written
     if data: stories = StoryFile(data)[split]
     else: one_of('split', split, TOY_SPLITS)
     pipe = StoryPipeline.from_pretrained(model or asset('toy/arldm'))
-    start = StoryPipeline.from_pretrained(base or asset('toy/base'))
-    # held as long as this runs
+    base_pipe = StoryPipeline.from_pretrained(base or asset('toy/base'))
+    # the lock is held until this function ends
     lock = lock_folder(out, 'running the memory test')
     if not data: stories = StoryFile(unseen_stories(Path(out)/'stories.h5'))[split]
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     n = min(limit, len(stories))
     folder = Path(out)/split
-    rows = draw_rows(folder, pipe, start, stories, seeds, n, **sampling)
-    # seven rows of every seed, and the reference frames once
-    for _ in tqdm(rows, 'drawing', n*(7*seeds + 1)): pass
+    drawings = draw_rows(folder, pipe, base_pipe, stories, seeds, n, **sampling)
+    # seven rows for every seed, and the reference frames once
+    for _ in tqdm(drawings, 'drawing', n*(7*seeds + 1)): pass
     table = score_rows(folder, stories, pipe.vae, resamples)
     result = dict(split=split, stories=n, seeds=seeds, **sampling, **machine(), rows=table)
     save_json(folder/'memory_test.json', result)

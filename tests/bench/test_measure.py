@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arldm.bench.measure import (format_line, speedup_line, count_flops, gpu_peak, matrix_rate,
-                                 peak, take_turns)
+                                 peak_memory, take_turns)
 from arldm.model.config import SIZES
 
 aten = torch.ops.aten
@@ -90,8 +90,8 @@ def test_rate():
 def test_peak_is_of_a_process_of_its_own():
     held = bytearray(300_000_000)                           # must not count
     held[::4096] = b'x'*len(held[::4096])
-    bare = peak('')
-    assert bare < 100 and 45 < peak('import sys; x = bytearray(int(sys.argv[1]))', 50_000_000) - bare < 60
+    bare = peak_memory('')
+    assert bare < 100 and 45 < peak_memory('import sys; x = bytearray(int(sys.argv[1]))', 50_000_000) - bare < 60
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
 def test_gpu_peak():

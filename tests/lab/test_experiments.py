@@ -95,7 +95,7 @@ def test_scores_of_the_first_stories_only(tmp_path, file):
 def quick_memory_test(pipe, monkeypatch):
     "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
     monkeypatch.setattr(memory_test, 'ALL_KINDS', ('own',))
-    monkeypatch.setattr(memory_test, '_guessed', lambda story, seed: story.pictures())
+    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
     monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {})
     monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
@@ -117,7 +117,7 @@ def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memor
 def test_a_killed_memory_test_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
     "Stopped between two stories and started again, it has the bytes of one that was not stopped, and draws no story twice."
     monkeypatch.setattr(memory_test, 'ALL_KINDS', ('own',))
-    monkeypatch.setattr(memory_test, '_guessed', lambda story, seed: story.pictures())
+    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
     rows = partial(memory_test.draw_rows, pipe=pipe, base=pipe, stories=file['test'], seeds=1, limit=2, **QUICK)
     for _ in rows(tmp_path/'calm'): pass
     for n, _ in enumerate(rows(tmp_path/'killed')):
@@ -148,7 +148,7 @@ def test_wrong_numbers_of_a_memory_test_end_before_any_work(wrong, said, tmp_pat
 
 @pytest.fixture
 def small_ladder(monkeypatch):
-    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
+    monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
@@ -171,8 +171,8 @@ def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
 
 @pytest.mark.parametrize('name', ['pairs.h5', 'stories.h5'])
 def test_a_ladder_takes_no_file_that_it_did_not_make(name, tmp_path, monkeypatch):
-    make = dict([('pairs.h5', partial(ladder.write_pairs, n=2, n_val=1)), ('stories.h5', ladder.ladder_stories)])[name]
-    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
+    make = dict([('pairs.h5', partial(ladder.write_pairs, n=2, n_val=1)), ('stories.h5', ladder.write_ladder_stories)])[name]
+    monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
     (tmp_path/name).write_bytes(b'mine')
     refused(f'{name} exists, and no', make, tmp_path/name)
     (tmp_path/name).rename(tmp_path/'mine')
@@ -184,9 +184,9 @@ def test_a_ladder_takes_no_file_that_it_did_not_make(name, tmp_path, monkeypatch
 def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     ladder.write_pairs(tmp_path/'pairs.h5', n=2, n_val=1)
     refused('pairs=2, not 3', ladder.write_pairs, tmp_path/'pairs.h5', n=3, n_val=1)
-    monkeypatch.setattr(ladder, 'ALBUMS', (2, 1, 1, 1))
-    ladder.ladder_stories(tmp_path/'stories.h5')
-    refused('seed=0, not 1', ladder.ladder_stories, tmp_path/'stories.h5', 1)
+    monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
+    ladder.write_ladder_stories(tmp_path/'stories.h5')
+    refused('seed=0, not 1', ladder.write_ladder_stories, tmp_path/'stories.h5', 1)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
 @pytest.mark.parametrize('command', [ladder.ladder, partial(ablations.ablations, 'tricks')])
@@ -215,7 +215,7 @@ def test_ablations_of_other_steps_start_or_stories_are_refused(file, tmp_path, m
 def test_one_experiment_of_other_settings_is_refused(file, tmp_path, monkeypatch):
     "Nothing is trained before the folder is claimed; the second call has another weighting."
     monkeypatch.setattr(ablations, '_train_experiment', lambda *a: (a[-1]/'model_index.json').write_text('{}'), raising=False)
-    monkeypatch.setattr(ablations, '_count', lambda *a: {})
+    monkeypatch.setattr(ablations, '_draw_and_check', lambda *a: {})
     one = partial(ablations.run_experiment, tmp_path/'x', asset('toy/base'), file, 1, 0)
     one()
     refused('snr_gamma=0.0, not 5.0', one, settings=dict(snr_gamma=5.))
@@ -226,8 +226,8 @@ def test_one_experiment_of_other_settings_is_refused(file, tmp_path, monkeypatch
 
 def test_memories_drawn_by_another_model_are_refused(file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, 'draw_split', lambda *a, **k: iter(()))
-    ablations._self_drawn(tmp_path/'own', asset('toy/arldm'), file, 1)
-    refused('start=', ablations._self_drawn, tmp_path/'own', asset('toy/base'), file, 1)
+    ablations._draw_training_stories(tmp_path/'own', asset('toy/arldm'), file, 1)
+    refused('start=', ablations._draw_training_stories, tmp_path/'own', asset('toy/base'), file, 1)
 
 
 # demo

@@ -12,7 +12,7 @@ from arldm.cli import draw as cli
 from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.lab import ablations
-from arldm.lab.attention import attention, listening, words_of
+from arldm.lab.attention import attention, record_attention, token_words
 from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
@@ -44,10 +44,10 @@ def stories(tmp_path_factory):
 
 def test_a_pair_is_one_picture_twice():
     for i in range(20):
-        p = ladder.pair(i)
-        assert p == ladder.pair(i) and p.frames[0] == p.frames[1] and p.captions[1] == ladder.AGAIN
+        p = ladder.pair_story(i)
+        assert p == ladder.pair_story(i) and p.frames[0] == p.frames[1] and p.captions[1] == ladder.REPEAT_CAPTION
         assert not has_hard(ladder.read(p.pictures()[:1])[0])
-    assert len({ladder.pair(i).captions[0] for i in range(40)}) > 35
+    assert len({ladder.pair_story(i).captions[0] for i in range(40)}) > 35
 
 def test_random_frames_and_their_figures():
     scenes, frames, figure = ladder.random_frames(30)
@@ -68,7 +68,7 @@ def test_the_autoencoder_goes_on(tmp_path):
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
 
 def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ladder, 'ALBUMS', (10, 1, 1, 1))
+    monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
     for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, max_train_steps=2)
@@ -81,7 +81,7 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
 
 # attention
 
-def test_listening_changes_nothing(pipe):
+def test_recording_changes_nothing(pipe):
     model, tokens = pipe.model, pipe.model.vocab.encode(['Ada jumps.'])
     memory = Memory(model)
     memory.add(torch.randn(1, 3, model.memory_side, model.memory_side), tokens)
@@ -89,13 +89,13 @@ def test_listening_changes_nothing(pipe):
     processors = model.unet.attn_processors
     with torch.no_grad():
         plain = model.predict(*inputs)
-        with listening(model) as listeners: recorded = model.predict(*inputs)
+        with record_attention(model) as recorders: recorded = model.predict(*inputs)
         with pytest.raises(ZeroDivisionError):
-            with listening(model): 1/0
-    assert torch.allclose(plain, recorded, atol=1e-5) and all(listener.weights for listener in listeners)
+            with record_attention(model): 1/0
+    assert torch.allclose(plain, recorded, atol=1e-5) and all(recorder.weights for recorder in recorders)
     assert processors == model.unet.attn_processors
-    for listener in listeners:
-        weights = listener.weights[0]
+    for recorder in recorders:
+        weights = recorder.weights[0]
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
         assert not weights[..., ~inputs[3][0]].any()                            # what is hidden is not looked at
 
@@ -105,7 +105,7 @@ def test_attention_of_the_first_and_the_last_frame(pipe):
         w = attention(pipe, list(story.captions), story.pictures(), k)
         S = pipe.model.vocab.length
         assert w.shape == (k, S, 8, 8) and torch.allclose(w.sum((0, 1)), torch.ones(8, 8), atol=1e-5)
-        words = words_of(pipe.model.vocab, story.captions[k-1], True)
+        words = token_words(pipe.model.vocab, story.captions[k-1], True)
         assert len(words) == S
 
 
@@ -134,11 +134,11 @@ def test_captions_only_has_black_pictures(tmp_path, pipe, stories, monkeypatch):
 
 def test_guessed_rows_obey(stories):
     s = stories['test'][0]
-    right = check_facts(s, dict(enumerate(memory_test._guessed(s, 0), 1)))
+    right = check_facts(s, dict(enumerate(memory_test._draw_guesses(s, 0), 1)))
     assert all(all(x) for name, x in right.items() if name.startswith('stated'))
     assert not all(all(x) for x in right.values())
-    assert [a.tobytes() for a in memory_test._guessed(s, 0)] == [a.tobytes() for a in memory_test._guessed(s, 0)]
-    assert [a.tobytes() for a in memory_test._guessed(s, 0)] != [a.tobytes() for a in memory_test._guessed(s, 1)]
+    assert [a.tobytes() for a in memory_test._draw_guesses(s, 0)] == [a.tobytes() for a in memory_test._draw_guesses(s, 0)]
+    assert [a.tobytes() for a in memory_test._draw_guesses(s, 0)] != [a.tobytes() for a in memory_test._draw_guesses(s, 1)]
 
 def test_the_memory_test_as_a_table():
     def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
