@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCH_STEPS', 'PIPELINE_KINDS', 'BATCHES', 'DrawingBench', 'unet_calls', 'story_flops', 'Comparison', 'comparisons',
-           'compare_drawing', 'bfloat16_units', 'in_bfloat16', 'drawing_rows', 'tidy', 'measure_drawing', 'prepared',
-           'part_seconds', 'drawing_flops', 'bench_draw']
+           'compare_drawing', 'has_bfloat16_units', 'in_bfloat16', 'drawing_rows', 'release_memory', 'measure_drawing',
+           'make_drawing_bench', 'part_seconds', 'drawing_flops', 'bench_draw']
 
 # %% ../../nbs/bench/83_draw.ipynb #1032d641
 import gc, tempfile, time
@@ -29,37 +29,37 @@ from .train import SIDES, TrainingBench
 
 # %% ../../nbs/bench/83_draw.ipynb #113708c5
 class DrawingBench:
-    """A pipeline and captions for timing drawings.
+    """A pipeline and captions, to measure drawing with.
 
     Args:
-        training (TrainingBench): Stories, and a model
-        model (ARLDM, optional): Instead of that of `training`
-        side (int, optional): Pixels of a frame; default: the smaller one of the size
-        guidance_scale (float, default 7.5): Default: the SSID baseline's
+        training (TrainingBench): Its stories are drawn
+        model (ARLDM, optional): Default: the model of `training`
+        side (int, optional): Pixels of a frame; default: the smaller of the size's `SIDES`
+        guidance_scale (float, default 7.5): 7.5 as in the SSID baseline; 1 = no guidance
     """
     def __init__(self,
-        training:TrainingBench, # Stories, and a model
-        model:ARLDM=None,       # Instead of that of `training`
-        side:int=None,          # Pixels of a frame; default: the smaller one of the size
-        guidance_scale:float=7.5, # Default: the SSID baseline's
+        training:TrainingBench, # Its stories are drawn
+        model:ARLDM=None,       # Default: the model of `training`
+        side:int=None,          # Pixels of a frame; default: the smaller of the size's `SIDES`
+        guidance_scale:float=7.5, # 7.5 as in the SSID baseline; 1 = no guidance
     ):
         self.side = side or SIDES[training.size][0]
         self.guidance_scale = guidance_scale
         self.pipe = StoryPipeline.from_model(model or training.model)
         self.pipe.set_progress_bar_config(disable=True)
         self.captions = [list(story.captions) for story in training.split]
-        # of the first story, all frames except the last
+        # all frames of the first story except the last, for drawing only that one
         self.opening = training.split[0].pictures()[:-1]
 
     def draw(self,
         scheduler:str,           # Key of `SCHEDULERS`
         num_inference_steps:int, # Denoising steps per frame
         batch:int=1,             # Stories drawn together
-        given:list=None,         # Opening pictures of each
-        plain:bool=False,        # Without what makes drawing faster
-        output_type:str='pil',   # As for `StoryPipeline`
+        given:list=None,         # For each story a list of its opening pictures; None = none
+        plain:bool=False,        # Whether to draw without what makes drawing faster
+        output_type:str='pil',   # 'pil', 'np', 'pt' or 'latent'
     ):                           # -> `StoryOutput`
-        """Draw stories.
+        """Draw as many stories as `batch` says, beginning again with the first if there are fewer.
 
         -> `StoryOutput`
 
@@ -67,9 +67,9 @@ class DrawingBench:
             scheduler (str): Key of `SCHEDULERS`
             num_inference_steps (int): Denoising steps per frame
             batch (int, default 1): Stories drawn together
-            given (list, optional): Opening pictures of each
-            plain (bool, default False): Without what makes drawing faster
-            output_type (str, default 'pil'): As for `StoryPipeline`
+            given (list, optional): For each story a list of its opening pictures; None = none
+            plain (bool, default False): Whether to draw without what makes drawing faster
+            output_type (str, default 'pil'): 'pil', 'np', 'pt' or 'latent'
         """
         captions = list(islice(cycle(self.captions), batch))
         self.pipe.scheduler = make_scheduler(scheduler, self.pipe.scheduler.config)
@@ -78,67 +78,81 @@ class DrawingBench:
 
 # %% ../../nbs/bench/83_draw.ipynb #5e648642
 def unet_calls(
-    scheduler:str,  # Key of `SCHEDULERS`; PNDM needs one call more
-    steps:int,
+    scheduler:str,  # Key of `SCHEDULERS`
+    steps:int,      # Denoising steps
 )->int:
-    """UNet calls of a scheduler for one frame.
+    """Return how often a scheduler calls the UNet for one frame.
 
     Args:
-        scheduler (str): Key of `SCHEDULERS`; PNDM needs one call more
+        scheduler (str): Key of `SCHEDULERS`
+        steps (int): Denoising steps
     """
+    # PNDM calls it twice in its second step
     if scheduler == 'pndm' and steps > 1: return steps + 1
     return steps
 
 def story_flops(
     drawing:DrawingBench,
-    given:list=None,  # Opening pictures
-    plain:bool=False, # Without what makes drawing faster
-)->Callable:          # Number of UNet calls -> floating-point operations
-    """The floating-point operations of a story.
+    given:list=None,  # A list with the list of a story's opening pictures; None = none
+    plain:bool=False, # Whether to draw without what makes drawing faster
+)->Callable:          # flops(UNet calls of a frame) -> floating-point operations of a story
+    """Return a function that tells the floating-point operations of a story.
+
+    They are counted for one step and for two; every further UNet call costs as much as the second.
 
     Args:
-        given (list, optional): Opening pictures
-        plain (bool, default False): Without what makes drawing faster
+        given (list, optional): A list with the list of a story's opening pictures; None = none
+        plain (bool, default False): Whether to draw without what makes drawing faster
 
     Returns:
-        Callable: Number of UNet calls -> floating-point operations
+        Callable: flops(UNet calls of a frame) -> floating-point operations of a story
     """
     def draw(steps): return drawing.draw('dpm++', steps, given=given, plain=plain)
+    # the first drawing computes the null condition, which is then kept
     draw(1)
     one_step = count_flops(lambda: draw(1))
     two_steps = count_flops(lambda: draw(2))
     return lambda n_calls: one_step + (n_calls - 1)*(two_steps - one_step)
 
 # %% ../../nbs/bench/83_draw.ipynb #b26722cb
-# steps that are equal for both; then those of the SSID baseline, and ours instead
+# size -> steps at which both are compared; steps of the SSID baseline; our steps instead of those
 BENCH_STEPS = dict(tiny=(2, 5, 2), full=(3, 50, 20))
 
 @dataclass(frozen=True)
 class Comparison:
-    """Stories drawn by the plain loop with PNDM, and by the pipeline.
+    """What is compared: stories drawn by the plain loop with PNDM, and by the pipeline.
 
     Args:
         name (str): Begins the names of its lines
+        unit (str): Such as 's/story'
         plain_steps (int): PNDM steps of the plain loop
         scheduler (str): Key of `SCHEDULERS`, for the pipeline
         steps (int): Denoising steps of the pipeline
-        rounds (int): Turns of each
-        given (list | None): Opening pictures; None: all frames are drawn
-        wanted (float | None): The pipeline's CPU time, at most as this part of the plain loop's
-        wanted_bfloat16 (float): The same for the pipeline in bfloat16
+        rounds (int): How often both are drawn
+        given (list | None): A list with a list of opening pictures; None: all frames are drawn
+        wanted (float | None): Goal: the pipeline takes at most this part of the plain CPU time
+        wanted_bfloat16 (float): The same goal for the pipeline in bfloat16
     """
     name:str               # Begins the names of its lines
-    unit:str
+    unit:str               # Such as 's/story'
     plain_steps:int        # PNDM steps of the plain loop
     scheduler:str          # Key of `SCHEDULERS`, for the pipeline
     steps:int              # Denoising steps of the pipeline
-    rounds:int             # Turns of each
-    given:list|None        # Opening pictures; None: all frames are drawn
-    wanted:float|None      # The pipeline's CPU time, at most as this part of the plain loop's
-    wanted_bfloat16:float  # The same for the pipeline in bfloat16
+    rounds:int             # How often both are drawn
+    given:list|None        # A list with a list of opening pictures; None: all frames are drawn
+    wanted:float|None      # Goal: the pipeline takes at most this part of the plain CPU time
+    wanted_bfloat16:float  # The same goal for the pipeline in bfloat16
 
-def comparisons(drawing:DrawingBench, size:str, rounds:int) -> list: # Of `Comparison`
-    """At equal steps, and at the SSID baseline's settings against fewer steps.
+def comparisons(
+    drawing:DrawingBench,
+    size:str,    # 'tiny' or 'full'
+    rounds:int,  # How often both are drawn at equal steps
+) -> list:       # Of `Comparison`
+    """Return two comparisons: at equal steps, and the SSID baseline's settings with fewer steps.
+
+    Args:
+        size (str): 'tiny' or 'full'
+        rounds (int): How often both are drawn at equal steps
 
     Returns:
         list: Of `Comparison`
@@ -154,17 +168,18 @@ def comparisons(drawing:DrawingBench, size:str, rounds:int) -> list: # Of `Compa
 def compare_drawing(
     drawing:DrawingBench,
     size:str,    # 'tiny' or 'full'
-    rounds:int,  # Turns at equal steps
+    rounds:int,  # How often both are drawn at equal steps
 )->list:         # Lines about speed and arithmetic
-    """A story drawn plainly and ours.
+    """Draw stories by the plain loop and by the pipeline in turn, and compare the costs.
 
     Args:
         size (str): 'tiny' or 'full'
-        rounds (int): Turns at equal steps
+        rounds (int): How often both are drawn at equal steps
 
     Returns:
         list: Lines about speed and arithmetic
     """
+    # neither is timed while it warms up
     drawing.draw('pndm', 1, plain=True)
     drawing.draw('pndm', 1)
     rate = matrix_rate()
@@ -173,68 +188,80 @@ def compare_drawing(
         lines += _compare(drawing, comparison, rate)
     return lines
 
-def _compare(drawing, c, rate): # -> the lines of a `Comparison`; `rate`: FLOP/s of the machine
-    draw_plain = partial(drawing.draw, 'pndm', c.plain_steps, plain=True, given=c.given)
-    draw_ours = partial(drawing.draw, c.scheduler, c.steps, given=c.given)
-    seconds = timed_turns(c.rounds, dict(plain=draw_plain, ours=draw_ours))
-    plain_flops = story_flops(drawing, c.given, plain=True)
-    our_flops = story_flops(drawing, c.given)
-    flops = dict(plain=plain_flops(unet_calls('pndm', c.plain_steps)),
-                 ours=our_flops(unet_calls(c.scheduler, c.steps)))
+def _compare(drawing, comparison, rate): # `rate`: FLOP/s of the machine
+    "Measure both sides of a comparison; return its lines."
+    given = comparison.given
+    scheduler = comparison.scheduler
+    plain_steps = comparison.plain_steps
+    our_steps = comparison.steps
+    draw_plain = partial(drawing.draw, 'pndm', plain_steps, plain=True, given=given)
+    draw_ours = partial(drawing.draw, scheduler, our_steps, given=given)
+    seconds = timed_turns(comparison.rounds, dict(plain=draw_plain, ours=draw_ours))
+    plain_flops = story_flops(drawing, given, plain=True)
+    our_flops = story_flops(drawing, given)
+    flops = dict(plain=plain_flops(unet_calls('pndm', plain_steps)),
+                 ours=our_flops(unet_calls(scheduler, our_steps)))
     passed = seconds['time passed']
     teraflops = {name: [n/1e12] for name, n in flops.items()}
-    share = {name: 100*n/median(passed[name])/rate for name, n in flops.items()}
-    return [cost_line(f'{c.name}, CPU time', seconds['CPU time'], c.wanted, c.unit),
-            cost_line(f'{c.name}, time passed', passed, None, c.unit),
+    rate_percent = {name: 100*n/median(passed[name])/rate for name, n in flops.items()}
+    name = comparison.name
+    return [cost_line(f'{name}, CPU time', seconds['CPU time'], comparison.wanted,
+                      comparison.unit),
+            cost_line(f'{name}, time passed', passed, None, comparison.unit),
             cost_line('its arithmetic', teraflops, unit='TFLOP'),
-            dict(what="share of the machine's matrix rate", unit='%', **share)]
+            dict(what="share of the machine's matrix rate", unit='%', **rate_percent)]
 
 # %% ../../nbs/bench/83_draw.ipynb #df28386b
-def bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
-    """Whether this CPU computes in bfloat16 itself.
+def has_bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
+    """Return whether this CPU has units for bfloat16, so that PyTorch need not imitate it.
 
     Returns:
         bool: Of x86 (AVX-512 or AMX) or Arm
     """
     capabilities = torch.cpu.get_capabilities()
+    # some values are no truth values, such as the name of the CPU
     return any(has is True and 'bf16' in name for name, has in capabilities.items())
 
 def in_bfloat16(
     drawing:DrawingBench,
     size:str,      # 'tiny' or 'full'
-    rounds:int,    # Turns at equal steps
-    lines:list,    # Of `compare_drawing`
-)->list:           # Their counterparts in bfloat16
-    """CPU time of the pipeline in bfloat16, against that of the plain loop in float32.
+    rounds:int,    # How often stories are drawn at equal steps
+    lines:list,    # From `compare_drawing`
+)->list:           # A line about bfloat16 for each of them about CPU time
+    """Compare the CPU time of the pipeline in bfloat16 with that of the plain loop in float32.
+
+    The pipeline of `drawing` is in bfloat16 afterwards, if this CPU has units for it.
 
     Args:
         size (str): 'tiny' or 'full'
-        rounds (int): Turns at equal steps
-        lines (list): Of `compare_drawing`
+        rounds (int): How often stories are drawn at equal steps
+        lines (list): From `compare_drawing`
 
     Returns:
-        list: Their counterparts in bfloat16
+        list: A line about bfloat16 for each of them about CPU time
     """
-    found = []
-    has_units = bfloat16_units()
+    bfloat16_lines = []
+    has_units = has_bfloat16_units()
     if has_units:
         drawing.pipe.to(torch.bfloat16).unet.to(memory_format=torch.channels_last)
         drawing.draw('dpm++', 1)
-    in_float32 = [line for line in lines if line['what'].endswith('CPU time')]
-    for line, c in zip(in_float32, comparisons(drawing, size, rounds)):
+    float32_lines = [line for line in lines if line['what'].endswith('CPU time')]
+    for line, comparison in zip(float32_lines, comparisons(drawing, size, rounds)):
         name = line['what'].replace('CPU time', 'bfloat16')
+        wanted = comparison.wanted_bfloat16
         if not has_units:
-            wanted = f'at most {c.wanted_bfloat16:.2f}×'
-            found.append(dict(what=name, note='no bfloat16 units here', wanted=wanted))
+            bfloat16_lines.append(dict(what=name, note='no bfloat16 units here',
+                                       wanted=f'at most {wanted:.2f}×'))
             continue
-        job = partial(drawing.draw, c.scheduler, c.steps, given=c.given)
-        ours = median(timed_turns(c.rounds, dict(ours=job))['CPU time']['ours'])
-        seconds = dict(plain=[line['plain']], ours=[ours])
-        found.append(cost_line(name, seconds, c.wanted_bfloat16, line['unit']))
-    return found
+        draw = partial(drawing.draw, comparison.scheduler, comparison.steps,
+                       given=comparison.given)
+        seconds = timed_turns(comparison.rounds, dict(ours=draw))['CPU time']['ours']
+        cost = dict(plain=[line['plain']], ours=[median(seconds)])
+        bfloat16_lines.append(cost_line(name, cost, wanted, line['unit']))
+    return bfloat16_lines
 
 # %% ../../nbs/bench/83_draw.ipynb #f87d8cc8
-# kind of pipeline -> precision, whether to record graphs (None = no fast kernels)
+# kind of pipeline -> precision, `graphs` of `enable_fast_kernels` (None = that is not called)
 PIPELINE_KINDS = {
     'float32': ('float32', None),
     'bfloat16': ('bfloat16', None),
@@ -244,11 +271,16 @@ PIPELINE_KINDS = {
 # stories drawn together
 BATCHES = dict(tiny=(2, 3), full=(16, 64))
 
-def drawing_rows(size:str) -> dict: # name -> kind, arguments of `DrawingBench` and of its `draw`
-    """What each row of the table for a GPU is drawn with.
+def drawing_rows(
+    size:str,  # 'tiny' or 'full'
+) -> dict:     # name -> kind of pipeline, arguments of `DrawingBench`, arguments of its `draw`
+    """Return the measurements of drawing on a GPU: every kind of pipeline, batch and scheduler.
+
+    Args:
+        size (str): 'tiny' or 'full'
 
     Returns:
-        dict: name -> kind, arguments of `DrawingBench` and of its `draw`
+        dict: name -> kind of pipeline, arguments of `DrawingBench`, arguments of its `draw`
     """
     _, many, fewer = BENCH_STEPS[size]
     kinds = {'plain, 1 story': ('float32', dict(plain=True)), 'ours, 1 story': ('float32', {})}
@@ -260,6 +292,7 @@ def drawing_rows(size:str) -> dict: # name -> kind, arguments of `DrawingBench` 
         for scheduler, steps in ('pndm', many), ('dpm++', fewer):
             draw = dict(scheduler=scheduler, num_inference_steps=steps, **options)
             rows[f'{scheduler} {steps}, {name}'] = kind, {}, draw
+    # one row with the paper's frame size and guidance
     side = SIDES[size][1]
     batch = 8 if size == 'full' else BATCHES[size][0]
     name = f'dpm++ {fewer}, graphs, {side} px, guidance 6, {batch} stories'
@@ -268,8 +301,8 @@ def drawing_rows(size:str) -> dict: # name -> kind, arguments of `DrawingBench` 
     return rows
 
 # %% ../../nbs/bench/83_draw.ipynb #74fa2d46
-def tidy():
-    "Give memory back and forget what was compiled."
+def release_memory():
+    "Free the GPU memory that is no longer used, and forget what was compiled."
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
@@ -280,44 +313,46 @@ def measure_drawing(
     scheduler:str,            # Key of `SCHEDULERS`
     num_inference_steps:int,  # Denoising steps per frame
     batch:int=1,              # Stories drawn together
-    plain:bool=False,         # Without what makes drawing faster
-)->dict: # seconds (a story) and memory (GB), or a note that it does not fit
-    """What a recipe costs on a GPU.
+    plain:bool=False,         # Whether to draw without what makes drawing faster
+)->dict: # seconds (of a story) and memory (GB); or only a note that the memory does not suffice
+    """Measure time and memory of drawing.
 
     Args:
         rounds (int): Drawings that are timed
         scheduler (str): Key of `SCHEDULERS`
         num_inference_steps (int): Denoising steps per frame
         batch (int, default 1): Stories drawn together
-        plain (bool, default False): Without what makes drawing faster
+        plain (bool, default False): Whether to draw without what makes drawing faster
 
     Returns:
-        dict: seconds (a story) and memory (GB), or a note that it does not fit
+        dict: seconds (of a story) and memory (GB); or only a note that the memory does not suffice
     """
     seconds = []
     def draw(): drawing.draw(scheduler, num_inference_steps, batch, plain=plain)
-    def drawings(): seconds.extend(take_turns(rounds, dict(draw=draw))['draw'])
+    def draw_rounds(): seconds.extend(take_turns(rounds, dict(draw=draw))['draw'])
     try:
+        # compiles kernels and records graphs, which is not timed
         drawing.draw(scheduler, 2, batch, plain=plain)
-        return dict(memory=gpu_peak(drawings)/1e3, seconds=median(seconds)/batch)
+        memory = gpu_peak(draw_rounds)/1e3
+        return dict(memory=memory, seconds=median(seconds)/batch)
     except (StoryError, RuntimeError) as e:
         if not out_of_memory(e): raise
-    tidy()
+    release_memory()
     return dict(note='out of memory')
 
 # %% ../../nbs/bench/83_draw.ipynb #4984052a
-def prepared(
+def make_drawing_bench(
     training:TrainingBench,
     kind:str,                 # Key of `PIPELINE_KINDS`
-    side:int=None,            # As in `DrawingBench`
-    guidance_scale:float=7.5, # As in `DrawingBench`
+    side:int=None,            # Pixels of a frame; default: the smaller of the size's `SIDES`
+    guidance_scale:float=7.5, # 1 = no guidance
 )->DrawingBench:
-    """A pipeline of its own, ready for a recipe.
+    """Make a bench of a kind of pipeline, with a model of its own.
 
     Args:
         kind (str): Key of `PIPELINE_KINDS`
-        side (int, optional): As in `DrawingBench`
-        guidance_scale (float, default 7.5): As in `DrawingBench`
+        side (int, optional): Pixels of a frame; default: the smaller of the size's `SIDES`
+        guidance_scale (float, default 7.5): 1 = no guidance
     """
     precision, graphs = PIPELINE_KINDS[kind]
     model = training.new_model().to(getattr(torch, precision))
@@ -331,8 +366,10 @@ def part_seconds(
     scheduler:str,            # Key of `SCHEDULERS`
     num_inference_steps:int,  # Denoising steps per frame
     batch:int=1,              # Stories drawn together
-)->dict:                      # part -> seconds in it of one drawing; `all`: of the whole
-    """Where the time of a drawing goes; waiting for every part makes the whole a little longer.
+)->dict:                      # name of a part -> seconds in it; `all` -> seconds of the drawing
+    """Measure where the time of a drawing goes.
+
+    The clock waits for the GPU after each part, which makes the whole a little longer.
 
     Args:
         scheduler (str): Key of `SCHEDULERS`
@@ -340,7 +377,7 @@ def part_seconds(
         batch (int, default 1): Stories drawn together
 
     Returns:
-        dict: part -> seconds in it of one drawing; `all`: of the whole
+        dict: name of a part -> seconds in it; `all` -> seconds of the drawing
     """
     pipe = drawing.pipe
     parts = dict(unet=pipe.unet, vae=pipe.vae.decoder, memory_encoder=pipe.memory_encoder,
@@ -352,45 +389,47 @@ def part_seconds(
         draw = partial(drawing.draw, scheduler, num_inference_steps, batch)
         seconds['all'] = take_turns(1, dict(draw=draw))['draw'][0]
     finally:
+        # the `forward` of its class shows again
         for part in parts.values(): vars(part).pop('forward', None)
     return seconds
 
-def _time_calls(module, name, seconds): # until `forward` is taken out of `vars(module)`
-    "Add the time of each call of a module to `seconds[name]`."
+def _time_calls(module, name, seconds):
+    "From now on add the time of each call of a module to `seconds[name]`."
     forward = module.forward
     def timed_forward(*args, **kwargs):
         wait()
         start = time.perf_counter()
-        found = forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
         wait()
         seconds[name] += time.perf_counter() - start
-        return found
+        return output
+    # an attribute of the module itself, which hides the method of its class
     module.forward = timed_forward
 
 # %% ../../nbs/bench/83_draw.ipynb #c9938371
-def drawing_flops(training:TrainingBench) -> dict: # plain and ours -> {'scheduler steps': number}
-    """The floating-point operations of a story for the rows of the table.
+def drawing_flops(training:TrainingBench) -> dict: # plain and ours -> {'pndm 50': FLOPs, …}
+    """Count the floating-point operations of a story, for the rows of the table.
 
     Returns:
-        dict: plain and ours -> {'scheduler steps': number}
+        dict: plain and ours -> {'pndm 50': FLOPs, …}
     """
     _, many, fewer = BENCH_STEPS[training.size]
-    drawing = prepared(training, 'float32')
-    found = {}
+    drawing = make_drawing_bench(training, 'float32')
+    row_flops = {}
     for name in 'plain', 'ours':
         flops = story_flops(drawing, plain=name == 'plain')
-        found[name] = {f'pndm {many}': flops(unet_calls('pndm', many)),
-                       f'dpm++ {fewer}': flops(unet_calls('dpm++', fewer))}
-    return found
+        row_flops[name] = {f'pndm {many}': flops(unet_calls('pndm', many)),
+                           f'dpm++ {fewer}': flops(unet_calls('dpm++', fewer))}
+    return row_flops
 
 # %% ../../nbs/bench/83_draw.ipynb #e55cbd4f
 def bench_draw(
-    size:str, # 'tiny', or 'full': three quarters of an hour on two cores
+    size:str, # 'tiny' takes seconds, 'full' three quarters of an hour on two cores
 )->list:      # The lines of the table
-    """What a story costs to draw on a CPU.
+    """Measure what a story costs to draw on a CPU.
 
     Args:
-        size (str): 'tiny', or 'full': three quarters of an hour on two cores
+        size (str): 'tiny' takes seconds, 'full' three quarters of an hour on two cores
 
     Returns:
         list: The lines of the table

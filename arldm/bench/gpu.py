@@ -15,29 +15,34 @@ from ..core import StoryError, counted, machine, one_of, say
 from ..files.atomic import lock_folder
 from ..model.encoders import quiet_loading
 from ..train.setup import check_place
-from .budget import Measurements, run_rows, start_worker, work, worker_words
-from .gpu_rows import Bench, GOALS, device_environment, gpu_rows
+from .budget import (Measurements, measure_rows, run_rows, start_worker,
+                                worker_arguments)
+from .gpu_rows import GOALS, GPUBench, device_environment, gpu_rows
 
 # %% ../../nbs/bench/87_gpu.ipynb #ba7e9949
-def _share(rows, name): # of the measured bfloat16 rate, in percent; None if it is not known
-    found = rows[name]
+def _rate_percent(rows, name): # -> None if the arithmetic or the rate was not measured
+    "Return the arithmetic per second of a row, in percent of the measured bfloat16 rate."
+    row = rows[name]
     arithmetic = rows.get('draw: arithmetic', {})
     rate = arithmetic.get('rates', {}).get('bfloat16')
-    if 'stories_per_s' in found:
+    if 'stories_per_s' in row:
         flops = _training_flops(rows, name)
-        per_second = found['stories_per_s']
+        stories_per_second = row['stories_per_s']
     else:
         flops = _drawing_flops(arithmetic, name)
-        per_second = 1/found['seconds']
-    return 100*flops*per_second/rate if flops and rate else None
+        stories_per_second = 1/row['seconds']
+    return 100*flops*stories_per_second/rate if flops and rate else None
 
-def _training_flops(rows, name): # of a story, without what checkpointing computes again
+def _training_flops(rows, name): # -> of a story; None if it is not known
+    "Return the arithmetic of a training row, without what checkpointing computes again."
     flops = rows[name].get('flops')
+    # both recipes use checkpointing; `cached` computes the same without it
     for recipe in 'checkpointed', '8-bit':
         if recipe in name: flops = rows.get(name.replace(recipe, 'cached'), {}).get('flops')
     return flops
 
-def _drawing_flops(arithmetic, name): # of a story; counted for the smaller frames only
+def _drawing_flops(arithmetic, name): # -> of a story; None if it is not known
+    "Return the arithmetic of a drawing row; it is counted for the smaller frames only."
     what = name.split(': ', 1)[1]
     if ' px' in what: return None
     kind = 'plain' if 'plain' in what else 'ours'
@@ -45,41 +50,57 @@ def _drawing_flops(arithmetic, name): # of a story; counted for the smaller fram
     return arithmetic.get('flops', {}).get(kind, {}).get(scheduler_and_steps)
 
 # %% ../../nbs/bench/87_gpu.ipynb #398d4b39
-def row_in_words(rows:dict, name:str) -> str: # Empty for a row that is not there
-    """A row of a file of measurements, in words.
+def row_in_words(
+    rows:dict, # All rows: name -> what the file of measurements holds of it
+    name:str,  # Of the row
+) -> str:      # Such as '0.25 s/story, 40 %, 20.0 GB'; empty for a row that was not measured
+    """Write the result of a row in words.
+
+    Args:
+        rows (dict): All rows: name -> what the file of measurements holds of it
+        name (str): Of the row
 
     Returns:
-        str: Empty for a row that is not there
+        str: Such as '0.25 s/story, 40 %, 20.0 GB'; empty for a row that was not measured
     """
-    found = rows.get(name, {})
-    if 'stories_per_s' in found: parts = [f'{found["stories_per_s"]:.3g} stories/s']
-    elif 'seconds' in found: parts = [f'{found["seconds"]:.3g} s/story']
-    else: return found.get('note') or _check_in_words(found)
-    share = _share(rows, name)
-    if share is not None: parts.append(f'{share:.0f} %' if share >= 10 else f'{share:.2g} %')
-    if 'memory' in found: parts.append(f'{found["memory"]:.1f} GB')
+    row = rows.get(name, {})
+    if 'stories_per_s' in row: parts = [f'{row["stories_per_s"]:.3g} stories/s']
+    elif 'seconds' in row: parts = [f'{row["seconds"]:.3g} s/story']
+    else: return row.get('note') or _check_in_words(row)
+    percent = _rate_percent(rows, name)
+    if percent is not None:
+        parts.append(f'{percent:.0f} %' if percent >= 10 else f'{percent:.2g} %')
+    if 'memory' in row: parts.append(f'{row["memory"]:.1f} GB')
     return ', '.join(parts)
 
-def _check_in_words(found): # a row that is no timing
-    if 'levels' in found:
-        return (f'frames {found["levels"]:.2g} of 255 levels apart at most, '
-                f'losses {found["loss"]:.1g} of their size')
-    if 'passed' in found: return f'{found["passed"]} passed, {found["skipped"]} skipped'
-    if 'rates' in found:
-        rates = found['rates'].items()
+def _check_in_words(row):
+    "Write the result of a row that is no timing in words."
+    if 'levels' in row:
+        return (f'frames {row["levels"]:.2g} of 255 levels apart at most, '
+                f'losses {row["loss"]:.1g} of their size')
+    if 'passed' in row: return f'{row["passed"]} passed, {row["skipped"]} skipped'
+    if 'rates' in row:
+        rates = row['rates'].items()
         return ', '.join(f'{name} {rate/1e12:.3g} TFLOP/s' for name, rate in rates)
-    if 'parts' in found:
-        seconds = dict(found['parts'])
+    if 'parts' in row:
+        seconds = dict(row['parts'])
         whole = seconds.pop('all')
         return ', '.join(f'{name} {100*x/whole:.0f} %' for name, x in seconds.items())
     return ''
 
 # %% ../../nbs/bench/87_gpu.ipynb #21ec732f
-def with_goal(rows:dict, name:str) -> str: # Empty for a row without either
-    """A row in words, and what is wanted of it.
+def with_goal(
+    rows:dict, # All rows: name -> what the file of measurements holds of it
+    name:str,  # Of the row
+) -> str:      # Empty for a row that was not measured and has no goal
+    """Write the result of a row in words, and the goal if it has one.
+
+    Args:
+        rows (dict): All rows: name -> what the file of measurements holds of it
+        name (str): Of the row
 
     Returns:
-        str: Empty for a row without either
+        str: Empty for a row that was not measured and has no goal
     """
     words = row_in_words(rows, name)
     wanted = GOALS.get(name.split(': ', 1)[1])
@@ -87,19 +108,21 @@ def with_goal(rows:dict, name:str) -> str: # Empty for a row without either
     return f'{words} (wanted: {wanted})' if words else f'wanted: {wanted}'
 
 # %% ../../nbs/bench/87_gpu.ipynb #a5512bd8
+# program of the processes that measure
 _WORKER = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
+# as `nvidia-smi` names them
 _CARD_FIELDS = 'name', 'driver_version', 'memory.total', 'power.limit', 'clocks.max.sm'
 
-def card() -> dict: # Empty without a GPU
-    """What the driver says of the card.
+def card() -> dict: # Its `_CARD_FIELDS`, and `cuda`; empty if there is no `nvidia-smi`
+    """Ask the driver of the GPU for its name, version, memory, power limit and clock.
 
     Returns:
-        dict: Empty without a GPU
+        dict: Its `_CARD_FIELDS`, and `cuda`; empty if there is no `nvidia-smi`
     """
     command = ['nvidia-smi']
-    # the first card that torch sees, which need not be the machine's first
-    number = str(getattr(torch.cuda.get_device_properties(0), 'uuid', ''))
-    if number: command += ['-i', number if number.startswith('GPU-') else f'GPU-{number}']
+    # the first card that PyTorch sees, which need not be the machine's first
+    uuid = str(getattr(torch.cuda.get_device_properties(0), 'uuid', ''))
+    if uuid: command += ['-i', uuid if uuid.startswith('GPU-') else f'GPU-{uuid}']
     command += [f'--query-gpu={",".join(_CARD_FIELDS)}', '--format=csv,noheader']
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -108,30 +131,31 @@ def card() -> dict: # Empty without a GPU
     return dict(zip(_CARD_FIELDS, values), cuda=torch.version.cuda)
 
 def gpu_worker():
-    "What a worker does: measure the rows that it is given."
-    path, folder, size, device, names, deadline, commit = worker_words()
+    "In a process that `start_worker` started: measure the rows that its arguments name."
+    path, folder, size, device, names, deadline, commit = worker_arguments()
     if device == 'cuda' and not torch.cuda.is_available(): sys.exit('the GPU is gone')
     quiet_loading()
-    known = {row.name: row for row in gpu_rows(size)}
-    rows = [known[name] for name in names]
-    work(Measurements(path, with_goal), rows, Bench(Path(folder), size).measure, deadline, commit)
+    rows_by_name = {row.name: row for row in gpu_rows(size)}
+    rows = [rows_by_name[name] for name in names]
+    bench = GPUBench(Path(folder), size)
+    measure_rows(Measurements(path, with_goal), rows, bench.measure, deadline, commit)
 
 # %% ../../nbs/bench/87_gpu.ipynb #e1742332
 def measure_gpu(
     out:str='runs/gpu',     # Folder of `gpu.json`
-    minutes:float=9.,       # When to stop
+    minutes:float=9.,       # Time after which to stop
     device:str='cuda',      # cuda, or cpu to see that every row runs
     size:str=None,          # full or tiny; default: full on a GPU, tiny on a CPU
-    commit:str=None,        # What the measurements are noted with; default: this repository's
+    commit:str=None,        # Commit to record with the rows; default: this repository's
 )->dict:                    # What `gpu.json` holds
-    """Measure all rows that are not yet measured, as far as the minutes go.
+    """Measure the rows that are not measured yet, as far as they fit into the time.
 
     Args:
         out (str, default 'runs/gpu'): Folder of `gpu.json`
-        minutes (float, default 9.0): When to stop
+        minutes (float, default 9.0): Time after which to stop
         device (str, default 'cuda'): cuda, or cpu to see that every row runs
         size (str, optional): full or tiny; default: full on a GPU, tiny on a CPU
-        commit (str, optional): What the measurements are noted with; default: this repository's
+        commit (str, optional): Commit to record with the rows; default: this repository's
 
     Returns:
         dict: What `gpu.json` holds
@@ -143,10 +167,10 @@ def measure_gpu(
     size = check_device(device, size, minutes)
     check_place(Path(out))
     lock = lock_folder(out, 'measuring')
-    kept = Measurements(Path(out)/'gpu.json', with_goal)
+    measurements = Measurements(Path(out)/'gpu.json', with_goal)
     about['card'] = card() if device == 'cuda' else {}
-    kept.open(dict(size=size, device=device, machine=about))
-    todo = kept.still_missing(gpu_rows(size))
+    measurements.open(dict(size=size, device=device, machine=about))
+    todo = measurements.still_missing(gpu_rows(size))
     expected = max(1, round(sum(row.seconds for row in todo)/60))
     place = about['gpu'] if device == 'cuda' else 'a CPU'
     say(f'{counted(len(todo), "row")} to measure on {place}, expected to take '
@@ -154,21 +178,21 @@ def measure_gpu(
     with tempfile.TemporaryDirectory() as folder:
         def start(rows):
             names = [row.name for row in rows]
-            words = [str(kept.path), folder, size, device, names, deadline, commit]
-            return start_worker(_WORKER, words, device_environment(device))
-        run_rows(kept, todo, deadline, start)
+            arguments = [str(measurements.path), folder, size, device, names, deadline, commit]
+            return start_worker(_WORKER, arguments, device_environment(device))
+        run_rows(measurements, todo, deadline, start)
     if lock: lock.close()
-    states = [row['state'] for row in kept.rows().values()]
+    states = [row['state'] for row in measurements.rows().values()]
     done = states.count('done')
     failed = states.count('failed')
     left = len(gpu_rows(size)) - done - failed
     say(f'{done} rows are measured, {failed} failed, {left} are left; tables: '
-        f'arldm-bench --from {kept.path}')
-    return kept.read()
+        f'arldm-bench --from {measurements.path}')
+    return measurements.read()
 
 # %% ../../nbs/bench/87_gpu.ipynb #71f2bc4c
 def check_device(device:str, size:str|None, minutes:float) -> str: # 'full' or 'tiny'
-    """The size to measure; a `StoryError` for a device, size or time that cannot be.
+    """Return the size to measure; raise `StoryError` for a device, size or time it cannot use.
 
     Returns:
         str: 'full' or 'tiny'

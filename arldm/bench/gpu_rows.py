@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'SMOKE_STEPS', 'GOALS', 'ROUNDS', 'smoke_results', 'smoke', 'device_environment', 'without_tf32',
-           'gpu_rows', 'Bench', 'Outcomes', 'run_tests']
+           'gpu_rows', 'GPUBench', 'Outcomes', 'run_tests']
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #1733d595
 import os, shutil, subprocess, sys
@@ -27,27 +27,29 @@ from ..draw.pipeline import StoryPipeline
 from ..cli.convert import toy_file
 from .budget import Row
 from .draw import (BATCHES, BENCH_STEPS, DrawingBench, drawing_flops, drawing_rows,
-                              measure_drawing, part_seconds, prepared, tidy)
+                              make_drawing_bench, measure_drawing, part_seconds, release_memory)
 from .measure import matrix_rate
 from .train import TrainingBench, measure_training, training_rows
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #09d0c4a2
-TOLERANCE = dict(levels=2, mean_level=.001, loss=1e-5) # of 255 levels; of the loss itself
+# largest differences between devices: of a pixel and of their mean, in levels of 255; of a loss, as
+# a part of it
+TOLERANCE = dict(levels=2, mean_level=.001, loss=1e-5)
 
 SMOKE_STEPS = dict(tiny=3, full=10) # of drawing and of training
 
 def smoke_results(
-    file:str|Path, # Of toy stories
+    file:str|Path, # A file of toy stories
     steps:int,     # Of drawing and of training
-) -> tuple:        # frames float64 (V, H, W, 3) of 255 levels, losses (steps,)
-    """A story drawn and some steps trained by the toy models, in float32.
+) -> tuple:        # frames float64 (V, H, W, 3) in levels of 255; losses (steps,)
+    """Draw a story and train some steps with the toy models, in float32, on a GPU if there is one.
 
     Args:
-        file (str | Path): Of toy stories
+        file (str | Path): A file of toy stories
         steps (int): Of drawing and of training
 
     Returns:
-        tuple: frames float64 (V, H, W, 3) of 255 levels, losses (steps,)
+        tuple: frames float64 (V, H, W, 3) in levels of 255; losses (steps,)
     """
     stories = StoryFile(file)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -57,6 +59,7 @@ def smoke_results(
     drawn = pipe(captions, num_inference_steps=steps, guidance_scale=2., output_type='np')
     s = resolve('toy', max_train_steps=steps, train_batch_size=4, crops=0)
     model = make_model(s, stories, Path(file).parent).freeze(s.freeze)
+    # dropout draws other random numbers on another device
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
     split = StoryDataset(stories['train'], model.vocab, s.resolution, model.memory_side,
@@ -65,6 +68,7 @@ def smoke_results(
     return np.float64(drawn.frames[0])*255, np.array(losses)
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #e7200d14
+# program: writes the results of the CPU; its arguments are the story file, the result, the steps
 _ON_THE_CPU = """
 import sys, numpy as np
 from arldm.bench.gpu_rows import quiet_loading, smoke_results
@@ -74,17 +78,19 @@ np.savez(sys.argv[2], frames=frames, losses=losses)
 """
 
 def smoke(
-    folder:Path, # For the stories and what the CPU computes
+    folder:Path, # Keeps the stories and what the CPU computes
     size:str,    # 'tiny' or 'full'
-) -> dict:       # levels, mean_level, loss: the largest differences; a note if they are too large
-    """What the device computes, beside what the CPU does.
+# levels, mean_level, loss: differences as in `TOLERANCE`; if they are too large, `note` and `wrong`
+) -> dict:
+    """Compare what the device draws and trains with what the CPU does.
 
     Args:
-        folder (Path): For the stories and what the CPU computes
+        folder (Path): Keeps the stories and what the CPU computes
         size (str): 'tiny' or 'full'
 
     Returns:
-        dict: levels, mean_level, loss: the largest differences; a note if they are too large
+        dict: levels, mean_level, loss: differences as in `TOLERANCE`; if they are too large, `note`
+            and `wrong`
     """
     if os.environ.get('ARLDM_DEVICE') == 'cuda' and not torch.cuda.is_available():
         raise StoryError('the GPU is gone')
@@ -95,19 +101,19 @@ def smoke(
         with without_tf32(): frames, losses = smoke_results(file, steps)
     if cpu.returncode: raise StoryError(f'the process on the CPU ended with code {cpu.returncode}')
     expected = np.load(folder/'cpu.npz')
-    apart = abs(frames - expected['frames'])
-    loss_apart = abs(losses - expected['losses'])/expected['losses']
-    found = dict(levels=float(apart.max()), mean_level=float(apart.mean()),
-                 loss=float(loss_apart.max()))
-    # a difference that is not a number is too large as well
-    far = [f'{name} {x:.2g}' for name, x in found.items() if not x <= TOLERANCE[name]]
-    if not far: return found
-    note = f'the device computes something else: {", ".join(far)}'
-    return dict(found, note=note, wrong=True)
+    frame_difference = abs(frames - expected['frames'])
+    loss_difference = abs(losses - expected['losses'])/expected['losses']
+    result = dict(levels=float(frame_difference.max()), mean_level=float(frame_difference.mean()),
+                  loss=float(loss_difference.max()))
+    # `not <=`: a difference that is not a number is too large as well
+    too_large = [f'{name} {x:.2g}' for name, x in result.items() if not x <= TOLERANCE[name]]
+    if not too_large: return result
+    note = f'the device computes something else: {", ".join(too_large)}'
+    return dict(result, note=note, wrong=True)
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #8af5a090
 def device_environment(device:str) -> dict: # 'cuda' or 'cpu'
-    """The environment of a process that computes on a device, without progress bars of single rows.
+    """Return the environment of a process that computes on a device and shows no progress bars.
 
     Returns:
         dict: 'cuda' or 'cpu'
@@ -123,7 +129,7 @@ def device_environment(device:str) -> dict: # 'cuda' or 'cpu'
 
 @contextmanager
 def without_tf32():
-    "Within the block a GPU multiplies and convolves in float32 itself."
+    "Within the block a GPU multiplies and convolves in full float32, not in the shorter TF32."
     cudnn = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
@@ -132,6 +138,7 @@ def without_tf32():
     finally: cudnn.allow_tf32, matmul.allow_tf32 = before
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #cbd55aac
+# row -> what is wanted of it, in words for the tables
 GOALS = {
     'pndm 50, graphs, 64 stories': 'at most 0.30 s, at least 40 %',
     'dpm++ 20, graphs, 64 stories': 'at most 0.12 s',
@@ -141,35 +148,42 @@ GOALS = {
     '512 px, all trained, checkpointed': 'at most 24 GB'}
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #12ebfab4
-def _worth(name): # of a drawing row; the smaller, the earlier
+def _priority(name):
+    "Rank a drawing row: the smaller the number, the earlier it is measured."
+    # the SSID baseline's own settings come first of all
     if 'plain' in name: return 0 if name.startswith('pndm') else 6
     if ' px' in name: return 2
     for kind, place in ('graphs', 1), ('bfloat16', 3), ('compiled', 4), ('ours', 5):
         if kind in name: return place
 
-def gpu_rows(size:str) -> list: # Of `Row`
-    """What `make gpu` measures, in order of worth.
+def gpu_rows(
+    size:str, # 'tiny' or 'full'
+) -> list:    # Of `Row`
+    """Return the rows that `make gpu` measures, the most important first.
+
+    Args:
+        size (str): 'tiny' or 'full'
 
     Returns:
         list: Of `Row`
     """
-    # many stories before few
-    drawn = sorted(reversed(drawing_rows(size)), key=_worth)
+    # reversed: many stories before few
+    drawn = sorted(reversed(drawing_rows(size)), key=_priority)
     trained = list(training_rows(size))
     if not find_spec('bitsandbytes'): trained = [name for name in trained if '8-bit' not in name]
-    # what a row of the full size takes, in seconds
+    # name -> seconds that the row is expected to take at full size
     seconds = {'check: the same as the CPU': 45, 'check: pytest -m gpu': 90, 'draw: arithmetic': 30}
     # as the SSID baseline drew; compiled and recorded, both schedulers, many stories
     for name in drawn[:3]: seconds[f'draw: {name}'] = 45
     for name in trained:
         if name in GOALS: seconds[f'train: {name}'] = 15
     for name in drawn[3:]:
-        if _worth(name) <= 3: seconds[f'draw: {name}'] = 25
+        if _priority(name) <= 3: seconds[f'draw: {name}'] = 25
     seconds['draw: where the time goes'] = 15
     for name in trained:
         if name not in GOALS: seconds[f'train: {name}'] = 10
     for name in drawn:
-        if _worth(name) > 3: seconds[f'draw: {name}'] = 20
+        if _priority(name) > 3: seconds[f'draw: {name}'] = 20
     if size != 'full': seconds = {name: expected/20 for name, expected in seconds.items()}
     return [Row(name, expected) for name, expected in seconds.items()]
 
@@ -179,21 +193,21 @@ ROUNDS = dict(tiny=1, full=3)  # training steps that are timed
 def _has_compiler():
     return any(shutil.which(name) for name in (os.environ.get('CC', ''), 'gcc', 'clang', 'cc'))
 
-class Bench:
-    """What the rows of one process share.
+class GPUBench:
+    """Measures rows, and keeps what the rows of one process share.
 
     Args:
-        folder (Path): For stories, features and word lists
+        folder (Path): Keeps stories, features and word lists
         size (str): 'tiny' or 'full'
     """
     def __init__(self,
-        folder:Path, # For stories, features and word lists
+        folder:Path, # Keeps stories, features and word lists
         size:str,    # 'tiny' or 'full'
     ):
         self.folder = Path(folder)
         self.size = size
-        # what is on the device, and the kind and options that it was made with
-        self.on_device = None
+        # the `DrawingBench` on the device, and the kind and options that it was made with
+        self.drawing_bench = None
         self.made_with = None
 
     @cached_property
@@ -203,31 +217,36 @@ class Bench:
 
     def drawing(self,
         kind:str,     # Key of `PIPELINE_KINDS`
-        options:dict, # Arguments of `prepared`
+        options:dict, # More arguments of `make_drawing_bench`
     ) -> DrawingBench:
-        """The pipeline of a kind; only one at a time is on the device.
+        """Return a bench of a kind; only the last one stays on the device.
 
         Args:
             kind (str): Key of `PIPELINE_KINDS`
-            options (dict): Arguments of `prepared`
+            options (dict): More arguments of `make_drawing_bench`
         """
-        if self.made_with == (kind, options): return self.on_device
-        self.on_device = None
+        if self.made_with == (kind, options): return self.drawing_bench
+        self.drawing_bench = None
         self.made_with = None
-        tidy()
+        release_memory()
         if kind in ('compiled', 'graphs') and torch.cuda.is_available() and not _has_compiler():
             raise StoryError('torch.compile needs a C compiler: install gcc, or name one in CC')
-        self.on_device = prepared(self.training, kind, **options)
+        self.drawing_bench = make_drawing_bench(self.training, kind, **options)
         self.made_with = kind, options
-        return self.on_device
+        return self.drawing_bench
 
 # %% ../../nbs/bench/86_gpu_rows.ipynb #baf12d7c
 @patch
-def measure(self:Bench, name:str) -> dict: # Numbers; `note` says what is wrong
+def measure(self:GPUBench,
+    name:str, # Of a `Row`
+) -> dict:    # Numbers; `note` is a remark, `wrong=True` says that the row failed
     """Measure a row.
 
+    Args:
+        name (str): Of a `Row`
+
     Returns:
-        dict: Numbers; `note` says what is wrong
+        dict: Numbers; `note` is a remark, `wrong=True` says that the row failed
     """
     group, what = name.split(': ', 1)
     if what == 'the same as the CPU': return smoke(self.folder, self.size)
@@ -237,18 +256,19 @@ def measure(self:Bench, name:str) -> dict: # Numbers; `note` says what is wrong
         return measure_training(self.training, ROUNDS[self.size], changes)
     if what == 'arithmetic': return self.arithmetic()
     if what == 'where the time goes':
-        _, _, steps = BENCH_STEPS[self.size]
-        _, batch = BATCHES[self.size]
-        return dict(parts=part_seconds(self.drawing('bfloat16', {}), 'dpm++', steps, batch))
+        _, _, few_steps = BENCH_STEPS[self.size]
+        _, large_batch = BATCHES[self.size]
+        drawing = self.drawing('bfloat16', {})
+        return dict(parts=part_seconds(drawing, 'dpm++', few_steps, large_batch))
     kind, options, draw = drawing_rows(self.size)[what]
     return measure_drawing(self.drawing(kind, options), 1, **draw)
 
 @patch
-def arithmetic(self:Bench) -> dict: # flops of a story; rates: operations per second of the device
-    """The arithmetic of a story, and how fast the device multiplies matrices.
+def arithmetic(self:GPUBench) -> dict: # flops of a story; rates: precision -> FLOP/s of the device
+    """Count the arithmetic of a story, and measure how fast the device multiplies matrices.
 
     Returns:
-        dict: flops of a story; rates: operations per second of the device
+        dict: flops of a story; rates: precision -> FLOP/s of the device
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     rates = dict(bfloat16=matrix_rate(torch.bfloat16, device),
@@ -258,16 +278,21 @@ def arithmetic(self:Bench) -> dict: # flops of a story; rates: operations per se
 # %% ../../nbs/bench/86_gpu_rows.ipynb #8ca95e7f
 class Outcomes:
     "A plugin of pytest that remembers how each test ended."
-    def __init__(self): self.ended = {}
+    def __init__(self):
+        # name of the test -> passed, failed or skipped
+        self.ended = {}
+
     def pytest_runtest_logreport(self, report):
+        "Called by pytest after the setup, the call and the teardown of each test."
         name = report.nodeid.split('::', 1)[-1]
+        # a setup that passed says nothing yet about the test
         if report.when == 'call' or report.outcome != 'passed': self.ended[name] = report.outcome
 
-def run_tests() -> dict: # passed, skipped: how many; failed: names
-    """Run the tests that need a card, in this process.
+def run_tests() -> dict: # passed, skipped: how many; failed: names; note and wrong if any failed
+    """Run the tests that need a GPU, in this process; raise `StoryError` if they are not here.
 
     Returns:
-        dict: passed, skipped: how many; failed: names
+        dict: passed, skipped: how many; failed: names; note and wrong if any failed
     """
     if not find_spec('pytest'): raise StoryError('pytest is not installed')
     import pytest
@@ -279,7 +304,7 @@ def run_tests() -> dict: # passed, skipped: how many; failed: names
     code = pytest.main([*options, str(file)], plugins=[outcomes])
     ended = list(outcomes.ended.values())
     failed = [name for name, outcome in outcomes.ended.items() if outcome == 'failed']
-    found = dict(passed=ended.count('passed'), skipped=ended.count('skipped'), failed=failed)
-    if not code: return found
+    result = dict(passed=ended.count('passed'), skipped=ended.count('skipped'), failed=failed)
+    if not code: return result
     note = f'failed: {", ".join(failed)}' if failed else f'pytest ended with {code!r}'
-    return dict(found, wrong=True, note=note)
+    return dict(result, wrong=True, note=note)

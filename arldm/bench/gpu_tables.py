@@ -20,11 +20,13 @@ from .gpu import row_in_words, with_goal
 from .train import RECIPES, training_rows
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #994b77df
-def _shown(result, name): # a cell: what was measured, and what is wanted
-    rows = {n: row for n, row in result['rows'].items() if row['state'] == 'done'}
-    return with_goal(rows, name)
+def _cell(result, name):
+    "Write a cell of a table: what was measured of a row, and its goal."
+    done = {n: row for n, row in result['rows'].items() if row['state'] == 'done'}
+    return with_goal(done, name)
 
-def _where(result, names): # one sentence about the rows of a table
+def _origin(result, names):
+    "Write a sentence that says on which machine, when and with which commit rows were measured."
     dates = set()
     commits = set()
     for name, row in result['rows'].items():
@@ -37,11 +39,13 @@ def _where(result, names): # one sentence about the rows of a table
     return (f'{about["gpu"] or about["cpu"]}, {driver}torch {about["versions"]["torch"]}, '
             f'{" and ".join(sorted(dates))}, commit {" and ".join(sorted(commits))}.')
 
-def drawing_table(result:dict) -> str: # Of what `gpu.json` holds
-    """What a story costs to draw, as Markdown.
+def drawing_table(
+    result:dict, # What `gpu.json` holds
+) -> str:
+    """Write what a story costs to draw as a table in Markdown.
 
-    Returns:
-        str: Of what `gpu.json` holds
+    Args:
+        result (dict): What `gpu.json` holds
     """
     _, many, fewer = BENCH_STEPS[result['size']]
     head = ['s/story, % of the bfloat16 rate, peak GB', f'PNDM, {many} steps',
@@ -51,33 +55,35 @@ def drawing_table(result:dict) -> str: # Of what `gpu.json` holds
     for name in drawing_rows(result['size']):
         scheduler_and_steps, what = name.split(', ', 1)
         lines.setdefault(what, {})[scheduler_and_steps.split()[0]] = f'draw: {name}'
-    shown = set()
+    shown = set() # names of the rows in the table
     rows = []
     for what, names in lines.items():
         shown.update(names.values())
-        cells = {scheduler: _shown(result, name) for scheduler, name in names.items()}
+        cells = {scheduler: _cell(result, name) for scheduler, name in names.items()}
         rows.append([what, cells.get('pndm', ''), cells.get('dpm++', '')])
-    return f'{_where(result, shown)}\n\n{markdown_table(head, rows)}'
+    return f'{_origin(result, shown)}\n\n{markdown_table(head, rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #42b7377e
-def training_table(result:dict) -> str: # Of what `gpu.json` holds
-    """What a training step costs, as Markdown.
+def training_table(
+    result:dict, # What `gpu.json` holds
+) -> str:
+    """Write what a training step costs as a table in Markdown.
 
-    Returns:
-        str: Of what `gpu.json` holds
+    Args:
+        result (dict): What `gpu.json` holds
     """
     # '256 px, all trained, cached' stands in the row '256 px, all trained'
     lines = {}
     for name in training_rows(result['size']):
         what = name.rpartition(', ')[0]
         lines.setdefault(what, []).append(f'train: {name}')
-    shown = set()
+    shown = set() # names of the rows in the table
     rows = []
     for what, names in lines.items():
         shown.update(names)
-        rows.append([what, *(_shown(result, name) for name in names)])
+        rows.append([what, *(_cell(result, name) for name in names)])
     head = ['stories/s, % of the bfloat16 rate, peak GB', *RECIPES]
-    return f'{_where(result, shown)}\n\n{markdown_table(head, rows)}'
+    return f'{_origin(result, shown)}\n\n{markdown_table(head, rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #7a9d3633
 CHECKS = { # row of the file -> its name in the table
@@ -87,58 +93,67 @@ CHECKS = { # row of the file -> its name in the table
     'draw: where the time goes':
         'where the time of a drawing goes, bfloat16, many stories at once'}
 
-def checks_table(result:dict) -> str: # Of what `gpu.json` holds
-    """Whether the card computes right, as Markdown.
+def checks_table(
+    result:dict, # What `gpu.json` holds
+) -> str:
+    """Write the checks of the GPU and its rates as a table in Markdown.
 
-    Returns:
-        str: Of what `gpu.json` holds
+    Args:
+        result (dict): What `gpu.json` holds
     """
     rows = [[what, row_in_words(result['rows'], name)] for name, what in CHECKS.items()]
-    return f'{_where(result, CHECKS)}\n\n{markdown_table(["check", "result"], rows)}'
+    return f'{_origin(result, CHECKS)}\n\n{markdown_table(["check", "result"], rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #d65956c6
+# rows that matter for SSID; stories of its test split
 SSID_TRAINING = ('256 px, baseline frozen, cached', '256 px, baseline frozen, 8 stories',
                  '256 px, all trained, 8 stories')
 SSID_DRAWING = ('pndm 50, plain, 1 story', 'dpm++ 20, bfloat16, 16 stories',
                 'dpm++ 20, graphs, 64 stories')
 SSID_TEST_STORIES = 696
 
-def ssid_table(result:dict) -> str: # Of what `gpu.json` holds
-    """What SSID takes, as Markdown.
+def ssid_table(
+    result:dict, # What `gpu.json` holds, at full size
+) -> str:
+    """Write how long training and drawing SSID would take as a table in Markdown.
 
-    Returns:
-        str: Of what `gpu.json` holds
+    Args:
+        result (dict): What `gpu.json` holds, at full size
     """
     s = resolve('ssid')
     stories = s.max_train_steps*s.train_batch_size
-    shown = []
+    shown = [] # names of the rows in the table
     rows = []
     for what in SSID_TRAINING:
         name = f'train: {what}'
         rate = result['rows'].get(name, {}).get('stories_per_s')
-        whole = f'{stories/rate/3600:.1f} hours for {stories:,} stories' if rate else ''
+        total = f'{stories/rate/3600:.1f} hours for {stories:,} stories' if rate else ''
         shown.append(name)
-        rows.append([f'training, {what}', _shown(result, name), whole])
+        rows.append([f'training, {what}', _cell(result, name), total])
     for what in SSID_DRAWING:
         name = f'draw: {what}'
         seconds = result['rows'].get(name, {}).get('seconds')
         n = SSID_TEST_STORIES
-        whole = f'{n*seconds/60:.1f} minutes for {n} stories' if seconds else ''
+        total = f'{n*seconds/60:.1f} minutes for {n} stories' if seconds else ''
         shown.append(name)
-        rows.append([f'drawing, {what}', _shown(result, name), whole])
+        rows.append([f'drawing, {what}', _cell(result, name), total])
     table = markdown_table(['', 'measured', 'so all of it takes'], rows)
-    return (f'{_where(result, shown)} Steps and drawings alone: without the running average, '
+    return (f'{_origin(result, shown)} Steps and drawings alone: without the running average, '
             f'validation, checkpoints and filling the cache.\n\n{table}')
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #5c99a565
+# name in the mark of a notebook's cell -> function that writes its table
 TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table)
-MEASURED = ROOT/'docs/gpu.json'   # the measurements that the tables of this book come from
+# the measurements that the tables of this book come from
+MEASURED = ROOT/'docs/gpu.json'
 
 def write_tables(
     result:dict,               # What `gpu.json` holds
     book:Path|None=None,       # Folder of notebooks; default: this repository's
 )->list:                       # Paths of notebooks that changed
-    """Write the tables into their cells.
+    """Write tables into the cells of notebooks that are marked for them.
+
+    Such a cell begins with a line `<!-- table: NAME -->`; what follows it is replaced.
 
     Args:
         result (dict): What `gpu.json` holds
@@ -164,13 +179,16 @@ def write_tables(
     return changed
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #14d3f2cd
-def _done(result): return [name for name, row in result['rows'].items() if row['state'] == 'done']
+def _done_names(result): # -> list of the names of measured rows
+    return [name for name, row in result['rows'].items() if row['state'] == 'done']
 
-def _refuse_to_lose_rows(result): # what was measured before does not vanish from the tables
+def _refuse_to_lose_rows(result):
+    "Raise `StoryError` if the kept measurements have rows that these lack."
     refuse_foreign(MEASURED, is_gpu_file, 'file of measurements')
     if not MEASURED.exists(): return
-    done = _done(result)
-    lost = [name for name in _done(load_json(MEASURED, GPU_FILE_SHAPE)) if name not in done]
+    done = _done_names(result)
+    before = _done_names(load_json(MEASURED, GPU_FILE_SHAPE))
+    lost = [name for name in before if name not in done]
     if not lost: return
     raise StoryError(f'{MEASURED} has {counted(len(lost), "row")} that this file lacks, such as '
                      f'{lost[0]!r}; measure them, or move that file away')
@@ -179,7 +197,7 @@ def tables_from(
     path:str|Path,        # `gpu.json`
     book:Path|None=None,  # Folder of notebooks; default: this repository's
 )->dict:                  # What the file holds
-    """Show the tables of measurements; those of a GPU at full size go into the notebooks, too.
+    """Print the tables of measurements; write those of a GPU at full size into the notebooks, too.
 
     Args:
         path (str | Path): `gpu.json`
@@ -189,7 +207,7 @@ def tables_from(
         dict: What the file holds
     """
     if not is_gpu_file(path):
-        raise StoryError(f'{path} is no file of measurements that make gpu wrote')
+        raise StoryError(f'{path} is not a file of measurements that make gpu wrote')
     result = load_json(path, GPU_FILE_SHAPE)
     for name, table in TABLES.items():
         if name == 'ssid' and result['size'] != 'full': continue
@@ -197,7 +215,7 @@ def tables_from(
     if (result['device'], result['size']) != ('cuda', 'full'):
         say('the chapters keep their tables: these are not measurements of a GPU at full size')
     elif not (book or ROOT/'nbs').is_dir():
-        say('no notebooks to write into: this is no clone of the repository')
+        say('no notebooks to write into: this is not a clone of the repository')
     else:
         _refuse_to_lose_rows(result)
         save_json(MEASURED, result)

@@ -50,7 +50,7 @@ def take_turns(
 def timed_turns(
     rounds:int,  # How often each function is called
     jobs:dict,   # Name -> function without arguments
-)->dict:         # {'CPU time': {name: list of seconds, one for each round}, 'time passed': the same}
+)->dict:         # {'CPU time': {name: seconds of each round}, 'time passed': the same}
     """Call some functions in turn, and measure both the time passed and the CPU time of each call.
 
     Args:
@@ -58,7 +58,7 @@ def timed_turns(
         jobs (dict): Name -> function without arguments
 
     Returns:
-        dict: {'CPU time': {name: list of seconds, one for each round}, 'time passed': the same}
+        dict: {'CPU time': {name: seconds of each round}, 'time passed': the same}
     """
     cpu_time = {name: [] for name in jobs}
     def run(name):

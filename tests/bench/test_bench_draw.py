@@ -79,11 +79,11 @@ def test_no_imitated_bfloat16(drawing, monkeypatch):
 @pytest.mark.parametrize('name', ['avx512_bf16', 'amx_bf16', 'bf16'])
 def test_bfloat16_units(monkeypatch, name):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, name: True})
-    assert pace.bfloat16_units()
+    assert pace.has_bfloat16_units()
 
 def test_bfloat16_where_there_are_units(training, drawing, monkeypatch):
     "Ours in bfloat16 against the plain way's CPU time in float32."
-    monkeypatch.setattr(pace, 'bfloat16_units', lambda: True)
+    monkeypatch.setattr(pace, 'has_bfloat16_units', lambda: True)
     monkeypatch.setattr(pace, 'take_turns', lambda rounds, jobs: {name: [job()] for name, job in jobs.items()})
     drawing = pace.DrawingBench(training, training.new_model())
     a, b = pace.in_bfloat16(drawing, 'tiny', 1, [dict(what=f'{n}, CPU time', plain=1e9, unit='s') for n in ('a', 'b')])
@@ -107,11 +107,11 @@ def test_each_kind_has_a_pipeline_of_its_own(training, monkeypatch):
     "In the precision of the row, with fast kernels where it asks for them, of the frame size and guidance that it names."
     asked = []
     monkeypatch.setattr(StoryPipeline, 'enable_fast_kernels', lambda self, graphs=False: asked.append((self, graphs)))
-    drawings = {kind: pace.prepared(training, kind) for kind in pace.PIPELINE_KINDS}
+    drawings = {kind: pace.make_drawing_bench(training, kind) for kind in pace.PIPELINE_KINDS}
     assert [drawings[kind].pipe.unet.dtype for kind in pace.PIPELINE_KINDS] == [torch.float32] + [torch.bfloat16]*3
     assert asked == [(drawings['compiled'].pipe, False), (drawings['graphs'].pipe, True)]
     assert len({id(drawing.pipe.unet) for drawing in drawings.values()}) == 4
-    large = pace.prepared(training, 'float32', 64, 1.)
+    large = pace.make_drawing_bench(training, 'float32', 64, 1.)
     assert large.draw('dpm++', 1).frames[0][0].size == (64, 64) and large.guidance_scale == 1.
 
 def test_no_memory_is_a_note(drawing, monkeypatch):

@@ -63,8 +63,8 @@ def compared():
 
 def test_every_picture_and_second_is_counted(compared):
     turns, files, rows, wall = compared
-    assert [r['streamed'] for r in turns.rounds] == [8, 8, 6] and {r['alone'] for r in turns.rounds} == {4}
-    counted = sum(r['streaming'][0] + r['looking'][0] for r in turns.rounds)
+    assert [r['n_streamed'] for r in turns.rounds] == [8, 8, 6] and {r['n_alone'] for r in turns.rounds} == {4}
+    counted = sum(r['stream_seconds'][0] + r['alone_seconds'][0] for r in turns.rounds)
     assert .5*wall < counted <= wall                                     # the first look, which warms up, is not
     assert (rows[:, 0] == np.arange(22)).all() and all(len(f.read) == 2 for f in files)   # for its key, and for the network
 
@@ -77,7 +77,7 @@ def test_making_keys_is_streaming(monkeypatch):
     monkeypatch.setattr(throughput, 'features_of', late)
     turns = Turns(Slow(0.), ready(), 1)
     stream_in_turns(turns, files, Store())
-    assert turns.rounds[0]['streaming'][0] > .3 > turns.rounds[1]['streaming'][0]
+    assert turns.rounds[0]['stream_seconds'][0] > .3 > turns.rounds[1]['stream_seconds'][0]
 
 def test_a_network_that_fails_ends_the_stream():
     "Threads that wait to read are let go."
@@ -92,9 +92,9 @@ def test_a_network_that_fails_ends_the_stream():
 
 def test_line(tmp_path, monkeypatch):
     "Sums for the rates; the middle round beside them, which a disturbance does not move."
-    rounds = [dict(streamed=8, alone=4, streaming=[s, 0], looking=[l, 0]) for s, l in ((10, 4), (10, 4), (60, 4))]
+    rounds = [dict(n_streamed=8, n_alone=4, stream_seconds=[s, 0], alone_seconds=[l, 0]) for s, l in ((10, 4), (10, 4), (60, 4))]
     monkeypatch.setattr(throughput, 'stream_in_turns', lambda turns, files, store: turns.rounds.extend(rounds))
-    monkeypatch.setattr(throughput, 'network', lambda side: throughput.Inception())
+    monkeypatch.setattr(throughput, 'untrained_inception', lambda side: throughput.Inception())
     line, middle = bench_streaming(tmp_path, 4, 75, 2, 1)
     assert (line['plain'], line['ours']) == (1, .3) and line['gain'] == pytest.approx(.3)
     assert middle['ours'] == pytest.approx(.8) and line['wanted'] == .9

@@ -107,8 +107,8 @@ def test_another_machine_is_refused(measured, tmp_path):
 WORKER = """
 import os, time
 from arldm.bench import budget
-path, rows, deadline = budget.worker_words()
-budget.PATIENCE = 2.
+path, rows, deadline = budget.worker_arguments()
+budget.MIN_TIME_LIMIT = 2.
 def measure(name):
     if 'dies' in name: os.kill(os.getpid(), 9)
     if 'raises' in name: raise RuntimeError('CUDA error: an illegal memory access')
@@ -117,7 +117,7 @@ def measure(name):
     if 'wrong' in name: return dict(levels=9., wrong=True, note='the device computes something else')
     return dict(stories_per_s=1., memory=float('nan'))
 rows = [budget.Row(*row) for row in rows]
-if 'never begins' not in rows[0].name: budget.work(budget.Measurements(path), rows, measure, deadline, 'abc')
+if 'never begins' not in rows[0].name: budget.measure_rows(budget.Measurements(path), rows, measure, deadline, 'abc')
 """
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from arldm.cli.convert import convert
 from arldm.core import CORPORA, StoryError
 from arldm.data.dataset import StoryDataset, Vocabulary, collate, word_tokenizers
 from arldm.bench.measure import format_line, count_flops
-from arldm.bench.synthetic_photos import PHOTO_SIZES, PHOTO_WORDS, encoded, photo, write_corpus
+from arldm.bench.synthetic_photos import PHOTO_SIZES, PHOTO_WORDS, encode_picture, photo, write_corpus
 from arldm.settings import SETTINGS
-from arldm.bench.speed import BENCHES, PlainStories, bench, on_device, reencode
+from arldm.bench.speed import BENCHES, PlainStories, bench, batch_as_floats, reencode
 from arldm.data.story import StoryFile
 
 MINI = Path(__file__).parents[2]/'shared/ssid-mini'
@@ -42,13 +42,13 @@ def decoded(path): return np.array(Image.open(path).convert('RGB'))
 # what is measured on
 
 def test_photos_are_reproducible():
-    a, b, c = (encoded(photo(np.random.default_rng(seed), (64, 48))) for seed in (1, 1, 2))
+    a, b, c = (encode_picture(photo(np.random.default_rng(seed), (64, 48))) for seed in (1, 1, 2))
     assert a == b != c
 
 def bytes_per_pixel(pictures):
     "JPEG of quality 90, the PNG made of that JPEG, and their ratio, means over some pictures."
-    jpegs = [encoded(p) for p in pictures]
-    pngs = [encoded(Image.open(io.BytesIO(j)).convert('RGB'), 'PNG') for j in jpegs]
+    jpegs = [encode_picture(p) for p in pictures]
+    pngs = [encode_picture(Image.open(io.BytesIO(j)).convert('RGB'), 'PNG') for j in jpegs]
     pairs = [(len(j)/np.prod(p.size), len(g)/np.prod(p.size)) for j, g, p in zip(jpegs, pngs, pictures)]
     return np.array([(j, g, g/j) for j, g in pairs])
 
@@ -97,7 +97,7 @@ def test_plain_loader_gives_the_same_pixels(folder, vocab, side, memory_side):
     assert len(plain) == len(ours) == 4
     plain, ours = (collate([dataset[i] for i in range(4)]) for dataset in (plain, ours))
     assert ours['frames'].dtype == ours['memory'].dtype == torch.uint8
-    ours = on_device(ours)
+    ours = batch_as_floats(ours)
     assert plain.keys() == ours.keys() and plain['id'] == ours['id']
     for k in plain.keys() - {'id'}: assert torch.allclose(plain[k], ours[k], rtol=0, atol=1e-6), k
     assert plain['frames'].shape == (4, 5, 3, side, side) and plain['frames'].min() < -.8 and plain['frames'].max() > .8
@@ -113,7 +113,7 @@ def test_candidates_train_on_the_same_stories(training):
     plain, ours = (steps.recipe('tiny', changes) for changes in steps.CANDIDATES.values())
     differ = {k for k in SETTINGS if getattr(plain, k) != getattr(ours, k)}
     assert differ == {'freeze', 'crops', 'pack_context'} and set(ours.freeze) - set(plain.freeze) == {'words'}
-    pictures, features = (steps.stories_of(training, s) for s in (plain, ours))
+    pictures, features = (steps.recipe_stories(training, s) for s in (plain, ours))
     assert len(pictures) == len(features) == 8
     for key in 'index', 'caption_ids', 'memory_real':
         assert torch.equal(torch.as_tensor(pictures[3, 2][key]), torch.as_tensor(features[3, 2][key]))
@@ -127,7 +127,7 @@ def test_candidates_share_weights_and_keep_to_their_own(training):
         before = table.clone(), attention.clone()
         next(candidate)
         return [not torch.equal(a, b) for a, b in zip(before, (table, attention))]
-    plain, ours = (steps.steps(training, changes) for changes in steps.CANDIDATES.values())
+    plain, ours = (steps.training_steps(training, changes) for changes in steps.CANDIDATES.values())
     for candidate in plain, ours: next(candidate)                      # the original's first step has a rate of 0
     assert [moved(plain), moved(ours), moved(plain), moved(ours)] == [[True, True], [False, True]]*2
     ours.close()
@@ -136,8 +136,8 @@ def test_candidates_share_weights_and_keep_to_their_own(training):
 def test_a_step_counts_what_is_saved(training):
     "The features spare at least the forward pass of the autoencoder."
     def flops(changes):
-        with contextlib.closing(steps.steps(training, dict(changes, cond_dropout=0.))) as records: return count_flops(lambda: next(records))
-    steps.stories_of(training, steps.recipe(training.size, dict(steps.CANDIDATES['ours'], cond_dropout=0.)))       # its features are not counted
+        with contextlib.closing(steps.training_steps(training, dict(changes, cond_dropout=0.))) as records: return count_flops(lambda: next(records))
+    steps.recipe_stories(training, steps.recipe(training.size, dict(steps.CANDIDATES['ours'], cond_dropout=0.)))       # its features are not counted
     plain, ours = (flops(changes) for changes in steps.CANDIDATES.values())
     frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     assert plain - ours > count_flops(lambda: training.model.moments(frames)) > 0
@@ -157,7 +157,7 @@ def test_cost_of_a_step(training, monkeypatch):
     monkeypatch.setattr(steps, 'take_turns', lambda rounds, jobs: jobs['step']() and dict(step=[.5]*rounds))
     found, checkpointed = (steps.measure_training(training, 1, row | more) for more in (dict(train_batch_size=2), dict(gradient_checkpointing=True)))
     assert found['stories_per_s'] == 4 and checkpointed['stories_per_s'] == 2 and 'flops' not in checkpointed
-    assert found['flops'] == pytest.approx(steps.arithmetic(training, 1, row), rel=.05)
+    assert found['flops'] == pytest.approx(steps.step_flops(training, 1, row), rel=.05)
 
 @pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory.'), StoryError('out of memory with 1 story'),
                                    RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')])
