@@ -281,30 +281,29 @@ def _is_result(path): return {'what', 'size', 'lines'} <= load_json(path, dict).
 
 @command
 def bench(
-    # data, train, draw or score; gpu: all that needs a GPU
+    # Part to measure: data, train, draw or score; gpu: all that needs a GPU
     what:Annotated[str, dict(opt=False, nargs='?')]='data',
     # tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
     size:str=None,
     # JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
     out:str=None,
-    minutes:float=9.,   # With gpu: when to stop; the same command again measures what is missing
-    device:str='cuda',  # With gpu: cuda, or cpu to see that every row runs
-    commit:str=None,    # With gpu: the commit to record; default: this repository's
+    minutes:float=9.,   # With gpu: time limit; run again to measure what is missing
+    device:str='cuda',  # With gpu: cuda, or cpu to check that every row runs
+    commit:str=None,    # With gpu: commit to record; default: this repository's
     from_file:str=None, # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
 ):
     """Measure on this machine how much faster this package is than a plain baseline.
 
     Args:
-        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): data, train, draw or
-            score; gpu: all that needs a GPU
+        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): Part to measure: data,
+            train, draw or score; gpu: all that needs a GPU
         size (str, optional): tiny (the default): seconds; full: minutes to an hour. With gpu: full,
             on a CPU tiny
         out (str, optional): JSON file for the results. With gpu: folder of `gpu.json`, default
             runs/gpu
-        minutes (float, default 9.0): With gpu: when to stop; the same command again measures what
-            is missing
-        device (str, default 'cuda'): With gpu: cuda, or cpu to see that every row runs
-        commit (str, optional): With gpu: the commit to record; default: this repository's
+        minutes (float, default 9.0): With gpu: time limit; run again to measure what is missing
+        device (str, default 'cuda'): With gpu: cuda, or cpu to check that every row runs
+        commit (str, optional): With gpu: commit to record; default: this repository's
         from_file (str, optional): Show a `gpu.json` as tables, and write those of a GPU into the
             notebooks
     """

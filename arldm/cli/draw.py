@@ -30,54 +30,55 @@ from ..score.provenance import read_drawing
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command
 def draw(
-    run:str,              # Run folder, or a pipeline folder
+    run:str,              # Run folder or pipeline folder
     *,
     data:str=None,        # Story file; default: the one a run was trained on
-    split:str='test',     # Split to draw
-    captions:str=None,    # Instead: a text file of your own, one caption a line
-    given:str=None,       # With `--captions`: opening pictures, first.png or first.png,second.png
-    redraw:str=None,      # With `--captions`: frames to draw again, 2 or 2,4, or all; others stay
-    out:str=None,         # Folder for drawings; default: the run, or mine-drawn beside mine.txt
-    scheduler:str='dpm++',        # dpm++, unipc, ddim or pndm
+    split:str='test',     # Split of the story file to draw
+    captions:str=None,    # Instead of a split: text file with your own story, one caption per line
+    given:str=None,       # With --captions: opening pictures, first.png or first.png,second.png
+    redraw:str=None,      # With --captions: frames to redraw, such as 2 or 2,4, or all; others stay
+    # Folder for drawings; default: the run, or for captions mine.txt the folder mine-drawn
+    out:str=None,
+    scheduler:str='dpm++',        # Sampler: dpm++, unipc, ddim or pndm
     num_inference_steps:int=20,   # Denoising steps per frame
-    guidance_scale:float=None,    # 1 = no guidance; default: that of the run's settings
-    # Part of the steps that is guided; 0.2,0.8 = neither the first nor the last fifth
+    guidance_scale:float=None,    # Guidance scale, 1 = none; default: the run's setting
+    # Part of the steps that is guided, from,to; 0.2,0.8 = all but the first and last fifth
     guidance_interval:str='0,1',
-    reuse:int=1,          # Renew deep features in every so many steps only; above 1 is approximate
+    reuse:int=1,          # Steps that share the UNet's deep features; above 1 is approximate
     dtype:str=None,       # float32, bfloat16 or float16; default: bfloat16 on a GPU, else float32
-    fast:bool=False,      # Compile for the GPU first; worth it for many stories
+    fast:bool=False,      # Compile the model for the GPU first; pays off for many stories
     batch_size:int=16,    # Stories drawn together; changes pictures by rounding only
-    seed:int=0,           # Story i starts from seed + i
-    limit:int=None,       # Only the first so many stories
-    sets:int=1,           # Draw all so often, from other seeds; scores show their spread
+    seed:int=0,           # Random seed; story i is drawn with seed + i
+    limit:int=None,       # Number of stories to draw, from the first on; default: all
+    sets:int=1,           # Number of drawings of every story, each from another seed
     dry_run:bool=False,   # Check everything, say what would be drawn, and stop
 ):
     """Draw the stories of a split, or your own; torchrun divides a split among processes.
 
     Args:
-        run (str): Run folder, or a pipeline folder
+        run (str): Run folder or pipeline folder
         data (str, optional): Story file; default: the one a run was trained on
-        split (str, default 'test'): Split to draw
-        captions (str, optional): Instead: a text file of your own, one caption a line
-        given (str, optional): With `--captions`: opening pictures, first.png or
-            first.png,second.png
-        redraw (str, optional): With `--captions`: frames to draw again, 2 or 2,4, or all; others
+        split (str, default 'test'): Split of the story file to draw
+        captions (str, optional): Instead of a split: text file with your own story, one caption per
+            line
+        given (str, optional): With --captions: opening pictures, first.png or first.png,second.png
+        redraw (str, optional): With --captions: frames to redraw, such as 2 or 2,4, or all; others
             stay
-        out (str, optional): Folder for drawings; default: the run, or mine-drawn beside mine.txt
-        scheduler (str, default 'dpm++'): dpm++, unipc, ddim or pndm
+        out (str, optional): Folder for drawings; default: the run, or for captions mine.txt the
+            folder mine-drawn
+        scheduler (str, default 'dpm++'): Sampler: dpm++, unipc, ddim or pndm
         num_inference_steps (int, default 20): Denoising steps per frame
-        guidance_scale (float, optional): 1 = no guidance; default: that of the run's settings
-        guidance_interval (str, default '0,1'): Part of the steps that is guided; 0.2,0.8 = neither
-            the first nor the last fifth
-        reuse (int, default 1): Renew deep features in every so many steps only; above 1 is
-            approximate
+        guidance_scale (float, optional): Guidance scale, 1 = none; default: the run's setting
+        guidance_interval (str, default '0,1'): Part of the steps that is guided, from,to; 0.2,0.8 =
+            all but the first and last fifth
+        reuse (int, default 1): Steps that share the UNet's deep features; above 1 is approximate
         dtype (str, optional): float32, bfloat16 or float16; default: bfloat16 on a GPU, else
             float32
-        fast (bool, default False): Compile for the GPU first; worth it for many stories
+        fast (bool, default False): Compile the model for the GPU first; pays off for many stories
         batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
-        seed (int, default 0): Story i starts from seed + i
-        limit (int, optional): Only the first so many stories
-        sets (int, default 1): Draw all so often, from other seeds; scores show their spread
+        seed (int, default 0): Random seed; story i is drawn with seed + i
+        limit (int, optional): Number of stories to draw, from the first on; default: all
+        sets (int, default 1): Number of drawings of every story, each from another seed
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     folder = Path(run)

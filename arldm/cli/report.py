@@ -18,15 +18,15 @@ from ..report.run_folder import read_run
 @command
 def report(
     run:str,         # Run folder
-    against:Annotated[str, {'opt': False, 'nargs': '?'}]=None, # Another run, to lay beside it
+    against:Annotated[str, {'opt': False, 'nargs': '?'}]=None, # Another run to compare with
     split:str=None,  # Split of the reference frames; default: the one that was scored
 ):
-    """Write a run's report: scores, strips, curves and settings on one page; or lay two runs side by side.
+    """Write a run's scores, strips, curves and settings as one HTML page, or compare two runs.
 
     Args:
         run (str): Run folder
-        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run, to lay beside
-            it
+        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run to compare
+            with
         split (str, optional): Split of the reference frames; default: the one that was scored
     """
     if against is None: page = write_report(run, split)

@@ -65,29 +65,31 @@ def with_settings(f:Callable) -> Callable:
 @command
 @with_settings
 def train(
-    run:str,                # Run folder; one that exists goes on
+    run:str,                # Run folder; an existing run is resumed
     data:str=None,          # Story file from arldm-convert
-    # toy, tiny (random weights), ssid, ssid-baseline or paper; default: named like the corpus
+    # Settings to start from: toy, tiny (random weights), ssid, ssid-baseline or paper; default:
+    # the one named like the corpus
     preset:str=None,
-    # Folder for features of frozen parts, for several runs; default: cache/ in the run folder
+    # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
     cache:str=None,
-    workers:int=None,       # Processes that read ahead; default: 4 with a GPU, else none
-    tensorboard:bool=False, # Write tensorboard/ in the run folder, too
-    dry_run:bool=False,     # Check all that a run checks, and stop
+    workers:int=None,       # Data loader processes; default: 4 with a GPU, else none
+    tensorboard:bool=False, # Also log to tensorboard/ in the run folder
+    dry_run:bool=False,     # Check everything, say what would be trained, and stop
     **settings,             # Fields of `Settings` that differ from the preset
 ):
-    """Train AR-LDM on a story file; a run that exists goes on.
+    """Train AR-LDM on a story file, or resume a run.
+    A setting that is not given is that of the preset.
 
     Args:
-        run (str): Run folder; one that exists goes on
+        run (str): Run folder; an existing run is resumed
         data (str, optional): Story file from arldm-convert
-        preset (str, optional): toy, tiny (random weights), ssid, ssid-baseline or paper; default:
-            named like the corpus
-        cache (str, optional): Folder for features of frozen parts, for several runs; default:
-            cache/ in the run folder
-        workers (int, optional): Processes that read ahead; default: 4 with a GPU, else none
-        tensorboard (bool, default False): Write tensorboard/ in the run folder, too
-        dry_run (bool, default False): Check all that a run checks, and stop
+        preset (str, optional): Settings to start from: toy, tiny (random weights), ssid,
+            ssid-baseline or paper; default: the one named like the corpus
+        cache (str, optional): Folder that caches the features of frozen parts; runs may share it;
+            default: cache/ in the run
+        workers (int, optional): Data loader processes; default: 4 with a GPU, else none
+        tensorboard (bool, default False): Also log to tensorboard/ in the run folder
+        dry_run (bool, default False): Check everything, say what would be trained, and stop
         **settings: Fields of `Settings` that differ from the preset
     """
     run = Path(run)

@@ -320,24 +320,24 @@ def _share_right(rows, resamples): # -> `Estimate`
 # %% ../../nbs/lab/76_ablations.ipynb #e9ac2635
 @command
 def ablations(
-    which:str,                 # ablations (from the text-to-image model) or tricks (from AR-LDM)
-    out:str='runs/ablations',  # Folder for all of them
+    which:str,                 # Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
+    out:str='runs/ablations',  # Folder for all runs
     data:str=None,             # Story file of the toy corpus; default: the ladder's, written there
     start:str=None,            # Pipeline to start from; default: the shipped one
     max_train_steps:int=None,  # Steps of each experiment; default: 1200, for tricks 500
-    seed:int=0,                # Of training and drawing
-    limit:int=100,             # Test stories to draw
+    seed:int=0,                # Seed of training and drawing
+    limit:int=100,             # Number of test stories to draw
 ):
     """Train and score toy models with one thing changed at a time.
 
     Args:
-        which (str): ablations (from the text-to-image model) or tricks (from AR-LDM)
-        out (str, default 'runs/ablations'): Folder for all of them
+        which (str): Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
+        out (str, default 'runs/ablations'): Folder for all runs
         data (str, optional): Story file of the toy corpus; default: the ladder's, written there
         start (str, optional): Pipeline to start from; default: the shipped one
         max_train_steps (int, optional): Steps of each experiment; default: 1200, for tricks 500
-        seed (int, default 0): Of training and drawing
-        limit (int, default 100): Test stories to draw
+        seed (int, default 0): Seed of training and drawing
+        limit (int, default 100): Number of test stories to draw
     """
     study = STUDIES[one_of('kind of experiment', which, STUDIES)]
     if max_train_steps is None: max_train_steps = study.max_train_steps

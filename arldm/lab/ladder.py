@@ -229,18 +229,18 @@ STAGES = 'autoencoder', 'base', 'arldm'
 @command
 def ladder(
     out:str='runs/ladder',     # Folder for all three runs
-    stage:str='arldm',         # The last to train: autoencoder, base or arldm
-    max_train_steps:int=None,  # Steps of that last stage; default: those of the shipped weights
-    seed:int=0,                # Of all random numbers
+    stage:str='arldm',         # Last stage to train: autoencoder, base or arldm
+    max_train_steps:int=None,  # Steps of the last stage; default: as for the shipped weights
+    seed:int=0,                # Seed of all random numbers
 ):
     """Train the toy models, each from the one before: autoencoder, text-to-image model, AR-LDM.
 
     Args:
         out (str, default 'runs/ladder'): Folder for all three runs
-        stage (str, default 'arldm'): The last to train: autoencoder, base or arldm
-        max_train_steps (int, optional): Steps of that last stage; default: those of the shipped
+        stage (str, default 'arldm'): Last stage to train: autoencoder, base or arldm
+        max_train_steps (int, optional): Steps of the last stage; default: as for the shipped
             weights
-        seed (int, default 0): Of all random numbers
+        seed (int, default 0): Seed of all random numbers
     """
     last = one_of('stage', stage, STAGES)
     if max_train_steps is not None: at_least_one(max_train_steps=max_train_steps)

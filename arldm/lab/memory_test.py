@@ -204,32 +204,35 @@ def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamp
 # %% ../../nbs/lab/75_memory_test.ipynb #5a7e15c1
 @command
 def memory_test(
-    out:str='runs/memory-test',  # Folder of drawings and scores; one that exists is continued
+    out:str='runs/memory-test',  # Folder of drawings and scores; an existing one is resumed
     *,
     model:str=None,              # Pipeline or run of AR-LDM; default: the shipped one
-    base:str=None,               # Text-to-image model it was trained from; default: the shipped one
+    # Text-to-image model that it was trained from; default: the shipped one
+    base:str=None,
     data:str=None,               # Story file of the toy corpus; default: unseen stories, made here
-    split:str='test',            # test, or hard: stories that open as no training story does
-    limit:int=100,               # Stories to draw
+    # Split: test, or hard (stories that open as no training story does)
+    split:str='test',
+    limit:int=100,               # Number of stories to draw
     seeds:int=3,                 # How often every story is drawn, each time with other noise
     num_inference_steps:int=12,  # Denoising steps per frame
-    guidance_scale:float=2.,     # 1 = no guidance
-    resamples:int=200,           # Bootstrap samples of albums for the intervals
+    guidance_scale:float=2.,     # Guidance scale; 1 = none
+    resamples:int=200,           # Bootstrap resamples of albums for the intervals
 ):
     """Draw stories with and without their history, and count the facts that are right.
 
     Args:
-        out (str, default 'runs/memory-test'): Folder of drawings and scores; one that exists is
-            continued
+        out (str, default 'runs/memory-test'): Folder of drawings and scores; an existing one is
+            resumed
         model (str, optional): Pipeline or run of AR-LDM; default: the shipped one
-        base (str, optional): Text-to-image model it was trained from; default: the shipped one
+        base (str, optional): Text-to-image model that it was trained from; default: the shipped one
         data (str, optional): Story file of the toy corpus; default: unseen stories, made here
-        split (str, default 'test'): test, or hard: stories that open as no training story does
-        limit (int, default 100): Stories to draw
+        split (str, default 'test'): Split: test, or hard (stories that open as no training story
+            does)
+        limit (int, default 100): Number of stories to draw
         seeds (int, default 3): How often every story is drawn, each time with other noise
         num_inference_steps (int, default 12): Denoising steps per frame
-        guidance_scale (float, default 2.0): 1 = no guidance
-        resamples (int, default 200): Bootstrap samples of albums for the intervals
+        guidance_scale (float, default 2.0): Guidance scale; 1 = none
+        resamples (int, default 200): Bootstrap resamples of albums for the intervals
     """
     _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples)
     # what the arguments name is opened before anything is written
