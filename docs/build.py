@@ -30,17 +30,17 @@ from entries import FULL, definitions, entry
 docs = Path(__file__).resolve().parent
 root = docs.parent
 DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
-# fenced code, headings
+# fenced code and headings, in which names are not linked
 LITERAL = re.compile(r'^ *(?P<f>```+|~~~+).*?^ *(?P=f)[ \t]*$|^#.*?$', re.S | re.M)
-# nbdev's links, made only if arldm is installed
-THEIRS = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')
+# nbdev's links to documentation, which nbdev makes only if arldm is installed
+NBDEV_LINK = re.compile(r'\[(`[^`]+`)\]\((?!http)[^)]*\.html#[^)]*\)')
 NOTEBOOK = dict(nbformat=4, nbformat_minor=5, metadata=dict(
     kernelspec=dict(name='python3', display_name='Python 3', language='python'),
     language_info=dict(name='python', pygments_lexer='ipython3')))
 
 
 def split_directives(source):
-    "The directives of a cell and the rest of its source."
+    "Split a cell into its directives, name -> value, and the rest of its source."
     directives, rest = {}, []
     for line in source.splitlines():
         m = DIRECTIVE.match(line)
@@ -50,7 +50,7 @@ def split_directives(source):
 
 
 def cells_of(path):
-    "The cells of a notebook, each with its source as one string."
+    "Read the cells of a notebook, each with its source as one string."
     cells = json.loads(path.read_text('utf-8'))['cells']
     return [dict(cell, source=''.join(cell['source'])) for cell in cells]
 
@@ -61,7 +61,7 @@ class Chapter:
         self.folder, self.name, self.main = path.parent, name, main
         self.cells = cells_of(path)
         self.kept = {cell['id']: cell for cell in cells_of(processed)}
-        self.said = {}   # name -> what `show_doc` says of it
+        self.said = {}   # name -> the Markdown that `show_doc` printed of it
         for cell in self.kept.values():
             if 'show_doc(' in cell['source']:
                 text = ''.join(cell['outputs'][0]['data']['text/markdown'])
@@ -69,7 +69,9 @@ class Chapter:
         head, _, rest = self.cells[0]['source'].partition('\n> ')
         self.title = head.removeprefix('# ').strip()
         self.claim, _, self.opening = rest.partition('\n')   # nbdev drops what follows the claim
-        homes, self.defined, self.classes = [], [], {}   # a class grows through chapters
+        homes = []          # modules that cells export to
+        self.defined = []   # nodes of the functions and classes in exported cells
+        self.classes = {}   # name -> (node, source of its cell)
         for cell in self.cells:
             directives, source = split_directives(cell['source'])
             home = directives.get('default_exp') or directives.get('export')
@@ -78,13 +80,13 @@ class Chapter:
         self.module = f'arldm.{homes[0]}' if homes else 'arldm'
 
     def define(self, source):
-        "Note what an exported cell defines."
+        "Add what an exported cell defines to `defined` and `classes`."
         for name, node, kind in definitions(source):
             self.defined.append(node)
             if kind == 'class': self.classes[name] = node, source
 
     def parameters(self):
-        "All names of parameters and fields."
+        "Yield the names of all parameters and fields that the chapter defines."
         for node in self.defined:
             for x in ast.walk(node):
                 if isinstance(x, ast.arg): yield x.arg
@@ -93,7 +95,7 @@ class Chapter:
 
 
 def commands():
-    "Function, such as arldm.cli.draw:draw -> command."
+    "Return function -> command for all commands: arldm.cli.draw:draw -> arldm-draw."
     config = ConfigParser(interpolation=None)
     config.read(root/'settings.ini', encoding='utf-8')
     found = {}
@@ -133,18 +135,18 @@ class Book:
             for name in c.said: self.names.setdefault(name, ('py:obj', f'{c.module}.{name}'))
 
     def all_mentions(self):
-        "Chapters by what comments call them: chapter loss, but chapter cli/train if there are two."
+        "Return short name -> chapter, as comments say 'chapter loss'; cli/train if two share one."
         def short(c): return c.name.rpartition('/')[2]
         n = Counter(map(short, self.chapters))
         return {c.name if n[short(c)] > 1 else short(c): c for c in self.chapters}
 
     def linked(self, text, chapter):
-        "Markdown whose names, chapters and links to notebooks lead to pages of this site."
+        "Turn the names, mentions of chapters and links in Markdown into links within this site."
         def to(role, text, target): return f'{{{role}}}`{text} <{target}>`'
         def name(m):
             bare = m[1].removesuffix('()')
             if bare in chapter.said: return to('py:obj', m[1], f'{chapter.module}.{bare}')
-            # of two meanings the nearer one: a parameter
+            # a name that is also a parameter most likely means the parameter
             if m[1] in self.parameters or bare not in self.names: return m[0]
             role, target = self.names[bare]
             return to(role, m[1], target)
@@ -160,7 +162,7 @@ class Book:
             link = os.path.relpath(target, (self.outside/chapter.name).parent)
             return f'<a href="{link}">{m[1]}</a>'
         def prose(part):
-            part = THEIRS.sub(r'\1', part)
+            part = NBDEV_LINK.sub(r'\1', part)
             part = re.sub(r'\[([^][]*)\]\((\.\./(?![^)]*\.ipynb)[^)]+)\)', file, part)
             part = re.sub(r'\]\(((?:\.\./|\w+/)*)(?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1\2', part)
             part = re.sub(r'(?<=hapter )(?:\w+/)?\w+\b', mentioned, part)
@@ -168,12 +170,12 @@ class Book:
         found = []
         at = 0
         for m in LITERAL.finditer(text):
-            found += [prose(text[at:m.start()]), THEIRS.sub(r'\1', m[0])]
+            found += [prose(text[at:m.start()]), NBDEV_LINK.sub(r'\1', m[0])]
             at = m.end()
         return ''.join([*found, prose(text[at:])])
 
     def page(self, chapter):
-        "The cells of a page."
+        "Yield the cells of a chapter's page."
         yield markdown(f'# {chapter.title}', f'{FULL}{{py:currentmodule}} {chapter.module}\n{FULL}',
                        self.contents() if chapter is self.index else self.label(chapter),
                        f'{{.claim}}\n{self.linked(chapter.claim, chapter)}',
@@ -190,7 +192,7 @@ class Book:
                 alt = last_words(cell['source']) or alt
 
     def label(self, chapter):
-        "Where the chapter is: its part, its module, and whether it is a main one."
+        "Return the line below a title: part, module, and whether it is a main chapter."
         part = chapter.name.rpartition('/')[0]
         words = []
         for name, title, *_ in self.parts:
@@ -200,7 +202,7 @@ class Book:
         return '{.chapter}\n' + ' · '.join(words)
 
     def exported(self, body, chapter):
-        "The entries of an exported cell, and the cell, folded away; nothing if it only imports."
+        "Yield the entries of an exported cell, with its source folded; nothing if it only imports."
         imports = ast.Import, ast.ImportFrom
         if all(isinstance(node, imports) for node in ast.parse(body).body): return
         parts = []
@@ -215,7 +217,7 @@ class Book:
                        f'{FULL}python\n{body}\n{FULL}', '</details>')
 
     def contents(self):
-        "The hidden tables of contents of the sidebar: the first chapters, the others, all names."
+        "Return the hidden tables of contents that fill the sidebar: first chapters, parts, names."
         book = []
         for part, _, _, found in self.parts:
             if part: book.append(f'/{part}/index')
@@ -224,7 +226,7 @@ class Book:
                             toctree(book, 'The book'), toctree(['All names <genindex>'], 'Names')])
 
     def part_page(self, title, about, found):
-        "The cells of the page that lists the chapters of a part."
+        "Yield the cells of the page that lists the chapters of a part."
         yield markdown(f'# {title}', f'{{.claim}}\n{about}', toctree(toctree_lines(found)))
         lines = []
         for c in found:
@@ -237,18 +239,18 @@ def toctree_lines(chapters): return [f'{c.title} </{c.name}>' for c in chapters]
 
 
 def toctree(lines, caption=None):
-    "A hidden table of contents."
+    "Return a hidden table of contents in MyST."
     head = [f':caption: {caption}'] if caption else []
     return '\n'.join([f'{FULL}{{toctree}}', ':hidden:', *head, '', *lines, FULL])
 
 
 def markdown(*parts):
-    "A cell of these parts, of which empty ones are left out."
+    "Return a Markdown cell of these parts; empty ones are left out."
     return dict(cell_type='markdown', metadata={}, source='\n\n'.join(filter(None, parts)))
 
 
 def last_words(text):
-    "The last paragraph of some Markdown as plain text, for those who do not see the next figure."
+    "Return the last paragraph of some Markdown as plain text, the alternative text of a figure."
     last = re.split(r'\n\s*\n', text.strip())[-1]
     if re.match(r'[#|`>$]', last): return ''
     plain = re.sub(r'\[([^]]*)\]\([^)]*\)|[`*_$]', r'\1', last)
@@ -256,11 +258,11 @@ def last_words(text):
 
 
 def image_look(png):
-    "How a picture is shown: its width in pixels, and a class of the style sheet."
+    "Return MyST-NB's options for a PNG: its width in pixels, and a class of the style sheet."
     look = {}
-    width = struct.unpack('>I', png[16:20])[0]
+    width = struct.unpack('>I', png[16:20])[0]   # where a PNG's header holds it
     per_metre = re.search(b'pHYs(....)', png[:4096], re.S)
-    if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254:   # more than 110 dpi
+    if per_metre and struct.unpack('>I', per_metre[1])[0] > 110/.0254:   # over 110 dpi
         width = width//2
         look['width'] = f'{width}px'
     if width <= 128: look['classes'] = 'pixels'
@@ -271,14 +273,14 @@ def image_look(png):
 
 
 def code(cell, alt):
-    "A code cell as MyST-NB shows it: without stderr, pictures at their size, `code-fold` folded."
+    "Return a code cell for MyST-NB: without stderr, with pictures at their size, folded if asked."
     directives, source = split_directives(cell['source'])
     outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
     image = dict(alt=directives.get('fig-alt', '').strip('"') or alt)
     for output in outputs:
         data = output.get('data', {})
         if 'text/markdown' in data:
-            data['text/markdown'] = THEIRS.sub(r'\1', ''.join(data['text/markdown']))
+            data['text/markdown'] = NBDEV_LINK.sub(r'\1', ''.join(data['text/markdown']))
         if 'image/png' in data:
             data.pop('image/jpeg', None)
             image |= image_look(base64.b64decode(''.join(data['image/png'])))
@@ -292,7 +294,7 @@ def code(cell, alt):
 
 
 def defined_names(source):
-    "The public names that a cell defines, as HTML; private ones if there are no others."
+    "Return the public names that a cell defines as HTML, or the private ones if all are private."
     names = [name for name, *_ in definitions(source)]
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
@@ -304,13 +306,14 @@ def defined_names(source):
 
 
 def write_page(path, cells):
-    "A notebook that Sphinx reads."
+    "Write a notebook of these cells, for Sphinx to read."
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [dict(cell, id=f'c{k}') for k, cell in enumerate(cells)]
     path.write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
 
 
 def main(out, processed):
+    "Build the site into `out` from the notebooks that nbdev processed; return Sphinx's exit code."
     with tempfile.TemporaryDirectory() as folder:
         source, html, outside = Path(folder)/'source', Path(folder)/'html', Path(folder)/'outside'
         source.mkdir()

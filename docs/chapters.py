@@ -7,9 +7,10 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 NOTEBOOKS = root/'nbs'
-TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world', 'model': 'Model',
-          'train': 'Training', 'draw': 'Drawing', 'score': 'Scores', 'report': 'Reports',
-          'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
+# part -> its title; '' are the chapters at the top that export a module
+TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world',
+          'model': 'Model', 'train': 'Training', 'draw': 'Drawing', 'score': 'Scores',
+          'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
 FIRST = 'journey', 'ssid', 'trouble'   # what people come for, beside the parts
 # the path of a reader; the other chapters are details
 MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames',
@@ -18,17 +19,17 @@ MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sam
 
 @dataclass(frozen=True)
 class Entry:
-    "A chapter as the list knows it."
+    "What the lists of chapters show of a chapter."
     path: Path     # Notebook
-    number: str    # '16', or '16a' for one between 16 and 17; '' for those beside the parts
-    name: str      # Address: data/story
+    number: str    # '16', or '16a' for one between 16 and 17; '' for those of `FIRST`
+    name: str      # Address on the site, such as data/story
     title: str
     claim: str
-    main: bool     # Whether it is on the reader's path
+    main: bool     # Whether its module is in `MAIN`
 
 
 def entry(path):
-    "A chapter, from its notebook."
+    "Read the `Entry` of a chapter from its notebook."
     place = path.relative_to(NOTEBOOKS).parent
     number, short = re.fullmatch(r'(?:(\d\d[a-z]?)_)?(\w+)', path.stem).groups('')
     first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
@@ -38,18 +39,18 @@ def entry(path):
 
 
 def chapters(part):
-    "The chapters of one part in order; of '' those at the top that export a module."
+    "Return the chapters of one part in order; for '' those at the top that export a module."
     found = [entry(path) for path in (NOTEBOOKS/part).glob('[0-9][0-9]*_*.ipynb')]
     return sorted(found, key=lambda chapter: chapter.number)
 
 
 def first_chapters():
-    "The chapters that people come for, wherever they are in the book."
+    "Return the chapters that come before the parts."
     return [entry(NOTEBOOKS/f'{name}.ipynb') for name in FIRST]
 
 
 def parts():
-    "(part, its title, what it is about, its chapters), in the order of the book."
+    "Yield (part, its title, what it is about, its chapters) in the order of the book."
     for part, title in TITLES.items():
         about = 'What every chapter needs.'
         if part:
@@ -59,13 +60,13 @@ def parts():
 
 
 def link(chapter):
-    "A Markdown link from the front page; main chapters are bold."
+    "Return a Markdown link from the front page to a chapter; main chapters are bold."
     text = f'[{chapter.title}]({chapter.path.relative_to(NOTEBOOKS).as_posix()})'
     return f'**{text}**' if chapter.main else text
 
 
 def table():
-    "All chapters as a Markdown table for the front page."
+    "Return all chapters as a Markdown table for the front page."
     lines = ['| part | chapters; **bold**: the main ones |', '|---|---|',
         f'| Begin here | {" · ".join(map(link, first_chapters()))} |']
     for part, title, _, found in parts():

@@ -33,14 +33,14 @@ ziamath.config.svg2 = False                  # plain paths: no ids that several 
 
 
 def draw(node, inline):
-    "A formula as SVG in the colour and the size of the text around it."
+    "Return a formula as SVG in the colour and the size of the text around it."
     tex = node.astext()
     formula = ziamath.Latex(tex, size=16, inline=inline)
     (width, height), drop = formula.getsize(), formula.getyofst()
     svg = re.sub('(fill|stroke)="black"', r'\1="currentColor"', formula.svg())
     start, rest = svg.split('>', 1)
     box = start[start.index('viewBox'):]
-    em = 14.5    # what the font of formulas calls 16 looks as large as text of 14.5
+    em = 14.5    # the font of formulas at size 16 looks as large as text of 14.5
     style = f'width:{width/em:.3f}em;height:{height/em:.3f}em'
     if inline: style += f';vertical-align:{drop/em:.3f}em'
     return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" style="{style}" '

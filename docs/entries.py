@@ -1,14 +1,16 @@
-"What nbdev's `show_doc` says of a function or class, as an entry of Sphinx's Python domain."
+"Turn what nbdev's `show_doc` prints of a function or class into an entry of Sphinx's domain."
 import ast
 import io
 import re
 import tokenize
 
-FULL = '`'*9   # fences what may hold fences
+FULL = '`'*9   # a fence around text that may hold shorter fences
 
 
 def definitions(source):
-    "The functions and classes of a cell, `Class.method` if patched, and Sphinx's word for each."
+    """Yield (name, node, Sphinx's word for its kind) of the functions and classes of a cell.
+
+    A patched method is named `Class.method`."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef): yield node.name, node, 'class'
         if not isinstance(node, ast.FunctionDef): continue
@@ -23,9 +25,11 @@ def definitions(source):
 
 
 def comments(source, above=False):
-    """The comments of some code, line -> text. One on a line of its own goes on with the comment
-    before it; with `above` only if it stands right below it in the same column, and is else about
-    the next line of code."""
+    """Return the comments of some code, line -> text.
+
+    A comment on a line of its own continues the comment before it. With `above`, it does so only if
+    it is right below that comment in the same column; otherwise it is about the next line of code.
+    """
     found, waiting = {}, []
     line = row = column = None   # the line that the last comment is about, and where it stands
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -47,14 +51,14 @@ def comments(source, above=False):
 
 
 def type_of(node):
-    "An annotation without the modules that its types come from."
+    "Return an annotation as text, without the modules of its types; '' if there is none."
     if not node: return ''
     text = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', ast.unparse(node))
     return '' if text == 'NoneType' else text   # all that nbdev knows of `x=None`
 
 
 def all_arguments(a):
-    "Each argument of a signature, as (stars, argument, default or None)."
+    "List the arguments of a signature as (stars, argument, default or None)."
     plain = [*a.posonlyargs, *a.args]
     defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
     found = [('', p, default) for p, default in zip(plain, defaults)]
@@ -65,9 +69,12 @@ def all_arguments(a):
 
 
 def parameters(said):
-    """The parameters that `show_doc` names, as (name, type, default, comment), and the result, as
-    (type, comment)."""
+    """Read the signature that `show_doc` printed.
+
+    Returns the parameters as a list of (name, type, default, comment), and the result as (type,
+    comment)."""
     code = re.search(r'```python\n(?:async )?(.*?)\n```', said, re.S)[1]
+    # defaults that are not Python code: functions by their name, other objects as ...
     code = re.sub(r'<(?:built-in )?function (\w+?)(_arg)?(?: at \w+)?>', r'\1', code)
     code = re.sub('=<[^<>]+>', '=...', code)
     notes = comments(code)
@@ -88,7 +95,7 @@ def parameters(said):
 
 
 def signature_end(source, node):
-    "The line on which the signature of a function ends."
+    "Return the number of the line on which the signature of a function ends."
     if node.returns: return node.returns.end_lineno
     lines = source.splitlines()
     for k in range(max(node.lineno, node.body[0].lineno - 1), node.lineno - 1, -1):
@@ -97,14 +104,15 @@ def signature_end(source, node):
 
 
 def constructor(node):
-    "The `__init__` of a class, or None."
+    "Return the node of the `__init__` of a class, or None."
     for part in node.body:
         if getattr(part, 'name', '') == '__init__': return part
 
 
 def described(source, node):
-    """What is said of the parameters of a function, or of a class's `__init__`, {name: comment},
-    and of its result."""
+    """Return the comments on the parameters of a function, name -> comment, and on its result.
+
+    For a class, those of its `__init__`."""
     if isinstance(node, ast.ClassDef): node = constructor(node)
     if not node: return {}, ''
     notes, end = comments(source, above=True), signature_end(source, node)
@@ -122,7 +130,7 @@ def described(source, node):
 
 
 def signature(rows, result, types):
-    "All parameters on one line, with types or without."
+    "Return a signature on one line, with types or without."
     written = []
     for name, kind, default, _ in rows:
         if types and kind: written.append(f'{name}: {kind}' + (f' = {default}' if default else ''))
@@ -131,7 +139,7 @@ def signature(rows, result, types):
 
 
 def table(rows, result):
-    "A line for each parameter, in the columns of nbdev's own table; empty columns are left out."
+    "Return a Markdown table of parameters with nbdev's columns; empty columns are left out."
     def code(text): return f'`{text}`' if text else ''
     body = []
     for name, kind, default, note in rows:
@@ -149,7 +157,7 @@ def table(rows, result):
 
 
 def fields(node, classes):
-    "The comments of a dataclass's fields, those of the classes before it, too."
+    "Return field -> comment of a dataclass and of the dataclasses that it inherits from."
     found = {}
     for base in node.bases:
         name = getattr(base, 'id', '')
@@ -162,8 +170,9 @@ def fields(node, classes):
 
 
 def entry(said, name, node, kind, classes, source, command=None):
-    """The head of an entry and what stands below it: types in the head, or in a table if parameters
-    have comments."""
+    """Return the head of an entry and the text below it.
+
+    Types are in the head, or in a table below it if parameters have comments."""
     # `show_doc` moves or drops the comments of the last parameter and of the result
     rows, result = parameters(said)
     notes, back = described(source, node)

@@ -22,7 +22,7 @@ DIRECTIVE = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*)')
 
 
 def split_directives(source):
-    "The directives of a cell and the rest of its source."
+    "Split a cell into its directives, name -> value, and the rest of its source."
     directives, rest = {}, []
     for line in source.splitlines():
         m = DIRECTIVE.match(line)
@@ -32,7 +32,7 @@ def split_directives(source):
 
 
 def relink(text):
-    "The same links, leading from the top folder instead of from nbs/."
+    "Turn links that lead from nbs/ into links that lead from the top folder."
     def turn(m):
         path, mark, part = m[2].partition('#')
         target = (notebook.parent/path).resolve()
@@ -42,7 +42,7 @@ def relink(text):
 
 
 def shown(output, name, files, alt):
-    "One output as Markdown; a picture, with the alternative text `alt`, joins `files`."
+    "Return one output as Markdown; a picture is added to the dict `files`, with `alt` as its text."
     data = output.get('data', {})
     data = {kind: ''.join(value) for kind, value in data.items() if isinstance(value, (str, list))}
     if output['output_type'] == 'error':
@@ -60,16 +60,16 @@ def shown(output, name, files, alt):
 
 
 def with_chapters(text):
-    "The notebook with today's chapters in the cell that lists them."
-    book = json.loads(text)
-    for cell in book['cells']:
+    "Return the notebook's JSON with the current chapters in the cell that lists them."
+    notebook = json.loads(text)
+    for cell in notebook['cells']:
         if ''.join(cell['source']).startswith(CHAPTERS):
             cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
-    return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
 
 
 def render():
-    "README.md's text and its pictures, name to bytes."
+    "Return the text of README.md, and its pictures, file name -> bytes."
     parts, files = [HEAD], {}
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         directives, source = split_directives(''.join(cell['source']))
@@ -86,12 +86,13 @@ def render():
 
 
 def main(check):
+    "Write README.md and its pictures; with `check`, exit with a message if they differ instead."
     if not notebook.exists(): sys.exit('nbs/index.ipynb, the source of README.md, is missing')
     book = notebook.read_text(encoding='utf-8')
     new = with_chapters(book)
     if CHAPTERS in book and new != book:
         if check:
-            sys.exit('nbs/index.ipynb does not list the chapters that there are: run `make readme` '
+            sys.exit('nbs/index.ipynb does not list the present chapters: run `make readme` '
                      'and commit what it writes')
         notebook.write_text(new, encoding='utf-8')
     text, files = render()
