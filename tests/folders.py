@@ -63,7 +63,7 @@ def score_rows(wrong):
         dict(score_row('KID', 'pictures', .0123, .004, 'lower', train_against_test=-.0002),
              spread=.001),
         dict(name='FD-DINOv2', group='pictures', value=None, n=0, better=None, beside=[],
-             note='invalid: came out as nan', invalid=True),
+             note='invalid: the value is nan', invalid=True),
         not_measured('CMMD', 'clip'),
         not_measured('CLIP score', 'clip'),
         not_measured('FID', 'inception'),

@@ -23,10 +23,10 @@ from ..score.evaluate import evaluate
 from ..score.feature_networks import Fields, LatentFeatures, features_file, networks
 from ..score.histories import (HISTORY_KINDS, draw_histories, remembered_facts,
                                    score_histories)
-from ..score.intervals import refuse_draws
-from ..score.provenance import (other_stories, other_weights, read_drawing,
-                                    refuse_outputs, story_path)
-from ..score.table import as_lines, look
+from ..score.intervals import check_n_resamples
+from ..score.provenance import (read_drawing, refuse_outputs, stories_note, story_path,
+                                    weights_note)
+from ..score.table import as_lines, network_features
 from .draw import of_all, open_pipeline
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
@@ -49,7 +49,7 @@ def history_sampling(
     sampling = recorded_sampling(record, run/'drawing.json')
     if not any((folder/'model_index.json').is_file() for folder in (run/'pipeline', run)):
         raise StoryError(f'--histories draws again, but {run} holds no pipeline; score without it')
-    differences = other_weights(run, record)
+    differences = weights_note(run, record)
     if differences:
         raise StoryError(f'--histories draws again, but {differences[0]}; score without it, or '
                          'move the drawings and drawing.json away and run arldm-draw first')
@@ -69,7 +69,7 @@ def say_what_is_scored(
         record (dict): The run's `drawing.json`
     """
     drawings = match_drawings(run, stories, record)
-    for line in drawings.trouble + other_stories(record, stories) + other_weights(run, record):
+    for line in drawings.trouble + stories_note(record, stories) + weights_note(run, record):
         say(f'note: {line}')
     say(f'would score {drawings!r}; nothing was written')
 
@@ -138,7 +138,7 @@ def score(
     """
     run = Path(run)
     at_least_one(batch_size=batch_size)
-    refuse_draws(resamples)
+    check_n_resamples(resamples)
     for name, n in dict(train_pictures=train_pictures, histories=histories).items():
         if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
     record, stories = what_to_score(run, data, split)
@@ -245,7 +245,7 @@ def history_scores(
                                limit=n)
     net = _similarity_network(nets)
     def similarity(drawings):
-        features = look(net, drawings, [], Store())
+        features = network_features(net, drawings, [], Store())
         mean = features.reference.mean(0)
         reference = centred(features.reference, mean)[features.place]
         return similarity_to_reference(centred(features.drawn[0], mean), reference)

@@ -2,8 +2,8 @@
 import numpy as np, pytest, torch
 
 from arldm.score.coherence import (by_frame, centred, character_scores, characters_seen, distant_frames,
-                                   similarity, names_in, nearest, own_rank, similarity_to_reference, pairs,
-                                   rank_chance, text_score, together, unusual)
+                                   similarity, names_in, nearest, reciprocal_rank, similarity_to_reference, pairs,
+                                   reciprocal_rank_by_chance, relative_similarity, text_score, unusual)
 from arldm.core import StoryError
 
 
@@ -55,15 +55,15 @@ def test_stories_of_one_frame_have_no_pairs():
     assert pairs([], []).shape == pairs([7], [1]).shape == pairs([7, 8], [1, 2], 'all').shape == (0, 2)
     with pytest.raises(StoryError, match='did you mean adjacent'): pairs([7], [1], 'adjacents')
 
-def test_together_is_a_ratio_of_means_and_follows_the_albums():
+def test_relative_similarity_is_a_ratio_of_means_and_follows_the_albums():
     story, k = np.repeat(range(4), 3), np.tile([1, 2, 3], 4)
     album, at = np.repeat([0, 0, 1, 1], 3), pairs(story, k)
     drawn, reference = centred(rows(12, seed=1) + 1, 0), centred(rows(12, seed=2) + 1, 0)
-    stat = together(drawn, reference, at, album)
+    stat = relative_similarity(drawn, reference, at, album)
     a, b = (np.array([x[i]@x[j] for i, j in at]) for x in (drawn, reference))
     assert stat(np.ones(2)) == pytest.approx(a.mean()/b.mean(), rel=1e-5)
     assert stat(np.array([2, 0])) == pytest.approx(a[:4].mean()/b[:4].mean(), rel=1e-5)    # the first album's pairs
-    assert together(reference, reference, at, album)(np.array([1, 3])) == pytest.approx(1)
+    assert relative_similarity(reference, reference, at, album)(np.array([1, 3])) == pytest.approx(1)
 
 def test_similarity_to_the_reference_frame_and_its_drift():
     reference = centred(rows(30), 0)
@@ -124,21 +124,21 @@ def test_reciprocal_rank_is_that_of_a_plain_sort():
     pictures, captions = rows(5, 30), rows(7, 30, 1)
     own, cosines = np.array([0, 2, 3, 4, 6]), centred(pictures, 0)@centred(captions, 0).T
     plain = [1/(1 + sorted(c, reverse=True).index(c[j])) for c, j in zip(cosines.tolist(), own)]
-    assert own_rank(pictures, captions, own) == pytest.approx(plain)
+    assert reciprocal_rank(pictures, captions, own) == pytest.approx(plain)
 
 def test_equal_captions_do_not_help():
     captions = rows(5, 30)
     captions[[1, 4]] = captions[0]                                   # three captions are one
     captions[4] += 1e-7                                              # but for rounding
-    got = own_rank(captions, captions, np.arange(5))
+    got = reciprocal_rank(captions, captions, np.arange(5))
     assert got == pytest.approx([(1 + 1/2 + 1/3)/3, (1 + 1/2 + 1/3)/3, 1, 1, (1 + 1/2 + 1/3)/3])
     same = captions[:1].repeat(5, 0)
-    assert own_rank(rows(5, 30, 2), same, np.arange(5)) == pytest.approx(np.full(5, rank_chance(5)))
+    assert reciprocal_rank(rows(5, 30, 2), same, np.arange(5)) == pytest.approx(np.full(5, reciprocal_rank_by_chance(5)))
 
 def test_captions_sorted_by_chance_have_the_rank_of_chance():
-    got = [own_rank(rows(5, 40, i), rows(5, 40, 1000 + i), np.arange(5)).mean() for i in range(400)]
-    assert rank_chance(5) == pytest.approx((1 + 1/2 + 1/3 + 1/4 + 1/5)/5)
-    assert np.mean(got) == pytest.approx(rank_chance(5), abs=.02)
+    got = [reciprocal_rank(rows(5, 40, i), rows(5, 40, 1000 + i), np.arange(5)).mean() for i in range(400)]
+    assert reciprocal_rank_by_chance(5) == pytest.approx((1 + 1/2 + 1/3 + 1/4 + 1/5)/5)
+    assert np.mean(got) == pytest.approx(reciprocal_rank_by_chance(5), abs=.02)
 
 @pytest.fixture(scope='module')
 def clip():

@@ -12,7 +12,7 @@ from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.score.intervals import resample
 from arldm.draw.pipeline import StoryPipeline
 from arldm.draw.frames import Memory
-from arldm.score.histories import HISTORY_KINDS, draw_histories, history_rows, others, remembered
+from arldm.score.histories import HISTORY_KINDS, draw_histories, frames_in_memory, history_rows, others
 from arldm.model.arldm import ARLDM
 from arldm.files.pictures import to_png
 from arldm.toy.captions import TOY_WORDS
@@ -85,7 +85,7 @@ def test_what_is_remembered_is_what_memory_keeps(slots):
                             encode_slots=lambda picture, tokens: picture)
     memory = Memory(model)
     for k in range(12):
-        assert remembered(k, slots) == memory.slots
+        assert frames_in_memory(k, slots) == memory.slots
         memory.add(k, dict(memory_ids=None, memory_real=None))
 
 class Recorder:
@@ -166,12 +166,12 @@ def test_a_torn_picture_is_handed_over_and_hinders_nobody_else(tmp_path):
 
 # what it amounts to
 
-ALBUM, DRAWS = np.repeat(range(12), 4), resample(12)
+ALBUM, RESAMPLES = np.repeat(range(12), 4), resample(12)
 def noisy(mean, seed, spread=.1): return mean + np.random.default_rng(seed).normal(0, spread, 48)
 
 def test_rows_tell_what_is_lost():
     reference = noisy(.8, 0)
-    rows = history_rows(dict(own=reference - .1, reference=reference, shuffled=reference - noisy(.3, 1), none=reference + noisy(.2, 2)), ALBUM, DRAWS,
+    rows = history_rows(dict(own=reference - .1, reference=reference, shuffled=reference - noisy(.3, 1), none=reference + noisy(.2, 2)), ALBUM, RESAMPLES,
                         'remembered facts', '%')
     by_name = {r['name']: r for r in rows}
     assert [r['name'] for r in rows[:4]] == [f'remembered facts, history {kind}' for kind in HISTORY_KINDS]
@@ -189,14 +189,14 @@ def test_rows_tell_what_is_lost():
 
 def test_the_comparison_is_paired():
     hard = np.repeat(np.random.default_rng(0).normal(0, 5, 12), 4)       # some albums are much harder than others
-    row = history_rows(dict(reference=hard + .2, shuffled=hard + noisy(0, 1)), ALBUM, DRAWS, 'similarity')[-1]
+    row = history_rows(dict(reference=hard + .2, shuffled=hard + noisy(0, 1)), ALBUM, RESAMPLES, 'similarity')[-1]
     assert row['high'] - row['low'] < .2 and row['note'].startswith('history is used')
 
 def test_no_effect_is_called_no_effect():
-    row = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 1)), ALBUM, DRAWS, 'similarity')[-1]
-    assert row['low'] < 0 < row['high'] and row['note'].startswith('no effect of history beyond chance')
-    same = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 0)), ALBUM, DRAWS, 'similarity')[-1]
-    assert same['note'].startswith('no effect')
+    row = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 1)), ALBUM, RESAMPLES, 'similarity')[-1]
+    assert row['low'] < 0 < row['high'] and row['note'].startswith('no significant effect of history')
+    same = history_rows(dict(reference=noisy(.5, 0), none=noisy(.5, 0)), ALBUM, RESAMPLES, 'similarity')[-1]
+    assert same['note'].startswith('no significant effect')
 
 def test_one_album_gives_no_verdict_and_no_number_that_is_none():
     rows = history_rows(dict(reference=[.5, .6], none=[.1, .2]), np.zeros(2, int), resample(1), 'similarity')

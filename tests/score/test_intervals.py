@@ -13,10 +13,10 @@ def test_one_album_says_nothing():
     e = estimate(mean_of([1., 2.], [0, 0]), resample(1))
     assert all(map(math.isnan, e.interval)) and verdict(e, e, 'lower').startswith('no verdict')
 
-def test_draws_are_of_albums_and_repeat():
-    draws = resample(9, 50, 3)
-    assert draws.shape == (50, 9) and (draws.sum(1) == 9).all() and (draws == resample(9, 50, 3)).all()
-    assert (draws != resample(9, 50, 4)).any()
+def test_resamples_are_of_albums_and_repeat():
+    resamples = resample(9, 50, 3)
+    assert resamples.shape == (50, 9) and (resamples.sum(1) == 9).all() and (resamples == resample(9, 50, 3)).all()
+    assert (resamples != resample(9, 50, 4)).any()
 
 def test_statistics_are_those_of_repeated_albums():
     rng = np.random.default_rng(0)
@@ -28,15 +28,15 @@ def test_statistics_are_those_of_repeated_albums():
     assert math.isnan(mean_of([1], [0])([0, 5]))
 
 def test_interval_is_centred():
-    again = np.random.default_rng(0).normal(10, 1, 4000)                 # far above the value, as with distances
-    low, high = Estimate(3., again, 1000).interval
+    resampled = np.random.default_rng(0).normal(10, 1, 4000)                 # far above the value, as with distances
+    low, high = Estimate(3., resampled, 1000).interval
     assert low == pytest.approx(3 - 1.96, abs=.1) and high == pytest.approx(3 + 1.96, abs=.1)
 
 def test_paired_differences():
     e, f = Estimate(1., np.arange(5.), 5), Estimate(4., np.arange(5.) + 3, 5)
     assert (f - e).value == 3 and (f - e).sd == 0 and (f - e).interval == (3, 3)
     assert verdict(e, f, 'lower').startswith('B worse than A') and verdict(e, f, 'higher').startswith('B better than A')
-    assert verdict(e, f, None).startswith('B is higher than A') and 'no difference' in verdict(e, e, 'lower')
+    assert verdict(e, f, None).startswith('B is higher than A') and 'no significant difference' in verdict(e, e, 'lower')
     assert verdict(e, f, 'lower', unit='%').endswith('+300.0 … +300.0 points')
     assert verdict(e, f, 'lower', unit='points') == verdict(e, f, 'lower', unit='%')
 

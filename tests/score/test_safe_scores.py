@@ -115,7 +115,7 @@ def test_nothing_in_parts_of_almost_nothing(tmp_path):
 # numbers that cannot be
 
 @pytest.mark.parametrize('n_resamples', [-1, 10**12, math.nan])
-def test_draws_have_bounds(n_resamples):
+def test_the_number_of_resamples_has_bounds(n_resamples):
     with pytest.raises(StoryError, match='resamples must be 0 or more, at most 100,000, got'): resample(5, n_resamples)
 
 def test_no_albums_and_no_training_pictures_less_than_none(split):
@@ -289,8 +289,8 @@ def test_other_weights_are_not_paired(tmp_path, run, split):
     def verdicts(other): return {r['name']: r['verdict'] for r in compare_runs(run, other)}
     other, same, none = map(verdicts, runs[1:])
     assert other['FD-DINOv2'] == other['precision'] == 'not paired: other weights of dinov2'
-    assert other['FD-fields'].startswith('no difference')                   # no weights in it
-    assert all(said.startswith('no difference') for said in same.values()) and 'FD-DINOv2' in same
+    assert other['FD-fields'].startswith('no significant difference')                   # no weights in it
+    assert all(said.startswith('no significant difference') for said in same.values()) and 'FD-DINOv2' in same
     assert none['precision'] == 'not paired: measured by dinov2 and fields'
 
 def test_resamples_of_other_scores_are_not_paired(run, split):
@@ -301,7 +301,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
     save_json(run/'scores.json', scores)
     verdicts = {r['name']: r['verdict'] for r in compare_runs(run, run)}
     assert verdicts['FD-fields'].startswith('not paired: the resamples are of other scores')
-    assert verdicts['similarity to the reference frame (fields)'].startswith('no difference')
+    assert verdicts['similarity to the reference frame (fields)'].startswith('no significant difference')
 
 
 # files of another shape
@@ -424,7 +424,7 @@ def test_verdicts_of_stale_scores_say_so(tmp_path, run, split, capsys):
     reports.report(str(run), str(tmp_path/'two'))
     said = capsys.readouterr().out
     assert 'note: B: the drawings are not those that were scored; score them again' in said and 'note: A: the drawings' not in said
-    assert said.index('not those that were scored') < said.index('no difference')
+    assert said.index('not those that were scored') < said.index('no significant difference')
 
 def test_a_pipe_as_drawing_json_ends(run):
     (run/'drawing.json').unlink()
@@ -433,7 +433,7 @@ def test_a_pipe_as_drawing_json_ends(run):
     os.write(writer, b'{}')
     end = threading.Timer(.3, os.close, [writer])                            # or a reader would wait for ever
     end.start()
-    with pytest.raises(StoryError, match='drawing.json is no file'): exam.read_drawing(run)
+    with pytest.raises(StoryError, match='drawing.json is not a file'): exam.read_drawing(run)
     end.join()
 
 def test_the_memory_test_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
