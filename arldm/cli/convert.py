@@ -17,7 +17,7 @@ from ..files.atomic import FolderTaken, refuse_foreign, temporary_folder, whole_
 from ..files.kept_results import keep_file
 from ..files.raw_folder import RawFolder
 from ..data.checks import NoStory, refuse
-from ..data.corpora import SOURCES, SPLITS, SSID, TOY_FILES, drafts_in
+from ..data.corpora import SOURCES, SPLITS, SSID_KEYS, TOY_FILES, drafts_in
 from ..data.story import NoStories, count_stories, is_story_file, write_stories
 from ..toy.corpus import write_toy
 
@@ -112,7 +112,7 @@ def _draw_toy_folder(raw, albums, quiet):
 
 def _check_toy_folder(raw, albums):
     "Raise a `StoryError` if the toy corpus in `raw` has another number of training albums."
-    drafts = drafts_in(RawFolder(raw), TOY_FILES['train'], SSID)
+    drafts = drafts_in(RawFolder(raw), TOY_FILES['train'], SSID_KEYS)
     n_found = len({records[0].get('album_id') for _, records in drafts})
     if n_found != albums:
         raise StoryError(f'{raw} has {counted(n_found, "album")} for training, not {albums:,}; '

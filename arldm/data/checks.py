@@ -16,11 +16,11 @@ from .story import Story
 
 # %% ../../nbs/data/13_checks.ipynb #19ecf969
 def clean(text:str)->str:
-    "One line of valid text, words separated by one space."
+    "Return a text as one line of valid UTF-8, with one space between words."
     spaced = ''.join(' ' if unicodedata.category(c) == 'Cc' else c for c in text)
     return ' '.join(spaced.encode('utf-8', 'replace').decode().split())
 
-# Letters and a symbol by their class, but they show nothing
+# Hangul fillers and an empty Braille pattern: Unicode calls them letters and a symbol
 _INVISIBLE = set('\u115f\u1160\u3164\uffa0\u2800')
 
 def has_visible(text:str)->bool:
@@ -28,13 +28,14 @@ def has_visible(text:str)->bool:
     return any(unicodedata.category(c)[0] in 'LNPS' and c not in _INVISIBLE for c in text)
 
 # %% ../../nbs/data/13_checks.ipynb #6c2f003b
-def _shown(value): # in a message
+def _shown(value):
+    "Return a value as a message shows it: its first 40 characters, or only its type."
     if isinstance(value, (float, bool, str, type(None))):
         return json.dumps(value, ensure_ascii=False)[:40]
     return f'a value of type {type(value).__name__}'
 
 class OddValue(BadStory):
-    "A value of another kind than the annotations should have."
+    "Raised for a value of another type or form than the annotations should have."
 
 def is_id(value:object)->bool:
     "Whether a value can be an id: text or a whole number, neither `true` nor `1.7`."
@@ -43,16 +44,16 @@ def is_id(value:object)->bool:
     return isinstance(value, str)
 
 def id_text(
-    value:object,  # What the file says
-    key:str,       # What it says it of, for the message
-    story:str,     # The story, for the message
+    value:object,  # The id in the annotations
+    key:str,       # Its key there, for the message
+    story:str,     # Id of the story, for the message
 )->str:
-    """An id as text.
+    """Return an id as text, or raise `OddValue`.
 
     Args:
-        value (object): What the file says
-        key (str): What it says it of, for the message
-        story (str): The story, for the message
+        value (object): The id in the annotations
+        key (str): Its key there, for the message
+        story (str): Id of the story, for the message
     """
     if is_id(value): return str(value)
     raise OddValue('bad id', f'story {story}: {key} is {_shown(value)}, '
@@ -60,7 +61,7 @@ def id_text(
 
 # %% ../../nbs/data/13_checks.ipynb #f88e4763
 def caption_text(value:object, key:str, story:str)->str:
-    "A caption in one line; a value that is no text, or shows nothing, makes a bad story."
+    "Return a caption as one line; raise `OddValue` if it is not text or shows nothing."
     if isinstance(value, bytes): value = value.decode('utf-8', 'replace')
     if not isinstance(value, str):
         raise OddValue('not text', f'story {story}: {key} is {_shown(value)}, expected text')
@@ -68,34 +69,34 @@ def caption_text(value:object, key:str, story:str)->str:
     raise OddValue('empty caption', f'story {story}: {key} shows nothing')
 
 def place_number(value:object, key:str, story:str)->int:
-    "The place of a frame in its story: a whole number, or the text of one."
+    "Return the place of a frame in its story as a number, or raise `OddValue`."
     if is_id(value) and re.fullmatch(r'\s*-?[0-9]{1,9}\s*', str(value)): return int(value)
     raise OddValue(f'bad {key}', f'story {story}: {key} is {_shown(value)}, '
                                  'expected a whole number')
 
 # %% ../../nbs/data/13_checks.ipynb #9ed3a298
 class NoStory(BadStory):
-    "What a corpus lists though it begins no story, as its authors know: counted, but no mistake."
+    "Raised for an entry that begins no story by the corpus' own rules: counted, but not an error."
 
 def refuse(e:BadStory):
-    "End at the first bad story."
+    "Raise the error of a bad story with advice; do nothing for a `NoStory`."
     if isinstance(e, NoStory): return
     raise BadStory(e.reason, f'{e}; pass --skip-bad to leave such stories out')
 
 class Stories:
-    """Stories built one at a time from drafts; a draft that fails goes to `bad` instead.
+    """Builds stories one at a time from drafts; a draft that is bad goes to `bad` instead.
 
     Args:
-        drafts (list): What the annotations say, story by story
+        drafts (list): What the annotations say of each story, in the form that `build` takes
         build (Callable): Draft -> `Story`, or raises `BadStory`
-        bad (Callable): Called with every `BadStory`
-        where (str, default ''): The annotations and their split, for messages
+        bad (Callable): Called with the `BadStory` of every draft that is left out; may raise it
+        where (str, default ''): Name of the annotation file or split, for messages
     """
     def __init__(self,
-        drafts:list,    # What the annotations say, story by story
+        drafts:list,    # What the annotations say of each story, in the form that `build` takes
         build:Callable, # Draft -> `Story`, or raises `BadStory`
-        bad:Callable,   # Called with every `BadStory`
-        where:str='',   # The annotations and their split, for messages
+        bad:Callable,   # Called with the `BadStory` of every draft that is left out; may raise it
+        where:str='',   # Name of the annotation file or split, for messages
     ):
         self.drafts = drafts
         self.build = build
@@ -111,8 +112,9 @@ class Stories:
                 story = self.build(draft)
                 if first.setdefault(story.id, i) < i:
                     raise BadStory('repeated id',
-                                   f'story {story.id} stands twice in {self.where}, as number '
+                                   f'story {story.id} occurs twice in {self.where}, as number '
                                    f'{first[story.id]} and {i}; ids must differ')
+            # Only the message of an odd value does not say where it was found.
             except OddValue as e: self.bad(BadStory(e.reason, f'{self.where}: {e}'))
             except BadStory as e: self.bad(e)
             else: yield story

@@ -16,17 +16,17 @@ from ..files.pictures import decode, to_png
 _SPLITS = 'train', 'val', 'test'
 
 def is_original(f:h5py.File)->bool:
-    "Whether a file has the original's layout."
+    "Whether a file has the layout that the original AR-LDM writes."
     return any(f'{split}/image0' in f for split in _SPLITS)
 
-def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 (n, L)
-    """The pictures of every story.
+def original_rows(f:h5py.File)->dict: # split -> int32 (n stories, L frames)
+    """Number the pictures of a file, split by split and story by story, for `original_picture`.
 
     Returns:
-        dict: split -> numbers of its pictures, int32 (n, L)
+        dict: split -> int32 (n stories, L frames)
     """
     rows = {}
-    start = 0
+    start = 0   # number of the first picture of the split
     for split in _SPLITS:
         if split not in f: continue
         n_stories = len(f[split]['image0'])
@@ -36,38 +36,48 @@ def original_rows(f:h5py.File)->dict: # split -> numbers of its pictures, int32 
         start += n_pictures
     return rows
 
-def original_picture(f:h5py.File, row:int)->bytes:
-    "One picture as PNG, red and blue put right."
-    at = row   # counted from the start of the split
+def original_picture(
+    f:h5py.File,
+    row:int,      # Number of the picture, from `original_rows`
+)->bytes:         # PNG
+    """Return one picture, with the red and blue that the original exchanged put back.
+
+    Args:
+        row (int): Number of the picture, from `original_rows`
+
+    Returns:
+        bytes: PNG
+    """
+    in_split = row   # counted from the start of the split
     for split, rows in original_rows(f).items():
-        if 0 <= at < rows.size:
-            story, frame = divmod(at, rows.shape[1])
+        if 0 <= in_split < rows.size:
+            story, frame = divmod(in_split, rows.shape[1])
             stored = decode(f[split][f'image{frame}'][story].tobytes())
             blue, green, red = stored.split()
             return to_png(Image.merge('RGB', (red, green, blue)))
-        at -= rows.size
+        in_split -= rows.size
     raise StoryError(f'there is no picture {row}')
 
 # %% ../../nbs/data/11_legacy.ipynb #60cc2b1a
 def _caption_dataset(f):
-    "The name of the dataset of captions: `ssid`, `sis`, `dii` or `text`."
+    "Return the name of the dataset of captions, by the corpus: `ssid`, `sis`, `dii` or `text`."
     for split in _SPLITS:
         for name in f[split] if split in f else ():
             if not name.startswith('image'): return name
     raise ValueError('no dataset of captions')
 
 def original_attrs(f:h5py.File)->dict:
-    "What the attributes of our files say."
+    "Return corpus and counts, which our own files have as attributes."
     counts = {}
     for split, rows in original_rows(f).items():
         counts[split] = dict(stories=len(rows), pictures=rows.size)
     name = _caption_dataset(f)
-    if name == 'text':
+    if name == 'text':   # PororoSV or FlintstonesSV
         raise StoryError('this file holds strips of film; convert its corpus again')
     return dict(corpus={'sis': 'vist-sis', 'dii': 'vist-dii'}.get(name, name), counts=counts)
 
 def original_index(f:h5py.File, split:str)->dict:
-    "What the datasets of a split of ours say: `frame`, `caption`, `story_id`, `album_id`."
+    "Return what the datasets `frame`, `caption`, `story_id` and `album_id` of our own files hold."
     rows = original_rows(f)[split]
     captions = []
     for i, text in enumerate(f[split][_caption_dataset(f)].asstr()[()]):
@@ -76,6 +86,7 @@ def original_index(f:h5py.File, split:str)->dict:
             raise StoryError(f'story {i} of split {split} has {len(captions[-1])} captions for '
                              f"{rows.shape[1]} pictures; one of them contains '|', convert the "
                              'corpus again')
+    # The original stores neither ids nor albums.
     names = np.array([f'{split}-{i}' for i in range(len(rows))], object)
     return dict(frame=rows, caption=np.array(captions, object).reshape(rows.shape),
                 story_id=names, album_id=names)

@@ -28,16 +28,16 @@ from .strips import strips
 # %% ../../nbs/data/12_story.ipynb #07572c4a
 @dataclass(frozen=True)
 class Story:
-    """Captions and as many frames; a frame is one encoded picture, or a tuple of several.
+    """Captions and as many frames; a frame is one encoded picture, or a tuple of alternatives.
 
     Args:
-        id (str): The corpus' own name of the story
-        album (str): Stories of one album share pictures
+        id (str): The story's name in its corpus
+        album (str): Name of its album; stories of one album share pictures
         captions (tuple): `n` strings
         frames (tuple, default field(repr=False)): `n` frames, each `bytes` or a tuple of `bytes`
     """
-    id: str          # The corpus' own name of the story
-    album: str       # Stories of one album share pictures
+    id: str          # The story's name in its corpus
+    album: str       # Name of its album; stories of one album share pictures
     captions: tuple  # `n` strings
     frames: tuple = field(repr=False) # `n` frames, each `bytes` or a tuple of `bytes`
 
@@ -50,8 +50,8 @@ class Story:
             n_frames += 1
             pictures = frame if isinstance(frame, tuple) else (frame,)
             if not all(isinstance(p, bytes) and p for p in pictures):
-                raise StoryError(f'story {self.id}: a frame is the bytes of an encoded picture, '
-                                 'or a tuple of such')
+                raise StoryError(f'story {self.id}: a frame must be the bytes of an encoded '
+                                 'picture, or a tuple of such')
         if not len(self.captions) == len(self.frames) == n_frames or not n_frames:
             raise StoryError(f'story {self.id} has {len(self.captions)} captions and '
                              f'{n_frames} pictures; every frame needs one of each')
@@ -59,7 +59,7 @@ class Story:
     def __len__(self): return len(self.frames)
 
     def pictures(self, i:int=0)->list:
-        "Picture `i` of every frame (the last one of a frame that has fewer), decoded."
+        "Decode picture `i` of every frame, or the last one of a frame that has fewer."
         chosen = []
         for frame in map(as_tuple, self.frames):
             chosen.append(frame[min(i, len(frame) - 1)])
@@ -70,31 +70,32 @@ class Story:
 
 # %% ../../nbs/data/12_story.ipynb #44996c96
 def as_tuple(frame:bytes|tuple)->tuple:
-    "The pictures of a frame, also where there is only one."
+    "Return the encoded pictures of a frame as a tuple, also if there is only one."
     return (frame,) if isinstance(frame, bytes) else frame
 
 # %% ../../nbs/data/12_story.ipynb #32851e60
 def index_stories(
     stories:Iterable,    # `Story` after `Story`
-    rows:dict,           # Digest -> row of the pictures so far; grows
+    # Digest of a picture -> its row in `/frames`; those of new pictures are added
+    rows:dict,
     keep:Callable=None,  # Called with the bytes of every new picture, in the order of rows
-)->dict:                 # Arrays `frame`, `caption`, `story_id`, `album_id`
-    """Number the pictures of some stories; equal pictures get one number.
+)->dict:                 # Arrays `frame`, `caption`, `story_id`, `album_id` of a split
+    """Return the index of a split: rows of pictures, captions, ids; equal pictures share a row.
 
     Args:
         stories (Iterable): `Story` after `Story`
-        rows (dict): Digest -> row of the pictures so far; grows
+        rows (dict): Digest of a picture -> its row in `/frames`; those of new pictures are added
         keep (Callable, optional): Called with the bytes of every new picture, in the order of rows
 
     Returns:
-        dict: Arrays `frame`, `caption`, `story_id`, `album_id`
+        dict: Arrays `frame`, `caption`, `story_id`, `album_id` of a split
     """
     def row_of(picture):
-        key = hashlib.blake2b(picture, digest_size=16).digest()
-        if key not in rows:
-            rows[key] = len(rows)
+        digest = hashlib.blake2b(picture, digest_size=16).digest()
+        if digest not in rows:
+            rows[digest] = len(rows)
             if keep: keep(picture)
-        return rows[key]
+        return rows[digest]
 
     frames = []
     captions = []
@@ -102,7 +103,7 @@ def index_stories(
     for story in stories:
         _check_text(story)
         if story.id in albums:
-            raise StoryError(f'story {story.id} stands twice in one split; ids must differ')
+            raise StoryError(f'story {story.id} occurs twice in one split; ids must differ')
         rows_by_frame = []
         for frame in story.frames:
             rows_by_frame.append([row_of(picture) for picture in as_tuple(frame)])
@@ -114,70 +115,92 @@ def index_stories(
                 album_id=np.array(list(albums.values()), object))
 
 # %% ../../nbs/data/12_story.ipynb #457a9da3
-def _check_text(story): # HDF5 would end a text at a zero character
+def _check_text(story):
+    "Raise `StoryError` at an id, album or caption that HDF5 cannot store: it ends text at a zero."
     for text in (story.id, story.album, *story.captions):
         valid = isinstance(text, str) and '\0' not in text
-        if not valid or text != text.encode('utf-8', 'replace').decode():
-            raise StoryError(f'story {story.id}: {text!r:.40} is no text that a file can hold')
+        if not valid or text != text.encode('utf-8', 'replace').decode():   # lone surrogates
+            raise StoryError(f'story {story.id}: {text!r:.40} is not text that a file can hold')
 
 def _rectangle(stories):
-    "Lists of frames, each a list of rows, as int32 (n, L); (n, L, K) if a frame has more than one."
-    most_frames = max(map(len, stories), default=0)
-    most_pictures = 1
-    for frames in stories: most_pictures = max(most_pictures, *map(len, frames))
-    out = np.full((len(stories), most_frames, most_pictures), -1, 'int32')
+    "Return lists of frames, each a list of rows, as int32 (n, L), or (n, L, K) if some K > 1."
+    max_frames = max(map(len, stories), default=0)
+    max_pictures = 1
+    for frames in stories: max_pictures = max(max_pictures, *map(len, frames))
+    table = np.full((len(stories), max_frames, max_pictures), -1, 'int32')   # -1 = none
     for i, frames in enumerate(stories):
-        for j, rows in enumerate(frames): out[i, j, :len(rows)] = rows
-    return out[..., 0] if most_pictures == 1 else out
+        for j, rows in enumerate(frames): table[i, j, :len(rows)] = rows
+    return table[..., 0] if max_pictures == 1 else table
 
 def _table(captions):
-    "Lists of captions as strings (n, L), filled up with ''."
-    out = np.full((len(captions), max(map(len, captions), default=0)), '', object)
-    for i, texts in enumerate(captions): out[i, :len(texts)] = texts
-    return out
+    "Return lists of captions as an array of strings (n, L), filled up with ''."
+    table = np.full((len(captions), max(map(len, captions), default=0)), '', object)
+    for i, texts in enumerate(captions): table[i, :len(texts)] = texts
+    return table
 
 # %% ../../nbs/data/12_story.ipynb #7ecd1f5b
 class NoStories(StoryError):
-    "Nothing to write."
+    "Raised where a story file would hold no story at all."
 
-def count_index(index:dict)->dict:
-    "How many stories, albums, pictures and different pictures an index has."
-    shown = index['frame'][index['frame'] >= 0]
+def count_index(
+    index:dict,  # From `index_stories`
+)->dict:         # `stories`, `albums`, `pictures`, `different` (pictures, equal ones counted once)
+    """Count the stories, albums and pictures of a split.
+
+    Args:
+        index (dict): From `index_stories`
+
+    Returns:
+        dict: `stories`, `albums`, `pictures`, `different` (pictures, equal ones counted once)
+    """
+    rows = index['frame'][index['frame'] >= 0]
     return dict(stories=len(index['story_id']), albums=len(set(index['album_id'])),
-                pictures=shown.size, different=np.unique(shown).size)
+                pictures=rows.size, different=np.unique(rows).size)
 
-def count_stories(splits:dict)->dict:
-    "What `write_stories` would return; nothing is written."
+def count_stories(
+    splits:dict,  # Name of a split -> iterable of `Story`
+)->dict:          # Name of a split -> its counts, see `count_index`
+    """Return what `write_stories` would return, without writing.
+
+    Args:
+        splits (dict): Name of a split -> iterable of `Story`
+
+    Returns:
+        dict: Name of a split -> its counts, see `count_index`
+    """
     return {split: count_index(index) for split, index in _indices(splits)}
 
 def _indices(splits, keep=None):
-    "Yield name and index of every split; `NoStories` if all are empty."
+    "Yield name and index of every split; raise `NoStories` if all are empty."
     rows = {}
     for split, stories in splits.items(): yield split, index_stories(stories, rows, keep)
     if not rows: raise NoStories('there is not a single story')
 
 # %% ../../nbs/data/12_story.ipynb #bdcf2b91
 class _PictureWriter:
-    "Appends pictures to a dataset in the order of the calls, shrunk by threads if `resolution`."
+    "Appends pictures to a dataset in the order of the calls; threads shrink them to `resolution`."
     def __init__(self, disk, frames, resolution, workers):
+        # `resolution` 0 = not shrunk; `disk` is the file that `frames`, a dataset, is written to.
         self.disk = disk
         self.frames = frames
         self.resolution = resolution
         self.pool = ThreadPoolExecutor(workers)
-        self.waiting = deque()
-        self.most_waiting = 2*workers
+        self.waiting = deque()          # futures of pictures that are being shrunk, oldest first
+        self.max_waiting = 2*workers    # limits the memory that they take
 
     def __call__(self, picture):
+        "Append a picture, or have it shrunk and append it later."
         if not self.resolution: return self.append(picture)
         self.waiting.append(self.pool.submit(shrink, picture, self.resolution))
-        if len(self.waiting) > self.most_waiting: self.append(self.waiting.popleft().result())
+        if len(self.waiting) > self.max_waiting: self.append(self.waiting.popleft().result())
 
     def append(self, picture):
         self.frames.resize(len(self.frames) + 1, axis=0)
         self.frames[-1] = np.frombuffer(picture, 'uint8')
-        self.disk.check()
+        self.disk.check()   # for a full disk
 
     def finish(self):
+        "Append the pictures that are still being shrunk."
         while self.waiting: self.append(self.waiting.popleft().result())
 
 # %% ../../nbs/data/12_story.ipynb #ea7bb09a
@@ -185,14 +208,15 @@ FORMAT = 'arldm-stories'
 VERSION = 1
 
 def is_story_file(path:str|Path)->bool:
-    "Whether a file was written by `write_stories`."
+    "Whether an HDF5 file was written by `write_stories`; raise `StoryError` if it is damaged."
     with open_unchecked(path) as f, reading(path):
         # Only text of fixed length is read: it lies in no heap, whose damage can hang the library.
         if 'facts' not in f.attrs or f.attrs.get_id('facts').dtype.kind != 'S': return False
         facts = json.loads(f.attrs['facts'])
         return isinstance(facts, dict) and facts.get('format') == FORMAT
 
-def _write(disk, splits, corpus, resolution, workers): # -> split: counts
+def _write(disk, splits, corpus, resolution, workers):
+    "Write pictures, indices and attributes to a new file; return the counts by split."
     counts = {}
     with h5py.File(disk, 'w', libver='v110') as f:
         frames = f.create_dataset('frames', (0,), h5py.vlen_dtype('uint8'), maxshape=(None,),
@@ -213,30 +237,30 @@ def _write(disk, splits, corpus, resolution, workers): # -> split: counts
 # %% ../../nbs/data/12_story.ipynb #3dc6c04c
 def write_stories(
     path:str|Path,     # The file; a story file is replaced, any other file is not
-    splits:dict,       # Name of a split -> iterable of `Story`; may be empty
+    splits:dict,       # Name of a split -> iterable of `Story`; an iterable may be empty, not all
     corpus:str,        # Name of the corpus, a key of `CORPORA`
     resolution:int=0,  # Shrink pictures to this short side in pixels; 0 keeps the original bytes
     workers:int=2,     # Threads that shrink
-)->dict:               # What `count_index` says of each split
-    """Write a story file.
+)->dict:               # Name of a split -> its counts, see `count_index`
+    """Write a story file, atomically; equal pictures are stored once.
 
     Args:
         path (str | Path): The file; a story file is replaced, any other file is not
-        splits (dict): Name of a split -> iterable of `Story`; may be empty
+        splits (dict): Name of a split -> iterable of `Story`; an iterable may be empty, not all
         corpus (str): Name of the corpus, a key of `CORPORA`
         resolution (int, default 0): Shrink pictures to this short side in pixels; 0 keeps the
             original bytes
         workers (int, default 2): Threads that shrink
 
     Returns:
-        dict: What `count_index` says of each split
+        dict: Name of a split -> its counts, see `count_index`
     """
     path = Path(expand_user(str(path)))
     one_of('corpus', corpus, CORPORA)
     for split in splits:
         if not str(split).isidentifier() or split == 'frames':
-            raise StoryError(f'no name for a split: {split!r}; expected one such as train, val '
-                             'or test')
+            raise StoryError(f'{split!r} cannot be the name of a split; expected one such as '
+                             'train, val or test')
     if resolution < 0 or workers < 1:
         raise StoryError('resolution must be 0 or more and workers 1 or more, '
                          f'got {resolution}, {workers}')
@@ -246,21 +270,22 @@ def write_stories(
             try:
                 counts = _write(disk, splits, corpus, resolution, workers)
             finally:
-                disk.check()  # before the error that a full disk causes in the library
+                # Raises the disk's own error, and not what the library makes of it.
+                disk.check()
     except OSError as e:
-        raise StoryError(f'{path}: cannot be written ({e.strerror or e}); mend that and '
+        raise StoryError(f'{path}: cannot be written ({e.strerror or e}); fix that and '
                          'convert again') from None
     return counts
 
 # %% ../../nbs/data/12_story.ipynb #a9808dae
 class StoryFile:
-    """A story file, read story by story; each process opens it for itself.
+    """Reads a story file, story by story: `file['train'][0]`; may be passed to other processes.
 
     Args:
-        path (str | Path): A file by `write_stories`, or one by the original AR-LDM
+        path (str | Path): A file of `write_stories`, or one that the original AR-LDM converted
     """
     def __init__(self,
-        path:str|Path, # A file by `write_stories`, or one by the original AR-LDM
+        path:str|Path, # A file of `write_stories`, or one that the original AR-LDM converted
     ):
         self.path = Path(expand_user(str(path)))
         self._handle = None
@@ -274,37 +299,40 @@ class StoryFile:
                 self.counts = self.attrs['counts']
                 self.splits = tuple(self.counts)
         except BaseException:
-            if self._handle: self._handle.close()   # as in `open_hdf5`
+            # A caller may keep the error and thereby the handle: an open file is not read anew.
+            if self._handle: self._handle.close()
             raise
 
     @property
-    def h5(self): # `h5py.File` of this process
+    def h5(self):
+        "The `h5py.File` of this process, opened at the first use; also sets `_frames`."
         if self._handle_process != os.getpid():
             if self._file_identity is None: opened = open_hdf5(self.path)
             elif self._file_identity == _identity(self.path): opened = open_unchecked(self.path)
-            else: raise StoryError(f'{self.path} was replaced while it was in use; begin again')
+            else: raise StoryError(f'{self.path} was replaced while it was in use; start again')
             self._handle = opened
             self._handle_process = os.getpid()
             self._file_identity = _identity(self.path)
             self._frames = opened.get('frames')
         return self._handle
 
-    def __getstate__(self): # without the handle, which no other process may use
+    def __getstate__(self):
+        "Return what is pickled: all except the handle, which no other process may use."
         return dict(self.__dict__, _handle=None, _handle_process=0, _frames=None)
 
 # %% ../../nbs/data/12_story.ipynb #7d10c0fe
 def _identity(path):
-    "What tells a file from another one that took its place."
-    about = os.stat(path)
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    "Return inode, size and time of a file, which tell it from another that took its place."
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 # %% ../../nbs/data/12_story.ipynb #e87a85f6
 @patch
 def _check(self:StoryFile):
-    "The attributes of a file by `write_stories`, or a `StoryError`."
+    "Return the attributes of a file of `write_stories`; raise `StoryError` if they do not fit."
     stored = self.h5.attrs
+    # `facts` holds all attributes as one text; of these two, the separate attribute counts.
     attrs = json.loads(stored.get('facts', b'{}'))
-    # An attribute of its own counts more than the same one among the facts.
     for key in 'version', 'complete': attrs[key] = stored[key].item() if key in stored else None
     for key, want, advice in (('format', FORMAT, 'convert the corpus first'),
                               ('version', VERSION, 'convert the corpus again'),
@@ -316,15 +344,16 @@ def _check(self:StoryFile):
 
 @patch
 def picture(self:StoryFile, row:int)->bytes:
-    "The encoded picture in a row of `/frames`."
+    "Return the encoded picture in a row of `/frames`."
     with reading(self.path):
         h5 = self.h5  # opens the file in a new process, and sets `_frames`
         return original_picture(h5, row) if self.legacy else self._frames[row].tobytes()
 
 # %% ../../nbs/data/12_story.ipynb #5c5ce709
 def _has_holes(frame):
-    "Whether a row below -1 occurs, or a -1 before the end of a story or of a frame."
+    "Whether rows of pictures (n, L) or (n, L, K) have a number below -1, or a -1 before a number."
     if frame.ndim == 2: tables = [frame]
+    # Of several pictures a frame: the first ones along the story, then those of each frame.
     else: tables = [frame[..., 0], frame.reshape(-1, frame.shape[-1])]
     for rows in tables:
         empty_then_filled = (rows[:, :-1] < 0) & (rows[:, 1:] >= 0)
@@ -333,8 +362,17 @@ def _has_holes(frame):
 
 # %% ../../nbs/data/12_story.ipynb #0180f09f
 class StorySplit:
-    "The stories of one split of a `StoryFile`, as a sequence."
-    def __init__(self, file:StoryFile, name:str, index:dict):
+    """The stories of one split of a `StoryFile`: a sequence of `Story`.
+
+    Args:
+        name (str): Name of the split
+        index (dict): Arrays `frame`, `caption`, `story_id`, `album_id`
+    """
+    def __init__(self,
+        file:StoryFile,
+        name:str,        # Name of the split
+        index:dict,      # Arrays `frame`, `caption`, `story_id`, `album_id`
+    ):
         self.file = file
         self.name = name
         self.ids = list(index['story_id'])
@@ -347,7 +385,7 @@ class StorySplit:
     def rows(self,
         i:int, # Place of the story in the split
     )->np.ndarray: # int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
-        """Rows of the pictures of a story.
+        """Return the rows of a story's pictures in `/frames`.
 
         Args:
             i (int): Place of the story in the split
@@ -356,14 +394,15 @@ class StorySplit:
             np.ndarray: int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
         """
         rows = self._index['frame'][i]
+        # Shorter stories are filled up with frames whose rows are all -1.
         return rows[rows.reshape(len(rows), -1).max(-1) >= 0]
 
     def captions(self, i:int)->tuple:
-        "The captions of a story."
+        "Return the captions of the story at place `i`."
         return tuple(self._index['caption'][i][:len(self.rows(i))])
 
     def __getitem__(self, i:int|slice)->Story|list:
-        "The story at place `i`; a list of them for a slice."
+        "Return the story at place `i`, or a list of stories for a slice."
         if isinstance(i, slice): return [self[k] for k in range(len(self))[i]]
         i = range(len(self))[i]
         frames = []
@@ -375,7 +414,7 @@ class StorySplit:
 # %% ../../nbs/data/12_story.ipynb #97f264f4
 @patch
 def _check_index(self:StorySplit):
-    "A `StoryError` unless there are as many ids, albums, captions and frames, without holes."
+    "Raise `StoryError` unless ids, albums, captions and frames of a split have matching shapes."
     frame = self._index['frame']
     shape = self._index['caption'].shape
     fits = frame.dtype.kind == 'i' and frame.ndim in (2, 3) and frame.shape[:2] == shape
@@ -383,20 +422,20 @@ def _check_index(self:StorySplit):
         raise StoryError(f'{self.file.path}: split {self.name} has {shape} captions for '
                          f'{frame.dtype} {frame.shape} frames')
     if not len(set(self.ids)) == len(self.ids) == len(self.albums) or _has_holes(frame):
-        raise StoryError(f'{self.file.path}: damaged, the stories of split {self.name} do not '
-                         'add up; convert the corpus again')
+        raise StoryError(f'{self.file.path}: damaged, ids and frames of the stories of split '
+                         f'{self.name} do not fit together; convert the corpus again')
 
 # %% ../../nbs/data/12_story.ipynb #3fe7f6b7
 @patch
 def index(self:StorySplit, story_id:str)->int:
-    "The place of the story with this id."
+    "Return the place of the story with this id, or raise `StoryError`."
     if str(story_id) in self.ids: return self.ids.index(str(story_id))
     raise StoryError(f'{self.file.path}: no story {str(story_id)!r} among the {len(self)} '
                      f'of split {self.name}')
 
 @patch
 def __getitem__(self:StoryFile, split:str)->StorySplit:
-    "The stories of one split."
+    "Return the stories of one split; raise `StoryError` if the file has no such split."
     if split not in self.splits:
         raise StoryError(f'{self.path}: no split {split!r}; it holds {", ".join(self.splits)}')
     with reading(self.path):

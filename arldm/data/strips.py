@@ -21,7 +21,7 @@ from .fonts import Lettering
 def as_picture(
     x, # PIL picture, uint8 array (h, w, 3), or float tensor (3, h, w) in [-1, 1]
 )->Image.Image: # RGB
-    """Any of the book's forms of a frame as a PIL picture.
+    """Return a frame, in whichever form it is, as an upright RGB picture.
 
     Args:
         x: PIL picture, uint8 array (h, w, 3), or float tensor (3, h, w) in [-1, 1]
@@ -29,7 +29,7 @@ def as_picture(
     Returns:
         Image.Image: RGB
     """
-    if hasattr(x, 'permute'):
+    if hasattr(x, 'permute'):   # a tensor; torch is not imported here
         if x.is_floating_point(): x = ((x + 1)*127.5).round().clamp(0, 255).byte()
         x = x.permute(1, 2, 0).cpu().numpy()  # (h, w, 3)
     return upright(x if isinstance(x, Image.Image) else Image.fromarray(x))
@@ -38,12 +38,13 @@ def as_picture(
 def with_palette(
     picture:Image.Image, # RGB
 )->Image.Image:
-    """A picture with 255 colours, rare ones among them: a third of the bytes.
+    """Reduce a picture to at most 255 colours, which takes about a third of the bytes as PNG.
 
     Args:
         picture (Image.Image): RGB
     """
     half = max(1, picture.width//2), max(1, picture.height//2)
+    # From a quarter of the pixels, for speed; MAXCOVERAGE keeps colours of few pixels, too.
     palette = picture.resize(half, Image.NEAREST).quantize(255, Image.Quantize.MAXCOVERAGE, 1)
     return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
@@ -54,21 +55,21 @@ _INK = 60, 60, 60
 _PAPER = 255, 255, 255
 
 def strips(
-    rows:list,              # Rows of pictures, e.g. `[reference, drawn]`; None = an empty place
+    # Rows of pictures, e.g. `[reference, drawn]`; None in a row leaves a place empty
+    rows:list,
     captions:list=None,     # One caption per column, wrapped below it
     labels:list=None,       # One word per row, at its left
     side:int=104,           # Width of a frame in the strip, in pixels
-    palette:bool=True,      # At most 255 colours, for a notebook; False, for a file, keeps all
+    palette:bool=True,      # At most 255 colours, as for a notebook; False keeps all
 )->Image.Image:
-    """Rows of frames above their captions.
+    """Draw rows of frames, one below the other, with a caption below each column.
 
     Args:
-        rows (list): Rows of pictures, e.g. `[reference, drawn]`; None = an empty place
+        rows (list): Rows of pictures, e.g. `[reference, drawn]`; None in a row leaves a place empty
         captions (list, optional): One caption per column, wrapped below it
         labels (list, optional): One word per row, at its left
         side (int, default 104): Width of a frame in the strip, in pixels
-        palette (bool, default True): At most 255 colours, for a notebook; False, for a file, keeps
-            all
+        palette (bool, default True): At most 255 colours, as for a notebook; False keeps all
     """
     pen = Lettering([*(captions or []), *(labels or [])])
     left = _GAP
@@ -79,35 +80,40 @@ def strips(
     width = left + max(map(len, rows))*step
     height = below + _LINE*max(map(len, texts), default=0)
     out = Image.new('RGB', (width, height), _PAPER)
-    d = ImageDraw.Draw(out)
+    canvas = ImageDraw.Draw(out)
     for j, row in enumerate(rows):
         y = _GAP + j*step
-        if labels: pen.draw(d, (_GAP, y + side//2 + 4), labels[j], _INK)
-        for i, x in enumerate(row): _paste(out, x, left + i*step, y, side)
+        # a baseline lies 4 pixels below the middle of its line, and 9 below its top
+        if labels: pen.draw(canvas, (_GAP, y + side//2 + 4), labels[j], _INK)
+        for i, frame in enumerate(row): _paste(out, frame, left + i*step, y, side)
     for i, lines in enumerate(texts):
         for j, line in enumerate(lines):
-            pen.draw(d, (left + i*step, below + 9 + _LINE*j), line, _INK, side)
+            pen.draw(canvas, (left + i*step, below + 9 + _LINE*j), line, _INK, side)
     return with_palette(out) if palette else out
 
 # %% ../../nbs/data/10_strips.ipynb #73cd7d03
-def _paste(out, x, left, top, side):
-    "Fit one picture into its square place."
-    if x is None: return
-    picture = as_picture(x)
+def _paste(out, frame, left, top, side):
+    "Paste a frame, scaled to fit, into the middle of a square of `out`; None leaves it empty."
+    if frame is None: return
+    picture = as_picture(frame)
     longest = max(picture.size)
     w = max(1, round(picture.width*side/longest))
     h = max(1, round(picture.height*side/longest))
+    # A picture of less than half the size is enlarged without smoothing, so that its pixels show.
     resampling = Image.NEAREST if longest < side//2 else Image.LANCZOS
     out.paste(picture.resize((w, h), resampling), (left + (side - w)//2, top + (side - h)//2))
 
 # %% ../../nbs/data/10_strips.ipynb #ed8e0c43
 def sheet(
-    pictures:list, # Strips, or other pictures
-)->Image.Image:
-    """Pictures below each other.
+    pictures:list, # RGB pictures, such as strips
+)->Image.Image:    # With at most 255 colours
+    """Stack pictures, one below the other, on white.
 
     Args:
-        pictures (list): Strips, or other pictures
+        pictures (list): RGB pictures, such as strips
+
+    Returns:
+        Image.Image: With at most 255 colours
     """
     width = max(picture.width for picture in pictures)
     height = sum(picture.height for picture in pictures)
@@ -120,14 +126,14 @@ def sheet(
 
 # %% ../../nbs/data/10_strips.ipynb #507c2f0a
 def markdown_table(
-    columns:list, # Their names
-    rows:list,    # Of cells, one per column
+    columns:list, # Names of the columns
+    rows:list,    # Lists of cells, one cell per column; cells are shown as `str` shows them
 )->str:
-    """A table in Markdown; columns of numbers, except the first, are aligned to the right.
+    """Return a table in Markdown; columns of numbers, except the first, are aligned to the right.
 
     Args:
-        columns (list): Their names
-        rows (list): Of cells, one per column
+        columns (list): Names of the columns
+        rows (list): Lists of cells, one cell per column; cells are shown as `str` shows them
     """
     texts = [list(map(str, row)) for row in rows]
     marks = ['---']
@@ -142,49 +148,51 @@ def markdown_table(
 # %% ../../nbs/data/10_strips.ipynb #8fc59f46
 def show_visible(
     visible,            # bool tensor (V, columns); True = the row's frame may look at the column
-    given:int=0,        # Opening frames that are given, so that the first row is a later frame
-    cell:int=26,        # Pixels per cell
-    column:str='slot',  # What a column is, written above the names of the frames
+    given:int=0,        # Number of given opening frames: the first row is frame `given+1`
+    cell:int=26,        # Side of a cell in pixels
+    column:str='slot',  # What a column is, written at the left of the columns' numbers
 )->Image.Image:
-    """A mask as a grid: filled where a frame may look.
+    """Draw a mask as a grid with a row per frame: blue where the frame may look, else grey.
 
     Args:
         visible: bool tensor (V, columns); True = the row's frame may look at the column
-        given (int, default 0): Opening frames that are given, so that the first row is a later
-            frame
-        cell (int, default 26): Pixels per cell
-        column (str, default 'slot'): What a column is, written above the names of the frames
+        given (int, default 0): Number of given opening frames: the first row is frame `given+1`
+        cell (int, default 26): Side of a cell in pixels
+        column (str, default 'slot'): What a column is, written at the left of the columns' numbers
     """
     V, N = visible.shape
     left = 60   # edges of the grid
     top = 24
     out = Image.new('RGB', (left + N*cell, top + V*cell), _PAPER)
-    d = ImageDraw.Draw(out)
+    canvas = ImageDraw.Draw(out)
     font = ImageFont.load_default(11)
-    d.text((52, 12), column, _INK, font, anchor='rm')
-    for j in range(N): d.text((left + j*cell + cell//2, 12), f'{j+1}', _INK, font, anchor='mm')
+    # anchors: 'rm' = right end, middle of the line; 'mm' = centred both ways
+    canvas.text((52, 12), column, _INK, font, anchor='rm')
+    for j in range(N):
+        canvas.text((left + j*cell + cell//2, 12), f'{j+1}', _INK, font, anchor='mm')
     for i in range(V):
-        d.text((52, top + i*cell + cell//2), f'frame {i+1+given}', _INK, font, anchor='rm')
+        canvas.text((52, top + i*cell + cell//2), f'frame {i+1+given}', _INK, font, anchor='rm')
         for j in range(N):
             x = left + j*cell
             y = top + i*cell
             fill = (49, 104, 180) if visible[i, j] else (232, 234, 238)
-            d.rectangle([x + 2, y + 2, x + cell - 2, y + cell - 2], fill=fill)
+            canvas.rectangle([x + 2, y + 2, x + cell - 2, y + cell - 2], fill=fill)
     return out
 
 # %% ../../nbs/data/10_strips.ipynb #5a7e0002
 def show_saved(
-    source:str,        # The cell's text
-    notebook:str=None, # Its notebook; default: the one that runs
+    source:str,        # The text of the cell
+    notebook:str=None, # Path of its notebook; default: the one that runs
 ):
-    """Show what a cell showed when its notebook was saved.
+    """Show the outputs that a cell had when its notebook was saved, or say that it was not run.
 
     Args:
-        source (str): The cell's text
-        notebook (str, optional): Its notebook; default: the one that runs
+        source (str): The text of the cell
+        notebook (str, optional): Path of its notebook; default: the one that runs
     """
     from IPython.display import publish_display_data
-    path = Path(notebook or os.environ.get('JPY_SESSION_NAME', ''))   # Jupyter's server names it
+    # Jupyter's server gives the path of the running notebook in this variable.
+    path = Path(notebook or os.environ.get('JPY_SESSION_NAME', ''))
     cells = json.loads(path.read_text(encoding='utf-8'))['cells'] if path.is_file() else []
     outputs = []
     for cell in cells:
@@ -197,17 +205,20 @@ def show_saved(
                 data[kind] = ''.join(value) if isinstance(value, list) else value
             publish_display_data(data)
     if not outputs:
-        print('not run: it takes long; take the first line of this cell away to run it')
+        print('not run: it takes long; delete the first line of this cell to run it')
 
 # %% ../../nbs/data/10_strips.ipynb #5a7e0003
-_LONG = re.compile(r'#\s*\|\s*eval:\s*false')
+_NOT_RUN = re.compile(r'#\s*\|\s*eval:\s*false')
 
-def _saved_instead(lines): # the lines of a cell before IPython reads it -> the lines to run
-    if not (lines and _LONG.match(lines[0])): return lines
-    return [f'__import__("arldm.data.strips").show.show_saved({"".join(lines)!r})\n']
+def _saved_instead(lines):
+    "Return a cell's lines, or if it is marked `eval: false` a call that shows its saved outputs."
+    if not (lines and _NOT_RUN.match(lines[0])): return lines
+    # One expression, which leaves no name in the notebook; `fromlist` returns the inner module.
+    module = '__import__("arldm.data.strips", fromlist=["show_saved"])'
+    return [f'{module}.show_saved({"".join(lines)!r})\n']
 
 def keep_saved():
-    "From here on, cells marked `eval: false` show what they showed when they were saved."
+    "Make cells that are marked `eval: false` show their saved outputs from now on."
     from IPython import get_ipython
     shell = get_ipython()
     if shell and _saved_instead not in shell.input_transformers_cleanup:

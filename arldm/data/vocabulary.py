@@ -17,19 +17,19 @@ from ..files.atomic import atomic_path
 
 # %% ../../nbs/data/15_vocabulary.ipynb #3c413114
 def word_merges(
-    words:list,  # Words, spelled in the byte alphabet of CLIP
-)->list:         # Pairs in the order of their rank
-    """Merges after which every word is one token.
+    words:list,  # Words, each byte spelled as a letter of CLIP's byte alphabet
+)->list:         # Pairs of parts; the tokenizer merges those that come first before the others
+    """Return merges (byte pair encoding) that make one token of every word.
 
     Args:
-        words (list): Words, spelled in the byte alphabet of CLIP
+        words (list): Words, each byte spelled as a letter of CLIP's byte alphabet
 
     Returns:
-        list: Pairs in the order of their rank
+        list: Pairs of parts; the tokenizer merges those that come first before the others
     """
-    ranks = {}  # pair -> its rank
+    ranks = {}  # pair -> its place in the list; a pair of lower rank is merged first
     for word in words:
-        parts = [*word[:-1], word[-1] + '</w>']
+        parts = [*word[:-1], word[-1] + '</w>']   # CLIP marks the end of a word
         while len(parts) > 1:
             pairs = list(zip(parts, parts[1:]))
             # The pair of the lowest rank, as the tokenizer does; the first one if none has a rank.
@@ -41,14 +41,14 @@ def word_merges(
 
 # %% ../../nbs/data/15_vocabulary.ipynb #2e947bef
 def word_tokenizers(
-    texts:list,      # Words, or whole captions: their words are taken
-    folder:str|Path, # Where the files go, in `clip` and `bert`
+    texts:list,      # Words, or whole captions
+    folder:str|Path, # The files are written to its folders `clip` and `bert`
 )->tuple:            # `CLIPTokenizer`, `BertTokenizer`
-    """Small vocabularies, in their true file formats, in which each of these words is one token.
+    """Write two small tokenizers in which each word of some texts is one token, and load them.
 
     Args:
-        texts (list): Words, or whole captions: their words are taken
-        folder (str | Path): Where the files go, in `clip` and `bert`
+        texts (list): Words, or whole captions
+        folder (str | Path): The files are written to its folders `clip` and `bert`
 
     Returns:
         tuple: `CLIPTokenizer`, `BertTokenizer`
@@ -65,7 +65,7 @@ def word_tokenizers(
 
 # %% ../../nbs/data/15_vocabulary.ipynb #60be5b7f
 def _write_clip(folder, words):
-    "vocab.json and merges.txt: bytes, bytes that end a word, merges, specials."
+    "Write CLIP's files. Tokens: bytes, bytes that end a word, merged parts, special tokens."
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     merges = word_merges([to_bytes(word)[0][0] for word in sorted(words)])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -82,7 +82,7 @@ def _write_clip(folder, words):
     _write(folder/'tokenizer_config.json', json.dumps(config))
 
 def _write_bert(folder, words):
-    "vocab.txt: specials, characters, characters that continue a word, words."
+    "Write BERT's files. Tokens: special ones, letters, letters that continue a word, words."
     normalize = normalizers.BertNormalizer().normalize_str
     plain = set()
     for word in words: plain.update(normalize(word).split())
@@ -100,21 +100,23 @@ def _write(path, text): # atomically, since several processes may do so at once
 
 # %% ../../nbs/data/15_vocabulary.ipynb #691864c4
 _WORD = re.compile(
-    r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)"    # letters, without digits beside them: not the rd of 3rd
-    r"|(?<=\w['’])[^\W\d_]{3,}(?!\w)")      # after an apostrophe three or more: not the s of Ada's
+    # letters without digits or apostrophe beside them: not the rd of 3rd
+    r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)"
+    # after an apostrophe, three letters or more: not the s of Ada's
+    r"|(?<=\w['’])[^\W\d_]{3,}(?!\w)")
 _IDEOGRAPH = re.compile('[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]')
 
-def words_in(caption:str) -> list: # in lower case
-    """The words of a caption.
+def words_in(caption:str) -> list: # str, in lower case
+    """Return the words of a caption, with broken characters repaired as CLIP's tokenizer does.
 
     Returns:
-        list: in lower case
+        list: str, in lower case
     """
     plain = caption if caption.isascii() else ftfy.fix_text(caption)
     return _WORD.findall(plain.lower())
 
 def _pieces(tokenizer, word):
-    "The texts of the tokens of a word; None if one is unknown."
+    "Return the parts into which a tokenizer splits a word; None if it does not know one of them."
     tokens = tokenizer.tokenize(word, split_special_tokens=True)
     if isinstance(tokenizer, CLIPTokenizer):
         return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
@@ -125,7 +127,7 @@ def is_known(
     word:str,   # Letters, in lower case
     tokenizer,  # `CLIPTokenizer` or `BertTokenizer`
 )->bool:
-    """Whether a tokenizer reads a word as one token or as pieces that are longer than letters.
+    """Whether a tokenizer reads a word as one token, or most of it in parts of several letters.
 
     Args:
         word (str): Letters, in lower case

@@ -138,7 +138,7 @@ def _crop_pictures(stories, cropped, memory): # [(row, crop)] -> uint8 (n, 3, h,
     crops = []
     for row, crop in cropped:
         if row not in whole: whole[row] = _picture(stories.split, row)
-        crops.append(stories.cut(whole[row], row, crop, memory))
+        crops.append(stories.crop_picture(whole[row], row, crop, memory))
     return pixels(crops)
 
 def _picture(split, row):
@@ -361,7 +361,7 @@ def __getitem__(self:CachedStories, i:int|tuple) -> dict:
     i = range(len(self))[i]
     stories = self.stories
     texts = stories.split.captions(i)
-    rows, frame_crops, memory_crops = stories.choose(i, epoch)
+    rows, frame_crops, memory_crops = stories.choose_crops(i, epoch)
     moments = [self.get('moments', key) for key in zip(rows, frame_crops)]
     item = dict(moments=torch.cat(moments), **stories.vocab.encode(texts), index=i,
                 id=stories.split.ids[i])
@@ -370,7 +370,7 @@ def __getitem__(self:CachedStories, i:int|tuple) -> dict:
     if 'slots' in self.places:
         item['slots'] = self._padded('slots', list(zip(rows, memory_crops, texts))[:-1])
     else:
-        _, memories = stories.squares(i, epoch)
+        _, memories = stories.crop_story(i, epoch)
         item['memory'] = pixels(memories)
     null = self._null()
     for name in null.keys(): item[name] = null.get_tensor(name)

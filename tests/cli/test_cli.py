@@ -170,7 +170,7 @@ WRONG = [
     ('draw', ['OUT/nowhere', '--data', 'FILE'], 'no pipeline there'),
     ('draw', ['RUN', '--split', 'valid'], "no split 'valid'"),
     ('draw', ['RUN', '--scheduler', 'euler'], "no scheduler 'euler'"),
-    ('draw', ['RUN', '--captions', 'OUT/none.txt'], 'no text file'),
+    ('draw', ['RUN', '--captions', 'OUT/none.txt'], 'not a text file'),
     ('draw', ['RUN', '--num-inference-steps', '2', '--seed', '9'], 'made with seed=0'),
     ('score', ['OUT'], 'does not say what was drawn'),
     ('score', ['OUT', '--data', 'FILE', '--split', 'test'], 'no drawings'),

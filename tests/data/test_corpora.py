@@ -80,7 +80,7 @@ BAD = dict(
     photo_empty=(lambda r: (r/'a/32.jpg').write_bytes(b''), rf'{BROKEN} \(.*\)', 'not a picture'),
     four=(edit(lambda a: a.pop(0)), 'story 30 has 4 pictures, 5 needed', 'wrong length'),
     six=(edit(lambda a: a.append([record(30, 6)])), 'story 30 has 6 pictures, 5 needed', 'wrong length'),
-    twice=(first(image_order=1), r'story 30 has 2 pictures with image_order 1; does its id stand twice\?', 'repeated image_order'),
+    twice=(first(image_order=1), r'story 30 has 2 pictures with image_order 1; does its id occur twice\?', 'repeated image_order'),
     order=(first(image_order='third'), NUMBER, 'bad image_order'),
     endless=(first(image_order=float('inf')), NUMBER, 'bad image_order'),
     no_text=(edit(lambda a: a[0][0].pop('storytext')), 'story 30: a record has no storytext', 'missing key'),
@@ -256,7 +256,7 @@ def test_dii_without_a_description_is_a_bad_story(tmp_path):
     photo = data['annotations'][0][0]['photo_flickr_id']
     data['annotations'] = [g for g in data['annotations'] if g[0]['photo_flickr_id'] != photo]
     file.write_text(json.dumps(data))
-    with pytest.raises(BadStory, match=rf'story \d+: nobody described photo {photo}'):
+    with pytest.raises(BadStory, match=rf'story \d+: photo {photo} has no description'):
         convert('vist-dii', raw, tmp_path/'x.h5', quiet=True)
     counts = convert('vist-dii', raw, tmp_path/'x.h5', skip_bad=True, quiet=True)
     assert counts['skipped'] == {'missing description': 2} and counts['test']['stories'] == 0
@@ -315,7 +315,7 @@ ODD = dict(
              'expected at most 1,000 squares stacked downwards'),
     no_strip=('pororo', lambda r: (r/'Pororo_ENGLISH1_2_ep2/3.png').unlink(), 'missing picture', 'there is no .*3.png'),
     undescribed=('pororo', lambda r: npy(r, 'descriptions.npy', np.array({}, object)), 'missing description',
-                 'nobody described Pororo_ENGLISH1_1_ep1/0.png'),
+                 'Pororo_ENGLISH1_1_ep1/0.png has no description'),
     numbers=('pororo', lambda r: npy(r, 'train_seen_unseen_ids.npy', np.array([[0], [1], [99]])), 'unknown story',
              'there are only 6'),
     outside=('pororo', lambda r: npy(r, 'img_cache4.npy', np.array(['../../x.png']*6, 'S')), 'unsafe id', 'not a plain name'),

@@ -77,7 +77,7 @@ def test_long_captions_lose_their_ends_and_are_counted():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         vocab.encode([text])
-    assert vocab.cut == 3
+    assert vocab.n_cut == 3
     with pytest.raises(StoryError, match='captions of 1 tokens'): parity_vocab(1)
 
 def test_long_captions_are_counted_across_workers(file, tmp_path):
@@ -88,7 +88,7 @@ def test_long_captions_are_counted_across_workers(file, tmp_path):
         for batch in DataLoader(data, 1, num_workers=2, collate_fn=collate): pass
         alone = Vocabulary(clip, bert, 2)
         for i in range(len(data)): alone.encode(file['train'].captions(i))
-    assert data.vocab.cut == alone.cut == 5*len(data)
+    assert data.vocab.n_cut == alone.n_cut == 5*len(data)
 
 def test_word_tokenizers(tmp_path):
     rng = random.Random(0)

@@ -96,7 +96,7 @@ def test_an_id_that_stands_twice_is_a_bad_story(tmp_path):
     splits = json.loads(path.read_text())
     splits['test'].append(splits['test'][0])
     path.write_text(json.dumps(splits))
-    with pytest.raises(StoryError, match='s_01_e_03_shot_000000_000075 stands twice in train-val-test_split.json, test, as number 1 and 3'):
+    with pytest.raises(StoryError, match='s_01_e_03_shot_000000_000075 occurs twice in train-val-test_split.json, test, as number 1 and 3'):
         convert('flintstones', raw, tmp_path/'x.h5', quiet=True)
     counts = convert('flintstones', raw, tmp_path/'x.h5', skip_bad=True, quiet=True)
     assert counts['skipped']['repeated id'] == 1 and counts['test']['stories'] == 2
@@ -377,7 +377,7 @@ def test_facts_of_another_shape(tmp_path, facts):
 @pytest.mark.parametrize('caption', ['a\0b', '\ud800', 7, None])
 def test_what_no_file_can_hold_is_refused(tmp_path, caption):
     data = saved(Image.new('RGB', (8, 8)), 'PNG')
-    with pytest.raises(StoryError, match='story 1: .* is no text that a file can hold'):
+    with pytest.raises(StoryError, match='story 1: .* is not text that a file can hold'):
         write_stories(tmp_path/'x.h5', dict(test=[Story('1', 'a', (caption,), (data,))]), 'toy')
     assert not (tmp_path/'x.h5').exists()
 
@@ -475,7 +475,7 @@ def test_a_story_file_that_does_not_add_up(tmp_path, spoil):
     "A hole would show each later caption beside the picture before it."
     convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=2, quiet=True)
     with h5py.File(tmp_path/'x.h5', 'r+') as h: spoil(h)
-    with pytest.raises(StoryError, match='stories of split train do not add up'): StoryFile(tmp_path/'x.h5')['train']
+    with pytest.raises(StoryError, match='ids and frames of the stories of split train do not fit together'): StoryFile(tmp_path/'x.h5')['train']
 
 def test_a_slice_is_a_list_of_stories(tmp_path):
     convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=3, quiet=True)

@@ -91,7 +91,7 @@ def test_failed_writing_keeps_the_old_file(splits, path):
 
 def test_writer_refuses(splits, tmp_path):
     for wrong, said in ((dict(train=[], test=[]), 'not a single story'),
-                         (dict(train=[splits['train'][0]]*2), 'story 1 stands twice')):
+                         (dict(train=[splits['train'][0]]*2), 'story 1 occurs twice')):
         with pytest.raises(StoryError, match=said): write_stories(tmp_path/'x.h5', wrong, 'toy')
     assert not any(tmp_path.iterdir())
     with pytest.raises(StoryError, match='2 captions and 1 pictures'): Story('1', 'a', ('x', 'y'), (png(0),))

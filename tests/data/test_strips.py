@@ -1,5 +1,5 @@
 "Strips: every script, wrapped by width, pictures as the score sees them."
-import io, unicodedata, warnings
+import io, json, unicodedata, warnings
 
 import numpy as np, pytest
 from PIL import Image, ImageDraw
@@ -107,7 +107,7 @@ def test_an_installed_font_is_found(monkeypatch):
 def test_missing_letters_are_named_once(monkeypatch):
     from arldm.data import fonts as text
     monkeypatch.setattr(text, 'installed_fonts', lambda: ())
-    monkeypatch.setattr(text, '_noted', set())
+    monkeypatch.setattr(text, '_warned_scripts', set())
     with pytest.warns(UserWarning, match='no font of this machine has letters such as .*日') as noted:
         show.strips([blue()], ['日本'])
         show.strips([blue()], ['日本語'])
@@ -116,6 +116,16 @@ def test_missing_letters_are_named_once(monkeypatch):
 def test_plain_captions_keep_their_font():
     from arldm.data.fonts import Lettering
     assert Lettering(['a plain caption, of 12 words!']).paths == ['']
+
+def test_a_cell_that_is_not_run_shows_what_was_saved(tmp_path, monkeypatch, capsys):
+    "What `keep_saved` has IPython run instead of such a cell; other cells are run as they are."
+    lines = ['#| eval: false\n', 'train_for_a_week()']
+    cell = dict(source=lines, outputs=[dict(text=['FID 12.3\n'])])
+    (tmp_path/'chapter.ipynb').write_text(json.dumps(dict(cells=[cell])))
+    monkeypatch.setenv('JPY_SESSION_NAME', str(tmp_path/'chapter.ipynb'))
+    exec(''.join(show._saved_instead(lines)), {})
+    assert capsys.readouterr().out == 'FID 12.3\n'
+    assert show._saved_instead(lines[1:]) == lines[1:] and show._saved_instead([]) == []
 
 def test_palette_stays_small():
     rng = np.random.default_rng(0)

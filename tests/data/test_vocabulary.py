@@ -81,8 +81,8 @@ def test_a_hundred_thousand_captions_are_fast(monkeypatch):
 def test_workers_take_it_along():
     vocab = toy()
     assert len(notes(vocab, ['A dragon.'])) == 1
-    again = pickle.loads(pickle.dumps(vocab.__dict__ | dict(_cut=None)))
-    assert again['_noted'] == {'dragon'}
+    again = pickle.loads(pickle.dumps(vocab.__dict__ | dict(_n_cut=None)))
+    assert again['_warned_words'] == {'dragon'}
 
 
 # special tokens in a caption

@@ -436,7 +436,7 @@ def test_texts_that_are_none(model, tmp_path, unopened, what):
         with open(text, 'wb') as f: f.truncate(2*10**8)
     elif what == 'odd utf-16': text.write_bytes(b'\xff\xfea')
     else: text.write_bytes(('' if what == 'empty' else 'Ada läuft.').encode('utf-8' if what == 'empty' else what))
-    said = dict(folder='no text file', device='no text file', huge='at most 100,000,000', empty='no captions in it').get(what, said)
+    said = dict(folder='not a text file', device='not a text file', huge='at most 100,000,000', empty='no captions in it').get(what, said)
     for dry_run in True, False: one_line(text, said, run=model, captions=str(text), dry_run=dry_run)
 
 @pytest.mark.parametrize('given, names', [
