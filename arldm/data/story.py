@@ -157,13 +157,8 @@ def count_index(
     return dict(stories=len(index['story_id']), albums=len(set(index['album_id'])),
                 pictures=rows.size, different=np.unique(rows).size)
 
-def count_stories(
-    splits:dict,  # Name of a split -> iterable of `Story`
-)->dict:          # Name of a split -> its counts, see `count_index`
-    """Return what `write_stories` would return, without writing.
-
-    Args:
-        splits (dict): Name of a split -> iterable of `Story`
+def count_stories(splits:dict)->dict: # Name of a split -> its counts, see `count_index`
+    """Return what `write_stories` would return of the same splits, without writing.
 
     Returns:
         dict: Name of a split -> its counts, see `count_index`
