@@ -188,8 +188,8 @@ def environment_number(name:str, default:int) -> int:
     try: n = int(os.environ.get(name, default))
     except ValueError: n = -1
     if n >= 0: return n
-    raise StoryError(f'the environment variable {name} is {os.environ[name]!r}, expected a whole '
-                     f'number; unset {name}')
+    raise StoryError(f'the environment sets {name}={os.environ[name]!r}, expected a whole number; '
+                     f'unset {name}')
 
 def rank_and_world_size()->tuple: # (rank, world size); (0, 1) for a single process
     """Return this process's rank and the number of processes: RANK and WORLD_SIZE, set by torchrun.
@@ -200,8 +200,8 @@ def rank_and_world_size()->tuple: # (rank, world size); (0, 1) for a single proc
     rank = environment_number('RANK', 0)
     world_size = environment_number('WORLD_SIZE', 1)
     if rank < world_size: return rank, world_size
-    raise StoryError(f'the environment variables RANK={rank} and WORLD_SIZE={world_size} do not '
-                     'fit: expected a rank below the world size; unset both to run one process')
+    raise StoryError(f'the environment sets RANK={rank} and WORLD_SIZE={world_size}, expected a '
+                     'rank below the world size; unset both to run a single process')
 
 def pick_device()->'torch.device':
     "Return the best available device: CUDA (each process its own), Apple's MPS, or the CPU."

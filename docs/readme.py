@@ -61,11 +61,11 @@ def shown(output, name, files, alt):
 
 def with_chapters(text):
     "Return the notebook's JSON with the current chapters in the cell that lists them."
-    notebook = json.loads(text)
-    for cell in notebook['cells']:
+    parsed = json.loads(text)
+    for cell in parsed['cells']:
         if ''.join(cell['source']).startswith(CHAPTERS):
             cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
-    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+    return json.dumps(parsed, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
 
 
 def render():
