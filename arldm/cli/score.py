@@ -190,7 +190,7 @@ def score_run(
         facts = toy.check_facts
     out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples,
                    store=Store(store), lead=rank == 0, batch=batch_size, share=(rank, world_size),
-                   wait=lambda: of_all([]))
+                   wait=lambda: gather_lists([]))
     if rank: return
     if histories:
         out['scores'] += history_scores(run, stories, histories, sampling, nets, n_resamples)

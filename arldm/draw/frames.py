@@ -22,24 +22,25 @@ from .sampling import decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
-    """The slots of the frames so far, each encoded once; of a long story, only those of the first
-    and the newest frames. A warning tells when the first slot is dropped.
+    """Keep the slots of the frames so far, each encoded once. If a story has more frames than the
+    model has slots for, keep those of the first and the newest frames, and warn once.
 
     Args:
-        opening (int, default 1): First frames that are never forgotten; at least the newest frame
-            has room beside them
+        opening (int, default 1): How many of the first frames are never forgotten; one slot stays
+            free for the newest frame
     """
     def __init__(self,
         model:ARLDM,
-        # First frames that are never forgotten; at least the newest frame has room beside them
+        # How many of the first frames are never forgotten; one slot stays free for the newest frame
         opening:int=1,
     ):
         self.model = model
         self.slots = []    # of each frame, (B, S, D')
-        self.real = []     # of each frame, which tokens of the slot are no padding, bool (B, S)
-        self.room = max(1, model.history.config.n_slots - 1)
-        self.kept = min(opening, self.room - 1)
-        self.forgetting = False
+        self.real = []     # of each frame, bool (B, S); True = a token of its slot, not padding
+        # the last frame of a story is never remembered, so the longest one fills one slot less
+        self.capacity = max(1, model.history.config.n_slots - 1)
+        self.n_opening = min(opening, self.capacity - 1)
+        self.has_forgotten = False    # whether the warning was given
 
     def __len__(self): return len(self.slots)
 
@@ -47,29 +48,36 @@ class Memory:
         pictures:Tensor,  # float (B, 3, P, P), CLIP-normalised
         tokens:dict,      # The frame's own caption: ids and masks, each (B, S)
     ):
-        if len(self) == self.room: self._forget()
+        """Encode a frame and remember it; if memory is full, forget the oldest after the opening.
+
+        Args:
+            pictures (Tensor): float (B, 3, P, P), CLIP-normalised
+            tokens (dict): The frame's own caption: ids and masks, each (B, S)
+        """
+        if len(self) == self.capacity: self._forget()
         self.slots.append(self.model.encode_slots(pictures, tokens))
         self.real.append(tokens['memory_real'])
 
 # %% ../../nbs/draw/40_frames.ipynb #5a4a1457
 @patch
 def _forget(self:Memory):
-    "Make room for a new slot."
-    if not self.forgetting:
-        seen = f'the newest {self.room - self.kept}'
-        if self.kept: seen = f'the first {self.kept} and {seen}'
-        warnings.warn('a story has more frames than the model has slots for: of the frames before '
-                      f'it, each sees only {seen}, and forgets the others; to remember all, train '
-                      'with --n-slots and the number of frames', stacklevel=3)
-    self.forgetting = True
-    del self.slots[self.kept]
-    del self.real[self.kept]
+    "Drop the oldest slot after the opening ones; warn the first time."
+    if not self.has_forgotten:
+        remembered = f'the newest {self.capacity - self.n_opening}'
+        if self.n_opening: remembered = f'the first {self.n_opening} and {remembered}'
+        # stacklevel=3: the warning names the caller of `add`
+        warnings.warn('a story has more frames than the model has slots for: each frame remembers '
+                      f'only {remembered} of the frames before it, and forgets the others; to '
+                      'remember all, train with --n-slots and the number of frames', stacklevel=3)
+    self.has_forgotten = True
+    del self.slots[self.n_opening]
+    del self.real[self.n_opening]
 
 def preprocess_frame(
     frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
     side:int,            # Memory encoder's picture size
 )->Tensor:               # float (n, 3, side, side), CLIP-normalised
-    """Frames of any size as the memory encoder takes them.
+    """Resize frames to squares and normalise them for the memory encoder.
 
     Args:
         frames (list | Tensor): n PIL pictures, or uint8 (n, 3, H, W)
@@ -83,17 +91,19 @@ def preprocess_frame(
 
 # %% ../../nbs/draw/40_frames.ipynb #593919d8
 @patch
-def see(self:Memory,
+def context(self:Memory,
     tokens:dict,           # The caption of the frame to draw: ids and masks, each (B, S)
-    null_cond:tuple=None,  # (null caption, null slot), each (S, D), for the null condition
+    # (null caption, null slot), each (S, D): take these instead, for the null condition
+    null_cond:tuple=None,
 ):                         # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
-    """The context of the next frame of each story: its caption and what it remembers.
+    """Return the context of each story's next frame: its caption and the N slots in memory.
 
     -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
 
     Args:
         tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
-        null_cond (tuple, optional): (null caption, null slot), each (S, D), for the null condition
+        null_cond (tuple, optional): (null caption, null slot), each (S, D): take these instead, for
+            the null condition
     """
     model = self.model
     B, S = tokens['caption_ids'].shape
@@ -111,7 +121,9 @@ def see(self:Memory,
     else:
         past = caption.new_zeros(B, 0, S, model.slot_width)
         real = tokens['memory_real'].new_zeros(B, 0, S)
+    # the next frame may look at all slots: `history_visible` of one frame
     every_slot = torch.ones(1, N, dtype=torch.bool)
+    # of the null condition, as of a condition dropped in training, all tokens are visible
     dropped = torch.full((B, 1), bool(null_cond), device=caption.device)
     visible = context_visible(tokens['caption_real'][:, None], real, every_slot, dropped)
     return model.history(caption[:, None], past[:, None]), visible
@@ -119,23 +131,23 @@ def see(self:Memory,
 def pad_context(
     context:Tensor,  # (B, tokens, D)
     visible:Tensor,  # bool (B, tokens)
-    n_tokens:int,    # How many there shall be
+    n_tokens:int,    # Length to pad to
 )->tuple:            # context (B, n_tokens, D), visible bool (B, n_tokens)
-    """Pad a context with hidden tokens.
+    """Pad a context with zeros that are not visible.
 
     Args:
         context (Tensor): (B, tokens, D)
         visible (Tensor): bool (B, tokens)
-        n_tokens (int): How many there shall be
+        n_tokens (int): Length to pad to
 
     Returns:
         tuple: context (B, n_tokens, D), visible bool (B, n_tokens)
     """
-    more = n_tokens - visible.shape[1]
-    return F.pad(context, (0, 0, 0, more)), F.pad(visible, (0, more))
+    n_more = n_tokens - visible.shape[1]
+    return F.pad(context, (0, 0, 0, n_more)), F.pad(visible, (0, n_more))
 
 # %% ../../nbs/draw/40_frames.ipynb #6a2f8445
-def _most_tokens(model, caption): # of a context: a caption and all slots
+def _max_tokens(model, caption): # tokens of a caption and of as many slots as the model has
     return (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
 
 def _number_of_leading(given): # how many of the first frames are given
@@ -147,67 +159,84 @@ def _number_of_leading(given): # how many of the first frames are given
 @torch.no_grad()
 def draw_frames(
     model:ARLDM,
-    scheduler,             # Of `make_scheduler`, or any other of diffusers
-    captions,              # For each story frame: ids and masks, each (B, S)
-    noise,                 # For each drawn frame: (B, 4, h, w) of unit variance
-    # {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are not drawn, from 0
+    scheduler,             # From `make_scheduler`, or any other scheduler of diffusers
+    captions,              # Iterable, for each frame of the stories: ids and masks, each (B, S)
+    noise,                 # Iterable, for each drawn frame: (B, 4, h, w) of unit variance
+    # {k: pictures of frame k of each story, float (B, 3, P, P), CLIP-normalised}, k from 0;
+    # these frames are not drawn
     given:dict={},
     *,
     # How many of the first frames are never forgotten; default: those given, at least one
     opening:int=None,
-    null_cond:tuple=None,  # `model.null_cond()`, if it is known already
-    guidance_scale:float=7.5, num_inference_steps:int=50, # As for `denoise`, and so are these:
-    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, graphs:bool=False,
-    generator=None, on_step=None, # One per story; called with (i, t, z) after every step
+    null_cond:tuple=None,  # `model.null_cond()`, if it was computed already
+    guidance_scale:float=7.5,       # Guidance scale; 1 = no guidance
+    num_inference_steps:int=50,     # Denoising steps per frame
+    guidance_interval:tuple=(0, 1), # Guide only in this part of the steps
+    # Compute deep features only in every `reuse`-th step; above 1 is approximate
+    reuse:int=1,
+    plain:bool=False,      # Compute everything again in every step; the same latents, slower
+    graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
+    generator=None,        # List of one `torch.Generator` per story, for schedulers that add noise
+    on_step=None,          # Called with (i, t, z) after every step; returns the latents to use next
 ): # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
-    """Draw stories side by side, one frame of each at a time.
+    """Draw the frames of several stories, the same frame of all of them at a time.
 
     -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
 
     Args:
-        scheduler: Of `make_scheduler`, or any other of diffusers
-        captions: For each story frame: ids and masks, each (B, S)
-        noise: For each drawn frame: (B, 4, h, w) of unit variance
-        given (dict, default {}): {k: float (B, 3, P, P)}, CLIP-normalised: story frames that are
-            not drawn, from 0
+        scheduler: From `make_scheduler`, or any other scheduler of diffusers
+        captions: Iterable, for each frame of the stories: ids and masks, each (B, S)
+        noise: Iterable, for each drawn frame: (B, 4, h, w) of unit variance
+        given (dict, default {}): {k: pictures of frame k of each story, float (B, 3, P, P),
+            CLIP-normalised}, k from 0; these frames are not drawn
         opening (int, optional): How many of the first frames are never forgotten; default: those
             given, at least one
-        null_cond (tuple, optional): `model.null_cond()`, if it is known already
-        guidance_scale (float, default 7.5): As for `denoise`, and so are these:
-        num_inference_steps (int, default 50): As for `denoise`, and so are these:
-        generator (optional): One per story; called with (i, t, z) after every step
-        on_step (optional): One per story; called with (i, t, z) after every step
+        null_cond (tuple, optional): `model.null_cond()`, if it was computed already
+        guidance_scale (float, default 7.5): Guidance scale; 1 = no guidance
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1 is
+            approximate
+        plain (bool, default False): Compute everything again in every step; the same latents,
+            slower
+        graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
+            `reuse=1`
+        generator (optional): List of one `torch.Generator` per story, for schedulers that add noise
+        on_step (optional): Called with (i, t, z) after every step; returns the latents to use next
     """
     if opening is None: opening = max(1, _number_of_leading(given))
     memory = Memory(model, opening)
     next_noise = iter(noise)
     guided = guidance_scale != 1
     if guided and null_cond is None: null_cond = model.null_cond()
-    before = None    # pictures and caption of the frame before
+    # (pictures, caption) of the frame before, which is encoded only if another frame follows
+    previous = None
     for k, caption in enumerate(captions):
-        if before: memory.add(*before)
+        if previous: memory.add(*previous)
         if k in given:
-            before = given[k], caption
+            previous = given[k], caption
             continue
-        cond = memory.see(caption)
-        uncond = memory.see(caption, null_cond) if guided else None
-        if plain: cond = pad_context(*cond, _most_tokens(model, caption))
-        if plain and guided: uncond = pad_context(*uncond, _most_tokens(model, caption))
+        cond = memory.context(caption)
+        uncond = memory.context(caption, null_cond) if guided else None
+        if plain:    # as the original does: show the slots of a whole story, hide the missing ones
+            n_tokens = _max_tokens(model, caption)
+            cond = pad_context(*cond, n_tokens)
+            if guided: uncond = pad_context(*uncond, n_tokens)
         z = denoise(model, scheduler, next(next_noise), cond, uncond, guidance_scale,
                     num_inference_steps, generator=generator, on_step=on_step, reuse=reuse,
                     guidance_interval=guidance_interval, plain=plain, graphs=graphs)
         frame = decode_latents(model, z)
         yield z, frame
-        before = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
+        previous = preprocess_frame(frame, model.memory_side).to(cond[0]), caption
 
 # %% ../../nbs/draw/40_frames.ipynb #37a2cba8
 def initial_noise(
     generators:list,  # One `torch.Generator` per story
     shape:tuple,      # (4, h, w)
-):                    # -> yields (B, 4, h, w), for ever
-    """Noise for frame after frame of each story.
+):                    # -> yields float32 (B, 4, h, w) on the CPU, without end
+    """Yield the noise of the first frame of each story, of the second, and so on.
 
-    -> yields (B, 4, h, w), for ever
+    -> yields float32 (B, 4, h, w) on the CPU, without end
 
     Args:
         generators (list): One `torch.Generator` per story

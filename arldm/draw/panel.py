@@ -17,48 +17,62 @@ from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/48_panel.ipynb #318169d5
 def _widgets():
+    "Import ipywidgets, or raise `StoryError` that says how to install it."
     try: import ipywidgets
     except ImportError:
         raise StoryError('the panel needs ipywidgets: pip install ipywidgets') from None
     return ipywidgets
 
-def _png(frame, side): # PIL -> bytes, large enough to look at
-    out = io.BytesIO()
-    frame.resize((side, side), Image.NEAREST).save(out, 'PNG')
-    return out.getvalue()
+def _png(frame, side):
+    "Encode a PIL picture as PNG of side×side pixels, with sharp edges if it is enlarged."
+    file = io.BytesIO()
+    frame.resize((side, side), Image.NEAREST).save(file, 'PNG')
+    return file.getvalue()
 
 # %% ../../nbs/draw/48_panel.ipynb #22455bd4
 class StoryPanel:
-    "A story in widgets: `box` is what shows, `frames` what was drawn last."
-    def __init__(self, pipe, captions, side, num_inference_steps=15):
+    """Widgets for one story: `box` is displayed, `frames` are the pictures that were drawn last.
+
+    Args:
+        captions (list): Initial captions, one field for each
+        side (int): Height and width of a frame on the screen, in pixels
+        num_inference_steps (int, default 15): Denoising steps per frame
+    """
+    def __init__(self,
+        pipe:StoryPipeline,
+        captions:list,  # Initial captions, one field for each
+        side:int,       # Height and width of a frame on the screen, in pixels
+        num_inference_steps:int=15, # Denoising steps per frame
+    ):
         self.pipe = pipe
         self.side = side
         self.num_inference_steps = num_inference_steps
         self.frames = []
-        self.tries = 0    # how often a frame was drawn again
+        self.n_redraws = 0    # each redraw uses another seed
         w = _widgets()
         wide = w.Layout(width=f'{side}px')
         square = w.Layout(width=f'{side}px', height=f'{side}px')
         self.captions = []
         self.pictures = []
-        self.again = []
+        self.redraw_buttons = []
         for k, caption in enumerate(captions, 1):
             self.captions.append(w.Textarea(caption, rows=5, layout=wide))
             self.pictures.append(w.Image(format='png', layout=square))
             button = w.Button(description='draw again', disabled=True, layout=wide)
-            button.on_click(lambda _, k=k: self.redraw(k))
-            self.again.append(button)
+            button.on_click(lambda _, k=k: self.redraw(k))    # `k=k` keeps this k
+            self.redraw_buttons.append(button)
         self.seed = w.BoundedIntText(0, 0, 2**31 - 1, description='seed')
         self.guidance = w.FloatSlider(2., min=1., max=8., step=.5, description='guidance')
-        self.go = w.Button(description='Draw', button_style='primary')
-        self.go.on_click(lambda _: self.draw())
-        self.said = w.Label()
-        columns = [w.VBox(column) for column in zip(self.captions, self.pictures, self.again)]
-        settings = w.HBox([self.seed, self.guidance, self.go])
-        self.box = w.VBox([settings, self.said, w.HBox(columns)])
+        self.draw_button = w.Button(description='Draw', button_style='primary')
+        self.draw_button.on_click(lambda _: self.draw())
+        self.message = w.Label()
+        rows = self.captions, self.pictures, self.redraw_buttons
+        columns = [w.VBox(column) for column in zip(*rows)]
+        settings = w.HBox([self.seed, self.guidance, self.draw_button])
+        self.box = w.VBox([settings, self.message, w.HBox(columns)])
 
     def texts(self) -> list:
-        "The captions that stand in the fields."
+        "Return the captions as the fields show them now."
         return [field.value for field in self.captions]
 
     def _ipython_display_(self):
@@ -67,21 +81,22 @@ class StoryPanel:
 
 # %% ../../nbs/draw/48_panel.ipynb #d2d43787
 @patch
-def _show(self:StoryPanel, k, frame):
+def _show(self:StoryPanel, k, frame): # k from 0
+    "Show a frame and keep it in `frames`, in place of frame k or behind the others."
     self.frames[k:k+1] = [frame]
     self.pictures[k].value = _png(frame, self.side)
 
 @patch
-def _do(self:StoryPanel, work):
-    "Draw with the buttons off; unknown words and errors that the reader can mend become a line."
-    self.said.value = unknown_text(self.pipe.model.vocab.unknown_words(self.texts()))
-    for button in (self.go, *self.again): button.disabled = True
+def _run(self:StoryPanel, work): # work() yields (k, frame), k from 0
+    "Show each frame that `work` draws, with the buttons off; show notes and errors as a line."
+    self.message.value = unknown_text(self.pipe.model.vocab.unknown_words(self.texts()))
+    for button in (self.draw_button, *self.redraw_buttons): button.disabled = True
     try:
         for k, frame in work(): self._show(k, frame)
-    except StoryError as e: self.said.value = str(e)
+    except StoryError as e: self.message.value = str(e)
     finally:
-        self.go.disabled = False
-        for button in self.again: button.disabled = len(self.frames) < len(self.captions)
+        self.draw_button.disabled = False
+        for button in self.redraw_buttons: button.disabled = len(self.frames) < len(self.captions)
 
 # %% ../../nbs/draw/48_panel.ipynb #5afd18b7
 @patch
@@ -89,36 +104,41 @@ def draw(self:StoryPanel):
     "Draw all frames, showing each when it is done."
     def work():
         self.frames = []
-        self.tries = 0
+        self.n_redraws = 0
         yield from enumerate(self.pipe.stream(
             self.texts(), seed=self.seed.value, num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance.value))
-    self._do(work)
+    self._run(work)
 
 @patch
-def redraw(self:StoryPanel, k:int): # from 1
-    """Draw one frame again, from other noise; all others stay.
+def redraw(self:StoryPanel,
+    k:int, # Number of the frame, from 1
+):
+    """Draw one frame again, from another seed; the others stay.
 
-    from 1
+    Args:
+        k (int): Number of the frame, from 1
     """
     def work():
-        self.tries += 1
-        seed = self.seed.value + 1000*self.tries
+        self.n_redraws += 1
+        # far from the seed in the field, so that the next seed there draws something else
+        seed = self.seed.value + 1000*self.n_redraws
         out = self.pipe(self.texts(), self.frames, self.num_inference_steps, self.guidance.value,
                         redraw=[k], seed=seed)
         yield k - 1, out.frames[0][0]
-    self._do(work)
+    self._run(work)
 
 def story_panel(
     pipe:StoryPipeline,
-    captions:list,                # To begin with; one field for each
-    side:int=160,                 # Height and width of a frame on the screen
-    num_inference_steps:int=15,
+    captions:list,                # Initial captions, one field for each
+    side:int=160,                 # Height and width of a frame on the screen, in pixels
+    num_inference_steps:int=15,   # Denoising steps per frame
 )->StoryPanel:
-    """A panel that draws stories.
+    """Make a panel to type captions, draw the story and redraw single frames.
 
     Args:
-        captions (list): To begin with; one field for each
-        side (int, default 160): Height and width of a frame on the screen
+        captions (list): Initial captions, one field for each
+        side (int, default 160): Height and width of a frame on the screen, in pixels
+        num_inference_steps (int, default 15): Denoising steps per frame
     """
     return StoryPanel(pipe, captions, side, num_inference_steps)

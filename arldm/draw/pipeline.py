@@ -6,13 +6,14 @@
 __all__ = ['OUTPUT_TYPES', 'StoryOutput', 'StoryPipeline', 'StoryBatch', 'to_output']
 
 # %% ../../nbs/draw/42_pipeline.ipynb #715144ac
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 from numbers import Integral
 from pathlib import Path
 
-import numpy as np, torch
+import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from fastcore.basics import patch
@@ -28,53 +29,58 @@ from ..model.config import PARTS, check_kind, check_whole, loading, noise_like, 
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
-from .inputs import (as_given, check_latents, check_sampling, enough_memory, make_plan,
-                               make_plans, story_generators)
+from .inputs import (check_latents, check_sampling, explain_out_of_memory, make_plan,
+                               make_plans, rgb_picture, story_generators)
 from .sampling import make_scheduler
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c9755c17
 @dataclass(repr=False)
 class StoryOutput(BaseOutput):
-    """What `StoryPipeline` returns; in a notebook it shows itself.
+    """What `StoryPipeline` returns; a notebook displays it as strips.
 
     Args:
-        frames (list): Of each story, its drawn frames
-        stories (list, optional): Of each story, all its pictures: given ones and drawn ones
-        captions (list, optional): Of each story, all its captions
-        bad (dict, optional): {i: why story i was not drawn}; its lists are empty
+        frames (list): For each story, its drawn frames in the form of `output_type`
+        stories (list, optional): For each story, all its PIL pictures: given ones and drawn ones
+        captions (list, optional): For each story, all its captions
+        bad (dict, optional): {i: why story i was not drawn}; its three lists are empty
     """
-    frames: list           # Of each story, its drawn frames
-    stories: list = None   # Of each story, all its pictures: given ones and drawn ones
-    captions: list = None  # Of each story, all its captions
-    bad: dict = None       # {i: why story i was not drawn}; its lists are empty
+    frames: list           # For each story, its drawn frames in the form of `output_type`
+    stories: list = None   # For each story, all its PIL pictures: given ones and drawn ones
+    captions: list = None  # For each story, all its captions
+    bad: dict = None       # {i: why story i was not drawn}; its three lists are empty
 
     def strip(self, i:int=0) -> Image.Image:
-        "Story `i` as a strip."
+        "Return the pictures of story `i` side by side, with their captions."
         return strips([self.stories[i]], self.captions[i])
 
     def __repr__(self):
-        n_frames = [len(frames) for frames in self.frames]
+        n_frames = list(map(len, self.frames))
         return f'StoryOutput of {len(self.frames)} stories, frames drawn: {n_frames}'
 
     def _repr_png_(self):
         drawn = [i for i, story in enumerate(self.stories) if story]
-        return sheet([self.strip(i) for i in drawn[:16]])._repr_png_()
+        # more than 16 strips would be too large for a notebook
+        return sheet(list(map(self.strip, drawn[:16])))._repr_png_()
 
 # %% ../../nbs/draw/42_pipeline.ipynb #b18367f5
 class StoryPipeline(DiffusionPipeline):
-    "Draws stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
+    "Draw stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
+    # these three names belong to `DiffusionPipeline`
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
     _callback_tensor_inputs = ['latents']
     _exclude_from_cpu_offload = ['history']
-    _model = _model_parts = None        # of the property `model`, and the parts that it was made of
-    _null_cond = _null_weights = None   # of the property `null_cond`, and the state of the weights
-    _graphs = False                     # whether calls of the UNet are recorded as CUDA graphs
+    # cache of the property `model`, and the parts that it was made of
+    _model = _model_parts = None
+    # cache of the property `null_cond`, and the state of the weights that it was computed with
+    _null_cond = _null_weights = None
+    _graphs = False    # whether calls of the UNet are recorded as CUDA graphs
 
     def __init__(self, vae:AutoencoderKL, unet:UNet2DConditionModel, text_encoder:CLIPTextModel,
                  memory_encoder:MemoryEncoder, history:HistoryEmbeddings, tokenizer:CLIPTokenizer,
                  memory_tokenizer:BertTokenizer, scheduler:SchedulerMixin):
         super().__init__()
-        # DDIM and PNDM need these settings if they take the place of the scheduler
+        # kept in the configuration for DDIM and PNDM, to which a caller may switch; the defaults
+        # of diffusers for these two settings would draw something else
         for name, value in dict(clip_sample=False, skip_prk_steps=True).items():
             if name not in scheduler.config: scheduler.register_to_config(**{name: value})
         self.register_modules(
@@ -83,12 +89,20 @@ class StoryPipeline(DiffusionPipeline):
             scheduler=scheduler)
 
     @classmethod
-    def from_model(cls, model:ARLDM, scheduler='dpm++'): # -> a pipeline with the model's parts
-        """A pipeline around a trained model.
+    def from_model(cls,
+        model:ARLDM,           # Its parts are shared, not copied
+        scheduler:str='dpm++', # Key of `SCHEDULERS`
+    ):                         # -> `StoryPipeline`
+        """Make a pipeline of the parts of a trained model.
 
-        -> a pipeline with the model's parts
+        -> `StoryPipeline`
+
+        Args:
+            model (ARLDM): Its parts are shared, not copied
+            scheduler (str, default 'dpm++'): Key of `SCHEDULERS`
         """
-        parts = {name: getattr(model, name) for name in PARTS}
+        parts = {}
+        for name in PARTS: parts[name] = getattr(model, name)
         return cls(**parts, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise_scheduler.config))
@@ -97,33 +111,41 @@ class StoryPipeline(DiffusionPipeline):
 @patch(cls_method=True)
 def from_pretrained(cls:StoryPipeline,
     folder:str|Path, # Pipeline folder, run folder, or a name on the hub
-    **kwargs,        # As for `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, …
-):
-    """Open a pipeline, or say in one line why that cannot be done.
+    # Keywords of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, parts to use instead, …
+    **kwargs,
+): # -> `StoryPipeline`
+    """Open a pipeline, or raise `StoryError` if it cannot be opened or lacks weights.
+
+    -> `StoryPipeline`
 
     Args:
         folder (str | Path): Pipeline folder, run folder, or a name on the hub
-        **kwargs: As for `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, …
+        **kwargs: Keywords of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, parts to use
+            instead, …
     """
-    folder = Path(expand_user(str(folder)))
-    inner = folder/'pipeline'
+    folder = Path(at_home(str(folder)))
+    in_run = folder/'pipeline'
     # a process that was killed while it replaced the pipeline has left it under another name
-    if not (folder/'model_index.json').is_file() and not inner.is_dir(): recover_folder(inner)
-    where = inner if inner.is_dir() else folder
-    if where.is_dir(): check_kind(where)
-    with loading(folder, 'a pipeline', 'copy the whole folder again'):
-        pipe = super(StoryPipeline, cls).from_pretrained(str(where), **kwargs)
-    if where.is_dir():
-        # parts that the caller hands over were not read from the folder
-        check_whole(where, {name: getattr(pipe, name) for name in PARTS if name not in kwargs})
+    if not (folder/'model_index.json').is_file() and not in_run.is_dir(): recover_folder(in_run)
+    source = in_run if in_run.is_dir() else folder
+    if source.is_dir(): check_kind(source)
+    try: pipe = super(StoryPipeline, cls).from_pretrained(str(source), **kwargs)
+    except Exception as e:    # for damaged files, tokenizers raises `Exception` itself
+        raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)}); copy it '
+                         'again, with all its files') from e
+    if source.is_dir():
+        read_parts = {}    # without the parts that the caller passes, which the folder may lack
+        for name in PARTS:
+            if name not in kwargs: read_parts[name] = getattr(pipe, name)
+        check_whole(source, read_parts)
     return pipe
 
 # %% ../../nbs/draw/42_pipeline.ipynb #6770f8df
 @patch(as_prop=True)
 def model(self:StoryPipeline) -> ARLDM:
-    "The same parts as a model."
+    "The parts of the pipeline as an `ARLDM`; made again when a part was replaced."
     parts = [getattr(self, name) for name in (*PARTS, 'tokenizer', 'memory_tokenizer')]
-    if self._model is None or any(a is not b for a, b in zip(self._model_parts, parts)):
+    if self._model is None or not all(map(operator.is_, self._model_parts, parts)):
         *networks, tokenizer, memory_tokenizer = parts
         n_tokens = self.text_encoder.config.max_position_embeddings
         vocab = Vocabulary(tokenizer, memory_tokenizer, n_tokens)
@@ -139,144 +161,167 @@ def null_cond(self:StoryPipeline) -> tuple: # null caption and null slot, each (
     Returns:
         tuple: null caption and null slot, each (S, D)
     """
-    weights = [*self.text_encoder.parameters(), *self.memory_encoder.parameters()]
-    state = []
-    for w in weights: state.append((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version))
-    # some changes in place show only in the values
-    if not any(w.is_meta for w in weights):
-        state.append(float(sum(w.detach().double().sum() for w in weights if w.ndim == 1)))
+    state = _weights_state([*self.text_encoder.parameters(), *self.memory_encoder.parameters()])
     if self._null_weights != state:
         with torch.no_grad(): self._null_cond = self.model.null_cond()
         self._null_weights = state
     return self._null_cond
 
+def _weights_state(weights):
+    "Return a list that differs if weights were replaced or changed; cheaper than their digest."
+    state = []
+    total = 0    # of the vectors (biases, norms); changes through `.data` show only in values
+    for weight in weights:
+        # PyTorch counts changes in place, but not in tensors made in inference mode
+        version = 0 if weight.is_inference() else weight._version
+        state.append((weight.data_ptr(), weight.dtype, version))
+        if weight.ndim == 1 and not weight.is_meta: total = total + weight.detach().double().sum()
+    state.append(float(total))
+    return state
+
 # %% ../../nbs/draw/42_pipeline.ipynb #ccdac87e
 @patch
-def _latent_shape(self:StoryPipeline, height, width): # of a frame
-    factor = vae_factor(self.vae)
+def _latent_shape(self:StoryPipeline, height, width):
+    "Return (4, h, w) of a frame's latents; `None` = the size that the model was trained on."
+    factor = vae_factor(self.vae)    # pixels per latent, 8 in Stable Diffusion
     shape = [self.vae.config.latent_channels]
-    for side in height, width:
-        if side is None:
+    for n_pixels in height, width:
+        if n_pixels is None:
             shape.append(self.unet.config.sample_size)
             continue
-        if not isinstance(side, Integral) or side < 1 or side % factor:
+        if not isinstance(n_pixels, Integral) or n_pixels < 1 or n_pixels % factor:
             raise StoryError(f'height and width must be multiples of {factor}, got {height} and '
                              f'{width}')
-        shape.append(side//factor)
+        shape.append(n_pixels//factor)
     return tuple(shape)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #5d62d939
 @dataclass
 class StoryBatch:
-    """Stories that are drawn side by side: of the same length, with pictures of the same frames.
+    """B stories that are drawn side by side: of the same length, with pictures of the same frames.
 
     Args:
-        captions (Iterable): For each frame, those of all stories
-        known (dict): {k: a picture per story}: frames that are not drawn, from 0
-        photos (list): Those of `known` that are cropped to squares; drawn ones are whole
-        opening (int | None): As for `draw_frames`
+        captions (Iterable): For each frame, the B captions
+        known (dict): {k: B pictures} of the frames that are not drawn, k from 0
+        photos (list): Those k whose pictures come from the user and are cropped to squares; drawn
+            ones are not
+        opening (int | None): How many of the first frames are never forgotten; `None` = those
+            given, at least one
         noise (Iterable): For each drawn frame, (B, 4, h, w)
-        generators (list): One per story
+        generators (list): One `torch.Generator` per story
     """
-    captions:Iterable      # For each frame, those of all stories
-    known:dict             # {k: a picture per story}: frames that are not drawn, from 0
-    photos:list            # Those of `known` that are cropped to squares; drawn ones are whole
-    opening:int|None       # As for `draw_frames`
+    captions:Iterable      # For each frame, the B captions
+    # {k: B pictures} of the frames that are not drawn, k from 0
+    known:dict
+    # Those k whose pictures come from the user and are cropped to squares; drawn ones are not
+    photos:list
+    # How many of the first frames are never forgotten; `None` = those given, at least one
+    opening:int|None
     noise:Iterable         # For each drawn frame, (B, 4, h, w)
-    generators:list        # One per story
+    generators:list        # One `torch.Generator` per story
 
 @patch
 def _draw(self:StoryPipeline, batch, sampling, on_step=None):
-    "Draw stories side by side; yields latents and frames."
+    "Draw the frames of a `StoryBatch`; yields latents (B, 4, h, w) and frames uint8 (B, 3, H, W)."
     device = self._execution_device
-    side = self.model.memory_side
-    known = {}
-    for k, pictures in batch.known.items():
-        if k in batch.photos: seen = to_memory(pixels([center_crop(p, side) for p in pictures]))
-        else: seen = preprocess_frame(pictures, side)
-        known[k] = seen.to(device=device, dtype=self.unet.dtype)
-    def encode(texts):
+    def to_device(x): return x.to(device)
+    def encode(texts): # the captions of one frame
         self.model.vocab.note_unknown(texts)
-        return {k: x.to(device) for k, x in self.model.vocab.encode(list(texts)).items()}
-    noise = (z.to(device) for z in batch.noise)
+        tokens = self.model.vocab.encode(list(texts))
+        for name in tokens: tokens[name] = to_device(tokens[name])
+        return tokens
+    side = self.model.memory_side
+    given = {}
+    for k, pictures in batch.known.items():
+        if k in batch.photos: frames = to_memory(pixels([center_crop(p, side) for p in pictures]))
+        else: frames = preprocess_frame(pictures, side)
+        given[k] = frames.to(device=device, dtype=self.unet.dtype)
     # with offloading, the parts and what they compute wait on the CPU
-    null_cond = tuple(x.to(device) for x in self.null_cond)
-    return draw_frames(self.model, self.scheduler, map(encode, batch.captions), noise, known,
-                       opening=batch.opening, null_cond=null_cond, **vars(sampling),
-                       generator=batch.generators, on_step=on_step, graphs=self._graphs)
+    null_cond = tuple(map(to_device, self.null_cond))
+    return draw_frames(self.model, self.scheduler, map(encode, batch.captions),
+                       map(to_device, batch.noise), given, opening=batch.opening,
+                       null_cond=null_cond, **vars(sampling), generator=batch.generators,
+                       on_step=on_step, graphs=self._graphs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #2df1cee9
 OUTPUT_TYPES = 'pil', 'np', 'pt', 'latent'
 
 def to_output(
-    latents:list,     # Of a story's drawn frames, each (4, h, w)
-    frames:list,      # The same decoded, each uint8 (3, H, W)
+    latents:list,     # Latents of the V drawn frames of a story, each (4, h, w)
+    frames:list,      # The same frames decoded, each uint8 (3, H, W)
     output_type:str,  # One of `OUTPUT_TYPES`
-): # -> PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
-    """The drawn frames of a story in the form that `output_type` names.
+): # -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
+    """Return the drawn frames of a story in the form that `output_type` names.
 
-    -> PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
+    -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
 
     Args:
-        latents (list): Of a story's drawn frames, each (4, h, w)
-        frames (list): The same decoded, each uint8 (3, H, W)
+        latents (list): Latents of the V drawn frames of a story, each (4, h, w)
+        frames (list): The same frames decoded, each uint8 (3, H, W)
         output_type (str): One of `OUTPUT_TYPES`
     """
     if output_type == 'latent': return torch.stack(latents)
     if output_type == 'pt': return torch.stack(frames).float()/255
     if output_type == 'np':
-        return np.stack([frame.permute(1, 2, 0).numpy() for frame in frames]).astype('float32')/255
-    return [as_picture(frame) for frame in frames]
+        return torch.stack(frames).permute(0, 2, 3, 1).contiguous().numpy().astype('float32')/255
+    return list(map(as_picture, frames))
 
 # %% ../../nbs/draw/42_pipeline.ipynb #45e474ab
 @patch
 def __call__(self:StoryPipeline,
     captions:list,      # One story (list of str) or several; given frames need captions, too
-    given:list=None,    # Opening pictures, one or a list; for several stories, a list of such
+    # Pictures of the first frames, one or a list; for several stories, a list of such lists
+    given:list=None,
     num_inference_steps:int=50,       # Denoising steps per frame
     guidance_scale:float=7.5,         # 1 = no guidance
     height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
-    seed:int|list=0,    # Story i starts from `seed + i`; a list names one seed per story
-    latents:list=None,  # Noise instead: of each story (frames to draw, 4, h/8, w/8)
+    seed:int|list=0,    # Story i starts from `seed + i`; a list has one seed per story
+    # Initial noise instead of a seed: for each story, (frames to draw, 4, h/8, w/8)
+    latents:list=None,
     # 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1], or 'latent'
     output_type:str='pil',
     *,
-    callback_on_step_end=None,        # f(pipe, i, t, {'latents': z}) -> dict
+    # Called after every step: f(pipe, i, t, {'latents': z}) -> dict, which may hold other latents
+    callback_on_step_end=None,
     redraw:list=None,   # Numbers of frames to draw again, from 1; `given` then holds all frames
     generator=None,     # Instead of `seed`: a `torch.Generator`, or one per story
-    return_dict:bool=True,            # Else a tuple
-    callback_on_step_end_tensor_inputs:list=('latents',), # No others are available
+    return_dict:bool=True,            # False = return a tuple of the fields
+    # Tensors that the callback takes; as in diffusers, but only 'latents' is available
+    callback_on_step_end_tensor_inputs:list=('latents',),
     # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
     guidance_interval:tuple=(0, 1),
-    # As for `denoise`: renew deep features in every so many steps; no shortcuts
-    reuse:int=1, plain:bool=False,
+    reuse:int=1,        # Compute deep features only in every `reuse`-th step; above 1 approximate
+    plain:bool=False,   # Compute everything again in every step; the same latents, slower
 )->StoryOutput:
-    """Draw stories.
+    """Draw the frames of one story or several; raise `StoryError` if nothing can be drawn.
 
     Args:
         captions (list): One story (list of str) or several; given frames need captions, too
-        given (list, optional): Opening pictures, one or a list; for several stories, a list of such
+        given (list, optional): Pictures of the first frames, one or a list; for several stories, a
+            list of such lists
         num_inference_steps (int, default 50): Denoising steps per frame
         guidance_scale (float, default 7.5): 1 = no guidance
         height (int, optional): Pixels; `None` = what the model was trained on
         width (int, optional): Pixels; `None` = what the model was trained on
-        seed (int | list, default 0): Story i starts from `seed + i`; a list names one seed per
-            story
-        latents (list, optional): Noise instead: of each story (frames to draw, 4, h/8, w/8)
+        seed (int | list, default 0): Story i starts from `seed + i`; a list has one seed per story
+        latents (list, optional): Initial noise instead of a seed: for each story, (frames to draw,
+            4, h/8, w/8)
         output_type (str, default 'pil'): 'pil', 'np' (V, h, w, 3) and 'pt' (V, 3, h, w) in [0, 1],
             or 'latent'
-        callback_on_step_end (optional): f(pipe, i, t, {'latents': z}) -> dict
+        callback_on_step_end (optional): Called after every step: f(pipe, i, t, {'latents': z}) ->
+            dict, which may hold other latents
         redraw (list, optional): Numbers of frames to draw again, from 1; `given` then holds all
             frames
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
-        return_dict (bool, default True): Else a tuple
-        callback_on_step_end_tensor_inputs (list, default ('latents',)): No others are available
+        return_dict (bool, default True): False = return a tuple of the fields
+        callback_on_step_end_tensor_inputs (list, default ('latents',)): Tensors that the callback
+            takes; as in diffusers, but only 'latents' is available
         guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
             neither first nor last fifth
-        reuse (int, default 1): As for `denoise`: renew deep features in every so many steps; no
-            shortcuts
-        plain (bool, default False): As for `denoise`: renew deep features in every so many steps;
-            no shortcuts
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1
+            approximate
+        plain (bool, default False): Compute everything again in every step; the same latents,
+            slower
     """
     one_of('output type', output_type, OUTPUT_TYPES)
     shape = self._latent_shape(height, width)
@@ -284,81 +329,85 @@ def __call__(self:StoryPipeline,
     sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale,
                               guidance_interval, reuse, plain)
     plans, bad = make_plans(captions, given, redraw)
-    all_captions = chain.from_iterable(plan.captions for plan in plans.values())
+    all_captions = []
+    for plan in plans.values(): all_captions += plan.captions
     self.model.vocab.note_unknown(all_captions)
     generators = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
-    batches = _make_batches(plans, generators, latents, shape)
+    batches = []    # (places of its stories in `captions`, `StoryBatch`)
+    for stories in _group_alike(plans):
+        batches.append((stories, _make_batch(stories, plans, generators, latents, shape)))
     drawn = self._draw_batches(plans, batches, sampling, callback_on_step_end, tensor_inputs)
     out = _output(plans, bad, drawn, output_type)
     return out if return_dict else out.to_tuple()
 
 # %% ../../nbs/draw/42_pipeline.ipynb #e9aa21e4
-def _tensor_inputs(pipe, callback, names): # which tensors the callback takes
+def _tensor_inputs(pipe, callback, names):
+    "Return which tensors the callback takes; raise `StoryError` if one is not available."
+    # diffusers' callback classes name them themselves
     names = getattr(callback, 'tensor_inputs', names) or ()
     for name in names: one_of('callback tensor', name, pipe._callback_tensor_inputs)
     return names
 
-def _of_frames(noise, todo): # noise is drawn for every frame, so that each has its own
-    return (z for k, z in enumerate(noise) if k in todo)
+def _noise_of_frames(noise, todo):
+    "Yield only the noise of the frames to draw; frame k has the same noise whichever are drawn."
+    for k, z in enumerate(noise):
+        if k in todo: yield z
 
-def _alike(plans): # lists of stories that have as many captions and the same frames given
-    groups = {}
+def _group_alike(plans): # lists of the stories that can be drawn side by side
+    groups = {}    # {(number of captions, given frames): stories}
     for i, plan in plans.items():
         groups.setdefault((len(plan.captions), *plan.given), []).append(i)
     return list(groups.values())
 
-def _make_batch(plans, generators, latents, shape): # of stories that are alike
-    first = plans[0]
-    n_captions = max(first.todo) + 1
+def _make_batch(stories, plans, generators, latents, shape):
+    "Make the `StoryBatch` of some stories that can be drawn side by side."
+    own_plans = [plans[i] for i in stories]
+    own_generators = [generators[i] for i in stories]
+    first = own_plans[0]    # the number of captions, `todo` and `redraw` are the same in all
     known = {}
-    for k in first.known: known[k] = [plan.known[k] for plan in plans]
-    if latents is None: noise = _of_frames(initial_noise(generators, shape), first.todo)
-    else: noise = torch.stack(latents, 1)    # (V, B, 4, h, w)
+    for k in first.known: known[k] = [plan.known[k] for plan in own_plans]
+    if latents is None: noise = _noise_of_frames(initial_noise(own_generators, shape), first.todo)
+    else: noise = torch.stack([latents[i] for i in stories], 1)    # (V, B, 4, h, w)
+    by_frame = zip(*[plan.captions for plan in own_plans])
     return StoryBatch(
-        captions=zip(*[plan.captions[:n_captions] for plan in plans]), known=known,
-        # in a story of which frames are drawn again, all that are there count as drawn
+        captions=islice(by_frame, max(first.todo) + 1), known=known, noise=noise,
+        # if frames are drawn again, the others count as drawn ones, not as photos of the user
         photos=[] if first.redraw else list(known), opening=1 if first.redraw else None,
-        noise=noise, generators=generators)
-
-def _make_batches(plans, generators, latents, shape): # [(numbers of its stories, `StoryBatch`)]
-    batches = []
-    for rows in _alike(plans):
-        own_latents = None if latents is None else [latents[i] for i in rows]
-        own_generators = [generators[i] for i in rows]
-        batch = _make_batch([plans[i] for i in rows], own_generators, own_latents, shape)
-        batches.append((rows, batch))
-    return batches
+        generators=own_generators)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #e3d7dbee
 @patch
 def _draw_batches(self:StoryPipeline, plans, batches, sampling, callback, tensor_inputs):
-    "{i: [(latents, frame)]} of all stories."
+    "Draw all batches; return {i: [(latents (4, h, w), frame uint8 (3, H, W)) of each frame]}."
     drawn = {i: [] for i in plans}
-    n_frames = sum(len(plans[rows[0]].todo) for rows, _ in batches)
+    n_frames = 0    # frames of a batch are drawn at once, and its first story stands for all
+    for stories, _ in batches: n_frames += len(plans[stories[0]].todo)
     with self.progress_bar(total=n_frames*len(self.scheduler.timesteps)) as bar:
         def on_step(i, t, z):
             bar.update()
             if not callback: return z
             changed = callback(self, i, t, dict.fromkeys(tensor_inputs, z)) or {}
             return changed.get('latents', z)
-        for rows, batch in batches:
-            with enough_memory(len(rows)):
+        for stories, batch in batches:
+            with explain_out_of_memory(len(stories)):
                 for z, frames in self._draw(batch, sampling, on_step):
-                    for b, i in enumerate(rows): drawn[i].append((z[b].cpu(), frames[b].cpu()))
+                    for b, i in enumerate(stories):
+                        drawn[i].append((z[b].cpu(), frames[b].cpu()))
     self.maybe_free_model_hooks()
     return drawn
 
 # %% ../../nbs/draw/42_pipeline.ipynb #1a2283cf
-def _all_pictures(plan, frames): # of a story: given ones and drawn ones
-    pictures = {}
+def _all_pictures(plan, frames):
+    "List all pictures of a story: the given ones, and `frames` where pictures were drawn."
+    pictures = [None]*len(plan.captions)
     for k, picture in plan.given.items():
         pictures[k] = picture if plan.redraw else center_crop(picture, min(picture.size))
     for k, frame in zip(plan.todo, frames): pictures[k] = as_picture(frame)
-    return [pictures[k] for k in sorted(pictures)]
+    return pictures
 
 def _output(plans, bad, drawn, output_type):
-    "What was drawn, story by story."
+    "Collect what was drawn story by story; stories in `bad` get empty lists."
     out = StoryOutput(frames=[], stories=[], captions=[], bad=bad)
     for i in range(len(plans) + len(bad)):
         if i in bad:
@@ -376,81 +425,97 @@ def _output(plans, bad, drawn, output_type):
 @patch
 def stream(self:StoryPipeline,
     captions,                         # Any iterable of captions, those of given frames first
-    given:list=(),                    # Opening pictures
-    seed:int=0,                       # Where the story's random numbers start
+    given:list=(),                    # Pictures of the first frames, one or a list
+    seed:int=0,                       # Random seed of the story
     *,
-    height:int=None, width:int=None,  # Pixels
+    height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
     drawn:list=(),                    # Frames after the given ones that are drawn already
     num_inference_steps:int=50,       # Denoising steps per frame
     guidance_scale:float=7.5,         # 1 = no guidance
-    guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False, # As for `StoryPipeline`
-):                                    # -> yields PIL pictures
+    # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
+    guidance_interval:tuple=(0, 1),
+    reuse:int=1,        # Compute deep features only in every `reuse`-th step; above 1 approximate
+    plain:bool=False,   # Compute everything again in every step; the same latents, slower
+):                      # -> yields PIL pictures
     """Draw one story; the next caption is fetched when the frame before it has been taken.
 
     -> yields PIL pictures
 
     Args:
         captions: Any iterable of captions, those of given frames first
-        given (list, default ()): Opening pictures
-        seed (int, default 0): Where the story's random numbers start
-        height (int, optional): Pixels
-        width (int, optional): Pixels
+        given (list, default ()): Pictures of the first frames, one or a list
+        seed (int, default 0): Random seed of the story
+        height (int, optional): Pixels; `None` = what the model was trained on
+        width (int, optional): Pixels; `None` = what the model was trained on
         drawn (list, default ()): Frames after the given ones that are drawn already
         num_inference_steps (int, default 50): Denoising steps per frame
         guidance_scale (float, default 7.5): 1 = no guidance
-        guidance_interval (tuple, default (0, 1)): As for `StoryPipeline`
-        reuse (int, default 1): As for `StoryPipeline`
-        plain (bool, default False): As for `StoryPipeline`
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
+            neither first nor last fifth
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1
+            approximate
+        plain (bool, default False): Compute everything again in every step; the same latents,
+            slower
     """
     shape = self._latent_shape(height, width)
     generators = story_generators(1, seed)
     sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale,
                               guidance_interval, reuse, plain)
-    listed = given if isinstance(given, (list, tuple)) else [given]
-    opening = [as_given(picture) for picture in listed]
-    batch = _continued(self.model, captions, opening, drawn, generators, shape)
-    n = 0
-    with enough_memory(1):
+    given_frames = given if isinstance(given, (list, tuple)) else [given]
+    batch = _continued_batch(self.model, captions, list(map(rgb_picture, given_frames)), drawn,
+                             generators, shape)
+    n_drawn = 0
+    with explain_out_of_memory(1):
         for _, frame in self._draw(batch, sampling):
             yield as_picture(frame[0])
-            n += 1
-    if not n: raise StoryError('no captions are left for frames to draw')
+            n_drawn += 1
+    if not n_drawn: raise StoryError('no captions are left for frames to draw')
 
 # %% ../../nbs/draw/42_pipeline.ipynb #a52d087d
-def _continued(model, captions, given, drawn, generators, shape):
-    "A `StoryBatch` of one story that goes on after given and drawn frames."
-    one_by_one = [captions] if isinstance(captions, str) else captions
-    texts = (make_plan([caption]).captions for caption in one_by_one)
+def _one_by_one(captions):
+    "Yield each caption as a list of one, which is checked when it is fetched."
+    for caption in [captions] if isinstance(captions, str) else captions:
+        yield make_plan([caption]).captions
+
+def _continued_batch(model, captions, given, drawn, generators, shape):
+    "Make the `StoryBatch` of one story that continues after given and drawn frames."
     opening = max(1, len(given))
-    memory = Memory(model, opening)
+    memory = Memory(model, opening)    # only asked how much fits in
     n_past = len(given) + len(drawn)
+    texts = _one_by_one(captions)
     past_texts = list(islice(texts, n_past))
-    # a long story is remembered only in part: its first frames and the newest ones
-    newest = n_past - (memory.room - memory.kept)
-    remembered = [k for k in range(len(past_texts)) if k < memory.kept or k >= newest]
+    # of a long story, the middle is forgotten: read no pictures that memory would drop
+    first_new = n_past - (memory.capacity - memory.n_opening)
     known = {}
-    for place, k in enumerate(remembered):
-        known[place] = [given[k] if k < len(given) else as_given(drawn[k - len(given)])]
+    photos = []
+    remembered_texts = []
+    for k, text in enumerate(past_texts):
+        if memory.n_opening <= k < first_new: continue
+        place = len(remembered_texts)    # remembered frames are numbered anew, without gaps
+        remembered_texts.append(text)
+        if k < len(given):
+            known[place] = [given[k]]
+            photos.append(place)
+        else: known[place] = [rgb_picture(drawn[k - len(given)])]
     return StoryBatch(
-        captions=chain([past_texts[k] for k in remembered], texts), known=known,
-        photos=[place for place, k in enumerate(remembered) if k < len(given)], opening=opening,
-        # the frames that are there had noise of their own
+        captions=chain(remembered_texts, texts), known=known, photos=photos, opening=opening,
+        # skip the noise of the frames that exist: frame k has the same noise as in one go
         noise=islice(initial_noise(generators, shape), n_past, None), generators=generators)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #206d0bcb
 @patch
 def enable_fast_kernels(self:StoryPipeline,
-    graphs:bool=False, # Record calls as CUDA graphs, where there is CUDA
+    graphs:bool=False, # Also record UNet calls as CUDA graphs, if there is a CUDA GPU
 ):
-    """Compile first, to draw many stories faster; for GPUs.
+    """Compile the UNet in the next call, to draw many stories faster; for GPUs.
 
     Args:
-        graphs (bool, default False): Record calls as CUDA graphs, where there is CUDA
+        graphs (bool, default False): Also record UNet calls as CUDA graphs, if there is a CUDA GPU
     """
     for part in self.unet, self.vae: part.to(memory_format=torch.channels_last)
-    # the blocks have three widths, and batches many sizes
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(64, limits.recompile_limit)
+    # blocks of three widths and batches of many sizes need more versions than torch allows
+    compiler = torch._dynamo.config
+    compiler.recompile_limit = max(64, compiler.recompile_limit)
     # sizes that are equal in one call may differ in another
     torch.fx.experimental._config.use_duck_shape = False
     self.unet.compile_repeated_blocks(dynamic=True)

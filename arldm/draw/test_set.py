@@ -19,25 +19,27 @@ from .inputs import make_plan
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/44_test_set.ipynb #7144228a
-def _opening(story, n): # the pictures of its first frames
+def _first_pictures(story, n): # PIL pictures of the first n frames
     return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()
 
-def _read_story(stories, i, n_given, out): # captions and given pictures, or why it cannot be drawn
+def _read_story(stories, i, n_given, out):
+    "Return (captions, given pictures) of story i, or the `StoryError` why it cannot be drawn."
     story_id = stories.ids[i]
     try:
         folder = out/plain_name(story_id, story_id)
         if os.path.lexists(folder) and not folder.is_dir():
-            raise StoryError(f'{folder} is no folder; move it away, its drawings belong there')
+            raise StoryError(f'{folder} is not a folder; move it away, the drawings of the story '
+                             'belong there')
         captions = list(stories.captions(i))
-        given = _opening(stories[i], n_given) if n_given else []
-        make_plan(captions, given)
+        given = _first_pictures(stories[i], n_given) if n_given else []
+        make_plan(captions, given)    # raises if the story cannot be drawn
     except StoryError as e: return e
     return captions, given
 
 def _write(out, story_id, frames, n_given):
+    "Write the drawn frames of a story, unless another command has drawn it meanwhile."
     try: write_drawing(out, story_id, frames, 1 + n_given)
     except (OSError, FolderTaken):
-        # another command may have drawn the story meanwhile
         if not is_drawn(out, story_id): raise
 
 # %% ../../nbs/draw/44_test_set.ipynb #318cd58e
@@ -45,32 +47,44 @@ def draw_split(
     pipe:StoryPipeline,
     stories,                # `StorySplit`
     out:str|Path,           # Folder of drawings
-    n_given:int=0,          # Opening frames taken from the story
+    n_given:int=0,          # How many first frames of each story are given, not drawn
     *,
-    limit:int=None,         # Only the first so many stories
-    batch:int=16,           # Stories drawn together
-    seed:int=0,             # Story `i` of the split has `seed + i`
+    limit:int=None,         # Draw only this many stories, the first ones; default: all
+    batch:int=16,           # Number of stories drawn together
+    seed:int=0,             # Story `i` of the split has `seed + i`, i from 0
     rank:int=0,             # Which of several processes this is, from 0
-    world_size:int=1,       # How many there are; stories are dealt out like cards
-    # As for `StoryPipeline`, and so are these:
-    num_inference_steps:int=50,
-    guidance_scale:float=7.5, guidance_interval:tuple=(0, 1), reuse:int=1, plain:bool=False,
-    height:int=None, width:int=None,
-): # -> yields (story_id, [frames], or a `StoryError`) as stories are finished
+    world_size:int=1,       # Number of processes; this one draws every `world_size`-th story
+    num_inference_steps:int=50,     # Denoising steps per frame
+    guidance_scale:float=7.5,       # 1 = no guidance
+    guidance_interval:tuple=(0, 1), # Guide only in this part of the steps
+    # Compute deep features only in every `reuse`-th step; above 1 is approximate
+    reuse:int=1,
+    plain:bool=False,       # Compute everything again in every step; the same latents, slower
+    height:int=None,        # Pixels; `None` = what the model was trained on
+    width:int=None,         # Pixels; `None` = what the model was trained on
+): # -> yields (story_id, list of PIL frames, or the `StoryError` why it could not be drawn)
     """Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`.
 
-    -> yields (story_id, [frames], or a `StoryError`) as stories are finished
+    -> yields (story_id, list of PIL frames, or the `StoryError` why it could not be drawn)
 
     Args:
         stories: `StorySplit`
         out (str | Path): Folder of drawings
-        n_given (int, default 0): Opening frames taken from the story
-        limit (int, optional): Only the first so many stories
-        batch (int, default 16): Stories drawn together
-        seed (int, default 0): Story `i` of the split has `seed + i`
+        n_given (int, default 0): How many first frames of each story are given, not drawn
+        limit (int, optional): Draw only this many stories, the first ones; default: all
+        batch (int, default 16): Number of stories drawn together
+        seed (int, default 0): Story `i` of the split has `seed + i`, i from 0
         rank (int, default 0): Which of several processes this is, from 0
-        world_size (int, default 1): How many there are; stories are dealt out like cards
-        num_inference_steps (int, default 50): As for `StoryPipeline`, and so are these:
+        world_size (int, default 1): Number of processes; this one draws every `world_size`-th story
+        num_inference_steps (int, default 50): Denoising steps per frame
+        guidance_scale (float, default 7.5): 1 = no guidance
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1 is
+            approximate
+        plain (bool, default False): Compute everything again in every step; the same latents,
+            slower
+        height (int, optional): Pixels; `None` = what the model was trained on
+        width (int, optional): Pixels; `None` = what the model was trained on
     """
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                     guidance_interval=guidance_interval, reuse=reuse, plain=plain,
@@ -79,18 +93,23 @@ def draw_split(
     n = len(stories) if limit is None else min(limit, len(stories))
     todo = [i for i in range(rank, n, world_size) if not is_drawn(folder, stories.ids[i])]
     with ThreadPoolExecutor() as pool:
-        for at in range(0, len(todo), batch):
-            rows = todo[at:at + batch]
+        for start in range(0, len(todo), batch):
+            rows = todo[start:start + batch]
             read = list(pool.map(lambda i: _read_story(stories, i, n_given, folder), rows))
-            ready = {}    # {i: (captions, given pictures)}
+            ids = []
+            seeds = []
+            captions = []
+            given = []
             for i, story in zip(rows, read):
-                if isinstance(story, StoryError): yield stories.ids[i], story
-                else: ready[i] = story
-            if not ready: continue
-            captions, given = zip(*ready.values())
-            seeds = [seed + i for i in ready]
-            drawn = pipe(list(captions), list(given), seed=seeds, **sampling).frames
-            ids = [stories.ids[i] for i in ready]
+                if isinstance(story, StoryError):
+                    yield stories.ids[i], story
+                    continue
+                ids.append(stories.ids[i])
+                seeds.append(seed + i)
+                captions.append(story[0])
+                given.append(story[1])
+            if not ids: continue
+            drawn = pipe(captions, given, seed=seeds, **sampling).frames
             def write(story_id, frames): _write(folder, story_id, frames, n_given)
             list(pool.map(write, ids, drawn))    # all are written before the first is yielded
             yield from zip(ids, drawn)

@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_named_and_counted(run, split):
     d = match_drawings(run, split)
     assert len(d) == 13 and d.missing == ['s2_1'] and d.unknown == ['unknown story']
     said = '\n'.join(d.trouble)
-    for words in ('1 of 6 stories of the split is not drawn, first s2_1', '1 drawn story is unknown', 'first unknown story',
+    for words in ('1 of 6 stories of the split is not drawn, first s2_1', '1 drawn story is not in the split', 'first unknown story',
                   '3 drawn frames are more than their stories have', '2 frames of drawn stories are missing, first s0_0/2.png'):
         assert words in said
     assert len(d.trouble) == 4 and all('\n' not in line for line in d.trouble)
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named_and_counted(run, split):
 def test_different_sizes_are_said(run, split):
     painting(5, (48, 60)).save(run/'drawn/s0_0/1.png')
     d = match_drawings(run, split)
-    assert d.side == 32 and d.trouble == ['drawings have 2 sizes (17 of 32×32, 1 of 48×60); all are brought to 32 pixels']
+    assert d.side == 32 and d.trouble == ['drawings have 2 sizes (17 of 32×32, 1 of 48×60); all are resized to 32 pixels']
 
 def test_one_tiny_drawing_does_not_blur_all(run, split):
     "One icon of 4 pixels among 17 drawings of 32: either it is refused, or the others keep their size."

@@ -656,7 +656,7 @@ BAD = [
     ((A,), dict(output_type='pill'), 'did you mean pil'), ((A,), dict(output_type=None), 'there are pil'),
     ((A,), dict(callback_on_step_end_tensor_inputs=['prompt_embeds']), "no callback tensor 'prompt_embeds'"),
     ((A, P3), dict(redraw=[4]), 'no frame 4 to redraw; there are frames 1 to 3'),
-    ((A, P3), dict(redraw=[0]), 'no frame 0'), ((A, P3[:2]), dict(redraw=[2]), 'to redraw some, give all'),
+    ((A, P3), dict(redraw=[0]), 'no frame 0'), ((A, P3[:2]), dict(redraw=[2]), 'to redraw some frames, give all of them'),
     ((A,), dict(redraw=[2]), 'give all'), ((A, P3), dict(redraw=['2']), 'to redraw'),
     ((A,), dict(height=2**40), 'out of memory with 1 story')]
 

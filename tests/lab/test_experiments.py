@@ -312,8 +312,8 @@ def test_the_panel_names_unknown_words(pipe, monkeypatch):
     panel = story_panel(pipe, ['Ada sees a dragon.'], num_inference_steps=1)
     monkeypatch.setattr(pipe, 'stream', lambda *a, **k: iter(()))
     for again in range(2):                                                            # not only the first time
-        panel.go.click()
-        assert 'does not know: sees, dragon' in panel.said.value
+        panel.draw_button.click()
+        assert 'does not know: sees, dragon' in panel.message.value
     panel.captions[0].value = 'Ada is a big red star.'
-    panel.go.click()
-    assert panel.said.value == ''
+    panel.draw_button.click()
+    assert panel.message.value == ''

@@ -209,11 +209,11 @@ def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
     pytest.importorskip('ipywidgets')
     panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1)
     monkeypatch.setattr(pipe, 'stream', lambda *a, **k: (_ for _ in ()).throw(StoryError('no such thing')))
-    panel.go.click()
-    assert panel.said.value == 'no such thing' and not panel.go.disabled and all(b.disabled for b in panel.again)
+    panel.draw_button.click()
+    assert panel.message.value == 'no such thing' and not panel.draw_button.disabled and all(b.disabled for b in panel.redraw_buttons)
     monkeypatch.undo()
-    panel.go.click()
-    assert panel.said.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.again)
+    panel.draw_button.click()
+    assert panel.message.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.redraw_buttons)
 
 def test_the_panel_draws_what_the_pipeline_draws(pipe):
     pytest.importorskip('ipywidgets')

@@ -55,7 +55,7 @@ def test_frames_numbered_from_0(where, run, split):
 
 def test_a_continuation_numbered_from_1_is_named(run, split):
     for place in (run/'drawn').iterdir(): (place/'3.png').unlink()
-    assert any('begin with 2.png' in line for line in match_drawings(run, split).trouble)
+    assert any('must be 2.png' in line for line in match_drawings(run, split).trouble)
 
 def test_two_files_of_one_frame(run, split):
     shutil.copy(run/'drawn/s0_0/1.png', run/'drawn/s0_0/01.png')
@@ -383,7 +383,7 @@ def test_first_frames_are_missing_by_the_task(task, lost, run, split):
     for place in (run/'drawn').iterdir(): (place/'1.png').unlink()
     said = [line for line in scored(run, split)['trouble'] if 'missing' in line]
     assert [line.split(';')[0] for line in said] == [f'{lost} frames of drawn stories are missing, first s0_0/1.png']*(lost > 0)
-    assert not any('begin with 2.png' in line for line in load_json(run/'scores.json')['trouble'])
+    assert not any('must be 2.png' in line for line in load_json(run/'scores.json')['trouble'])
 
 def model(run, text): # a pipeline folder, as far as weights are compared
     (run/'pipeline').mkdir(exist_ok=True)
@@ -407,13 +407,13 @@ def test_sets_that_arldm_draw_did_not_draw(run, split):
     draw(run/'drawn2', split, picture=lambda i, k: painting(10*i + k, (32, 32)))
     assert seeds() == (2, ['drawn2 is taken as another seed of the same model'])
     know(run, sets=1)
-    assert seeds() == (1, ['drawn2 is left out: by drawing.json, arldm-draw drew 1 set here; if it drew this one, too, '
+    assert seeds() == (1, ['drawn2 is left out: drawing.json says that arldm-draw drew 1 set here; if it drew this one, too, '
                            'run it again with --sets 2'])
     know(run, sets=2)
     assert seeds() == (2, [])
     shutil.rmtree(run/'drawn2')
     shutil.copytree(run/'drawn', run/'drawn2')
-    assert seeds() == (1, ['drawn2 is left out: its pictures are those of another set, so it is no other seed'])
+    assert seeds() == (1, ['drawn2 is left out: its pictures are those of another set, so it was not drawn from another seed'])
 
 def test_verdicts_of_stale_scores_say_so(tmp_path, run, split, capsys):
     shutil.copytree(run, tmp_path/'two')
