@@ -120,6 +120,7 @@ def drawn_frames(
         if frames: drawn[story_folder.name] = frames
     return drawn
 
+# %% ../../nbs/draw/43_drawing_files.ipynb #30264165
 _PICTURE_SUFFIXES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'
 
 def _is_misnamed(path): # whether this is a picture, but not named <k>.png
@@ -299,6 +300,19 @@ def _refuse_from_zero(sets, n_frames): # n_frames: {story_id: how many frames th
                                  f'to {max(frames)}, expected 1 to {n}; rename the drawings of '
                                  'every story, the last frame first')
 
+def _make_drawings(split, matched): # matched: [(the story's place in the split, k, path)]
+    story, k, paths = zip(*matched)
+    albums = sorted({split.albums[i] for i in story})
+    album_place = {name: j for j, name in enumerate(albums)}
+    album = []
+    reference = []
+    for i, number in zip(story, k):
+        album.append(album_place[split.albums[i]])
+        # of a frame with several reference pictures, the first counts
+        reference.append(np.atleast_1d(split.rows(i)[number - 1])[0])
+    return Drawings(split, [list(paths)], np.array(story), np.array(k), np.array(album),
+                    np.array(reference), albums)
+
 # %% ../../nbs/draw/43_drawing_files.ipynb #aaeef2e6
 def match_drawings(
     folder:str|Path,   # Run folder, or a folder of drawings
@@ -338,19 +352,6 @@ def match_drawings(
     _add_sets_and_notes(drawings, folder, known, sets, record)
     check_pictures(drawings)
     return drawings
-
-def _make_drawings(split, matched): # matched: [(the story's place in the split, k, path)]
-    story, k, paths = zip(*matched)
-    albums = sorted({split.albums[i] for i in story})
-    album_place = {name: j for j, name in enumerate(albums)}
-    album = []
-    reference = []
-    for i, number in zip(story, k):
-        album.append(album_place[split.albums[i]])
-        # of a frame with several reference pictures, the first counts
-        reference.append(np.atleast_1d(split.rows(i)[number - 1])[0])
-    return Drawings(split, [list(paths)], np.array(story), np.array(k), np.array(album),
-                    np.array(reference), albums)
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #43092f11
 _DRAW_AGAIN = 'to draw it again, move the folder of such a story away and run arldm-draw'

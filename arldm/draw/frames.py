@@ -147,8 +147,10 @@ def pad_context(
     return F.pad(context, (0, 0, 0, n_more)), F.pad(visible, (0, n_more))
 
 # %% ../../nbs/draw/40_frames.ipynb #6a2f8445
-def _max_tokens(model, caption): # tokens of a caption and of as many slots as the model has
-    return (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
+def _pad_to_all_slots(model, caption, context, visible):
+    "Pad a context to the length of the longest story, as the original does."
+    n_tokens = (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
+    return pad_context(context, visible, n_tokens)
 
 def _number_of_leading(given): # how many of the first frames are given
     n = 0
@@ -162,18 +164,13 @@ def draw_frames(
     scheduler,             # From `make_scheduler`, or any other scheduler of diffusers
     captions,              # Iterable, for each frame of the stories: ids and masks, each (B, S)
     noise,                 # Iterable, for each drawn frame: (B, 4, h, w) of unit variance
-    # {k: pictures of frame k of each story, float (B, 3, P, P), CLIP-normalised}, k from 0;
-    # these frames are not drawn
-    given:dict={},
-    *,
-    # How many of the first frames are never forgotten; default: those given, at least one
-    opening:int=None,
+    given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
+    *, opening:int=None,   # First frames that are never forgotten; default: those given, at least 1
     null_cond:tuple=None,  # `model.null_cond()`, if it was computed already
     guidance_scale:float=7.5,       # Guidance scale; 1 = no guidance
     num_inference_steps:int=50,     # Denoising steps per frame
     guidance_interval:tuple=(0, 1), # Guide only in this part of the steps
-    # Compute deep features only in every `reuse`-th step; above 1 is approximate
-    reuse:int=1,
+    reuse:int=1,           # Compute deep features only in every `reuse`-th step
     plain:bool=False,      # Compute everything again in every step; the same latents, slower
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
     generator=None,        # List of one `torch.Generator` per story, for schedulers that add noise
@@ -187,16 +184,15 @@ def draw_frames(
         scheduler: From `make_scheduler`, or any other scheduler of diffusers
         captions: Iterable, for each frame of the stories: ids and masks, each (B, S)
         noise: Iterable, for each drawn frame: (B, 4, h, w) of unit variance
-        given (dict, default {}): {k: pictures of frame k of each story, float (B, 3, P, P),
-            CLIP-normalised}, k from 0; these frames are not drawn
-        opening (int, optional): How many of the first frames are never forgotten; default: those
-            given, at least one
+        given (dict, default {}): {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from
+            0
+        opening (int, optional): First frames that are never forgotten; default: those given, at
+            least 1
         null_cond (tuple, optional): `model.null_cond()`, if it was computed already
         guidance_scale (float, default 7.5): Guidance scale; 1 = no guidance
         num_inference_steps (int, default 50): Denoising steps per frame
         guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps
-        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1 is
-            approximate
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step
         plain (bool, default False): Compute everything again in every step; the same latents,
             slower
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
@@ -209,8 +205,7 @@ def draw_frames(
     next_noise = iter(noise)
     guided = guidance_scale != 1
     if guided and null_cond is None: null_cond = model.null_cond()
-    # (pictures, caption) of the frame before, which is encoded only if another frame follows
-    previous = None
+    previous = None    # (pictures, caption) of the frame before
     for k, caption in enumerate(captions):
         if previous: memory.add(*previous)
         if k in given:
@@ -218,10 +213,8 @@ def draw_frames(
             continue
         cond = memory.context(caption)
         uncond = memory.context(caption, null_cond) if guided else None
-        if plain:    # as the original does: show the slots of a whole story, hide the missing ones
-            n_tokens = _max_tokens(model, caption)
-            cond = pad_context(*cond, n_tokens)
-            if guided: uncond = pad_context(*uncond, n_tokens)
+        if plain: cond = _pad_to_all_slots(model, caption, *cond)
+        if plain and guided: uncond = _pad_to_all_slots(model, caption, *uncond)
         z = denoise(model, scheduler, next(next_noise), cond, uncond, guidance_scale,
                     num_inference_steps, generator=generator, on_step=on_step, reuse=reuse,
                     guidance_interval=guidance_interval, plain=plain, graphs=graphs)

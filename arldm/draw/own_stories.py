@@ -19,21 +19,23 @@ from ..files.pictures import read_picture
 from ..data.dataset import center_crop
 from ..data.strips import strips
 from .drawing_files import frame_name
-from .drawing_record import SamplingSettings, parse_numbers, open_pipeline
-from .story_folder import (OwnStory, UNFINISHED, STORY_STRIP, FINISHED, story_difference, is_temporary,
-                                     checked_manifest, frames_to_draw, own_story, kept_frames)
+from .drawing_record import SamplingSettings, open_pipeline, parse_numbers
+from .story_folder import (FINISHED, STORY_STRIP, UNFINISHED, OwnStory, checked_manifest,
+                                     frames_to_draw, is_temporary, kept_frames, own_story,
+                                     story_difference)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #b0bf0a61
 _LOCK = '.lock'
 
 @contextlib.contextmanager
 def locked_story(story:OwnStory):
-    "Within the block no other command draws the same story; what is empty afterwards is removed."
+    "Keep other commands from drawing the same story in the block; then remove folders left empty."
     new_parents = [p for p in story.part.parents if not p.exists()]
     path = story.part/_LOCK
+    # the open lock file, or None on a file system that has no locks
     lock = lock_folder(story.part, 'drawing')
     try:
-        if lock and not _still_there(lock, path):
+        if lock and not _is_same_file(lock, path):
             raise StoryError(f'{story.folder} has just been drawn by another command; run this one '
                              'again')
         yield
@@ -46,42 +48,61 @@ def locked_story(story:OwnStory):
 
 def _names_in(folder): return [path.name for path in folder.iterdir()]
 
-def _still_there(lock, path): # else the process that held the lock before has removed it
+def _is_same_file(lock, path):
+    "Whether the locked file is still the one at `path`, which the last process may have removed."
     try: return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
     except OSError: return False
 
-def _clear(part, made):
-    "Delete the frames of an unfinished story; `checked_manifest` has read `made`, and checked each file."
-    temporary = [name for name in _names_in(part) if name != _LOCK and is_temporary(name)]
-    for name in (*made.get('files', {}), *temporary, MANIFEST):
+def _delete_part(part, manifest):
+    "Delete the files of an unfinished story; `checked_manifest` read `manifest` and compared them."
+    to_delete = [*manifest.get('files', {}), MANIFEST]
+    for name in _names_in(part):
+        if name != _LOCK and is_temporary(name): to_delete.append(name)
+    for name in to_delete:
         with contextlib.suppress(OSError): (part/name).unlink(missing_ok=True)
-    left = [name for name in _names_in(part) if name != _LOCK]
-    if left: warnings.warn(f'{part}/{left[0]} could not be deleted; it is of no more use')
+    for name in _names_in(part):
+        if name == _LOCK: continue
+        warnings.warn(f'{part}/{name} could not be deleted; it is not needed any more')
+        break    # one warning for all
 
 # %% ../../nbs/draw/47_own_stories.ipynb #947c1a1d
 class FrameFiles:
-    "The pictures of a folder as a sequence; each is opened only while it is looked at."
-    def __init__(self, folder:Path, first:int, last:int): # numbers as in `1.png`
+    """The frames of a folder as a sequence; a picture is only read when it is asked for.
+
+    Args:
+        folder (Path): Folder of a story
+        first (int): Number of the first frame, 1 for `1.png`
+        last (int): Number of the last frame
+    """
+    def __init__(self,
+        folder:Path, # Folder of a story
+        first:int,   # Number of the first frame, 1 for `1.png`
+        last:int,    # Number of the last frame
+    ):
         self.paths = [folder/frame_name(k) for k in range(first, last + 1)]
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return read_picture(self.paths[i])
 
-def _keep(story, files, k, picture): # frame k, from 0; `files` are the digests of all
+def _keep(story, files, k, picture):
+    """Save frame k, from 0, in the folder of the unfinished story, and list it in its manifest.
+    Adds it to `files`, {name: digest}."""
     name = frame_name(k + 1)
+    # listed first: a killed process may leave a listed file that is missing, but no unlisted one
     with atomic_path(story.part/name) as tmp:
         picture.save(tmp)
-        now = {**files, name: file_digest(tmp)}
-        save_json(story.part/MANIFEST, dict(made_by='arldm', kind=UNFINISHED, **story.facts(), files=now))
-    files.update(now)
+        digest = file_digest(tmp)
+        save_json(story.part/MANIFEST, dict(made_by='arldm', kind=UNFINISHED, **story.facts(),
+                                            files={**files, name: digest}))
+    files[name] = digest
 
 # %% ../../nbs/draw/47_own_stories.ipynb #431cf806
 def _draw_all(story, pipe, todo):
-    "Draw the frames that are left, keeping each."
+    "Draw the frames `todo`, from 0, keeping each; then put the finished story into its folder."
     files = _kept_files(story)
     for k in range(len(files), len(story.given)):
         picture = story.given[k]
         _keep(story, files, k, center_crop(picture, min(picture.size)))
-    frames = []
+    frames = []    # PIL pictures, drawn one by one in the loop below
     if todo:
         drawn = FrameFiles(story.part, len(story.given) + 1, todo[0])
         frames = pipe.stream(story.captions, story.given, story.sampling.seed, drawn=drawn,
@@ -95,20 +116,23 @@ def _draw_all(story, pipe, todo):
         bar.close()
         if len(files) < n:
             warnings.warn(f'{len(files)} of {counted(n, "frame")} are kept in {story.part}')
-    _put(story, story.part, files)
-    _clear(story.part, checked_manifest(story.part, True))
+    _finish(story, story.part, files)
+    _delete_part(story.part, checked_manifest(story.part, True))
 
 def _kept_files(story):
-    "The frames that an earlier command kept, and their digests; other files of it are deleted."
-    made = checked_manifest(story.part, True)
-    kept = kept_frames(story, made) if made and not story_difference(made, story.facts()) else []
-    for name in made.get('files', {}):
+    "Return {name: digest} of the frames to continue from; delete those of a different story."
+    manifest = checked_manifest(story.part, True)
+    kept = []
+    if manifest and not story_difference(manifest, story.facts()):
+        kept = kept_frames(story, manifest)
+    for name in manifest.get('files', {}):
         if name not in kept: (story.part/name).unlink(missing_ok=True)
-    return {name: made['files'][name] for name in kept}
+    return {name: manifest['files'][name] for name in kept}
 
 # %% ../../nbs/draw/47_own_stories.ipynb #76ac6233
-def _put(story, source, names, redraw=None):
-    "Put frames of the folder `source` and their strip in the story's place; `redraw` changes some."
+def _finish(story, source, names, redraw=None):
+    """Replace the story's folder by frames of the folder `source` and their strip.
+    `redraw(folder)` may draw some frames again before that."""
     with replace_folder(story.folder, dict(kind=FINISHED, **story.facts())) as tmp:
         for name in names:
             if (source/name).is_file(): shutil.copyfile(source/name, tmp/name)
@@ -118,71 +142,77 @@ def _put(story, source, names, redraw=None):
 
 def _frame_names(story): return [frame_name(k + 1) for k in range(len(story.captions))]
 
-def _opened(run, story): # the pipeline that draws it; unknown words of all captions are in one note
+def _open_for(run, story):
+    "Open the pipeline that draws the story."
     pipe = open_pipeline(run, story.sampling, weights=story.weights)
     pipe.set_progress_bar_config(disable=True)
+    # one warning for the unknown words of all captions, instead of one for each frame
     pipe.model.vocab.note_unknown(story.captions)
     return pipe
 
 def _draw_again(story, pipe, todo):
-    "Draw some frames once more, each after the frames that are before it now."
+    "Draw the frames `todo` again, in order; each remembers the new frames before it."
     n_given = sum('given' in frame for frame in story.frames)
-    def redraw(folder):
+    def redraw(folder): # a copy of the story
         given = story.given or [*FrameFiles(folder, 1, n_given)]
         for k in tqdm(todo, 'frames', unit=' frames', disable=None):
             drawn = FrameFiles(folder, n_given + 1, k)
             frames = pipe.stream(story.captions[:k + 1], given, story.sampling.seed, drawn=drawn,
                                  **story.sampling.options())
             next(frames).save(folder/frame_name(k + 1))
-    _put(story, story.folder, _frame_names(story), redraw)
+    _finish(story, story.folder, _frame_names(story), redraw)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #a2e965e1
 def draw_text(
     run:Path,            # Run folder, or a pipeline folder
-    text:str|Path,       # One caption a line
+    text:str|Path,       # Text file with one caption per line
     sampling:SamplingSettings,
-    given:str=None,      # Opening pictures, with commas between them
-    redraw:str=None,     # FrameFiles to draw again, '2,4', or 'all'
+    given:str=None,      # Paths of the pictures of the first frames, with commas between them
+    redraw:str=None,     # Numbers of frames to draw again, such as '2,4', or 'all'
     out:str=None,        # Folder to draw into; default: `<stem>-drawn` beside the text
     dry_run:bool=False,  # Check everything, and draw nothing
-):                       # -> the folder
-    """Draw the story of a text file, frame by frame and as a strip.
+):                       # -> path of the folder; None after a dry run
+    """Draw the story of a text file: a picture of each frame, and a strip of all.
 
-    -> the folder
+    -> path of the folder; None after a dry run
 
     Args:
         run (Path): Run folder, or a pipeline folder
-        text (str | Path): One caption a line
-        given (str, optional): Opening pictures, with commas between them
-        redraw (str, optional): FrameFiles to draw again, '2,4', or 'all'
+        text (str | Path): Text file with one caption per line
+        given (str, optional): Paths of the pictures of the first frames, with commas between them
+        redraw (str, optional): Numbers of frames to draw again, such as '2,4', or 'all'
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         dry_run (bool, default False): Check everything, and draw nothing
     """
     rank, _ = rank_and_world_size()
     if dist.is_torchelastic_launched() and rank > 0: return    # the first process draws it
     story = own_story(run, text, sampling, given, out)
-    again = redraw
-    if redraw not in (None, 'all'): again = parse_numbers("redraw must be 'all', or its frames", redraw)
+    to_redraw = redraw    # None, 'all', or a list of numbers from 1
+    if redraw not in (None, 'all'):
+        to_redraw = parse_numbers("redraw must be 'all', or its frames", redraw)
     if not dry_run: recover_folder(story.folder)
-    todo = frames_to_draw(story, again)
+    todo = frames_to_draw(story, to_redraw)    # raises before anything is loaded
     if dry_run:
         if todo is not None: open_pipeline(run, sampling, weights=story.weights)
         print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
         return
-    with locked_story(story): _draw_left(run, story, again)
+    with locked_story(story): _draw_missing(run, story, to_redraw)
     print(printable(story.folder/STORY_STRIP))
     return story.folder
 
-def _draw_left(run, story, again): # again: None, 'all', or numbers of frames
+# %% ../../nbs/draw/47_own_stories.ipynb #f0e13ff6
+def _draw_missing(run, story, to_redraw): # None, 'all', or a list of numbers from 1
+    "Draw what is missing of the story, or make its strip again; the story must be locked."
+    # asked again, because another command may have drawn it before it was locked
     recover_folder(story.folder)
-    todo = frames_to_draw(story, again)
+    todo = frames_to_draw(story, to_redraw)
     part = checked_manifest(story.part, True)
     if todo is None:
         if not (story.folder/STORY_STRIP).is_file():
-            _put(story, story.folder, _frame_names(story))
+            _finish(story, story.folder, _frame_names(story))
         # a process that was killed just before the end has left the unfinished story
-        elif part and not story_difference(part, story.facts()): _clear(story.part, part)
+        elif part and not story_difference(part, story.facts()): _delete_part(story.part, part)
         return
-    pipe = _opened(run, story)
-    if isinstance(again, list): _draw_again(story, pipe, todo)
+    pipe = _open_for(run, story)
+    if isinstance(to_redraw, list): _draw_again(story, pipe, todo)
     else: _draw_all(story, pipe, todo)

@@ -31,19 +31,8 @@ def _png(frame, side):
 
 # %% ../../nbs/draw/48_panel.ipynb #22455bd4
 class StoryPanel:
-    """Widgets for one story: `box` is displayed, `frames` are the pictures that were drawn last.
-
-    Args:
-        captions (list): Initial captions, one field for each
-        side (int): Height and width of a frame on the screen, in pixels
-        num_inference_steps (int, default 15): Denoising steps per frame
-    """
-    def __init__(self,
-        pipe:StoryPipeline,
-        captions:list,  # Initial captions, one field for each
-        side:int,       # Height and width of a frame on the screen, in pixels
-        num_inference_steps:int=15, # Denoising steps per frame
-    ):
+    "Widgets for one story: `box` is displayed, `frames` are the pictures that were drawn last."
+    def __init__(self, pipe, captions, side, num_inference_steps=15): # as in `story_panel`
         self.pipe = pipe
         self.side = side
         self.num_inference_steps = num_inference_steps

@@ -48,8 +48,7 @@ def draw_split(
     stories,                # `StorySplit`
     out:str|Path,           # Folder of drawings
     n_given:int=0,          # How many first frames of each story are given, not drawn
-    *,
-    limit:int=None,         # Draw only this many stories, the first ones; default: all
+    *, limit:int=None,      # Draw only this many stories, the first ones; default: all
     batch:int=16,           # Number of stories drawn together
     seed:int=0,             # Story `i` of the split has `seed + i`, i from 0
     rank:int=0,             # Which of several processes this is, from 0
@@ -57,11 +56,9 @@ def draw_split(
     num_inference_steps:int=50,     # Denoising steps per frame
     guidance_scale:float=7.5,       # 1 = no guidance
     guidance_interval:tuple=(0, 1), # Guide only in this part of the steps
-    # Compute deep features only in every `reuse`-th step; above 1 is approximate
-    reuse:int=1,
+    reuse:int=1,            # Compute deep features only in every `reuse`-th step
     plain:bool=False,       # Compute everything again in every step; the same latents, slower
-    height:int=None,        # Pixels; `None` = what the model was trained on
-    width:int=None,         # Pixels; `None` = what the model was trained on
+    height:int=None, width:int=None, # Pixels; `None` = what the model was trained on
 ): # -> yields (story_id, list of PIL frames, or the `StoryError` why it could not be drawn)
     """Draw the stories of a split that are not drawn yet into `<out>/<story_id>/<k>.png`.
 
@@ -79,8 +76,7 @@ def draw_split(
         num_inference_steps (int, default 50): Denoising steps per frame
         guidance_scale (float, default 7.5): 1 = no guidance
         guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps
-        reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1 is
-            approximate
+        reuse (int, default 1): Compute deep features only in every `reuse`-th step
         plain (bool, default False): Compute everything again in every step; the same latents,
             slower
         height (int, optional): Pixels; `None` = what the model was trained on
@@ -96,20 +92,15 @@ def draw_split(
         for start in range(0, len(todo), batch):
             rows = todo[start:start + batch]
             read = list(pool.map(lambda i: _read_story(stories, i, n_given, folder), rows))
-            ids = []
-            seeds = []
-            captions = []
-            given = []
+            ready = {}    # {i: (captions, given pictures)}
             for i, story in zip(rows, read):
-                if isinstance(story, StoryError):
-                    yield stories.ids[i], story
-                    continue
-                ids.append(stories.ids[i])
-                seeds.append(seed + i)
-                captions.append(story[0])
-                given.append(story[1])
-            if not ids: continue
-            drawn = pipe(captions, given, seed=seeds, **sampling).frames
+                if isinstance(story, StoryError): yield stories.ids[i], story
+                else: ready[i] = story
+            if not ready: continue
+            captions, given = zip(*ready.values())
+            seeds = [seed + i for i in ready]
+            drawn = pipe(list(captions), list(given), seed=seeds, **sampling).frames
+            ids = [stories.ids[i] for i in ready]
             def write(story_id, frames): _write(folder, story_id, frames, n_given)
             list(pool.map(write, ids, drawn))    # all are written before the first is yielded
             yield from zip(ids, drawn)
