@@ -123,16 +123,14 @@ def from_pretrained(cls:StoryPipeline,
         **kwargs: Keywords of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, parts to use
             instead, …
     """
-    folder = Path(at_home(str(folder)))
+    folder = Path(expand_user(str(folder)))
     in_run = folder/'pipeline'
     # a process that was killed while it replaced the pipeline has left it under another name
     if not (folder/'model_index.json').is_file() and not in_run.is_dir(): recover_folder(in_run)
     source = in_run if in_run.is_dir() else folder
     if source.is_dir(): check_kind(source)
-    try: pipe = super(StoryPipeline, cls).from_pretrained(str(source), **kwargs)
-    except Exception as e:    # for damaged files, tokenizers raises `Exception` itself
-        raise StoryError(f'{folder}: no pipeline that can be opened ({first_line(e)}); copy it '
-                         'again, with all its files') from e
+    with loading(folder, 'a pipeline', 'copy the whole folder again'):
+        pipe = super(StoryPipeline, cls).from_pretrained(str(source), **kwargs)
     if source.is_dir():
         read_parts = {}    # without the parts that the caller passes, which the folder may lack
         for name in PARTS:

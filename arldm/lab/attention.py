@@ -84,7 +84,7 @@ def attention(
     for frame, tokens in zip(frames[:k-1], story):
         memory.add(preprocess_frame([frame], model.memory_side).to(device, pipe.unet.dtype), tokens)
     context, visible = memory.context(story[-1])
-    z = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, 4, h, w)
+    latents = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, 4, h, w)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(device, pipe.unet.dtype)
     with record_attention(model) as recorders:

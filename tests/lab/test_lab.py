@@ -85,7 +85,7 @@ def test_recording_changes_nothing(pipe):
     model, tokens = pipe.model, pipe.model.vocab.encode(['Ada jumps.'])
     memory = Memory(model)
     memory.add(torch.randn(1, 3, model.memory_side, model.memory_side), tokens)
-    inputs = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.see(tokens)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(500), *memory.context(tokens)
     processors = model.unet.attn_processors
     with torch.no_grad():
         plain = model.predict(*inputs)
