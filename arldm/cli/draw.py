@@ -32,7 +32,7 @@ from ..score.provenance import read_drawing
 def draw(
     run:str,              # Run folder or pipeline folder
     *,
-    data:str=None,        # Story file; default: the one a run was trained on
+    data:str=None,        # Story file; default: the one that the run was trained on
     split:str='test',     # Split of the story file to draw
     captions:str=None,    # Instead of a split: text file with your own story, one caption per line
     given:str=None,       # With --captions: opening pictures, first.png or first.png,second.png
@@ -57,7 +57,7 @@ def draw(
 
     Args:
         run (str): Run folder or pipeline folder
-        data (str, optional): Story file; default: the one a run was trained on
+        data (str, optional): Story file; default: the one that the run was trained on
         split (str, default 'test'): Split of the story file to draw
         captions (str, optional): Instead of a split: text file with your own story, one caption per
             line
