@@ -27,7 +27,7 @@ from ..score.intervals import check_n_resamples
 from ..score.provenance import (read_drawing, refuse_outputs, stories_note, story_path,
                                     weights_note)
 from ..score.table import as_lines, network_features
-from .draw import of_all, open_pipeline
+from .draw import gather_lists, open_pipeline
 
 # %% ../../nbs/cli/70_score.ipynb #5f1c7d20
 def history_sampling(
