@@ -20,7 +20,7 @@ from ..data.story import StoryFile, StorySplit
 from ..train.digest import holds_stories
 from ..draw.drawing_files import is_drawn, set_name
 from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, default_dtype, named_folder,
-                                       open_pipeline, parse_numbers, pipeline_folder, check_place,
+                                       open_pipeline, parse_numbers, pipeline_folder, check_output_folder,
                                        check_same_drawings, run_settings, sampling_facts,
                                        write_record)
 from ..draw.own_stories import draw_text
@@ -179,7 +179,7 @@ def draw_stories(
 def _checked_facts(run, folder, stories, settings, sampling):
     "Return the facts of `drawing.json`; raise `StoryError` if `folder` cannot take the drawings."
     pipeline = pipeline_folder(run)
-    check_place(folder, pipeline)
+    check_output_folder(folder, pipeline)
     facts = sampling_facts(pipeline, stories, settings, sampling)
     check_same_drawings(folder, facts, stories)
     return facts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEDS_PER_SET', 'run_settings', 'default_dtype', 'parse_numbers', 'SamplingSettings', 'recorded_sampling',
            'pipeline_folder', 'warn_if_outdated', 'open_pipeline', 'sampling_facts', 'write_record',
-           'check_same_drawings', 'named_folder', 'check_place', 'pipeline_digest', 'drawing_provenance']
+           'check_same_drawings', 'named_folder', 'check_output_folder', 'pipeline_digest', 'drawing_provenance']
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #8e473217
 import hashlib, json, os, re, warnings
@@ -279,7 +279,7 @@ def named_folder(
     if not str(out): raise StoryError('--out is empty; expected a folder')
     return Path(expand_user(str(out)))
 
-def check_place(
+def check_output_folder(
     folder:Path,    # Folder to draw into; need not exist
     pipeline:Path,  # Pipeline folder of the model that draws
 ):

@@ -17,7 +17,7 @@ from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from ..files.pictures import read_picture
 from ..data.caption_file import given_paths, read_captions
 from .drawing_files import frame_name
-from .drawing_record import SamplingSettings, named_folder, pipeline_folder, check_place
+from .drawing_record import SamplingSettings, named_folder, pipeline_folder, check_output_folder
 from .inputs import make_plan
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407
@@ -88,7 +88,7 @@ def own_story(
     while len(frames) < len(captions): frames.append(asdict(sampling))
     story = OwnStory(folder=_place(path, out), captions=captions, given=pictures,
                      weights=folder_digest(pipeline), frames=frames, sampling=sampling)
-    for folder in story.folder, story.part: check_place(folder, pipeline)
+    for folder in story.folder, story.part: check_output_folder(folder, pipeline)
     return story
 
 def _place(text, out):
