@@ -15,7 +15,9 @@ from ..core import StoryError, one_of
 # %% ../../nbs/score/51_distances.ipynb #93cb9d43
 def _count_not_finite(x): return int((~np.isfinite(x).all(1)).sum())
 
-def _rows(x, y, least=2): # two arrays of rows -> float64 (n, d) and (m, d)
+def _rows(x, y, least=2):
+    # Two arrays of rows -> float64 (n, d) and (m, d); a `StoryError` if they are not finite, of
+    # different length or fewer than `least`
     x = np.asarray(x, np.float64)
     y = np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -65,15 +67,15 @@ def frechet(
     x,       # Rows (n, d)
     y,       # Rows (m, d)
     wx=None, # How often each row of `x` counts, (n,); None = once
-    wy=None, # The same for `y`
+    wy=None, # How often each row of `y` counts, (m,); None = once
 )->float:    # The squared distance of the formula, >= 0; NaN if fewer than two rows of a side count
-    """Fréchet distance between two sets of rows.
+    """Return the Fréchet distance between two sets of rows.
 
     Args:
         x: Rows (n, d)
         y: Rows (m, d)
         wx (optional): How often each row of `x` counts, (n,); None = once
-        wy (optional): The same for `y`
+        wy (optional): How often each row of `y` counts, (m,); None = once
 
     Returns:
         float: The squared distance of the formula, >= 0; NaN if fewer than two rows of a side count
@@ -89,7 +91,8 @@ def frechet(
 # Kernels of two rows, from the products of rows s = x·y and the number of features d
 def _poly(s, d): return (s/d + 1)**3
 
-def _rbf(s, d): return 1000*np.exp((s - 1)/10**2) # of rows of length 1
+# for rows of length 1, whose squared distance is 2 - 2*s: exp(-distance/(2*10**2)), times 1000
+def _rbf(s, d): return 1000*np.exp((s - 1)/10**2)
 
 _KERNELS = dict(poly=_poly, rbf=_rbf)
 _BLOCK = 512 # rows at a time
@@ -121,18 +124,18 @@ def _unit_length(x): return x/np.linalg.norm(x, axis=1, keepdims=True).clip(1e-1
 def kernel_distance(
     x,             # Rows (n, d)
     y,             # Rows (m, d)
-    album_x,       # Place of each row's album, int (n,)
-    album_y,       # The same for `y`, (m,)
-    kernel='poly', # 'poly', as KID has it, or 'rbf', as CMMD has it
+    album_x,       # int (n,), the album of each row of `x`
+    album_y,       # int (m,), the album of each row of `y`
+    kernel='poly', # 'poly': (s/d + 1)³ of KID; 'rbf': the Gaussian kernel of CMMD
 )->Callable:       # stat(w): the distance if album i counts w[i] times; NaN if a side has no pairs
-    """Unbiased squared MMD between two sets of rows, as a function of the counts of their albums.
+    """Return the unbiased squared MMD of two sets of rows, as a function of the counts of albums.
 
     Args:
         x: Rows (n, d)
         y: Rows (m, d)
-        album_x: Place of each row's album, int (n,)
-        album_y: The same for `y`, (m,)
-        kernel (default 'poly'): 'poly', as KID has it, or 'rbf', as CMMD has it
+        album_x: int (n,), the album of each row of `x`
+        album_y: int (m,), the album of each row of `y`
+        kernel (default 'poly'): 'poly': (s/d + 1)³ of KID; 'rbf': the Gaussian kernel of CMMD
 
     Returns:
         Callable: stat(w): the distance if album i counts w[i] times; NaN if a side has no pairs
@@ -177,15 +180,16 @@ def kid_std(
     y,           # Rows (m, d)
     subsets=100, # How many subsets
     size=1000,   # Rows of each side in a subset; at most as many as the smaller side has
-    seed=0,
+    seed=0,      # Of the random subsets
 )->tuple:        # mean over the subsets, their standard deviation
-    """KID as papers state it and torchmetrics computes it.
+    """Return KID as papers state it and torchmetrics computes it, over random subsets.
 
     Args:
         x: Rows (n, d)
         y: Rows (m, d)
         subsets (default 100): How many subsets
         size (default 1000): Rows of each side in a subset; at most as many as the smaller side has
+        seed (default 0): Of the random subsets
 
     Returns:
         tuple: mean over the subsets, their standard deviation
@@ -204,13 +208,13 @@ def kid_std(
     return float(values.mean()), float(values.std())
 
 # %% ../../nbs/score/51_distances.ipynb #57a822f6
-def _squared(x, y): # squared distances, (n, m)
+def _squared_distances(x, y): # (n, m)
     return (np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2*(x @ y.T)).clip(0)
 
 def _reach(x, k): # squared distance of each row to its k-th nearest other row
     reach = np.empty(len(x))
     for i in range(0, len(x), _BLOCK):
-        d = _squared(x[i:i+_BLOCK], x)
+        d = _squared_distances(x[i:i+_BLOCK], x)
         np.fill_diagonal(d[:, i:], np.inf)
         reach[i:i+_BLOCK] = np.partition(d, k - 1, axis=1)[:, k-1]
     return reach*(1 - 1e-9) # so that a tie is outside, however it is rounded
@@ -221,7 +225,7 @@ def neighbours(
     y,   # Drawn rows (m, d)
     k=5, # A ball around a row reaches to its k-th nearest neighbour on the same side
 )->dict: # precision (m,), recall (n,), density (m,), coverage (n,); their means are the four scores
-    """Precision, recall, density and coverage, row by row.
+    """Return precision, recall, density and coverage, row by row.
 
     Args:
         x: Reference rows (n, d)
@@ -233,9 +237,9 @@ def neighbours(
             scores
     """
     x, y = _rows(x, y, k + 1)
-    middle = x.mean(0)
-    x = x - middle # shorter rows, less rounding
-    y = y - middle
+    mean = x.mean(0)
+    x = x - mean # shorter rows, less rounding
+    y = y - mean
     reach_x = _reach(x, k)
     reach_y = _reach(y, k)
     recall = np.zeros(len(x))
@@ -243,7 +247,7 @@ def neighbours(
     balls = np.zeros(len(y)) # of reference rows, around each drawn row
     for i in range(0, len(x), _BLOCK):
         block = slice(i, i + _BLOCK)
-        d = _squared(x[block], y)
+        d = _squared_distances(x[block], y)
         inside = d < reach_x[block, None]
         recall[block] = (d < reach_y).any(1)
         coverage[block] = inside.any(1)

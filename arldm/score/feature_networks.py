@@ -34,7 +34,7 @@ from .inception import load_inception
 def fields(
     x:Tensor, # (B, C, h, w)
 )->Tensor:    # (B, C*4*4)
-    """The mean of each channel over a grid of 4 x 4 fields.
+    """Return the mean of each channel over each of 4 x 4 fields.
 
     Args:
         x (Tensor): (B, C, h, w)
@@ -69,20 +69,21 @@ class LatentFeatures(nn.Module):
 # %% ../../nbs/score/50_feature_networks.ipynb #3313ad5d
 def normalised(
     x:Tensor,   # uint8 (B, 3, h, w)
-    mean:tuple, # Of each channel, of values from 0 to 1
-    std:tuple,  # The same
+    mean:tuple, # Of each channel, if values are from 0 to 1
+    std:tuple,  # Standard deviation of each channel, if values are from 0 to 1
 )->Tensor:      # float32 (B, 3, h, w)
-    """Pixels in the units that a network was trained in.
+    """Subtract the mean that a network was trained with, and divide by the standard deviation.
 
     Args:
         x (Tensor): uint8 (B, 3, h, w)
-        mean (tuple): Of each channel, of values from 0 to 1
-        std (tuple): The same
+        mean (tuple): Of each channel, if values are from 0 to 1
+        std (tuple): Standard deviation of each channel, if values are from 0 to 1
 
     Returns:
         Tensor: float32 (B, 3, h, w)
     """
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
+    mean = torch.tensor(mean, device=x.device)[:, None, None]
+    std = torch.tensor(std, device=x.device)[:, None, None]
     return (x.float()/255 - mean)/std
 
 class Dino(nn.Module):
@@ -108,21 +109,21 @@ class Clip(nn.Module):
         self.num_features = model.config.projection_dim
     def forward(self, x): # uint8 (B, 3, side, side)
         x = normalised(x, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD).to(self.model.dtype)
-        seen = self.model.vision_model(x).pooler_output
-        return F.normalize(self.model.visual_projection(seen).float(), dim=-1)
+        features = self.model.vision_model(x).pooler_output
+        return F.normalize(self.model.visual_projection(features).float(), dim=-1)
     def words(self, texts:list) -> Tensor: # float (n, num_features)
         n_tokens = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=n_tokens,
                                 return_tensors='pt')
-        read = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-        return F.normalize(self.model.text_projection(read).float(), dim=-1)
+        features = self.model.text_model(**tokens.to(self.model.device)).pooler_output
+        return F.normalize(self.model.text_projection(features).float(), dim=-1)
 
 # %% ../../nbs/score/50_feature_networks.ipynb #c78be5c0
 # Environment variables that may name weights
 WEIGHT_VARIABLES = dict(inception='ARLDM_INCEPTION', dinov2='ARLDM_DINOV2', clip='ARLDM_CLIP')
 _HUB_NAMES = dict(dinov2='facebook/dinov2-large', clip='openai/clip-vit-large-patch14-336')
 
-def _from_pretrained(kind, where): # a model of transformers with all its weights
+def _from_pretrained(kind, where): # a model of transformers; a `ValueError` if weights are missing
     model, about = kind.from_pretrained(where, output_loading_info=True)
     missing = about['missing_keys']
     if missing: raise ValueError(f'{len(missing)} tensors are missing')
@@ -130,14 +131,13 @@ def _from_pretrained(kind, where): # a model of transformers with all its weight
 
 def open_network(
     name:str,            # 'inception', 'dinov2' or 'clip'
-    where:str|Path=None, # File, folder or hub name; default: that in its `WEIGHT_VARIABLES`
+    where:str|Path=None, # File, folder or hub name; default: that in the environment
 )->nn.Module:
-    """A feature network with weights, or a `StoryError` that says what to do.
+    """Open a feature network; raise a `StoryError` that says what to do if it cannot be opened.
 
     Args:
         name (str): 'inception', 'dinov2' or 'clip'
-        where (str | Path, optional): File, folder or hub name; default: that in its
-            `WEIGHT_VARIABLES`
+        where (str | Path, optional): File, folder or hub name; default: that in the environment
     """
     variable = WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)]
     where = where or os.environ.get(variable)
@@ -153,12 +153,12 @@ def open_network(
 
 # %% ../../nbs/score/50_feature_networks.ipynb #127f3514
 def networks(
-    where:dict, # Name -> folder or hub name; `None` = what the environment names
+    where:dict, # Name -> file, folder or hub name; `None` = what the environment names
 )->dict:        # Name -> network on the best device, or a `StoryError` that says why there is none
-    """Several feature networks, as far as their weights can be opened.
+    """Open several feature networks; where one cannot be opened, return the error in its place.
 
     Args:
-        where (dict): Name -> folder or hub name; `None` = what the environment names
+        where (dict): Name -> file, folder or hub name; `None` = what the environment names
 
     Returns:
         dict: Name -> network on the best device, or a `StoryError` that says why there is none
@@ -173,14 +173,14 @@ def networks(
 def same_cut(
     picture:Image.Image, # Reference or drawn, of any size
     side:int,            # Of the drawings, pixels
-    wanted:int,          # By the network
+    wanted:int,          # Side that the network takes, pixels
 )->Image.Image:          # (wanted, wanted) RGB
-    """The centre square, antialiased.
+    """Crop the centre square, resize it to the drawings' side, then to the network's (antialiased).
 
     Args:
         picture (Image.Image): Reference or drawn, of any size
         side (int): Of the drawings, pixels
-        wanted (int): By the network
+        wanted (int): Side that the network takes, pixels
 
     Returns:
         Image.Image: (wanted, wanted) RGB
@@ -189,7 +189,7 @@ def same_cut(
 
 # %% ../../nbs/score/50_feature_networks.ipynb #3bc75414
 def fingerprint(net:nn.Module) -> str:
-    "A short name for a network's kind and weights."
+    "Return a digest of a network's kind, side and weights, 32 hexadecimal digits."
     h = hashlib.blake2b(f'{type(net).__name__} {net.side}'.encode(), digest_size=16)
     for k, v in net.state_dict().items():
         h.update(k.encode())
@@ -201,7 +201,7 @@ def features_file(
     data:Path, # A story file
     run:Path,  # A run folder
 )->Path:
-    """Where rows are kept: beside the stories, for all runs, or in the run if that is not allowed.
+    """Return where features are kept: beside the stories if that can be written, else in the run.
 
     Args:
         data (Path): A story file
@@ -219,7 +219,7 @@ def _ahead(pool, f, items, n): # f(item) for each item, in order; at most n are 
         if len(waiting) > n: yield waiting.popleft().result()
     while waiting: yield waiting.popleft().result()
 
-def _key(data, *about): # of a picture's row in the store
+def _key(data, *about): # the key of a row in the store, from the picture's bytes and anything else
     return hashlib.blake2b(data + '|'.join(map(str, about)).encode(), digest_size=16).digest()
 
 def _batches(items, n): # yields lists of at most n
@@ -231,15 +231,16 @@ def _batches(items, n): # yields lists of at most n
             batch = []
     if batch: yield batch
 
-def _see(net, squares): # -> float32 (n, d)
+def _features(net, squares): # of pictures of the network's side -> float32 (n, d)
     device = next((p.device for p in net.parameters()), 'cpu')
     # without TF32, so that features are the same on any device
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return net.eval()(pixels(squares).to(device)).float().cpu().numpy()
 
-def _see_all(net, squares, keys, store, batch, bar): # `squares` yields (i, picture of keys[i])
+def _store_features(net, squares, keys, store, batch, bar):
+    # `squares` yields (i, picture of keys[i])
     for some in _batches(squares, batch):
-        rows = _see(net, [picture for _, picture in some])
+        rows = _features(net, [picture for _, picture in some])
         store.put([keys[i] for i, _ in some], rows)
         bar.update(len(some))
 
@@ -250,26 +251,26 @@ def features_of(
     read:Callable,        # i -> the encoded picture i
     n:int,                # Pictures
     cut:Callable,         # Picture, `net.side` -> square of that side
-    cut_name:str,         # Tells this way to cut from others
-    store:Store=None,     # Keeps rows
+    cut_name:str,         # Part of a row's key: rows of another cut are not reused
+    store:Store=None,     # Keeps rows; default: in memory
     batch:int=32,         # Pictures that the network sees at once
     share:tuple=(0, 1),   # Which of several processes this is, and how many there are
     wait:Callable=lambda: None, # Returns when all processes have come here
-    progress:str=None,    # Name of a bar
+    progress:str=None,    # Name of a progress bar; None = no bar
 )->np.ndarray:            # float32 (n, net.num_features)
-    """The features of pictures that are read one by one.
+    """Compute the features of pictures that are read one by one; those in the store are reused.
 
     Args:
         net (nn.Module): A feature network
         read (Callable): i -> the encoded picture i
         n (int): Pictures
         cut (Callable): Picture, `net.side` -> square of that side
-        cut_name (str): Tells this way to cut from others
-        store (Store, optional): Keeps rows
+        cut_name (str): Part of a row's key: rows of another cut are not reused
+        store (Store, optional): Keeps rows; default: in memory
         batch (int, default 32): Pictures that the network sees at once
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here
-        progress (str, optional): Name of a bar
+        progress (str, optional): Name of a progress bar; None = no bar
 
     Returns:
         np.ndarray: float32 (n, net.num_features)
@@ -285,9 +286,9 @@ def features_of(
         missing = [i for k, i in first.items() if len(have.get(k, ())) != net.num_features]
         todo = missing[which::of]
         squares = _ahead(pool, square, todo, 2*batch + threads)
-        off = None if progress and todo else True
+        off = None if progress and todo else True # None: no bar if the output is not a terminal
         with tqdm(total=len(todo), desc=progress, unit=' pictures', disable=off) as bar:
-            _see_all(net, squares, keys, store, batch, bar)
+            _store_features(net, squares, keys, store, batch, bar)
     with ThreadPoolExecutor(threads) as pool:
         keys = list(_ahead(pool, key, range(n), 2*threads))
         for i in reversed(range(n)): first[keys[i]] = i

@@ -67,7 +67,7 @@ class _Branches(nn.Module): # (B, d_in, h, w) -> (B, d_out, h', w')
         self.d_out = 0
         for line in table.splitlines(): self.d_out += self._add_branch(d_in, line)
 
-    def _add_branch(self, d, line): # -> its channels
+    def _add_branch(self, d, line): # adds a branch on `d` channels; -> how many it returns
         steps = []
         for step in line.split('>'):
             names, d_out = [], 0
@@ -91,7 +91,7 @@ class _Branches(nn.Module): # (B, d_in, h, w) -> (B, d_out, h', w')
             outputs.append(y)
         return torch.cat(outputs, 1)
 
-    def _step(self, x, names): # units in parallel
+    def _step(self, x, names): # units in parallel, their channels one after the other
         outputs = []
         for name in names:
             unit = _POOLS[name] if name in _POOLS else getattr(self, name)
@@ -123,7 +123,7 @@ FID64_SIDE = 64 # pixels
 def fid64_drawn(
     picture:Image.Image, # Of any size
 )->Image.Image:          # 64 x 64 RGB
-    """A drawn frame as the original measured it: resized to a square, whatever its shape.
+    """Resize a drawn frame to a square, whatever its shape, as the original did.
 
     Args:
         picture (Image.Image): Of any size
@@ -136,7 +136,7 @@ def fid64_drawn(
 def fid64_real(
     picture:Image.Image, # Of any size
 )->Image.Image:          # 64 x 64 RGB
-    """A reference frame as the original measured it: short side to 64 pixels, centre cut out.
+    """Resize a reference frame's short side to 64 pixels and crop the centre, as the original did.
 
     Args:
         picture (Image.Image): Of any size
@@ -153,6 +153,7 @@ def fid64_real(
     box = left, top, left + FID64_SIDE, top + FID64_SIDE
     return rgb.resize(size, Image.BILINEAR).crop(box)
 
+# Both ignore `side`, the network's 299 pixels: FID64 enlarges its 64 pixels in the network.
 def _reference_cut(picture, side): return fid64_real(picture)
 
 def _drawn_cut(picture, side): return fid64_drawn(picture)
@@ -166,19 +167,20 @@ _ADVICE = (f'get {INCEPTION_FILE} (release fid_weights of mseitzer/pytorch-fid) 
            'ARLDM_INCEPTION')
 _UNREADABLE = RuntimeError, EOFError, OSError, AttributeError, pickle.UnpicklingError
 
-def _sha256(path):
+def _sha256(path): # of a file, as hexadecimal digits
     h = hashlib.sha256()
     with open(path, 'rb') as f:
+        # in blocks of one MiB
         for part in iter(partial(f.read, 1 << 20), b''): h.update(part)
     return h.hexdigest()
 
 def load_inception(
-    path:str|Path=None, # Of the published file; `None` = what ARLDM_INCEPTION names
+    path:str|Path=None, # The published file; default: the environment's ARLDM_INCEPTION
 )->Inception:
-    """The FID Inception with its published weights.
+    """Return the FID Inception with its published weights; raise if the file is missing or another.
 
     Args:
-        path (str | Path, optional): Of the published file; `None` = what ARLDM_INCEPTION names
+        path (str | Path, optional): The published file; default: the environment's ARLDM_INCEPTION
     """
     path = path or os.environ.get('ARLDM_INCEPTION')
     if not path: raise StoryError(f'no weights named; {_ADVICE}')
@@ -186,10 +188,11 @@ def load_inception(
     try:
         found = _sha256(path)
         if found != INCEPTION_SHA256:
-            raise StoryError(f'{path}: not the weights of the FID Inception, or a broken copy: its '
+            raise StoryError(f'{path}: not the weights of the FID Inception, or damaged: its '
                              f'SHA-256 is {found}, expected {INCEPTION_SHA256}; {_ADVICE}')
         weights = torch.load(path, map_location='cpu', weights_only=True)
         net = Inception()
+        # without the classifier
         net.load_state_dict({k: v for k, v in weights.items() if not k.startswith('fc.')})
     except _UNREADABLE as e:
         raise StoryError(f'{path}: cannot be read as weights ({first_line(e)}); '
