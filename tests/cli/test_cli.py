@@ -177,8 +177,8 @@ WRONG = [
     ('score', ['RUN', '--split', 'dev'], "no split 'dev'"),
     ('score', ['RUN', '--resamples', '-1'], 'resamples must be 0 or more'),
     ('score', ['OUT', '--data', 'FILE', '--histories', '2'], 'never drew into'),
-    ('report', ['OUT'], 'no run folder'),
-    ('report', ['RUN', 'OUT'], 'no run folder'),
+    ('report', ['OUT'], 'not a run folder'),
+    ('report', ['RUN', 'OUT'], 'not a run folder'),
     ('demo', ['--size', 'big'], 'unrecognized arguments'),
 ]
 

@@ -14,8 +14,8 @@ from arldm.train.checkpoint import read_log
 from arldm.report.charts import Curve, chart, drift_charts, loss_charts, loss_curves
 from arldm.report.page import (difference_row, embed, fact_bars, grouped, is_page, range_bar, score_table, score_text,
     story_figure)
-from arldm.report.report import choose, write_report
-from arldm.report.run_folder import flat
+from arldm.report.report import choose_stories, write_report
+from arldm.report.run_folder import flatten
 from folders import write_run
 from parts import part
 
@@ -162,7 +162,7 @@ def test_frames_that_cannot_be_shown(run):
 
 def test_empty_folder_is_one_line(tmp_path):
     for folder in tmp_path, tmp_path/'absent':
-        with pytest.raises(StoryError, match='no run folder') as e: write_report(folder)
+        with pytest.raises(StoryError, match='not a run folder') as e: write_report(folder)
         assert '\n' not in str(e.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -174,9 +174,9 @@ def test_report_replaces_itself_and_leaves_nothing_else(run):
 def test_pictures_are_bounded():
     photo = Image.effect_noise((3000, 1500), 60).convert('RGB')
     small = embed(photo, 'x')
-    tag = part('picture', small)
+    tag = part('image', small)
     assert 'width="256" height="128"' in tag and 'image/jpeg' in tag and len(tag) < 60_000
-    assert photo.size == (3000, 1500) and 'image/png' in part('picture', embed(picture(1), 'x'))
+    assert photo.size == (3000, 1500) and 'image/png' in part('image', embed(picture(1), 'x'))
 
 def test_read_log(tmp_path):
     path = tmp_path/'log.csv'
@@ -208,8 +208,8 @@ def labels(drawing):
 def test_chart_stays_in_its_frame(losses):
     "Curves and texts, in both drawings; as many numbers beside it as one reads at a glance."
     one = chart(loss_curves([*enumerate(losses, 1)]), 'loss', 'loss', large=True)
-    assert [d.shown for d in one.drawings] == ['wide-window', 'narrow-window'] and sum(len(d.svg) for d in one.drawings) < 60_000
-    for d in one.drawings:
+    assert [d.shown for d in one.images] == ['wide-window', 'narrow-window'] and sum(len(d.svg) for d in one.images) < 60_000
+    for d in one.images:
         assert points(d) and all(0 <= x <= d.width and 0 <= y <= d.height for x, y in points(d))
         texts = labels(d)
         assert all(0 <= x <= d.width and 0 <= y <= d.height for _, x, y, _ in texts)
@@ -218,7 +218,7 @@ def test_chart_stays_in_its_frame(losses):
 def test_labels_of_a_chart_stand_at_their_numbers():
     "Steps that are not evenly spaced, too."
     for steps in [1, 2, 3, 4, 5], [1, 2, 9], [500, 1000, 6000]:
-        d, = chart([Curve(steps, steps)], 'x', 'x').drawings
+        d, = chart([Curve(steps, steps)], 'x', 'x').images
         marks = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: var\(--one', d.svg)]
         below = {int(text.replace(',', '')): x for text, x, _, side in labels(d) if side == 'middle'}
         assert len(marks) == len(steps) and len(below) >= 2
@@ -249,8 +249,8 @@ def test_losses_that_are_no_numbers_are_counted():
     one, = loss_charts([log])
     assert one.title == 'training loss, last 0.125; 1 step without one' and loss_charts([log[2:3], []]) == []
     both, = loss_charts([log, log])
-    assert 'last 0.125 and 0.125' in both.title and [len(points(d)) for d in both.drawings] == [14, 14]
-    assert all('stroke: var(--one)' in d.svg and 'stroke: var(--two)' in d.svg for d in both.drawings)
+    assert 'last 0.125 and 0.125' in both.title and [len(points(d)) for d in both.images] == [14, 14]
+    assert all('stroke: var(--one)' in d.svg and 'stroke: var(--two)' in d.svg for d in both.images)
     assert 'swatch two' in part('loss_charts', [both], ['A', 'B']) and 'swatch' not in part('loss_charts', [one])
 
 def row(name, value, **more): return dict(name=name, value=value, **more)
@@ -258,7 +258,7 @@ def row(name, value, **more): return dict(name=name, value=value, **more)
 def test_scores():
     html = part('scores', score_table([row('a', 12.3456, n=10, note='', better='lower'), row('b', None, note=None)]))
     assert '12.35 <span title="lower is better">↓' in html and 'n = 10' in html and 'b: no reason given' in html
-    assert '<svg class="range"' not in html[:html.index('</table>')]  # nothing to hold it against, so no bar
+    assert '<svg class="range"' not in html[:html.index('</table>')]  # nothing to compare it with, so no bar
 
 def test_scores_with_intervals_and_floors():
     html = part('scores', score_table([row('a', .5, low=.4, high=.6, unit='%', spread=.01, group='story', n=9, better=None,
@@ -290,10 +290,10 @@ def test_facts():
 @pytest.mark.parametrize('n, each', [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [1, 1, 1]), (7, [2, 2, 2]), (30, [3, 3, 3])])
 def test_chosen_stories(n, each):
     "Best, middle, worst; none twice; numbers that are none left out."
-    chosen = choose({**{f's{i}': i for i in range(n)}, 'none': None, 'nan': math.nan}, 'lower')
+    chosen = choose_stories({**{f's{i}': i for i in range(n)}, 'none': None, 'nan': math.nan}, 'lower')
     assert [len(v) for v in chosen.values()] == each and len({s for v in chosen.values() for s in v}) == sum(each)
     if n: assert chosen['best'][0] == 's0' and (n == 1 or chosen['worst'][-1] == f's{n - 1}')
-    assert n < 3 or choose({f's{i}': i for i in range(n)}, 'higher')['best'][0] == f's{n - 1}'
+    assert n < 3 or choose_stories({f's{i}': i for i in range(n)}, 'higher')['best'][0] == f's{n - 1}'
 
 
 # runs with scores of every kind
@@ -306,11 +306,11 @@ def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a
 
 def test_everything_scored_is_on_the_page(finished):
     page = Page(write_report(finished))
-    assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'trouble'})
+    assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'warnings'})
     for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'similarity 0.99',
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
     assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
-    assert len(page.all('div', **{'class': 'training'})) == 3 and 'not at hand' not in page.text
+    assert len(page.all('div', **{'class': 'training'})) == 3 and 'not available' not in page.text
     assert len(page.all('figure', **{'class': 'chart'})) == 2 + 2  # two losses, two scores by frame
     assert (finished/'report.html').stat().st_size < 1_000_000
 
@@ -328,7 +328,7 @@ def test_copies_without_pictures(finished, tmp_path):
     scores = load_json(run/'scores.json')
     scores['copies'] = [dict(story='gone', k=1, similarity=.5, picture=10**6)]
     save_json(run/'scores.json', scores)
-    assert {'not at hand', 'not drawn'} <= {*Page(write_report(run)).texts}
+    assert {'not available', 'not drawn'} <= {*Page(write_report(run)).texts}
 
 def test_drawings_alone_have_a_page(finished, tmp_path):
     "A folder of drawings that was scored, as another's drawings may be."
@@ -340,7 +340,7 @@ def test_drawings_alone_have_a_page(finished, tmp_path):
 def test_two_runs(finished, other):
     path = write_report(finished, against=other)
     page = Page(path)
-    assert path == finished/'against-a&.html' and 'b against a&' in page.text
+    assert path == finished/'against-a&.html' and 'b compared with a&' in page.text
     assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
     for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
     shown = page.text.count('Story s')
@@ -355,7 +355,7 @@ def test_two_runs_without_scores_or_common_stories(run, other):
     assert 'cannot be compared' in page.text and 'Story s0' in page.text
     for story in 's0', 's1': (run/'drawn'/story).rename(run/'drawn'/f'x{story}')
     assert 'no story that both have drawn' in Page(write_report(run, against=other)).text
-    with pytest.raises(StoryError, match='no run folder'): write_report(run, against=run/'strips'/'no')
+    with pytest.raises(StoryError, match='not a run folder'): write_report(run, against=run/'strips'/'no')
 
 def test_verdicts_are_escaped():
     row = dict(name=WILD, group=WILD, a=1., b=None, unit='', better=None, difference=None, low=None, high=None, verdict=WILD)
@@ -364,7 +364,7 @@ def test_verdicts_are_escaped():
 
 def test_score_text(): assert [score_text(row('a', x)) for x in (-1.5, None, math.nan)] == ['−1.5', '—', '—']
 
-def test_flat(): assert flat(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}
+def test_flatten(): assert flatten(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}
 
 def test_page_knows_itself(run):
     "A report is replaced, a page of somebody else is not."
@@ -372,5 +372,5 @@ def test_page_knows_itself(run):
     assert is_page(path)
     path.write_text('<!doctype html><title>mine</title>')
     assert not is_page(path)
-    with pytest.raises(StoryError, match='is no report written by arldm; move it away'): write_report(run)
+    with pytest.raises(StoryError, match='is not a report written by arldm; move it away'): write_report(run)
     assert path.read_text() == '<!doctype html><title>mine</title>'

@@ -267,15 +267,15 @@ def test_other_stories_are_not_paired(tmp_path, run, split):
     file = story_file(tmp_path/'data2', test=[s.__class__(s.id, s.album, ('other',)*3, s.frames) for s in split])
     draw(tmp_path/'two/drawn', file['test'])
     scored(run, split, 5), scored(tmp_path/'two', file['test'], 5)
-    assert {r['verdict'] for r in compare_runs(run, tmp_path/'two')} == {'not paired: the runs drew other stories'}
+    assert {r['verdict'] for r in compare_runs(run, tmp_path/'two')} == {'not paired: the runs drew different stories'}
     page = write_report(run, against=tmp_path/'two').read_text()
-    assert 'A and B drew other stories' in page and 'not paired: the runs drew other stories' in page
+    assert 'A and B drew different stories' in page and 'not paired: the runs drew different stories' in page
 
 def test_other_frames_are_not_paired(tmp_path, run, split):
     shutil.copytree(run, tmp_path/'less')
     for place in (tmp_path/'less/drawn').iterdir(): (place/'1.png').unlink()
     for folder in run, tmp_path/'less': scored(folder, split, 5)
-    assert {r['verdict'] for r in compare_runs(run, tmp_path/'less')} == {'not paired: other frames of these stories were scored'}
+    assert {r['verdict'] for r in compare_runs(run, tmp_path/'less')} == {'not paired: different frames of these stories were scored'}
     scores = load_json(run/'scores.json')
     del scores['digests']['frames']                                         # as they were written before
     save_json(run/'scores.json', scores)
@@ -288,7 +288,7 @@ def test_other_weights_are_not_paired(tmp_path, run, split):
     scored(runs[3], split, 5)
     def verdicts(other): return {r['name']: r['verdict'] for r in compare_runs(run, other)}
     other, same, none = map(verdicts, runs[1:])
-    assert other['FD-DINOv2'] == other['precision'] == 'not paired: other weights of dinov2'
+    assert other['FD-DINOv2'] == other['precision'] == 'not paired: different weights of dinov2'
     assert other['FD-fields'].startswith('no significant difference')                   # no weights in it
     assert all(said.startswith('no significant difference') for said in same.values()) and 'FD-DINOv2' in same
     assert none['precision'] == 'not paired: measured by dinov2 and fields'
@@ -300,7 +300,7 @@ def test_resamples_of_other_scores_are_not_paired(run, split):
         if r['name'] == 'FD-fields': r['value'] += 1
     save_json(run/'scores.json', scores)
     verdicts = {r['name']: r['verdict'] for r in compare_runs(run, run)}
-    assert verdicts['FD-fields'].startswith('not paired: the resamples are of other scores')
+    assert verdicts['FD-fields'].startswith('not paired: the resamples belong to earlier scores')
     assert verdicts['similarity to the reference frame (fields)'].startswith('no significant difference')
 
 
