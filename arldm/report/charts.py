@@ -103,6 +103,7 @@ def _plot(axes, curve, width):
         low, high = curve.low[::every], curve.high[::every]
         axes.fill_between(x, low, high, alpha=.2, linewidth=0, **look)
 
+# %% ../../nbs/report/61_charts.ipynb #8dd8c8fb
 def _range(curves, *fields):
     "Return the smallest and the largest number in some fields ('x', 'y', …) of all curves."
     numbers = []
