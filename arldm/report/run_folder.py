@@ -112,6 +112,7 @@ def run_summary(
     text = '; '.join(done) or 'nothing but settings so far'
     return f'{subject}: {text}.' if subject else f'{text}.'
 
+# %% ../../nbs/report/62_run_folder.ipynb #d6ac45aa
 def scores_basis(
     scores:dict, # Contents of `scores.json`
 )->str:
