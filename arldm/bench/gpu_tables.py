@@ -33,7 +33,7 @@ def _origin(result, names):
         if name in names and row['state'] == 'done':
             dates.add(row['date'])
             commits.add(row['commit'])
-    if not dates: return 'Not measured yet, for want of a GPU.'
+    if not dates: return 'Not measured yet: no GPU was available.'
     about = result['machine']
     driver = f'driver {about["card"]["driver_version"]}, ' if about['card'] else ''
     return (f'{about["gpu"] or about["cpu"]}, {driver}torch {about["versions"]["torch"]}, '
