@@ -148,8 +148,9 @@ class Estimate:
         return float(np.nanstd(self.resampled)*math.sqrt(self.n_albums/max(1, self.n_albums - 1)))
 
     def __format__(self, form):
-        "The score ± 1.96 standard deviations; unlike `interval`, not widened for few albums."
-        return f'{self.value:{form}} ± {Z*self.sd:{form.lstrip("+")}}'
+        "The score ± half the length of its interval."
+        low, high = self.interval
+        return f'{self.value:{form}} ± {(high - low)/2:{form.lstrip("+")}}'
 
 # %% ../../nbs/score/52_intervals.ipynb #8205b6c3
 def finite_interval(
