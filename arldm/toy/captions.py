@@ -16,46 +16,54 @@ from .scene import (ACCESSORIES, COLOURS, Figure, Look, PLACES, POSITIONS, RADII
                              Scene, TIMES_OF_DAY, figures_in_order, has_hard, two_looks)
 
 # %% ../../nbs/toy/19_captions.ipynb #4434fb0b
+# name of a character -> the pronoun for it
 PRONOUNS = dict(ada='she', bo='he', cleo='she', dan='he', eve='she', finn='he', ivy='she', leo='he')
 
 @dataclass(frozen=True)
 class Beat:
-    """One frame of a story.
+    """One frame of a story: what happens, to whom, and everything that the frame shows.
 
     Args:
-        event (str): Key of `CAPTIONS`, or `time`
-        who (str): Name of whom it is about; '' = all who are there
-        cast (dict): name -> `Figure`, of all who are there
+        event (str): Key of `CAPTIONS`, or 'time' when the time of day changes
+        who (str): Name of the character that the event is about; '' = all who are present
+        cast (dict): name -> `Figure` of everybody present
+        place (str): Key of `PLACES`
+        time (str): One of `TIMES_OF_DAY`
     """
-    event: str  # Key of `CAPTIONS`, or `time`
-    who: str    # Name of whom it is about; '' = all who are there
-    cast: dict  # name -> `Figure`, of all who are there
-    place: str
-    time: str
+    event: str  # Key of `CAPTIONS`, or 'time' when the time of day changes
+    who: str    # Name of the character that the event is about; '' = all who are present
+    cast: dict  # name -> `Figure` of everybody present
+    place: str  # Key of `PLACES`
+    time: str   # One of `TIMES_OF_DAY`
 
     @property
-    def scene(self): return Scene(self.place, self.time, figures_in_order(self.cast.values()))
+    def scene(self):
+        "The scene that this frame shows."
+        return Scene(self.place, self.time, figures_in_order(self.cast.values()))
 
-# event -> how often it happens, compared with the others, while one or two are there
+# event -> its weight in the random choice, if one character is present and if two are
 _EVENTS_ALONE = dict(walk=3, jump=3, sleep=3, wait=1, time=1, travel=1, come=30)
 _EVENTS_TOGETHER = dict(walk=3, jump=3, sleep=3, wait=0, time=1, travel=1, leave=5)
+# time of day -> those that may follow it
 _NEXT_TIME = dict(day=('evening', 'night'), evening=('night',), night=('day',))
+_ALL_ACT = .15  # probability that all who are present jump or sleep together
 
 # %% ../../nbs/toy/19_captions.ipynb #0fa22e60
-def _free_position(cast, rng):
-    taken = {f.position for f in cast.values()}
+def _free_position(cast, rng): # a random position where nobody of the cast is
+    taken = {figure.position for figure in cast.values()}
     return rng.choice([p for p in POSITIONS if p not in taken])
 
-def _next(beats, looks, rng):
-    "The beat after `beats`; `looks` are both characters', by name."
+def _next_beat(beats, looks, rng):
+    "Return a random beat that follows `beats`; `looks` is {name: `Look`} of both characters."
     last = beats[-1]
     events = _EVENTS_TOGETHER if len(last.cast) > 1 else _EVENTS_ALONE
     event, = rng.choices(list(events), events.values())
-    cast = {name: replace(f, action='stand') for name, f in last.cast.items()}
+    # jumping and sleeping last one frame
+    cast = {name: replace(figure, action='stand') for name, figure in last.cast.items()}
     who = rng.choice(list(cast))
     place, time = last.place, last.time
     is_action = event in ('jump', 'sleep')
-    if event in ('time', 'travel') or is_action and rng.random() < .15: who = ''
+    if event in ('time', 'travel') or is_action and rng.random() < _ALL_ACT: who = ''
     if is_action:
         for name in [who] if who else list(cast): cast[name] = replace(cast[name], action=event)
     elif event == 'walk':
@@ -75,21 +83,23 @@ def _next(beats, looks, rng):
 # %% ../../nbs/toy/19_captions.ipynb #4d2c0a20
 STORY_FRAMES = CORPORA['toy'].frames
 
-def _belongs(beats, hard): # whether a story belongs to the split `hard`, or to the others
+def _fits_split(beats, hard): # the split `hard` if True, any other if False
     if hard: return has_hard(beats[0].scene)
-    return not any(has_hard(b.scene) for b in beats)
+    return not any(has_hard(beat.scene) for beat in beats)
 
 def invent(
-    rng:random.Random,   # Source of choices
-    n:int=STORY_FRAMES,  # Frames
-    hard:bool=False,     # Open with a scene of the kind that training never shows
+    rng:random.Random,   # Source of all random choices
+    n:int=STORY_FRAMES,  # Number of frames
+    # Open with a combination held out of training; if False, no frame shows one
+    hard:bool=False,
 )->list:                 # n `Beat`s
-    """Invent a story.
+    """Invent a story of two characters; `tell` words it and `draw_scene` draws its frames.
 
     Args:
-        rng (random.Random): Source of choices
-        n (int, default STORY_FRAMES): Frames
-        hard (bool, default False): Open with a scene of the kind that training never shows
+        rng (random.Random): Source of all random choices
+        n (int, default STORY_FRAMES): Number of frames
+        hard (bool, default False): Open with a combination held out of training; if False, no frame
+            shows one
 
     Returns:
         list: n `Beat`s
@@ -98,13 +108,15 @@ def invent(
         names = rng.sample(list(PRONOUNS), 2)
         looks = dict(zip(names, two_looks(rng)))
         hero = names[0]
-        opening = {hero: Figure(looks[hero], rng.choice(list(POSITIONS)))}
+        opening_cast = {hero: Figure(looks[hero], rng.choice(list(POSITIONS)))}
         place = rng.choice(list(PLACES))
-        beats = [Beat('open', hero, opening, place, rng.choice(TIMES_OF_DAY))]
-        while len(beats) < n: beats.append(_next(beats, looks, rng))
-        if _belongs(beats, hard): return beats
+        beats = [Beat('open', hero, opening_cast, place, rng.choice(TIMES_OF_DAY))]
+        while len(beats) < n: beats.append(_next_beat(beats, looks, rng))
+        if _fits_split(beats, hard): return beats
 
 # %% ../../nbs/toy/19_captions.ipynb #2042d833
+# event, or the new time of day -> its captions. {x}: words for whom it is about; {who}: the name;
+# {She}: the pronoun; {s}, {es}, {are}: endings and verb that agree with {x}
 CAPTIONS = dict(
     open=('{who}, {look}, is {at} {on} {when}.', '{At} {when} there is {who}, {look}, {on}.',
           '{who} is {look}. {She} stands {on} {at} {when}.'),
@@ -121,79 +133,98 @@ CAPTIONS = dict(
     day=('A new day begins.', 'The sun rises.', 'It is day now.'),
     evening=('Evening comes.', 'It is evening now.', 'The sun goes down.'),
     night=('Night falls.', 'It is night now.', 'The moon is up.'))
+# place, position and time of day in words
 AT = dict(beach='at the beach', forest='in the forest', desert='in the desert',
           mountain='on the mountain', city='in the city', meadow='in the meadow')
 ON = dict(left='on the left', middle='in the middle', right='on the right')
 WHEN = dict(day='by day', evening='in the evening', night='at night')
 
 def look_words(look:Look) -> str:
-    "A look in words."
+    "Describe a look in words: 'a big red star with a hat'."
     wears = '' if look.accessory == 'nothing' else f' with a {look.accessory}'
     return f'a {look.size} {look.colour} {look.shape}{wears}'
 
 # %% ../../nbs/toy/19_captions.ipynb #75773b58
-def _names(who, there, last):
-    "Ways to speak of `who` among those who are there, after a caption about `last`."
-    f = there[who]
+def _candidates(beat, previous): # {name: Figure} of those whom the caption could be about
+    if beat.event == 'leave': return previous.cast
+    if beat.event == 'back': return {beat.who: beat.cast[beat.who]}  # only who is away can return
+    return beat.cast
+
+def _subjects(who, candidates, last):
+    """Return the words that single out `who` among the candidates.
+    `last` names whom the previous caption was about: '' = all, None = there is none."""
+    look = candidates[who].look
     name = who.title()
-    if len(there) == 1: return name, PRONOUNS[who]
-    if last not in there: return name, f'the {f.look.shape}', f'the {f.look.colour} one'
+    if len(candidates) == 1: return name, PRONOUNS[who]
+    if last not in candidates: return name, f'the {look.shape}', f'the {look.colour} one'
     return (PRONOUNS[who],) if last == who else ('the other one',)
 
-def _present(b, before): # those among whom the caption has to single somebody out
-    if b.event == 'leave': return before.cast
-    if b.event == 'back': return {b.who: b.cast[b.who]}
-    return b.cast
-
-def _caption(b, before, rng):
-    "One beat in words; `before` is the beat before it, or None."
-    there = _present(b, before)
-    who = b.who
-    if not who and len(there) == 1: who = next(iter(there))
-    if who: names = _names(who, there, before and before.who)
-    else: names = 'they', 'both of them'
-    fields = dict(x=rng.choice(names), place=b.place, at=AT[b.place], At=AT[b.place].capitalize(),
-                  when=WHEN[b.time], s='s' if who else '', es='es' if who else '',
-                  are='is' if who else 'are')
-    if b.who in there:
-        f = there[b.who] if b.event == 'leave' else b.cast[b.who]
-        fields |= dict(who=b.who.title(), She=PRONOUNS[b.who].title(), look=look_words(f.look),
-                       position=f.position, on=ON[f.position])
-    words = rng.choice(CAPTIONS[b.time if b.event == 'time' else b.event]).format(**fields)
+def _caption(beat, previous, rng):
+    "Word a beat at random; `previous` is the beat before it, or None."
+    candidates = _candidates(beat, previous)
+    who = beat.who
+    if not who and len(candidates) == 1: who = next(iter(candidates))  # 'all' are one
+    if who: subjects = _subjects(who, candidates, previous.who if previous else None)
+    else: subjects = 'they', 'both of them'
+    fields = dict(x=rng.choice(subjects), place=beat.place, at=AT[beat.place],
+                  At=AT[beat.place].capitalize(), when=WHEN[beat.time], s='s' if who else '',
+                  es='es' if who else '', are='is' if who else 'are')
+    if beat.who in candidates:
+        figure = candidates[beat.who]
+        fields.update(who=beat.who.title(), She=PRONOUNS[beat.who].title(),
+                      look=look_words(figure.look), position=figure.position,
+                      on=ON[figure.position])
+    templates = CAPTIONS[beat.time if beat.event == 'time' else beat.event]
+    words = rng.choice(templates).format(**fields)
     return words[0].upper() + words[1:]
 
-def tell(beats:list, rng:random.Random) -> list: # of captions
-    """A story in words, in one of very many ways.
+# %% ../../nbs/toy/19_captions.ipynb #33a481f6
+def tell(
+    beats:list,         # Consecutive `Beat`s, from the first frame on
+    rng:random.Random,  # Source of the wording; another state tells the same story in other words
+)->list:                # One caption per beat
+    """Word a story: the first caption states everything, each later one only what is new.
+
+    Args:
+        beats (list): Consecutive `Beat`s, from the first frame on
+        rng (random.Random): Source of the wording; another state tells the same story in other
+            words
 
     Returns:
-        list: of captions
+        list: One caption per beat
     """
-    return [_caption(b, before, rng) for before, b in zip([None, *beats], beats)]
+    return [_caption(beat, previous, rng) for previous, beat in zip([None, *beats], beats)]
 
 # %% ../../nbs/toy/19_captions.ipynb #8bde9e0c
-_VERBS = dict(stand=('stands', 'is'), jump=('jumps', 'hops up high', 'leaps for joy'),
-              sleep=('sleeps', 'takes a nap'))
+# action -> words for it in a full description
+_VERB_PHRASES = dict(stand=('stands', 'is'), jump=('jumps', 'hops up high', 'leaps for joy'),
+                     sleep=('sleeps', 'takes a nap'))
 
-def describe(s:Scene, rng:random.Random) -> str:
-    "A caption that tells every fact of a scene."
-    figures = []
-    for f in s.figures:
-        figures.append(f'{look_words(f.look)} {rng.choice(_VERBS[f.action])} {ON[f.position]}')
-    parts = [' and '.join(rng.sample(figures, len(figures))), f'{AT[s.place]} {WHEN[s.time]}']
-    if rng.choice((1, -1)) == -1: parts.reverse()
+def describe(scene:Scene, rng:random.Random) -> str:
+    "Return a caption that states every fact of a scene, worded at random."
+    clauses = []
+    for figure in scene.figures:
+        verb = rng.choice(_VERB_PHRASES[figure.action])
+        clauses.append(f'{look_words(figure.look)} {verb} {ON[figure.position]}')
+    shuffled = rng.sample(clauses, len(clauses))
+    parts = [' and '.join(shuffled), f'{AT[scene.place]} {WHEN[scene.time]}']
+    landscape_first = rng.choice((False, True))
+    if landscape_first: parts.reverse()
     return ' '.join(parts).capitalize() + '.'
 
 # %% ../../nbs/toy/19_captions.ipynb #fcbac38f
 def _all_words():
-    "The words of all captions in alphabetical order."
+    "Return every word that `tell` and `describe` can use, in lower case and alphabetical order."
     texts = []
     for templates in CAPTIONS.values():
         for template in templates:
+            # endings belong to the word before them: each verb without and with them
             texts.append(template.replace('{s}', '').replace('{es}', ''))
             texts.append(template.replace('{s}', 's').replace('{es}', 'es'))
     texts += [*AT.values(), *ON.values(), *WHEN.values(), *PRONOUNS, *PRONOUNS.values()]
-    for verbs in _VERBS.values(): texts += verbs
+    for phrases in _VERB_PHRASES.values(): texts += phrases
     texts += [*COLOURS, *SHAPES, *RADII, *ACCESSORIES]
+    # words that functions of this chapter put between those of the tables
     texts += ['a with and are is they both of them the other one']
     without_fields = re.sub(r'\{\w+\}', ' ', ' '.join(texts).lower())
     return sorted({*re.findall('[a-z]+', without_fields)})

@@ -22,76 +22,81 @@ from .scene import TOY_SIDE, draw_scene
 
 # %% ../../nbs/toy/21_corpus.ipynb #8123bf7d
 def toy_story(
-    i:int,               # Its number
-    n:int=STORY_FRAMES,  # Frames
-    hard:bool=False,     # One that opens as no story for training does
-    side:int=TOY_SIDE,   # Height and width of its pictures in pixels
-    telling:int=0,       # The same story in other words
+    i:int,               # Number of the story: the same number gives the same story
+    n:int=STORY_FRAMES,  # Number of frames
+    hard:bool=False,     # Open with a colour, shape and place that are held out of training
+    side:int=TOY_SIDE,   # Height and width of the pictures in pixels
+    telling:int=0,       # Number of the wording: another gives other captions, the same pictures
 )->Story:
-    """A story of the toy world.
+    """Return one story of the toy world without writing a corpus; `write_toy` writes other stories.
 
     Args:
-        i (int): Its number
-        n (int, default STORY_FRAMES): Frames
-        hard (bool, default False): One that opens as no story for training does
-        side (int, default TOY_SIDE): Height and width of its pictures in pixels
-        telling (int, default 0): The same story in other words
+        i (int): Number of the story: the same number gives the same story
+        n (int, default STORY_FRAMES): Number of frames
+        hard (bool, default False): Open with a colour, shape and place that are held out of
+            training
+        side (int, default TOY_SIDE): Height and width of the pictures in pixels
+        telling (int, default 0): Number of the wording: another gives other captions, the same
+            pictures
     """
     beats = invent(random.Random(f'story {i}'), n, hard)
     captions = tell(beats, random.Random(f'words {i} {telling}'))
-    frames = [to_png(draw_scene(b.scene, side)) for b in beats]
+    frames = [to_png(draw_scene(beat.scene, side)) for beat in beats]
     return Story(f's{i}', f'a{i}', tuple(captions), tuple(frames))
 
 # %% ../../nbs/toy/21_corpus.ipynb #fe2dfafd
+# split -> its word in the names of SSID's annotation files
 TOY_SPLITS = dict(train='Train', val='Validation', test='Test', hard='Hard')
 
 def _records(album, tellings, beats, rng):
-    "SSID's nested records of every story about an album."
+    "Return SSID's records, one per caption, of all stories about the album of this number."
     records = []
-    for i in range(album*tellings, (album + 1)*tellings):
+    for story_id in range(album*tellings, (album + 1)*tellings):
         for k, caption in enumerate(tell(beats, rng), 1):
-            record = dict(storylet_id=i, storytext=caption, album_id=album,
-                          youtube_image_id=f'{album}_{k}', story_id=i, image_order=k)
+            record = dict(storylet_id=story_id, storytext=caption, album_id=album,
+                          youtube_image_id=f'{album}_{k}', story_id=story_id, image_order=k)
             records.append([record])  # SSID has each record in a list of its own
     return records
 
 # %% ../../nbs/toy/21_corpus.ipynb #5a7e04c1
 def write_toy(
-    raw:str|Path,        # Folder to write; empty, or not there yet
-    # Albums in train, validation, test and, if a fourth number is given, hard
+    raw:str|Path,        # Folder to write; it must be empty or not exist yet
+    # Numbers of albums in train, validation, test and, if there is a fourth number, hard
     n_albums:tuple=(1000, 100, 100),
-    tellings:int=1,      # Stories about each album (SSID has four)
+    tellings:int=1,      # Stories about each album: the same pictures in other words (SSID has 4)
     seed:int=0,          # The same seed and numbers give the same corpus
-    progress:bool=True,  # Show a bar
-    side:int=TOY_SIDE,   # Height and width of pictures in pixels
+    progress:bool=True,  # Show a progress bar
+    side:int=TOY_SIDE,   # Height and width of the pictures in pixels
 ):
-    """Write a toy corpus in SSID's raw layout: `SSID_Annotations/*.json` and `SSID_Images/*.png`.
+    """Write a toy corpus in SSID's raw layout, `SSID_Annotations/*.json` and `SSID_Images/*.png`,
+    or raise `FolderTaken` if the folder is not empty.
 
     Args:
-        raw (str | Path): Folder to write; empty, or not there yet
-        n_albums (tuple, default (1000, 100, 100)): Albums in train, validation, test and, if a
-            fourth number is given, hard
-        tellings (int, default 1): Stories about each album (SSID has four)
+        raw (str | Path): Folder to write; it must be empty or not exist yet
+        n_albums (tuple, default (1000, 100, 100)): Numbers of albums in train, validation, test
+            and, if there is a fourth number, hard
+        tellings (int, default 1): Stories about each album: the same pictures in other words (SSID
+            has 4)
         seed (int, default 0): The same seed and numbers give the same corpus
-        progress (bool, default True): Show a bar
-        side (int, default TOY_SIDE): Height and width of pictures in pixels
+        progress (bool, default True): Show a progress bar
+        side (int, default TOY_SIDE): Height and width of the pictures in pixels
     """
     folder = Path(expand_user(str(raw)))
     if folder.exists() and any(folder.iterdir()): raise FolderTaken(folder)
-    pictures = folder/'SSID_Images'
-    pictures.mkdir(parents=True, exist_ok=True)
+    picture_folder = folder/'SSID_Images'
+    picture_folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    album = 0
+    album = 0  # number of the album, counted through all splits
     bar = tqdm(total=sum(n_albums), desc='inventing albums', disable=not progress)
-    for (split, name), n in zip(TOY_SPLITS.items(), n_albums):
+    for (split, split_in_name), n in zip(TOY_SPLITS.items(), n_albums):
         records = []
         for _ in range(n):
             beats = invent(rng, hard=split == 'hard')
-            for k, b in enumerate(beats, 1):
-                draw_scene(b.scene, side).save(pictures/f'{album}_{k}.png')
+            for k, beat in enumerate(beats, 1):
+                draw_scene(beat.scene, side).save(picture_folder/f'{album}_{k}.png')
             records += _records(album, tellings, beats, rng)
             album += 1
             bar.update()
-        with atomic_path(folder/f'SSID_Annotations/SSID_{name}.json') as tmp:
+        with atomic_path(folder/f'SSID_Annotations/SSID_{split_in_name}.json') as tmp:
             tmp.write_text(json.dumps({'annotations': records}))
     bar.close()

@@ -21,71 +21,80 @@ from .scene import (ACCESSORIES, ACTIONS, COLOURS, Figure, Look, PLACES, POSITIO
                              landscape, two_looks)
 
 # %% ../../nbs/toy/20_facts.ipynb #a97b4992
-_LANDS = list(itertools.product(PLACES, TIMES_OF_DAY))
+_PLACES_AND_TIMES = list(itertools.product(PLACES, TIMES_OF_DAY))  # the 18 landscapes
 _LOOKS = [Look(*facts) for facts in itertools.product(COLOURS, SHAPES, RADII, ACCESSORIES)]
-_FIGURES = list(itertools.product(_LOOKS, ACTIONS))
-_EDGES = 0, 21, 43, 64  # of the three columns, in pixels
+_LOOKS_AND_ACTIONS = list(itertools.product(_LOOKS, ACTIONS))      # the 576 figures
+_COLUMN_EDGES = 0, 21, 43, 64  # of the three positions, in pixels
 
-def _floats(im): return np.asarray(im).astype(np.float32)/255
+def _as_floats(im): return np.asarray(im).astype(np.float32)/255
 
 def _flat(x): return x.reshape(len(x), -1)
 
+def _column_of(pixels, j): # (..., 64, 64, c) -> (..., 64, w, c), the part where position j is
+    return pixels[..., _COLUMN_EDGES[j]:_COLUMN_EDGES[j+1], :]
+
 # %% ../../nbs/toy/20_facts.ipynb #be21a418
 @lru_cache(1)
-def _landscapes(): # (18, 64, 64, 3)
-    return np.stack([_floats(landscape(place, time)) for place, time in _LANDS])
+def _landscape_pixels(): # float (18, 64, 64, 3)
+    return np.stack([_as_floats(landscape(place, time)) for place, time in _PLACES_AND_TIMES])
 
 @lru_cache(None)
-def _cutouts(j): # of column j: colours (576, 64, w, 3), and what shows through (576, 64, w, 1)
-    "All figures, as they stand in a column."
+def _figure_pixels(j):
+    """Return all figures at position j, each in two parts: its own colours (576, 64, w, 3), already
+    multiplied by its opacity, and the share of the landscape that shows through (576, 64, w, 1)."""
     x = list(POSITIONS.values())[j]
     columns = []
-    for look, action in _FIGURES:
+    for look, action in _LOOKS_AND_ACTIONS:
         art = cutout(look, action)
         im = Image.new('RGBA', (TOY_SIDE, TOY_SIDE))
         im.paste(art, (round(x - art.width/2), 0))
-        columns.append(_floats(im)[:, _EDGES[j]:_EDGES[j+1]])
-    columns = np.stack(columns)
-    opacity = columns[..., 3:]
-    return columns[..., :3]*opacity, 1 - opacity
+        columns.append(_column_of(_as_floats(im), j))
+    figures = np.stack(columns)
+    opacity = figures[..., 3:]
+    return figures[..., :3]*opacity, 1 - opacity
 
 @lru_cache(None)
-def _lengths(j): # (18, 577)
-    "Squared lengths of all that column j can show in each landscape, nobody first."
-    art, through = _cutouts(j)
-    back = _landscapes()[:, :, _EDGES[j]:_EDGES[j+1]]
-    squares = (back**2).sum(-1, keepdims=True)
-    figures = ((_flat(art)**2).sum(1) + 2*_flat(back)@_flat(art*through).T
-               + _flat(squares)@_flat(through**2).T)
-    return np.concatenate([squares.sum((1, 2)), figures], 1)
+def _squared_lengths(j): # (18, 577)
+    "Return |t|² of everything that column j can show in each landscape; nobody comes first."
+    art, through = _figure_pixels(j)
+    back = _column_of(_landscape_pixels(), j)
+    # t = art + through*back, so |t|² = |art|² + 2 back·(art*through) + back²·through²
+    back_squared = (back**2).sum(-1, keepdims=True)
+    with_figure = ((_flat(art)**2).sum(1) + 2*_flat(back)@_flat(art*through).T
+                   + _flat(back_squared)@_flat(through**2).T)
+    with_nobody = back_squared.sum((1, 2))
+    return np.concatenate([with_nobody, with_figure], 1)
 
 # %% ../../nbs/toy/20_facts.ipynb #fbf5cde4
-def _column(frames, land, j): # frames (n, 64, 64, 3) -> (n,), 0 = nobody
-    "Who stands in column j of frames that show a landscape."
-    art, through = _cutouts(j)
-    x = frames[..., _EDGES[j]:_EDGES[j+1], :]
-    back = _landscapes()[land][..., _EDGES[j]:_EDGES[j+1], :]
-    behind = _flat((x*back).sum(-1))
-    with_nobody = behind.sum(1, keepdims=True)
-    with_figure = _flat(x)@_flat(art).T + behind@_flat(through).T
+def _nearest_figures(frames, land, j): # frames (n, 64, 64, 3) that show landscape `land` -> (n,)
+    "Return who is at position j of each frame: 0 = nobody, else 1 + index in `_LOOKS_AND_ACTIONS`."
+    art, through = _figure_pixels(j)
+    x = _column_of(frames, j)
+    back = _column_of(_landscape_pixels()[land], j)
+    # x·t for each possibility t = art + through*back
+    x_times_back = _flat((x*back).sum(-1))
+    with_nobody = x_times_back.sum(1, keepdims=True)
+    with_figure = _flat(x)@_flat(art).T + x_times_back@_flat(through).T
     products = np.concatenate([with_nobody, with_figure], 1)
-    return (_lengths(j)[land] - 2*products).argmin(1)
+    # the squared distance |x|² - 2 x·t + |t|² without |x|², which is the same for all t
+    return (_squared_lengths(j)[land] - 2*products).argmin(1)
 
-def _toy_pixels(picture): # of any size and kind -> (64, 64, 3)
+def _toy_pixels(picture): # PIL picture or array of any size and mode -> float (64, 64, 3)
     im = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-    return _floats(im.convert('RGB').resize((TOY_SIDE, TOY_SIDE), Image.BOX))
+    return _as_floats(im.convert('RGB').resize((TOY_SIDE, TOY_SIDE), Image.BOX))
 
-def _nearest_lands(frames): # (n,) indices into `_LANDS`
+def _nearest_landscapes(frames): # (n, 64, 64, 3) -> (n,), indices of `_PLACES_AND_TIMES`
     distances = []
-    for land in _landscapes():
-        differences = np.abs(frames - land)[:, ::2, ::2].sum(-1)
+    for land in _landscape_pixels():
+        differences = np.abs(frames - land)[:, ::2, ::2].sum(-1)  # every fourth pixel is enough
         distances.append(np.median(_flat(differences), 1))
     return np.argmin(distances, 0)
 
+# %% ../../nbs/toy/20_facts.ipynb #27e646c5
 def read(
     pictures,  # n pictures, PIL or uint8 (h, w, 3), of any size
 )->list:       # n `Scene`s
-    """Read the facts of pictures from their pixels.
+    """Return the scene that each picture shows: the nearest one that the toy world can draw.
 
     Args:
         pictures: n pictures, PIL or uint8 (h, w, 3), of any size
@@ -93,169 +102,201 @@ def read(
     Returns:
         list: n `Scene`s
     """
-    frames = np.stack([_toy_pixels(p) for p in pictures])
-    lands = _nearest_lands(frames)
+    frames = np.stack([_toy_pixels(picture) for picture in pictures])
+    lands = _nearest_landscapes(frames)
     scenes = [None]*len(frames)
-    for land in {*lands.tolist()}:
+    for land in {*lands.tolist()}:  # all frames of a landscape at once
         rows = np.flatnonzero(lands == land)
-        columns = np.stack([_column(frames[rows], land, j) for j in range(3)], 1)
-        for i, numbers in zip(rows, columns):
+        nearest = np.stack([_nearest_figures(frames[rows], land, j) for j in range(3)], 1)
+        for row, numbers in zip(rows, nearest):
             figures = []
             for position, number in zip(POSITIONS, numbers):
                 if number:
-                    look, action = _FIGURES[number-1]
+                    look, action = _LOOKS_AND_ACTIONS[number-1]
                     figures.append(Figure(look, position, action))
-            scenes[i] = Scene(*_LANDS[land], tuple(figures))
+            scenes[row] = Scene(*_PLACES_AND_TIMES[land], tuple(figures))
     return scenes
 
 # %% ../../nbs/toy/20_facts.ipynb #5fcaba1b
 FACTS = 'colour', 'shape', 'size', 'accessory', 'position', 'action'  # of a figure
-_VERBS = dict(jump=('jump', 'jumps', 'hop', 'hops', 'leap', 'leaps'),
-              sleep=('sleep', 'sleeps', 'nap', 'asleep'))
+# action -> words of captions that state it
+_ACTION_WORDS = dict(jump=('jump', 'jumps', 'hop', 'hops', 'leap', 'leaps'),
+                     sleep=('sleep', 'sleeps', 'nap', 'asleep'))
+# words that state the time of day, also in 'the sun rises', 'the sun goes down', 'the moon is up'
 _TIME_WORDS = 'day', 'rises', 'evening', 'down', 'night', 'moon'
-# words that tell how many are there
+# words that state how many figures are present
 _CAST_WORDS = set('along joins back returns home leaves away they both'.split())
 
-def facts_of(f:Figure) -> dict: # fact -> value
-    """The facts of a figure.
+def facts_of(figure:Figure) -> dict: # one of `FACTS` -> its value
+    """Return all facts of a figure.
 
     Returns:
-        dict: fact -> value
+        dict: one of `FACTS` -> its value
     """
-    return dict(vars(f.look), position=f.position, action=f.action)
+    return dict(vars(figure.look), position=figure.position, action=figure.action)
 
-def word_set(caption:str) -> set: return set(re.findall('[a-z]+', caption.lower()))
+def word_set(caption:str) -> set:
+    "Return the words of a caption in lower case."
+    return set(re.findall('[a-z]+', caption.lower()))
 
-def action_in(caption:str) -> str:
-    "What somebody does in a caption."
+def action_in(caption:str) -> str: # 'jump', 'sleep', or 'stand' if it states neither
+    """Return the action that a caption states.
+
+    Returns:
+        str: 'jump', 'sleep', or 'stand' if it states neither
+    """
     words = word_set(caption)
-    for action, verbs in _VERBS.items():
-        if words & set(verbs): return action
+    for action, action_words in _ACTION_WORDS.items():
+        if words & set(action_words): return action
     return 'stand'
 
 # %% ../../nbs/toy/20_facts.ipynb #73d7ffe4
 def stated_facts(
     caption:str,
-    s:Scene,
+    scene:Scene,  # The scene that the caption belongs to
 )->list:  # sets: facts stated about the frame (place, time, cast), then about each figure
-    """Which of a scene's facts its caption states.
+    """Return the names of the facts of a scene that its caption states.
+
+    Args:
+        scene (Scene): The scene that the caption belongs to
 
     Returns:
         list: sets: facts stated about the frame (place, time, cast), then about each figure
     """
     words = word_set(caption)
-    introduces = bool(words & set(RADII))
+    introduces = bool(words & set(RADII))  # only introductions have a word for a size
     frame = set()
     if words & set(PLACES): frame.add('place')
     if words & set(_TIME_WORDS): frame.add('time')
+    # an introduction with a place opens a story or is a full description: it names all present
     if words & _CAST_WORDS or introduces and 'place' in frame: frame.add('cast')
     stated = [frame]
-    for f in s.figures:
-        known = {k for k in ('colour', 'shape') if getattr(f.look, k) in words}
-        single = len(s.figures) == 1 or bool(known)
-        if known and introduces: known |= {'size', 'accessory'}
-        if f.position in words and single: known.add('position')
-        if single or words & {'they', 'both'}: known.add('action')
-        stated.append(known)
+    for figure in scene.figures:
+        facts = {fact for fact in ('colour', 'shape') if getattr(figure.look, fact) in words}
+        # whether the caption tells this figure from the others
+        identified = len(scene.figures) == 1 or bool(facts)
+        if facts and introduces: facts |= {'size', 'accessory'}
+        if figure.position in words and identified: facts.add('position')
+        if identified or words & {'they', 'both'}: facts.add('action')
+        stated.append(facts)
     return stated
 
 # %% ../../nbs/toy/20_facts.ipynb #ce487d9f
-def _right_facts(f, drawn): # facts in which a drawn figure, or None, equals a wanted one
-    if drawn is None: return set()
-    want, got = facts_of(f), facts_of(drawn)
-    return {fact for fact in FACTS if want[fact] == got[fact]}
+def _right_facts(want, got): # names of the facts that two figures share; `got` may be None
+    if got is None: return set()
+    want_facts, got_facts = facts_of(want), facts_of(got)
+    return {fact for fact in FACTS if want_facts[fact] == got_facts[fact]}
 
-def _pairs(want, stated, got): # -> a drawn `Figure`, or None, for each wanted one
-    "The pairing with the most stated facts right, and among those the one with the most facts."
+def _best_pairing(want, stated, got): # tuple: a drawn `Figure`, or None, for each wanted one
+    """Pair drawn figures with wanted ones so that the most stated facts are right, then the most
+    facts of all; `stated` has the names of the stated facts of each wanted figure."""
     def score(pairing):
         n_stated, n_facts = 0, 0
-        for f, drawn, known in zip(want, pairing, stated):
-            right = _right_facts(f, drawn)
-            n_stated += len(right & known)
+        for want_figure, got_figure, stated_names in zip(want, pairing, stated):
+            right = _right_facts(want_figure, got_figure)
+            n_stated += len(right & stated_names)
             n_facts += len(right)
         return n_stated, n_facts
-    nobody = [None]*len(want)
-    return max(itertools.permutations([*got, *nobody], len(want)), key=score)
+    missing = [None]*len(want)
+    return max(itertools.permutations([*got, *missing], len(want)), key=score)
 
+# %% ../../nbs/toy/20_facts.ipynb #e44f6d30
 def compare_scenes(
     caption:str,
-    want:Scene,  # What the story says
-    got:Scene,   # What was drawn
+    want:Scene,  # The scene of the story
+    got:Scene,   # The scene that was drawn
 )->dict:         # 'stated place', 'remembered colour', ... -> list of bool, one per frame or figure
-    """Which facts of a drawn scene are right.
+    """Return which facts of a drawn scene are right, stated and remembered facts apart.
 
     Args:
-        want (Scene): What the story says
-        got (Scene): What was drawn
+        want (Scene): The scene of the story
+        got (Scene): The scene that was drawn
 
     Returns:
         dict: 'stated place', 'remembered colour', ... -> list of bool, one per frame or figure
     """
-    found = {}
-    def add(known, fact, right):
-        kind = 'stated' if fact in known else 'remembered'
-        found.setdefault(f'{kind} {fact}', []).append(right)
+    results = {}
+    def add(stated_names, fact, is_right):
+        kind = 'stated' if fact in stated_names else 'remembered'
+        results.setdefault(f'{kind} {fact}', []).append(is_right)
     frame, *stated = stated_facts(caption, want)
     add(frame, 'place', want.place == got.place)
     add(frame, 'time', want.time == got.time)
     add(frame, 'cast', len(want.figures) == len(got.figures))
     somebody_acts = action_in(caption) != 'stand'
-    for f, drawn, known in zip(want.figures, _pairs(want.figures, stated, got.figures), stated):
-        right = _right_facts(f, drawn)
+    pairing = _best_pairing(want.figures, stated, got.figures)
+    for want_figure, got_figure, stated_names in zip(want.figures, pairing, stated):
+        right = _right_facts(want_figure, got_figure)
         for fact in FACTS:
-            if fact != 'action' or fact in known or somebody_acts: add(known, fact, fact in right)
-    return found
+            # if nobody acts, that a figure just stands counts only where it is stated
+            if fact != 'action' or fact in stated_names or somebody_acts:
+                add(stated_names, fact, fact in right)
+    return results
 
 # %% ../../nbs/toy/20_facts.ipynb #53dfe4cb
 def check_facts(
     story,       # A `Story` of the toy corpus: captions and reference pictures
-    drawn:dict,  # {k: picture}, k counts story frames from 1
-)->dict:         # 'stated place', 'remembered colour', ... -> list of bool
-    """Which facts of the drawn frames are right.
+    drawn:dict,  # Frame number, counted from 1 -> drawn picture
+)->dict:         # 'stated place', 'remembered colour', ... -> list of bool over all drawn frames
+    """Read the facts of drawn frames and of their references, and return which are right.
 
     Args:
         story: A `Story` of the toy corpus: captions and reference pictures
-        drawn (dict): {k: picture}, k counts story frames from 1
+        drawn (dict): Frame number, counted from 1 -> drawn picture
 
     Returns:
-        dict: 'stated place', 'remembered colour', ... -> list of bool
+        dict: 'stated place', 'remembered colour', ... -> list of bool over all drawn frames
     """
-    ks = sorted(drawn)
-    references = [story.pictures()[k-1] for k in ks]
-    scenes = read([*references, *(drawn[k] for k in ks)])
-    found = {}
-    for k, want, got in zip(ks, scenes, scenes[len(ks):]):
+    numbers = sorted(drawn)
+    references = [story.pictures()[k-1] for k in numbers]
+    drawings = [drawn[k] for k in numbers]
+    scenes = read([*references, *drawings])
+    results = {}
+    for k, want, got in zip(numbers, scenes, scenes[len(numbers):]):
         for name, right in compare_scenes(story.captions[k-1], want, got).items():
-            found.setdefault(name, []).extend(right)
-    return found
+            results.setdefault(name, []).extend(right)
+    return results
 
 # %% ../../nbs/toy/20_facts.ipynb #404fc2e0
 def _guessed_figures(caption, known, n, rng):
-    "`n` figures with the facts in `known`, a dict for each figure; other facts are drawn by lot."
+    """Return `n` figures that have the facts of `known`, a dict fact -> value for each figure whose
+    facts the caption states; all other facts are random."""
     actor = rng.randrange(n)
-    guessed = []
+    random_facts = []
     for i, look in enumerate(two_looks(rng)):
-        guessed.append(dict(vars(look), action=action_in(caption) if i == actor else 'stand'))
+        action = action_in(caption) if i == actor else 'stand'
+        random_facts.append(dict(vars(look), action=action))
+    # if the guess has fewer figures than the story, those about which most is known are kept
     most_known_first = sorted(known, key=len)[::-1]
     facts = []
-    for lot, stated in itertools.zip_longest(guessed, most_known_first, fillvalue={}):
-        facts.append({**lot, **stated})
+    for guessed, stated in itertools.zip_longest(random_facts, most_known_first, fillvalue={}):
+        facts.append({**guessed, **stated})
     facts = facts[:n]
-    taken = {f.get('position') for f in facts}
+    taken = {values.get('position') for values in facts}
     free = [p for p in rng.sample(list(POSITIONS), 3) if p not in taken]
     figures = []
-    for f in facts:
-        look = Look(f['colour'], f['shape'], f['size'], f['accessory'])
-        figures.append(Figure(look, f.get('position') or free.pop(), f['action']))
+    for values in facts:
+        look = Look(values['colour'], values['shape'], values['size'], values['accessory'])
+        figures.append(Figure(look, values.get('position') or free.pop(), values['action']))
     return figures_in_order(figures)
 
-def guess(caption:str, want:Scene, rng:random.Random) -> Scene:
-    "A scene in which all stated facts are right and the others are as in some other story."
-    other = rng.choice(invent(rng)[1:])
+# %% ../../nbs/toy/20_facts.ipynb #c2dab726
+def guess(
+    caption:str,
+    want:Scene,         # The scene of the story
+    rng:random.Random,  # Source of what the caption does not state
+)->Scene:
+    """Return a scene in which all stated facts are right and the others come from a random story.
+
+    Args:
+        want (Scene): The scene of the story
+        rng (random.Random): Source of what the caption does not state
+    """
+    other = rng.choice(invent(rng)[1:])  # openings are left out: one figure, everything stated
     frame, *stated = stated_facts(caption, want)
     known = []
-    for f, names in zip(want.figures, stated):
-        facts = facts_of(f)
+    for figure, names in zip(want.figures, stated):
+        facts = facts_of(figure)
         known.append({name: facts[name] for name in names})
     n = len(want.figures if 'cast' in frame else other.scene.figures)
     figures = _guessed_figures(caption, known, n, rng)
@@ -266,26 +307,30 @@ def guess(caption:str, want:Scene, rng:random.Random) -> Scene:
 # %% ../../nbs/toy/20_facts.ipynb #696122a1
 @lru_cache(None)
 def chance(
-    n:int=400,  # Stories to guess
-    seed:int=0,
-)->dict:        # 'remembered place', 'remembered colour', ... -> share that is right
-    """How often a guesser is right who reads each caption and nothing else.
+    n:int=400,   # Number of stories to guess
+    seed:int=0,  # Seed of stories and guesses
+)->dict:         # 'remembered place', 'remembered colour', ... -> share that is right
+    """Return how often `guess` is right about remembered facts: the level to beat by remembering.
+    The dict is cached: copy it to change it.
 
     Args:
-        n (int, default 400): Stories to guess
+        n (int, default 400): Number of stories to guess
+        seed (int, default 0): Seed of stories and guesses
 
     Returns:
         dict: 'remembered place', 'remembered colour', ... -> share that is right
     """
     rng = random.Random(seed)
-    found = {}
+    results = {}
     for _ in range(n):
         beats = invent(rng)
         captions = tell(beats, rng)
-        for b, caption in zip(beats[1:], captions[1:]):
-            right = compare_scenes(caption, b.scene, guess(caption, b.scene, rng))
-            for name, x in right.items(): found.setdefault(name, []).extend(x)
-    remembered = sorted(name for name in found if name.startswith('remembered'))
-    return {name: sum(found[name])/len(found[name]) for name in remembered}
+        for beat, caption in zip(beats[1:], captions[1:]):
+            guessed = guess(caption, beat.scene, rng)
+            for name, right in compare_scenes(caption, beat.scene, guessed).items():
+                results.setdefault(name, []).extend(right)
+    remembered = sorted(name for name in results if name.startswith('remembered'))
+    return {name: sum(results[name])/len(results[name]) for name in remembered}
 
+# `evaluate` reports a facts reader's `chance()` beside the shares that a model gets right
 check_facts.chance = chance

@@ -25,7 +25,7 @@ RADII = dict(small=7, big=10)  # radius in pixels
 ACCESSORIES = 'nothing', 'hat', 'crown', 'bow'
 POSITIONS = dict(left=11, middle=32, right=53)  # centre in pixels from the left
 ACTIONS = 'stand', 'jump', 'sleep'
-# colours of sky and ground
+# place -> colours of sky and ground
 PLACES = dict(beach=((135, 206, 245), (238, 214, 150)), forest=((170, 220, 235), (80, 140, 70)),
               desert=((250, 225, 175), (222, 160, 90)), mountain=((190, 212, 238), (236, 240, 247)),
               city=((165, 190, 215), (112, 112, 124)), meadow=((150, 210, 250), (140, 200, 80)))
@@ -34,74 +34,92 @@ TIMES_OF_DAY = 'day', 'evening', 'night'
 # %% ../../nbs/toy/18_scene.ipynb #b64d2fdc
 @dataclass(frozen=True)
 class Look:
-    "What a character looks like, always."
-    colour: str
-    shape: str
-    size: str
-    accessory: str
+    """The appearance of a character, the same in every frame of a story.
+
+    Args:
+        colour (str): Key of `COLOURS`
+        shape (str): One of `SHAPES`
+        size (str): Key of `RADII`
+        accessory (str): One of `ACCESSORIES`
+    """
+    colour: str     # Key of `COLOURS`
+    shape: str      # One of `SHAPES`
+    size: str       # Key of `RADII`
+    accessory: str  # One of `ACCESSORIES`
 
 @dataclass(frozen=True)
 class Figure:
-    "A character in a frame."
+    """A character in one frame: how it looks, where it is and what it does.
+
+    Args:
+        position (str): Key of `POSITIONS`
+        action (str, default 'stand'): One of `ACTIONS`
+    """
     look: Look
-    position: str
-    action: str = 'stand'
+    position: str         # Key of `POSITIONS`
+    action: str = 'stand' # One of `ACTIONS`
 
 @dataclass(frozen=True)
 class Scene:
     """All the facts of a frame.
 
     Args:
-        figures (tuple): of `Figure`, from left to right
+        place (str): Key of `PLACES`
+        time (str): One of `TIMES_OF_DAY`
+        figures (tuple): `Figure`s from left to right
     """
-    place: str
-    time: str
-    figures: tuple   # of `Figure`, from left to right
+    place: str      # Key of `PLACES`
+    time: str       # One of `TIMES_OF_DAY`
+    figures: tuple  # `Figure`s from left to right
 
 # %% ../../nbs/toy/18_scene.ipynb #8c0d113b
-_OVERSAMPLING = 4
-_HORIZON = 40  # the ground's upper edge
-_FLOOR = 57.5  # where feet stand
-_LIFT = 15     # height of a jump
-_INK = 25, 25, 35
-_LAMP = 250, 225, 140
+_OVERSAMPLING = 4        # a picture is drawn this many times too large, then shrunk
+# heights in 64ths of a frame, counted from the top
+_HORIZON = 40            # upper edge of the ground
+_FLOOR = 57.5            # where feet stand
+_LIFT = 15               # how high a jump is
+_INK = 25, 25, 35        # colour of outlines and eyes
+_LAMP = 250, 225, 140    # colour of lit windows
 
 class Pen:
-    "Draws on a picture in 64ths of a frame's side."
+    "Draws on an oversampled picture; all coordinates and lengths are 64ths of a frame's side."
     def __init__(self, im, side):
         self.canvas = ImageDraw.Draw(im)
         self.scale = _OVERSAMPLING*side/TOY_SIDE
 
-    def points(self, points): return [(x*self.scale, y*self.scale) for x, y in points]
+    def in_pixels(self, points): return [(x*self.scale, y*self.scale) for x, y in points]
 
     def shape(self, points, fill, ink=None):
-        corners = self.points(points)
+        "Fill a polygon, and outline it in the colour `ink` if that is given."
+        corners = self.in_pixels(points)
         self.canvas.polygon(corners, fill=fill)
         if ink:
+            # the first two corners again, so that the joint at the first one is rounded, too
             self.canvas.line(corners + corners[:2], fill=ink, width=round(self.scale),
                              joint='curve')
 
     def box(self, x0, y0, x1, y1, fill):
-        self.canvas.rectangle(self.points([(x0, y0), (x1, y1)]), fill=fill)
+        self.canvas.rectangle(self.in_pixels([(x0, y0), (x1, y1)]), fill=fill)
 
     def disc(self, x, y, r, fill):
-        self.canvas.ellipse(self.points([(x-r, y-r), (x+r, y+r)]), fill=fill)
+        self.canvas.ellipse(self.in_pixels([(x-r, y-r), (x+r, y+r)]), fill=fill)
 
     def peak(self, x, y, r, fill, foot=_HORIZON):
+        "Fill a triangle with its tip at (x, y) and a base from x-r to x+r at the height `foot`."
         self.shape([(x-r, foot), (x, y), (x+r, foot)], fill)
 
 # %% ../../nbs/toy/18_scene.ipynb #22d7dd9b
-def _beach(pen):
+def _beach(pen): # the sea, and a boat with a sail
     pen.box(0, 32, 64, 40, (50, 120, 200))
     pen.shape([(8, 32), (20, 32), (17, 36), (11, 36)], (150, 80, 50))
     pen.shape([(13, 31), (13, 17), (22, 29)], (250, 250, 250))
 
-def _forest(pen):
+def _forest(pen): # four firs
     for x, y in (6, 12), (21, 8), (36, 14), (52, 9):
         pen.box(x-1.5, 34, x+1.5, 40, (100, 70, 45))
         pen.peak(x, y, 8, (35, 105, 60), 35)
 
-def _desert(pen):
+def _desert(pen): # two dunes and a cactus
     pen.peak(20, 22, 18, (205, 145, 85))
     pen.peak(42, 27, 14, (215, 155, 90))
     trunk = 52, 20, 56, 42
@@ -109,21 +127,21 @@ def _desert(pen):
     right_arm = (59, 23, 61.5, 30), (55, 28, 61.5, 30.5)
     for corners in trunk, *left_arm, *right_arm: pen.box(*corners, (60, 130, 75))
 
-def _mountain(pen):
+def _mountain(pen): # two mountains; the upper 30 % of each are snow
     for x, y, r in (14, 12, 20), (46, 18, 20):
         snow_line = y + .3*(_HORIZON - y)
         pen.peak(x, y, r, (125, 140, 170))
         pen.peak(x, y, .3*r, (250, 250, 255), snow_line)
 
 # %% ../../nbs/toy/18_scene.ipynb #ad9c36a9
-def _city(pen):
+def _city(pen): # four houses with lit windows
     for x, y, grey in (1, 18, 125), (15, 10, 105), (30, 22, 130), (46, 14, 110):
         pen.box(x, y, x+13, 40, (grey, grey-8, grey+12))
         for window_y in range(y+3, 36, 7):
             for window_x in x+2.5, x+7.5:
                 pen.box(window_x, window_y, window_x+3, window_y+3, _LAMP)
 
-def _meadow(pen):
+def _meadow(pen): # two hills, each half a sine wave, and six flowers
     for x0, width, height, fill in (0, 40, 9, (110, 175, 75)), (30, 34, 7, (120, 185, 80)):
         hill = [(x0, _HORIZON)]
         for x in range(0, width+1, 2):
@@ -133,15 +151,16 @@ def _meadow(pen):
                          (42, 45, 'yellow'), (22, 45, 'yellow')):
         pen.disc(x, y, 1.3, COLOURS[colour])
 
+# place -> function that draws what stands there, by daylight
 _LANDMARKS = {'beach': _beach, 'forest': _forest, 'desert': _desert, 'mountain': _mountain,
               'city': _city, 'meadow': _meadow}
 
 # %% ../../nbs/toy/18_scene.ipynb #0991379c
-# factor and shift of r, g, b
-_LIGHT = dict(day=((1, 1, 1), (0, 0, 0)), evening=((.62, .5, .48), (95, 45, 30)),
+# time of day -> factors and shifts of red, green and blue: tinted = factor*daylight + shift
+_TINTS = dict(day=((1, 1, 1), (0, 0, 0)), evening=((.62, .5, .48), (95, 45, 30)),
               night=((.28, .32, .42), (8, 10, 34)))
 
-def _sky(pen, time):
+def _draw_sun_or_moon(pen, time): # the sun by day and in the evening, moon and stars at night
     if time == 'day': pen.disc(32, 8, 5, (255, 235, 90))
     if time == 'evening': pen.disc(32, 26, 7, (255, 90, 40))
     if time == 'night':
@@ -149,18 +168,21 @@ def _sky(pen, time):
         for x, y in (4, 5), (16, 8), (24, 3), (43, 4), (57, 10), (61, 3):
             pen.disc(x, y, .8, (255, 255, 225))
 
-def _where(picture, colour): return (picture == colour).all(-1, keepdims=True)
+def _has_colour(pixels, colour): # (h, w, 3) -> bool (h, w, 1)
+    return (pixels == colour).all(-1, keepdims=True)
 
 @lru_cache(None)
 def landscape(
-    place:str,
-    time:str,
-    side:int=TOY_SIDE,  # Of the picture, in pixels
+    place:str,          # Key of `PLACES`
+    time:str,           # One of `TIMES_OF_DAY`
+    side:int=TOY_SIDE,  # Height and width of the picture in pixels
 )->Image.Image:         # (side, side) RGB
-    """A place at a time of day, with nobody there.
+    """Draw a place at a time of day without figures. The picture is cached: copy it to change it.
 
     Args:
-        side (int, default TOY_SIDE): Of the picture, in pixels
+        place (str): Key of `PLACES`
+        time (str): One of `TIMES_OF_DAY`
+        side (int, default TOY_SIDE): Height and width of the picture in pixels
 
     Returns:
         Image.Image: (side, side) RGB
@@ -170,33 +192,37 @@ def landscape(
     pen = Pen(im, side)
     pen.box(0, _HORIZON, TOY_SIDE, TOY_SIDE, ground_colour)
     _LANDMARKS[place](pen)
-    by_day = np.asarray(im)
-    factor, shift = _LIGHT[time]
-    tinted = (by_day*np.array(factor) + shift).clip(0, 255).astype(np.uint8)
-    lit = np.where(_where(by_day, _LAMP), by_day, tinted)
-    with_lights = Image.fromarray(lit)
-    _sky(Pen(with_lights, side), time)
+    daylight = np.asarray(im)
+    factor, shift = _TINTS[time]
+    tinted = (daylight*np.array(factor) + shift).clip(0, 255).astype(np.uint8)
+    without_sun = np.where(_has_colour(daylight, _LAMP), daylight, tinted)  # lamps stay lit
+    with_sun = Image.fromarray(without_sun)
+    _draw_sun_or_moon(Pen(with_sun, side), time)
     # sun, moon and stars show only where nothing stands before the sky
-    whole = np.where(_where(by_day, sky_colour), np.asarray(with_lights), lit)
-    return Image.fromarray(whole).resize((side, side), Image.BOX)
+    is_sky = _has_colour(daylight, sky_colour)
+    pixels = np.where(is_sky, np.asarray(with_sun), without_sun)
+    return Image.fromarray(pixels).resize((side, side), Image.BOX)
 
 # %% ../../nbs/toy/18_scene.ipynb #1e2dca5a
 def _outline(shape, r):
-    "Corners of a shape of radius `r` around (0, 0)."
+    "Return the corners (n, 2) of a shape of radius `r` around (0, 0)."
+    # `reach` is the distance of the corners from the centre in radii, such that all shapes look
+    # about equally large; angles grow clockwise, as y points down
     if shape == 'square':
         degrees, reach = np.array([45, 135, 225, 315]), 1.2
     elif shape == 'triangle':
         degrees, reach = np.array([270, 30, 150]), 1.3
-    elif shape == 'star':
+    elif shape == 'star':  # five tips with five inner corners between them
         degrees, reach = np.arange(270, 630, 36), np.where(np.arange(10) % 2, .52, 1.25)
-    else:
+    else:                  # a circle of 60 corners
         degrees, reach = np.arange(0, 360, 6), 1
     angles = np.deg2rad(degrees)
     return np.stack([r*reach*np.cos(angles), r*reach*np.sin(angles)], 1)
 
 def _draw_accessory(pen, accessory, x, y):
-    "Draw what a figure wears with its lower edge at (x, y)."
-    def draw(fill, *points): pen.shape([(x + a, y + b) for a, b in points], fill, _INK)
+    "Draw what a figure wears on its head, with the lower edge at (x, y); 'nothing' draws nothing."
+    def draw(fill, *points): # points relative to (x, y)
+        pen.shape([(x + dx, y + dy) for dx, dy in points], fill, _INK)
     if accessory == 'hat':
         draw((40, 190, 190), (-4.5, 0), (-4.5, -6.5), (4.5, -6.5), (4.5, 0))
         draw((40, 190, 190), (-7.5, 1), (-7.5, -1.5), (7.5, -1.5), (7.5, 1))
@@ -204,13 +230,13 @@ def _draw_accessory(pen, accessory, x, y):
         draw((255, 200, 20), (-6, .5), (-7, -7), (-3.2, -3.5), (0, -8), (3.2, -3.5), (7, -7),
              (6, .5))
     if accessory == 'bow':
-        for side in -7.5, 7.5: draw((255, 85, 170), (0, -2.5), (side, -6.5), (side, 1.5))
+        for end in -7.5, 7.5: draw((255, 85, 170), (0, -2.5), (end, -6.5), (end, 1.5))
         pen.disc(x, y-2.5, 1.8, (255, 150, 205))
 
 # %% ../../nbs/toy/18_scene.ipynb #6bbc4f5d
 _CUTOUT_WIDTH = 26  # in 64ths of a frame
 
-def _draw_eyes(pen, x, y, r, closed):
+def _draw_eyes(pen, x, y, r, closed): # on a body of radius `r` around (x, y)
     for eye in x - .33*r, x + .33*r:
         if closed: pen.box(eye - .2*r, y - .3, eye + .2*r, y + .5, _INK)
         else: pen.disc(eye, y, r/6, _INK)
@@ -218,13 +244,15 @@ def _draw_eyes(pen, x, y, r, closed):
 @lru_cache(None)
 def cutout(
     look:Look,
-    action:str,
-    side:int=TOY_SIDE,  # Of the whole frame, in pixels
+    action:str,         # One of `ACTIONS`
+    side:int=TOY_SIDE,  # Height and width of the whole frame in pixels
 )->Image.Image:         # (side, 26/64*side) RGBA
-    """A figure as it stands, jumps or sleeps, from sky to ground.
+    """Draw a figure that stands, jumps or sleeps on a transparent strip as high as a frame.
+    The picture is cached: copy it to change it.
 
     Args:
-        side (int, default TOY_SIDE): Of the whole frame, in pixels
+        action (str): One of `ACTIONS`
+        side (int, default TOY_SIDE): Height and width of the whole frame in pixels
 
     Returns:
         Image.Image: (side, 26/64*side) RGBA
@@ -233,47 +261,51 @@ def cutout(
     im = Image.new('RGBA', (width*_OVERSAMPLING, side*_OVERSAMPLING))
     pen = Pen(im, side)
     r = RADII[look.size]
-    stretch = (1.1, .7) if action == 'sleep' else (1, 1)
+    stretch = (1.1, .7) if action == 'sleep' else (1, 1)  # a sleeper lies flat
     body = _outline(look.shape, r)*stretch
     x = _CUTOUT_WIDTH/2
     y = _FLOOR - body[:, 1].max() - (_LIFT if action == 'jump' else 0)
     pen.shape((body + (x, y)).tolist(), COLOURS[look.colour], _INK)
     _draw_eyes(pen, x, y, r, closed=action == 'sleep')
+    # a pointed head reaches further into what it wears
     overlap = 2.2 if look.shape in ('triangle', 'star') else .5
     _draw_accessory(pen, look.accessory, x, y + body[:, 1].min() + overlap)
     return im.resize((width, side), Image.BOX)
 
+# %% ../../nbs/toy/18_scene.ipynb #0b1cc699
 def draw_scene(
-    s:Scene,
-    side:int=TOY_SIDE,  # Of the picture, in pixels
+    scene:Scene,
+    side:int=TOY_SIDE,  # Height and width of the picture in pixels
 )->Image.Image:         # (side, side) RGB
-    """The picture of a scene.
+    """Draw a scene: its landscape with a cut-out of each figure pasted at the figure's position.
 
     Args:
-        side (int, default TOY_SIDE): Of the picture, in pixels
+        side (int, default TOY_SIDE): Height and width of the picture in pixels
 
     Returns:
         Image.Image: (side, side) RGB
     """
-    im = landscape(s.place, s.time, side).copy()
-    for f in s.figures:
-        art = cutout(f.look, f.action, side)
-        im.paste(art, (round(POSITIONS[f.position]*side/TOY_SIDE - art.width/2), 0), art)
+    im = landscape(scene.place, scene.time, side).copy()
+    for figure in scene.figures:
+        art = cutout(figure.look, figure.action, side)
+        left = round(POSITIONS[figure.position]*side/TOY_SIDE - art.width/2)
+        im.paste(art, (left, 0), art)
     return im
 
 # %% ../../nbs/toy/18_scene.ipynb #f4066396
 def is_hard(place:str, look:Look) -> bool:
-    "Whether this colour and shape are never shown at this place in training."
+    "Return whether this colour and shape at this place are held out of training."
+    # every sixth combination; whichever two of the three are fixed, some third is allowed
     numbers = list(COLOURS).index(look.colour), SHAPES.index(look.shape), list(PLACES).index(place)
     return sum(numbers) % 6 == 0
 
-def has_hard(s:Scene) -> bool:
-    "Whether a scene shows what training never does."
-    return any(is_hard(s.place, f.look) for f in s.figures)
+def has_hard(scene:Scene) -> bool:
+    "Return whether a scene shows a combination that is held out of training."
+    return any(is_hard(scene.place, figure.look) for figure in scene.figures)
 
 # %% ../../nbs/toy/18_scene.ipynb #ed0c1a59
 def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
-    """Two characters that differ in colour and in shape.
+    """Return two random looks that differ in colour and in shape.
 
     Returns:
         tuple: 2 `Look`s
@@ -285,18 +317,27 @@ def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
         looks.append(Look(colour, shape, rng.choice(list(RADII)), rng.choice(ACCESSORIES)))
     return tuple(looks)
 
-def figures_in_order(figures:tuple) -> tuple:
-    "Figures from left to right."
-    return tuple(sorted(figures, key=lambda f: list(POSITIONS).index(f.position)))
+def figures_in_order(
+    figures, # `Figure`s in any order
+)->tuple:    # `Figure`s from left to right
+    """Sort figures by their position, as `Scene` wants them.
+
+    Args:
+        figures: `Figure`s in any order
+
+    Returns:
+        tuple: `Figure`s from left to right
+    """
+    return tuple(sorted(figures, key=lambda figure: list(POSITIONS).index(figure.position)))
 
 def random_scene(rng:random.Random) -> Scene:
-    "A scene that training may show, with one figure or two."
+    "Return a random scene with one figure or two, without combinations held out of training."
     while True:
         positions = rng.sample(list(POSITIONS), rng.choice((1, 2)))
         figures = []
-        for look, position in zip(two_looks(rng), positions):
+        for look, position in zip(two_looks(rng), positions):  # one position: the first look only
             figures.append(Figure(look, position, rng.choice(ACTIONS)))
         place = rng.choice(list(PLACES))
         time = rng.choice(TIMES_OF_DAY)
-        s = Scene(place, time, figures_in_order(figures))
-        if not has_hard(s): return s
+        scene = Scene(place, time, figures_in_order(figures))
+        if not has_hard(scene): return scene

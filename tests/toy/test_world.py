@@ -1,4 +1,4 @@
-"The small world: what is drawn is read, what is stated is known, what is kept back is never shown, and a guess is a guess."
+"The toy world: pictures are read without error, captions state what they should, held-out scenes stay out, guesses are fair."
 import json, random, re
 from dataclasses import replace
 from itertools import combinations, product
@@ -74,21 +74,21 @@ def test_all_pictures_differ():
 
 # stories
 
-def test_what_is_kept_back_is_never_shown(stories):
+def test_held_out_combinations_are_never_shown(stories):
     assert not any(has_hard(b.scene) for beats in stories for b in beats)
     rng = random.Random(0)
     assert not any(has_hard(random_scene(rng)) for _ in range(500))
     assert all(is_hard(b.place, f.look) for i in range(50) for b in invent(random.Random(i), hard=True)[:1]
                for f in b.cast.values())
 
-def test_kept_back_combinations_are_seen_two_by_two(stories):
+def test_each_pair_of_held_out_facts_is_shown(stories):
     seen = {(b.place, f.look.colour, f.look.shape) for beats in stories for b in beats for f in b.cast.values()}
     for i, j in combinations(range(3), 2):
         sizes = [len(x) for x in (PLACES, COLOURS, SHAPES)]
         assert len({(x[i], x[j]) for x in seen}) == sizes[i]*sizes[j]
 
-def test_stories_hang_together(stories):
-    "Nothing changes that no event changes."
+def test_nothing_changes_without_an_event(stories):
+    "Looks never change; place, time, cast, positions and actions change only by the event that is told."
     for beats in stories:
         for a, b in zip(beats, beats[1:]):
             looks = {n: f.look for n, f in [*a.cast.items(), *b.cast.items()]}
@@ -159,7 +159,7 @@ def test_actions():
     for words, act in {'Eve leaps for joy.': 'jump', 'They take a nap.': 'sleep', 'Leo falls asleep.': 'sleep',
                        'Night falls.': 'stand', 'She waits.': 'stand'}.items(): assert action_in(words) == act
 
-def test_facts_are_asked_once_each():
+def test_each_fact_is_checked_once():
     right = compare_scenes('The red one jumps.', both('jump'), both('jump'))
     assert sum(map(len, right.values())) == 3 + 12 and all(map(all, right.values()))
     assert {k for k in right if k.startswith('stated')} == {'stated colour', 'stated action'}
@@ -169,7 +169,7 @@ def test_a_missing_figure_is_wrong_in_everything():
     assert right['stated action'] == right['stated colour'] == [True] and right['remembered cast'] == [False]
     assert right['remembered shape'] == [True, False] and right['remembered action'] == [False]
 
-def test_pairing_minds_what_is_told():
+def test_pairing_prefers_stated_facts():
     "The red star jumps; drawn are a red circle that jumps and a blue star: the circle is the one that was stated."
     drawn = scene(Figure(replace(DISC, colour='red'), 'left', 'jump'), Figure(replace(STAR, colour='blue'), 'right'))
     right = compare_scenes('The red one jumps.', both('jump'), drawn)
@@ -184,7 +184,7 @@ def test_one_wrong_fact_is_one_wrong_answer():
         right = compare_scenes('Ada waits.', s, scene(Figure(replace(STAR, **{k: v}), 'left')))
         assert [n for n, x in right.items() if not all(x)] == [f'remembered {k}']
 
-def test_a_guess_obeys_and_no_more(stories):
+def test_a_guess_follows_only_stated_facts(stories):
     "All that is stated is right; what is remembered is right about as often as `chance` says of other stories."
     rng, right = random.Random(9), {}
     for i, beats in enumerate(stories):
@@ -195,7 +195,7 @@ def test_a_guess_obeys_and_no_more(stories):
         n = len(right[k])
         assert abs(sum(right[k])/n - p) < 5*(p*(1 - p)/n)**.5 + .03, k
 
-def test_chances_are_what_arithmetic_says():
+def test_chance_agrees_with_arithmetic():
     "A place is one of six, whatever else; two figures leave little room for error in the others."
     p = chance()
     assert abs(p['remembered place'] - 1/6) < .03 and abs(p['remembered time'] - 1/3) < .05
