@@ -19,10 +19,10 @@ from ..files.manifest import hinted_path, path_hints
 from ..data.story import StoryFile, StorySplit
 from ..train.digest import holds_stories
 from ..draw.drawing_files import is_drawn, set_name
-from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, default_dtype, named_folder,
-                                       open_pipeline, parse_numbers, pipeline_folder, check_output_folder,
-                                       check_same_drawings, run_settings, sampling_facts,
-                                       write_record)
+from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, check_output_folder,
+                                       check_same_drawings, default_dtype, named_folder,
+                                       open_pipeline, parse_numbers, pipeline_folder,
+                                       run_settings, sampling_facts, write_record)
 from ..draw.own_stories import draw_text
 from ..draw.test_set import draw_split
 from ..score.provenance import read_drawing

@@ -17,7 +17,8 @@ from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from ..files.pictures import read_picture
 from ..data.caption_file import given_paths, read_captions
 from .drawing_files import frame_name
-from .drawing_record import SamplingSettings, named_folder, pipeline_folder, check_output_folder
+from .drawing_record import (SamplingSettings, check_output_folder, named_folder,
+                                       pipeline_folder)
 from .inputs import make_plan
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407

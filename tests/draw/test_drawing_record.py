@@ -1,5 +1,5 @@
 "Drawings of a split know from what they were made: other models, stories or settings are never mixed in one folder."
-import dataclasses, json, os, shutil, sys, time, warnings
+import dataclasses, json, shutil, sys, time, warnings
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -339,7 +339,7 @@ def test_a_copied_run_draws_the_stories_that_it_was_trained_on(run, tmp_path):
         write_stories(folder/'toy.h5', dict(train=stories, test=stories), 'toy')
         return folder/'toy.h5'
     mine = stories_at(tmp_path/'a', 'a red star')
-    other = stories_at(tmp_path/'b', 'a green ball')
+    stories_at(tmp_path/'b', 'a green ball')
     settings(run, data=str(mine), data_relative='../toy.h5', stories=data_digest(StoryFile(mine)['train']))
     for folder in 'a', 'b': shutil.copytree(run, tmp_path/folder/'run')
     for folder in 'a', 'b':

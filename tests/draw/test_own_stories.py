@@ -7,7 +7,7 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.draw import own_stories as own
-from arldm.core import StoryError, asset
+from arldm.core import StoryError
 from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.arldm import ARLDM

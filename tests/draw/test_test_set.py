@@ -1,6 +1,6 @@
 "A gallery that is killed, stopped, hindered, divided over batches or processes holds the pictures of a calm one."
-import dataclasses, io, itertools, json, os, random, resource, shutil, signal, socket, subprocess, sys, tempfile
-import threading, time, traceback, warnings
+import dataclasses, io, itertools, json, os, random, resource, shutil, signal, socket, subprocess, sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
