@@ -44,8 +44,8 @@ def history_sampling(
         record (dict): Its `drawing.json`, from `read_drawing`; {} if there is none
     """
     if not record:
-        raise StoryError('--histories draws again as arldm-draw did, but arldm-draw never drew into '
-                         f'{run}')
+        raise StoryError('--histories draws again as arldm-draw did, but arldm-draw never drew '
+                         f'into {run}')
     sampling = recorded_sampling(record, run/'drawing.json')
     if not any((folder/'model_index.json').is_file() for folder in (run/'pipeline', run)):
         raise StoryError(f'--histories draws again, but {run} holds no pipeline; score without it')

@@ -1,4 +1,4 @@
-"Two runs: paired where they drew the same albums, said where they did not."
+"Two runs are paired if they drew the same albums; otherwise the verdict says why not."
 import pytest
 from arldm.report.compare import compare_runs
 from arldm.core import StoryError

@@ -1,4 +1,4 @@
-"The page in a browser: it is silent, complete, asks nobody for anything, and can be read on a telephone and at night."
+"The page in a browser: no errors, no requests, and readable on a telephone and in the dark."
 import pytest
 
 from arldm.report import report as chapter
@@ -32,7 +32,7 @@ def each(names, *values): return pytest.mark.parametrize(names, [(page, *v) for 
 
 @each('page, width, dark', (390, False), (1400, True))
 def test_page_is_silent_and_complete(browser, pages, page, width, dark):
-    "No word in the console, no request but for the file itself, every picture there."
+    "Nothing in the console, no request except for the file itself, every picture loaded."
     browser.open(pages[page], width, dark)
     assert not browser.events('Log.entryAdded') and not browser.events('Runtime.consoleAPICalled')
     assert not browser.events('Runtime.exceptionThrown')
@@ -42,8 +42,8 @@ def test_page_is_silent_and_complete(browser, pages, page, width, dark):
     assert len(loaded) > 50 and all(loaded)
     assert browser.js('document.querySelectorAll("script, link, iframe").length') == 0
 
-def test_browser_hears_what_is_wrong(browser, tmp_path):
-    "A page that asks for more than itself does not pass unheard."
+def test_browser_reports_errors_and_requests(browser, tmp_path):
+    "A page with an error and a request is noticed, so the test above would fail."
     (bad := tmp_path/'bad.html').write_text('<script>nothing.at.all</script><img src="http://127.0.0.1:9/x.png">')
     browser.open(bad)
     assert browser.events('Runtime.exceptionThrown')
@@ -91,7 +91,7 @@ def test_charts_take_the_colours_of_the_page(browser, pages):
     assert seen[0] != seen[1]
 
 def test_paper_is_white(browser, pages):
-    "Whoever reads by night prints black on white."
+    "A page that is dark on the screen is printed black on white."
     browser.open(pages['one'], 718, dark=True)
     browser.ask('Emulation.setEmulatedMedia', media='print',
         features=[dict(name='prefers-color-scheme', value='dark')])
@@ -120,7 +120,7 @@ def contrast(a, b):
 def test_contrast(): assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
 
 def test_light_and_dark(browser, pages):
-    "Two dresses, and in each every text stands out from page and cards."
+    "In both, every text has enough contrast with page and cards."
     grounds = []
     for dark in False, True:
         browser.open(pages['one'], 1400, dark)

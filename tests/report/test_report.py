@@ -1,4 +1,4 @@
-"""The report: one page, complete in itself, of finished and of unfinished runs, and of two."""
+"""The report: one self-contained page of a finished run, an unfinished one, or two runs."""
 import math, re, shutil
 from html.parser import HTMLParser
 from io import BytesIO
@@ -97,7 +97,7 @@ def test_pictures_have_texts_and_sizes(run):
     for img in images:
         assert img['alt'] and int(img['width']) <= 900 and int(img['height']) <= 900
 
-def test_strips_stand_in_the_order_of_steps(run):
+def test_strips_are_in_the_order_of_steps(run):
     html = write_report(run).read_text(encoding='utf-8')
     places = [html.index(f'<figcaption>step {step}<') for step in (90, 100, 1000)]
     assert places == sorted(places)
@@ -129,7 +129,7 @@ def test_page_of_an_unfinished_run(run, keep, missing):
     assert ('Reference frames and captions are not shown' in page.text or 'No story file' in page.text) == ('drawn' in keep and 'stories.h5' not in keep)
     assert len(page.all('div', **{'class': 'drawn'})) == (4 if 'drawn' in keep else 0)
 
-def test_without_the_story_file_drawings_stand_alone(run):
+def test_without_the_story_file_only_drawings_are_shown(run):
     (run/'stories.h5').unlink()
     page = Page(write_report(run))
     assert 'stories.h5: no such file' in page.text and not page.all('div', **{'data-name': 'reference'})
@@ -141,7 +141,7 @@ def test_split_may_be_given(run):
 
 def page_of_reference(run, split): return len(Page(write_report(run, split)).all('div', **{'data-name': 'reference'}))
 
-def test_told_frames_come_from_what_was_drawn(run):
+def test_reference_frames_come_from_what_was_drawn(run):
     "Trained on one file, drawn from another that has the same ids."
     other = [Story(f's{i}', 'a', ('elsewhere',), (encoded(picture(1)),)) for i in range(2)]
     write_stories(run/'other.h5', dict(val=other), 'toy')
@@ -150,7 +150,7 @@ def test_told_frames_come_from_what_was_drawn(run):
     page = Page(write_report(run))
     assert page.text.count('elsewhere') == 2 and WILD not in page.text.replace(WILD, '', 1) and 'drawing.seed' in page.text
 
-def test_unknown_split_is_said(run): assert 'no split' in Page(write_report(run, 'valid')).text
+def test_unknown_split_is_reported(run): assert 'no split' in Page(write_report(run, 'valid')).text
 
 def test_frames_that_cannot_be_shown(run):
     (run/'drawn'/'s0'/'2.png').write_bytes(b'no picture')
@@ -215,8 +215,8 @@ def test_chart_stays_in_its_frame(losses):
         assert all(0 <= x <= d.width and 0 <= y <= d.height for _, x, y, _ in texts)
         assert 2 <= len([text for text, *_, side in texts if side == 'end' and text != 'step']) <= 6
 
-def test_labels_of_a_chart_stand_at_their_numbers():
-    "Steps that are not evenly spaced, too."
+def test_labels_of_a_chart_are_at_their_numbers():
+    "Also for steps that are not evenly spaced."
     for steps in [1, 2, 3, 4, 5], [1, 2, 9], [500, 1000, 6000]:
         d, = chart([Curve(steps, steps)], 'x', 'x').images
         marks = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: var\(--one', d.svg)]
@@ -227,7 +227,7 @@ def test_labels_of_a_chart_stand_at_their_numbers():
             assert x == pytest.approx(first + (last - first)*(number - steps[0])/(steps[-1] - steps[0]), abs=.1)
 
 def test_same_numbers_same_drawing():
-    "No date, no random name; and no name of an element stands twice in a page."
+    "No date, no random name, and every id occurs once in a page."
     log = [dict(step=i, loss=1/i, val_loss=2/i) for i in range(1, 99)]
     entries = [dict(name=name, k=k, value=k, low=k - 1, high=k + 1) for name in 'ab' for k in range(1, 5)]
     def draw(): return part('loss_charts', loss_charts([log])) + part('charts_by_frame', drift_charts([entries]))
@@ -289,7 +289,7 @@ def test_facts():
 
 @pytest.mark.parametrize('n, each', [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [1, 1, 1]), (7, [2, 2, 2]), (30, [3, 3, 3])])
 def test_chosen_stories(n, each):
-    "Best, middle, worst; none twice; numbers that are none left out."
+    "Best, middle, worst; none twice; None and NaN are left out."
     chosen = choose_stories({**{f's{i}': i for i in range(n)}, 'none': None, 'nan': math.nan}, 'lower')
     assert [len(v) for v in chosen.values()] == each and len({s for v in chosen.values() for s in v}) == sum(each)
     if n: assert chosen['best'][0] == 's0' and (n == 1 or chosen['worst'][-1] == f's{n - 1}')
@@ -366,8 +366,8 @@ def test_score_text(): assert [score_text(row('a', x)) for x in (-1.5, None, mat
 
 def test_flatten(): assert flatten(dict(a=1, b=dict(c=2, d=dict(e=[3])))) == {'a': 1, 'b.c': 2, 'b.d.e': [3]}
 
-def test_page_knows_itself(run):
-    "A report is replaced, a page of somebody else is not."
+def test_only_reports_are_replaced(run):
+    "A report is replaced, a page that arldm did not write is not."
     path = write_report(run)
     assert is_page(path)
     path.write_text('<!doctype html><title>mine</title>')
