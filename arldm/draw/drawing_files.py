@@ -417,7 +417,7 @@ def _add_set(drawings, folder, frames, record):
         if path is None: missing.append(f'{drawings.id(i)}/{frame_name(k)}')
     notes = drawings.trouble
     if number > record.get('sets', math.inf):
-        # such as drawings that were copied here, or those of an earlier command
+        # nothing says how this set was drawn
         notes.append(f'{name} is left out: drawing.json says that arldm-draw drew '
                      f'{counted(record["sets"], "set")} here; if it drew this one, too, run it '
                      f'again with --sets {number}')
@@ -484,6 +484,6 @@ def check_pictures(
         common = [f'{count:,} of {w}×{h}' for (w, h), count in sizes.most_common(3)]
         drawings.trouble.append(f'drawings have {len(sizes)} sizes ({", ".join(common)}); all are '
                                 f'resized to {drawings.side} pixels')
-    # a few night scenes may be one colour; more than half of all are a sign of a broken model
+    # single flat pictures may be right; noted if more than half of all are flat
     if 2*len(flat) > len(paths):
         drawings.trouble.append(_count_and_first(flat, f'{of_all} are one flat colour'))

@@ -344,7 +344,7 @@ def drawing_provenance(
     """
     scheduler_settings = {}
     for name, value in pipe.scheduler.config.items():
-        # names with an underscore are versions and the like
+        # diffusers adds names with an underscore: its version, the class
         if not name.startswith('_'): scheduler_settings[name] = value
     return dict(weights=pipeline_digest(pipe), dtype=str(pipe.unet.dtype).removeprefix('torch.'),
                 stories=data_digest(stories), scheduler=type(pipe.scheduler).__name__,
