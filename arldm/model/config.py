@@ -26,8 +26,8 @@ _unet15 = dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8,
                down_block_types=('CrossAttnDownBlock2D',)*3 + ('DownBlock2D',),
                up_block_types=('UpBlock2D',) + ('CrossAttnUpBlock2D',)*3)
 _vae15 = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, scaling_factor=0.18215)
-def _layers(width, n, heads, wider=4): # the four sizes of any transformer
-    return dict(hidden_size=width, intermediate_size=wider*width, num_hidden_layers=n,
+def _layers(width, n, heads, expansion=4): # the four sizes of a transformer with `n` layers
+    return dict(hidden_size=width, intermediate_size=expansion*width, num_hidden_layers=n,
                 num_attention_heads=heads)
 _clip15 = dict(_layers(768, 12, 12), hidden_act='quick_gelu', layer_norm_eps=1e-5)
 _vit_large = dict(_layers(1024, 24, 16), image_size=224, patch_size=16, hidden_act='gelu',
@@ -35,7 +35,7 @@ _vit_large = dict(_layers(1024, 24, 16), image_size=224, patch_size=16, hidden_a
 _bert_base = dict(_layers(768, 12, 12), max_position_embeddings=512, hidden_act='gelu',
                   layer_norm_eps=1e-12)
 
-def _small(width, n): return _layers(width, n, 4, wider=2)
+def _small(width, n): return _layers(width, n, 4, expansion=2)
 
 def _small_unet(*channels, d):
     n = len(channels)
@@ -62,7 +62,7 @@ def make_vae(
     block_out_channels:tuple, # Channels of each level
     **config,                 # More arguments of `AutoencoderKL`
 )->AutoencoderKL:
-    """An autoencoder with Stable Diffusion's layout: every level but the last halves the picture.
+    """Make an autoencoder like Stable Diffusion's: every level but the last halves the picture.
 
     Args:
         block_out_channels (tuple): Channels of each level
@@ -74,7 +74,7 @@ def make_vae(
                          up_block_types=('UpDecoderBlock2D',)*n, **config)
 
 def vae_factor(vae:AutoencoderKL) -> int: # 8 for Stable Diffusion
-    """How many pixels of a frame's side go into one latent.
+    """Return how many pixels of a frame's side one latent covers.
 
     Returns:
         int: 8 for Stable Diffusion
@@ -84,32 +84,33 @@ def vae_factor(vae:AutoencoderKL) -> int: # 8 for Stable Diffusion
 # %% ../../nbs/model/24_config.ipynb #a689df8c
 def noise_schedule(
     prediction_type:str='epsilon',       # What the UNet predicts: 'epsilon' or 'v_prediction'
-    rescale_betas_zero_snr:bool=False,   # The last timestep is pure noise
+    rescale_betas_zero_snr:bool=False,   # Whether the last timestep is pure noise
 )->DDPMScheduler:
-    """Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891).
+    """Return Stable Diffusion's noise schedule, or one that ends in pure noise (arXiv 2305.08891).
 
     Args:
         prediction_type (str, default 'epsilon'): What the UNet predicts: 'epsilon' or
             'v_prediction'
-        rescale_betas_zero_snr (bool, default False): The last timestep is pure noise
+        rescale_betas_zero_snr (bool, default False): Whether the last timestep is pure noise
     """
     return DDPMScheduler(1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear',
                          clip_sample=False, prediction_type=prediction_type,
                          rescale_betas_zero_snr=rescale_betas_zero_snr)
 
 def noise_like(
-    config:dict, # Of any scheduler
+    config:dict, # Configuration of any scheduler of diffusers
 )->DDPMScheduler:
-    """The noise schedule of training that belongs to a scheduler of drawing.
+    """Return the noise schedule of training with the kind of prediction that a scheduler expects.
 
     Args:
-        config (dict): Of any scheduler
+        config (dict): Configuration of any scheduler of diffusers
     """
     predicts_v = config.get('prediction_type') == 'v_prediction'
     return noise_schedule('v_prediction' if predicts_v else 'epsilon',
                           bool(config.get('rescale_betas_zero_snr')))
 
 # %% ../../nbs/model/24_config.ipynb #2c3d94c2
+# Folders of a pipeline that hold weights, and the classes that load them
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel,
              memory_encoder=MemoryEncoder, history=HistoryEmbeddings)
 
@@ -139,20 +140,21 @@ def loading(
         raise StoryError(f'{message}; {advice}' if advice else message) from e
 
 def check_kind(folder:Path):
-    "A `StoryError` if this is not the folder of a `StoryPipeline`."
+    "Raise `StoryError` if a folder does not hold a `StoryPipeline`."
     if not (folder/'model_index.json').is_file():
-        raise StoryError(f'{folder}: no pipeline; a model_index.json is missing')
+        raise StoryError(f'{folder}: not a pipeline; its model_index.json is missing')
     index = load_json(folder/'model_index.json')
     kind = index.get('_class_name') if isinstance(index, dict) else None
     if kind != 'StoryPipeline':
-        raise StoryError(f'{folder}: a {kind}; expected a StoryPipeline, as arldm-train makes it')
+        raise StoryError(f'{folder}: expected a StoryPipeline, as arldm-train makes it, found a '
+                         f'{kind}')
 
 # %% ../../nbs/model/24_config.ipynb #4504613d
 def check_finite(
     tensors:dict,   # Name -> tensor
     where:str|Path, # What they were read from, for the message
 ):
-    """A `StoryError` that names the first tensor that holds NaN or infinity.
+    """Raise `StoryError` if a tensor holds NaN or infinity; it names the first.
 
     Args:
         tensors (dict): Name -> tensor
@@ -160,14 +162,15 @@ def check_finite(
     """
     for name, x in tensors.items():
         if x.is_floating_point() and not x.is_meta and not x.isfinite().all():
-            raise StoryError(f'{where}: {name} holds NaN or infinite numbers; take earlier '
+            raise StoryError(f'{where}: {name} holds NaN or infinite numbers; use earlier '
                              'weights, or another copy')
 
 def check_whole(
     folder:Path, # A pipeline folder
     parts:dict,  # Name -> module, as opened from it
 ):
-    """A `StoryError` if weights or vocabularies are missing, which libraries replace, or NaN.
+    """Raise `StoryError` if a vocabulary or a weight is missing, which the libraries would replace
+    silently, or if a weight is not finite.
 
     Args:
         folder (Path): A pipeline folder
@@ -181,8 +184,9 @@ def check_whole(
         written = set()
         for path in (folder/name).glob('*.safetensors'):
             written.update(safe_open(path, 'pt').keys())
-        lost = sorted({*part.state_dict()} - written)
-        if written and lost:
-            raise StoryError(f'{folder/name}: {len(lost)} tensors are missing, among them '
-                             f'{lost[0]}')
+        missing = sorted(part.state_dict().keys() - written)
+        # Weights in another format, `.bin`, are not listed
+        if written and missing:
+            raise StoryError(f'{folder/name}: {len(missing)} tensors are missing, among them '
+                             f'{missing[0]}')
         check_finite(part.state_dict(), folder/name)

@@ -16,7 +16,7 @@ from transformers import (BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipV
 
 # %% ../../nbs/model/23_encoders.ipynb #4e13f9b4
 def quiet_loading():
-    "No progress bars and no warnings of the libraries when weights are opened and written."
+    "Silence diffusers and transformers: no progress bars, and no warnings below an error."
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
@@ -24,13 +24,13 @@ def quiet_loading():
 # %% ../../nbs/model/23_encoders.ipynb #8acca127
 def encode_captions(
     text_encoder:CLIPTextModel,
-    ids:Tensor,   # int64 (..., S) tokens
+    ids:Tensor,   # int64 (..., S) token ids of any number of captions
     real:Tensor,  # bool (..., S); True = a real token
 )->Tensor:        # (..., S, D), after the final layer norm
-    """Encode captions, however many leading dimensions they have.
+    """Encode captions of any shape with CLIP, without attention to their padding.
 
     Args:
-        ids (Tensor): int64 (..., S) tokens
+        ids (Tensor): int64 (..., S) token ids of any number of captions
         real (Tensor): bool (..., S); True = a real token
 
     Returns:
@@ -38,54 +38,54 @@ def encode_captions(
     """
     S = ids.shape[-1]
     attention_mask = real.reshape(-1, S).long()
-    h = text_encoder(ids.reshape(-1, S), attention_mask=attention_mask).last_hidden_state
-    return h.reshape(*ids.shape, -1)
+    states = text_encoder(ids.reshape(-1, S), attention_mask=attention_mask).last_hidden_state
+    return states.reshape(*ids.shape, -1)                               # (..., S, D)
 
 # %% ../../nbs/model/23_encoders.ipynb #581b9dc0
 @torch.no_grad()
 def _resized(old:Tensor, n:int, std:float=None) -> Tensor: # (n, D)
-    "The first `n` rows of a table, with rows drawn from N(0, std) appended where it is too short."
+    "Return a copy of a table with `n` rows; rows that it lacks are random, from N(0, std²)."
     new = torch.randn(n, old.shape[1], dtype=old.dtype) * (old.std() if std is None else std)
-    m = min(n, len(old))
-    new[:m] = old[:m]
+    n_kept = min(n, len(old))
+    new[:n_kept] = old[:n_kept]
     return new
 
 def resize_positions(
     text_encoder:CLIPTextModel,
     length:int,       # Tokens per caption, `S`
-    std:float=None,   # Spread of new rows; `None` = that of the existing ones
-)->CLIPTextModel:     # The same object, changed
-    """Give the caption encoder `length` positions.
+    std:float=None,   # Standard deviation of new rows; `None` = that of the existing ones
+)->CLIPTextModel:     # The same object
+    """Change the caption encoder in place to `length` positions; existing ones stay.
 
     Args:
         length (int): Tokens per caption, `S`
-        std (float, optional): Spread of new rows; `None` = that of the existing ones
+        std (float, optional): Standard deviation of new rows; `None` = that of the existing ones
 
     Returns:
-        CLIPTextModel: The same object, changed
+        CLIPTextModel: The same object
     """
-    e = text_encoder.get_submodule('embeddings')
-    weight = _resized(e.position_embedding.weight.data, length, std)
-    e.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
-    e.position_ids = torch.arange(length)[None]
+    embeddings = text_encoder.get_submodule('embeddings')
+    weight = _resized(embeddings.position_embedding.weight.data, length, std)
+    embeddings.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+    embeddings.position_ids = torch.arange(length)[None]
     text_encoder.config.max_position_embeddings = length
     return text_encoder
 
 # %% ../../nbs/model/23_encoders.ipynb #f4a9a22a
 def resize_vocabulary(
     encoder:nn.Module,  # `CLIPTextModel` or `BlipTextModel`
-    size:int,           # `len(tokenizer)`
-    std:float=None,     # Spread of new rows; `None` = that of the existing ones
-)->nn.Module:           # The same object, changed
-    """Give an encoder's word table `size` rows; existing rows stay.
+    size:int,           # Number of tokens, `len(tokenizer)`
+    std:float=None,     # Standard deviation of new rows; `None` = that of the existing ones
+)->nn.Module:           # The same object
+    """Change an encoder's word table in place to `size` rows; existing rows stay.
 
     Args:
         encoder (nn.Module): `CLIPTextModel` or `BlipTextModel`
-        size (int): `len(tokenizer)`
-        std (float, optional): Spread of new rows; `None` = that of the existing ones
+        size (int): Number of tokens, `len(tokenizer)`
+        std (float, optional): Standard deviation of new rows; `None` = that of the existing ones
 
     Returns:
-        nn.Module: The same object, changed
+        nn.Module: The same object
     """
     table = encoder.get_input_embeddings()
     if size != table.num_embeddings:
@@ -98,43 +98,47 @@ def resize_vocabulary(
 # %% ../../nbs/model/23_encoders.ipynb #b129035a
 def skip_branches(
     layers:list,  # Layers with the branches `self_attn` and `mlp`
-    rate:float,   # Chance in the last layer; the first never skips
+    rate:float,   # Probability in the last layer; the first never skips
 ):
-    """Stochastic depth while training (arXiv 1603.09382).
+    """Add stochastic depth (arXiv 1603.09382) to layers, in place: in training mode each branch is
+    skipped at random, in deeper layers more often.
 
     Args:
         layers (list): Layers with the branches `self_attn` and `mlp`
-        rate (float): Chance in the last layer; the first never skips
+        rate (float): Probability in the last layer; the first never skips
     """
     for k, layer in enumerate(layers):
+        # From 0 in the first layer to `rate` in the last
         p = rate*k/max(1, len(layers) - 1)
         if not p: continue
         layer.self_attn.register_forward_hook(_skip_hook(p))
         layer.mlp.register_forward_hook(_skip_hook(p))
 
-def _skip_hook(p): # a forward hook that makes an output zero with chance `p`
+def _skip_hook(p): # a forward hook that makes the output of a picture zero with probability `p`
     def skip(module, args, out):
         if not module.training: return out
+        # Attention returns a tuple, its output first
         x, *rest = out if isinstance(out, tuple) else (out,)
         kept = torch.rand(len(x), 1, 1, device=x.device) >= p
+        # Divided so that the mean over pictures stays
         x = x*kept.to(x.dtype)/(1 - p)                                  # (n, tokens, D)
         return (x, *rest) if rest else x
     return skip
 
 # %% ../../nbs/model/23_encoders.ipynb #33f5f0d1
 class MemoryEncoder(ModelMixin, ConfigMixin):
-    """BLIP's multimodal encoder: picture and caption become the tokens of a slot (arXiv 2201.12086).
+    """Encode picture and caption together as the tokens of a slot, by BLIP (arXiv 2201.12086).
 
     Args:
-        vision (dict): Arguments of `BlipVisionConfig`
+        vision (dict): Arguments of `BlipVisionConfig`, and `drop_path_rate`
         text (dict): Arguments of `BlipTextConfig`
-        enc_token_id (int): Token that replaces the first one of every caption
+        enc_token_id (int): Id of `[ENC]`, which replaces the first token of every caption
     """
     @register_to_config
     def __init__(self,
-        vision:dict,           # Arguments of `BlipVisionConfig`
+        vision:dict,           # Arguments of `BlipVisionConfig`, and `drop_path_rate`
         text:dict,             # Arguments of `BlipTextConfig`
-        enc_token_id:int,      # Token that replaces the first one of every caption
+        enc_token_id:int,      # Id of `[ENC]`, which replaces the first token of every caption
     ):
         super().__init__()
         # transformers' own default, 1e-10, would make every picture look the same
@@ -150,15 +154,25 @@ class MemoryEncoder(ModelMixin, ConfigMixin):
 
     def forward(self,
         pictures:Tensor,  # (..., 3, P, P), CLIP-normalised
-        ids:Tensor,       # int64 (..., S)
+        ids:Tensor,       # int64 (..., S) token ids, one caption for each picture
         real:Tensor,      # bool (..., S); True = a real token
-    )->Tensor:            # (..., S, D)
+    )->Tensor:            # (..., S, D) slots
+        """Encode each picture with its caption.
+
+        Args:
+            pictures (Tensor): (..., 3, P, P), CLIP-normalised
+            ids (Tensor): int64 (..., S) token ids, one caption for each picture
+            real (Tensor): bool (..., S); True = a real token
+
+        Returns:
+            Tensor: (..., S, D) slots
+        """
         return self.read(self.look(pictures.reshape(-1, *pictures.shape[-3:])), ids, real)
 
 # %% ../../nbs/model/23_encoders.ipynb #2d1c8c35
 @patch
 def look(self:MemoryEncoder, pictures:Tensor) -> Tensor: # (n, 3, P, P) -> (n, 1+patches, D')
-    """What is seen in pictures, before any caption is read.
+    """Encode pictures alone, for `read`.
 
     Returns:
         Tensor: (n, 3, P, P) -> (n, 1+patches, D')
@@ -167,25 +181,24 @@ def look(self:MemoryEncoder, pictures:Tensor) -> Tensor: # (n, 3, P, P) -> (n, 1
 
 @patch
 def read(self:MemoryEncoder,
-    seen:Tensor,      # (n, 1+patches, D'), from `look`
-    ids:Tensor,       # int64 (..., S), n captions
-    real:Tensor,      # bool (..., S)
-)->Tensor:            # (..., S, D)
-    """Captions, each read in front of its picture.
+    features:Tensor,  # (n, 1+patches, D') of pictures, from `look`
+    ids:Tensor,       # int64 (..., S) token ids of n captions, one for each picture
+    real:Tensor,      # bool (..., S); True = a real token
+)->Tensor:            # (..., S, D) slots
+    """Encode captions, each with attention to its picture.
 
     Args:
-        seen (Tensor): (n, 1+patches, D'), from `look`
-        ids (Tensor): int64 (..., S), n captions
-        real (Tensor): bool (..., S)
+        features (Tensor): (n, 1+patches, D') of pictures, from `look`
+        ids (Tensor): int64 (..., S) token ids of n captions, one for each picture
+        real (Tensor): bool (..., S); True = a real token
 
     Returns:
-        Tensor: (..., S, D)
+        Tensor: (..., S, D) slots
     """
     S = ids.shape[-1]
-    words = ids.reshape(-1, S).clone()
-    words[:, 0] = self.config.enc_token_id
+    tokens = ids.reshape(-1, S).clone()                                 # (n, S)
+    tokens[:, 0] = self.config.enc_token_id
     # is_decoder=False: every token attends to those before and after it
-    out = self.text_encoder(words, attention_mask=real.reshape(-1, S).long(),
-                            encoder_hidden_states=seen, is_decoder=False)
-    h = out.last_hidden_state
-    return h.reshape(*ids.shape, -1)
+    out = self.text_encoder(tokens, attention_mask=real.reshape(-1, S).long(),
+                            encoder_hidden_states=features, is_decoder=False)
+    return out.last_hidden_state.reshape(*ids.shape, -1)                # (..., S, D)

@@ -21,7 +21,7 @@ from .config import DAMAGED
 
 # %% ../../nbs/model/25_port.ipynb #b83970c5
 def check_archive(path:str|Path):
-    "A `StoryError` if a zip is not as torch writes them: whole and uncompressed."
+    "Raise `StoryError` if a zip file is not as torch writes them: whole and uncompressed."
     try:
         with zipfile.ZipFile(path) as z: entries = z.infolist()
     except DAMAGED as e:
@@ -39,7 +39,9 @@ def check_archive(path:str|Path):
                          f'unpacks to {unpacked:,} bytes from {size:,}; load it where you trust '
                          'it, and save it with torch.save')
 
-def _unpickled(path, head): # whatever the file holds, if it is harmless
+def _unpickled(path, head): # -> any object; `head`: the first bytes of the file
+    "Load a file of torch without running code in it, or raise a `StoryError` that says why not."
+    # A zip file; before torch 1.6 it was a bare pickle, which begins with 0x80
     zipped = head[:2] == b'PK'
     if zipped: check_archive(path)
     try:
@@ -48,6 +50,7 @@ def _unpickled(path, head): # whatever the file holds, if it is harmless
             warnings.simplefilter('ignore')
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except DAMAGED as e:
+        # The function that the pickle would call, in torch's message
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
         if code and isinstance(e, pickle.UnpicklingError):
             raise StoryError(f'{path}: expected tensors, numbers and text, found a call of '
@@ -65,7 +68,7 @@ def _unpickled(path, head): # whatever the file holds, if it is harmless
 def read_weights(
     path:str|Path, # Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or safetensors
 )->dict:           # Name -> tensor, on the CPU
-    """The tensors of a checkpoint; no code in it is run.
+    """Read the tensors of a checkpoint, without running code in it.
 
     Args:
         path (str | Path): Checkpoint: Lightning's, BLIP's, a bare dictionary of tensors, or
@@ -76,6 +79,7 @@ def read_weights(
     """
     try:
         with open(path, 'rb') as f: head = f.read(9)
+        # safetensors begins with 8 bytes for the length of a JSON header
         state = load_file(path) if head[8:] == b'{' else _unpickled(path, head)
     except OSError as e:
         raise StoryError(f'{path}: expected a checkpoint, found none ({e.strerror or e})') from None
@@ -94,7 +98,7 @@ def read_weights(
                              f'{what}')
     return state
 
-def _not_plain(name, x): # what an entry is if it is no plain tensor with a name, else None
+def _not_plain(name, x): # says what an entry is, or `None` if it is a plain tensor with a name
     if not (isinstance(name, str) and isinstance(x, Tensor)): return type(x).__name__
     if x.layout != torch.strided or x.is_quantized or x.is_nested:
         return 'a sparse, quantised or nested tensor'
@@ -129,17 +133,17 @@ ORIGINAL_NAMES['vae.'] = 'vae.'
 
 # %% ../../nbs/model/25_port.ipynb #47fe8176
 def translate(
-    names,            # Names of tensors
+    names,                     # Names of tensors, any iterable of text
     table:dict=ORIGINAL_NAMES, # Beginning -> new beginning; # stands for a number
-)->dict:              # Name -> new name, or `None` if the table does not know it
-    """Translate names, whatever the tensors behind them.
+)->dict:                       # Name -> new name, or `None` if no beginning in the table fits
+    """Translate names of tensors by replacing their beginnings.
 
     Args:
-        names: Names of tensors
+        names: Names of tensors, any iterable of text
         table (dict, default ORIGINAL_NAMES): Beginning -> new beginning; # stands for a number
 
     Returns:
-        dict: Name -> new name, or `None` if the table does not know it
+        dict: Name -> new name, or `None` if no beginning in the table fits
     """
     rules = []
     for old, new in table.items():
@@ -147,19 +151,20 @@ def translate(
         rules.append((re.compile(pattern), new.replace('#', r'\1')))
     return {name: _translated(name, rules) for name in names}
 
-def _translated(name, rules): # by the first rule that fits
+def _translated(name, rules): # `rules`: pairs of a pattern and what replaces it; the first decides
     for pattern, new in rules:
         if found := pattern.match(name): return found.expand(new) + name[found.end():]
     return None
 
 # %% ../../nbs/model/25_port.ipynb #d7e5d8d0
+# Entries of original checkpoints that are no weights: left out, and made again
 REMADE = {'clip_text_null_token', 'blip_text_null_token', 'blip_image_null_token',
           'text_encoder.text_model.embeddings.position_ids',
           'mm_encoder.text_encoder.embeddings.position_ids'}
 
 # %% ../../nbs/model/25_port.ipynb #2878cabc
 class Misfit(StoryError):
-    "A checkpoint that does not fit; lists original names: `missing`, `unknown`, `reshaped`."
+    "A checkpoint does not fit a model; `missing`, `unknown` and `reshaped` list original names."
     def __init__(self, missing, unknown, reshaped):
         self.missing = missing
         self.unknown = unknown
@@ -188,18 +193,18 @@ _KINDS = {('mm_encoder.',): 'a checkpoint of the original AR-LDM',
           ('visual_encoder.', 'text_decoder.'): 'a BLIP checkpoint',
           ('model.diffusion_model.', 'first_stage_model.'): 'a single-file Stable Diffusion'}
 
-def kind_of(state:dict) -> str: # 'a BLIP checkpoint'
-    """What a dictionary of tensors looks like.
+def kind_of(state:dict) -> str: # Such as 'a BLIP checkpoint'
+    """Say, for messages, what the names in a dictionary of tensors look like.
 
     Returns:
-        str: 'a BLIP checkpoint'
+        str: Such as 'a BLIP checkpoint'
     """
     for beginnings, kind in _KINDS.items():
         if any(name.startswith(beginnings) for name in state): return kind
     return f'tensors such as {next(iter(state))}'
 
 def rows_of(state:dict)->dict: # Key of `SIZE_TABLES` -> rows
-    """The sizes of the tables that tell what a checkpoint of the original was trained on.
+    """Return the sizes of the tables that tell which corpus an original checkpoint was trained on.
 
     Returns:
         dict: Key of `SIZE_TABLES` -> rows
@@ -215,17 +220,18 @@ def rows_of(state:dict)->dict: # Key of `SIZE_TABLES` -> rows
 # %% ../../nbs/model/25_port.ipynb #f215ce04
 def corpora_of(
     rows:dict,                # From `rows_of`
-    words:CLIPTokenizer,      # That of Stable Diffusion
-    more:BertTokenizer,       # BLIP's
-    name:str=None,            # The corpus, if the reader knows it
+    caption_tokenizer:CLIPTokenizer, # Stable Diffusion's, without names
+    memory_tokenizer:BertTokenizer,  # BLIP's, without names
+    name:str=None,            # Key of `CORPORA`, if it is known; default: any
 )->list:                      # Of `Corpus`, the likeliest first
-    """The corpora whose vocabulary a checkpoint has; if some have its caption length, only those.
+    """Return the corpora that fit a checkpoint's vocabulary, or raise `StoryError` if none does.
+    Those with its caption length are preferred, then those other than the toy corpus.
 
     Args:
         rows (dict): From `rows_of`
-        words (CLIPTokenizer): That of Stable Diffusion
-        more (BertTokenizer): BLIP's
-        name (str, optional): The corpus, if the reader knows it
+        caption_tokenizer (CLIPTokenizer): Stable Diffusion's, without names
+        memory_tokenizer (BertTokenizer): BLIP's, without names
+        name (str, optional): Key of `CORPORA`, if it is known; default: any
 
     Returns:
         list: Of `Corpus`, the likeliest first
@@ -235,19 +241,19 @@ def corpora_of(
     fit = []
     expected = []
     for corpus in candidates:
-        n_words = _vocabulary_size(words, corpus.names)
-        n_more = _vocabulary_size(more, ('[DEC]', '[ENC]', *corpus.names))
-        expected.append(f'{n_words:,} and {n_more:,} ({corpus.name})')
-        if (n_words, n_more) == (rows['words'], rows['memory_words']): fit.append(corpus)
+        n_words = _vocabulary_size(caption_tokenizer, corpus.names)
+        n_memory = _vocabulary_size(memory_tokenizer, ('[DEC]', '[ENC]', *corpus.names))
+        expected.append(f'{n_words:,} and {n_memory:,} ({corpus.name})')
+        if (n_words, n_memory) == (rows['words'], rows['memory_words']): fit.append(corpus)
     if not fit:
         raise StoryError(f'word tables of {rows["words"]:,} and {rows["memory_words"]:,} rows; '
                          f'with these tokenizers expected {" or ".join(expected)}; if its names '
                          'are your own, add them to the tokenizers')
     same_length = [corpus for corpus in fit if corpus.length == rows['length']]
-    real = [corpus for corpus in fit if corpus.name != 'toy']
-    return same_length or real or fit
+    published = [corpus for corpus in fit if corpus.name != 'toy']
+    return same_length or published or fit
 
-def _vocabulary_size(tokenizer, names): # once it knows these names
+def _vocabulary_size(tokenizer, names): # number of tokens once these names are added
     return len(tokenizer.get_vocab().keys() | set(names))
 
 # %% ../../nbs/model/25_port.ipynb #136e3f99

@@ -32,56 +32,57 @@ PUBLISHED = {'sd-1.5': 'stable-diffusion-v1-5/stable-diffusion-v1-5',  # name ->
 
 def published(
     name:str|Path,  # Key of `PUBLISHED`, a folder, a file, or a hub name
-)->str|Path:        # Where it is found
-    """Where published weights are found.
+)->str|Path:        # A folder, a file, or a hub name
+    """Replace a key of `PUBLISHED` by where its weights are found; return other names as they are.
 
     Args:
         name (str | Path): Key of `PUBLISHED`, a folder, a file, or a hub name
 
     Returns:
-        str | Path: Where it is found
+        str | Path: A folder, a file, or a hub name
     """
     return PUBLISHED.get(str(name), name)
 
 # %% ../../nbs/model/26_pretrained.ipynb #e7d3ccb0
 def resize_grid(
-    positions:Tensor,  # (1, 1+g², D)
-    n:int,             # New grid, n × n
+    positions:Tensor,  # (1, 1+g², D): the class token, then a grid of g × g patches
+    n:int,             # Side of the new grid
 )->Tensor:             # (1, 1+n², D)
-    """Resize a vision transformer's position table.
+    """Interpolate a vision transformer's position table for pictures of another size.
 
     Args:
-        positions (Tensor): (1, 1+g², D)
-        n (int): New grid, n × n
+        positions (Tensor): (1, 1+g², D): the class token, then a grid of g × g patches
+        n (int): Side of the new grid
 
     Returns:
         Tensor: (1, 1+n², D)
     """
-    first = positions[:, :1]
+    class_token = positions[:, :1]
     grid = positions[:, 1:]
     g = round(grid.shape[1]**.5)
     D = grid.shape[2]
     if g == n: return positions
     grid = grid.reshape(1, g, g, D).permute(0, 3, 1, 2)                # (1, D, g, g)
     grid = F.interpolate(grid, size=(n, n), mode='bicubic', align_corners=False)
-    return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+    return torch.cat([class_token, grid.flatten(2).transpose(1, 2)], 1)
 
 # %% ../../nbs/model/26_pretrained.ipynb #835b0b8b
 def blip_sizes(
-    state:dict,          # Our names
-    side:int=224,        # Memory pictures, pixels
-    legacy:bool=False, # With the dropout and stochastic depth of BLIP's own training
-)->dict:                 # `vision` and `text` arguments of `MemoryEncoder`
-    """The sizes of a BLIP encoder, read off its tensors.
+    state:dict,          # Tensors of BLIP under our names
+    side:int=224,        # Side of memory pictures in pixels
+    legacy:bool=False,   # With the dropout and stochastic depth of BLIP's own training
+)->dict:                 # The arguments `vision` and `text` of `MemoryEncoder`
+    """Read the sizes of a BLIP encoder off its tensors.
 
     Args:
-        state (dict): Our names
-        side (int, default 224): Memory pictures, pixels
+        state (dict): Tensors of BLIP under our names
+        side (int, default 224): Side of memory pictures in pixels
         legacy (bool, default False): With the dropout and stochastic depth of BLIP's own training
 
     Returns:
-        dict: `vision` and `text` arguments of `MemoryEncoder`
+        dict: The arguments `vision` and `text` of `MemoryEncoder`
     """
+    # Tensors do not tell the number of heads; in BLIP and BERT each is 64 wide
     patches = state['vision_model.embeddings.patch_embedding.weight']
     words = state['text_encoder.embeddings.word_embeddings.weight']
     positions = state['text_encoder.embeddings.position_embeddings.weight']
@@ -93,71 +94,76 @@ def blip_sizes(
                 num_attention_heads=words.shape[1]//64,
                 num_hidden_layers=_count_layers(state, 'text_encoder.encoder.layer.'),
                 intermediate_size=len(state[f'{_FIRST_LAYER}.intermediate.dense.bias']),
-                max_position_embeddings=len(positions), bos_token_id=len(words) - 2)
+                max_position_embeddings=len(positions),
+                # BLIP adds [DEC], where decoders begin, and [ENC] to BERT's vocabulary
+                bos_token_id=len(words) - 2)
     if legacy:
         text.update(TEXT_CHANCE)
-        # Of BLIP-large only
+        # BLIP-large, whose vision transformer is 1,024 wide, was trained with stochastic depth
         if len(patches) == 1024: vision.update(VISION_CHANCE)
     return dict(vision=vision, text=text)
 
 _FIRST_LAYER = 'text_encoder.encoder.layer.0'
 
-def _count_layers(state, start): # different numbers after this beginning of a name
+def _count_layers(state, start): # how many layers have names that begin so
     return len({name[len(start):].split('.')[0] for name in state if name.startswith(start)})
 
 # %% ../../nbs/model/26_pretrained.ipynb #a326f20f
-_SERVES = (f'BLIP\'s {PUBLISHED["blip-large"]}, or an image-text retrieval model such as '
+_EXPECTED_BLIP = (f'BLIP\'s {PUBLISHED["blip-large"]}, or an image-text retrieval model such as '
            'Salesforce/blip-itm-large-coco')
 
-def _find(where, *names, sub='', layout=''): # path of the first of these files
-    "A file in a folder or on the hub; `layout` says, for the message, what belongs there."
+def _find(where, *names, sub='', layout=''): # -> path
+    """Return the first of these files that is in (the subfolder `sub` of) a folder or a hub
+    repository; `layout` says, for the message, what belongs there."""
     for name in names:
         try: return cached_file(str(where), name, subfolder=sub)
         except (OSError, ValueError) as e:
-            # The next question would wait as long for a network
+            # No network: a request for the next name would wait as long
             if 'connect' in str(e): break
     raise StoryError(f'{where}: expected {Path(sub)/" or ".join(names)} in it, found '
                      f'{_what_is_at(Path(where))}; {layout}')
 
-def _what_is_at(path): # for messages
+def _what_is_at(path): # says what was found there, for messages
     if path.is_file(): return f'a file, {kind_of(read_weights(path))}'
     if path.is_dir():
         names = sorted(p.name for p in path.iterdir())[:4]
         return f'a folder with {", ".join(names) or "nothing"}'
     return 'no such folder, nor on the hub (without a network name a folder that was fetched)'
 
-def _blip_weights(where): # tensors under our names
+def _blip_weights(where): # -> tensors under our names
+    "Read BLIP's weights, or raise a `StoryError` that says what was found instead."
     path = Path(where)
     if not path.is_file():
         if path.suffix == '.pth':
-            raise StoryError(f'{path}: expected {_SERVES}; found no such file')
-        _find(path, 'config.json', layout=f'what serves is {_SERVES}')
+            raise StoryError(f'{path}: expected {_EXPECTED_BLIP}; found no such file')
+        _find(path, 'config.json', layout=f'can be used: {_EXPECTED_BLIP}')
         path = _find(path, 'model.safetensors', 'pytorch_model.bin',
                      layout='its weights belong there')
-    found = read_weights(path)
-    new = translate(found, {**BLIP_NAMES, 'vision_model.': 'vision_model.'})
-    state = {n: found[k] for k, n in new.items() if n}
-    if not any(n.startswith('text_encoder.') for n in state):
-        why = kind_of(found)
-        if any(name.startswith('text_decoder.') for name in found):
-            why = 'a captioning model, whose decoder reads only from left to right'
-        raise StoryError(f'{where}: expected {_SERVES}; found {why}')
+    tensors = read_weights(path)
+    # transformers names the vision transformer as we do
+    names = translate(tensors, {**BLIP_NAMES, 'vision_model.': 'vision_model.'})
+    state = {ours: tensors[theirs] for theirs, ours in names.items() if ours}
+    if not any(name.startswith('text_encoder.') for name in state):
+        found = kind_of(tensors)
+        if any(name.startswith('text_decoder.') for name in tensors):
+            found = 'a captioning model, whose decoder reads only from left to right'
+        raise StoryError(f'{where}: expected {_EXPECTED_BLIP}; found {found}')
     return state
 
 # %% ../../nbs/model/26_pretrained.ipynb #ad4b1c97
 def load_blip(
     where:str|Path,       # BLIP's own `.pth`; or transformers' folder or hub name
     enc_token_id:int,     # Id of `[ENC]`
-    side:int=224,         # Memory pictures, pixels
-    legacy:bool=False,  # See `blip_sizes`
+    side:int=224,         # Side of memory pictures in pixels
+    legacy:bool=False,    # With the dropout and stochastic depth of BLIP's own training
 )->MemoryEncoder:         # In evaluation mode
-    """The memory encoder from BLIP's published weights; heads and decoders are left out.
+    """Make a memory encoder from BLIP's published weights; heads and decoders are left out.
 
     Args:
         where (str | Path): BLIP's own `.pth`; or transformers' folder or hub name
         enc_token_id (int): Id of `[ENC]`
-        side (int, default 224): Memory pictures, pixels
-        legacy (bool, default False): See `blip_sizes`
+        side (int, default 224): Side of memory pictures in pixels
+        legacy (bool, default False): With the dropout and stochastic depth of BLIP's own training
 
     Returns:
         MemoryEncoder: In evaluation mode
@@ -170,16 +176,16 @@ def load_blip(
         encoder = MemoryEncoder(**sizes, enc_token_id=enc_token_id)
     # A table is missing, flat, or no square grid
     except DAMAGED as e:
-        raise StoryError(f'{where}: expected {_SERVES}; this one cannot be loaded '
+        raise StoryError(f'{where}: expected {_EXPECTED_BLIP}; this one cannot be loaded '
                          f'({first_line(e)})') from e
-    want = encoder.state_dict()
-    wrong = [k for k, v in want.items() if k not in state or state[k].shape != v.shape]
+    needed = encoder.state_dict()
+    wrong = [k for k, v in needed.items() if k not in state or state[k].shape != v.shape]
     if wrong:
         raise StoryError(f'{where}: {len(wrong)} tensors of BLIP are missing or of another size, '
                          f'among them {wrong[0]}')
-    mine = {k: state[k] for k in want}
-    check_finite(mine, where)
-    encoder.load_state_dict(mine)
+    weights = {k: state[k] for k in needed}
+    check_finite(weights, where)
+    encoder.load_state_dict(weights)
     return encoder.eval()
 
 # %% ../../nbs/model/26_pretrained.ipynb #00cba1f8
@@ -189,39 +195,43 @@ _LAYOUT = (f'{_TOKENIZER_LAYOUT}, text_encoder/ (config.json, model.safetensors)
            '(config.json, diffusion_pytorch_model.safetensors)')
 _BERT = 'vocab.txt', 'tokenizer.json'
 
-def _part(cls, sd, sub): # one part of Stable Diffusion, whole and in float32
+def _part(cls, sd, sub): # -> a `cls` in float32
+    "Load one part of Stable Diffusion, or raise `StoryError` if a tensor is missing or damaged."
     _find(sd, 'config.json', sub=sub, layout=_LAYOUT)
     weights = [p.name for p in (Path(sd)/sub).glob('*') if p.suffix in ('.safetensors', '.bin')]
+    # Of a folder that holds only one kind of weight files, the library must be told which
     options = {}
     if weights and all('.fp16.' in name for name in weights): options['variant'] = 'fp16'
     if weights and all(name.endswith('.bin') for name in weights):
         options['use_safetensors'] = False
     with loading(f'{sd}/{sub}', f'weights of {cls.__name__}'):
         model, info = cls.from_pretrained(sd, subfolder=sub, output_loading_info=True, **options)
-    if lost := info['missing_keys']:
-        raise StoryError(f'{sd}/{sub}: {len(lost)} tensors of {cls.__name__} are missing, among '
-                         f'them {min(lost)}')
+    missing = info['missing_keys']
+    if missing:
+        raise StoryError(f'{sd}/{sub}: {len(missing)} tensors of {cls.__name__} are missing, among '
+                         f'them {min(missing)}')
     check_finite(model.state_dict(), f'{sd}/{sub}')
     return model.float()
 
 # %% ../../nbs/model/26_pretrained.ipynb #feae7d9c
 def tokenizers(
     sd:str|Path,               # Stable Diffusion: key of `PUBLISHED`, folder or hub name
-    bert:str|Path='bert-base', # BLIP's vocabulary: likewise
-)->tuple:                              # `CLIPTokenizer`, `BertTokenizer`, without names
-    """The two published vocabularies.
+    # BLIP's vocabulary: key of `PUBLISHED`, folder or hub name
+    bert:str|Path='bert-base',
+)->tuple:                      # `CLIPTokenizer`, `BertTokenizer`, without names of characters
+    """Load the tokenizers of Stable Diffusion and BLIP, or raise `StoryError` if one is missing.
 
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
-        bert (str | Path, default 'bert-base'): BLIP's vocabulary: likewise
+        bert (str | Path, default 'bert-base'): BLIP's vocabulary: key of `PUBLISHED`, folder or hub
+            name
 
     Returns:
-        tuple: `CLIPTokenizer`, `BertTokenizer`, without names
+        tuple: `CLIPTokenizer`, `BertTokenizer`, without names of characters
     """
     sd = published(sd)
     bert = published(bert)
-    _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', 
-          layout=_TOKENIZER_LAYOUT)
+    _find(sd, 'vocab.json', 'tokenizer.json', sub='tokenizer', layout=_TOKENIZER_LAYOUT)
     _find(bert, *_BERT, layout='BERT\'s vocab.txt is a vocabulary of 30,522 lines')
     with loading(f'{sd}/tokenizer', 'a CLIPTokenizer'):
         caption_tokenizer = CLIPTokenizer.from_pretrained(sd, subfolder='tokenizer')
@@ -234,16 +244,18 @@ def start_parts(
     sd:str|Path,          # Stable Diffusion: key of `PUBLISHED`, folder or hub name
     blip:str|Path,        # BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
     vocab:Vocabulary,     # Decides the sizes of both word tables and the caption length
-    legacy:bool=False,  # New rows are fifty times as wide as trained ones, as the original's
+    # New rows of tables have a standard deviation of 1, as in the original, fifty times that of
+    # trained ones; BLIP has the dropout of its own training
+    legacy:bool=False,
 )->dict:                  # unet, vae, text_encoder, memory_encoder
-    """The published parts of a story model, with tables of the vocabulary's size.
+    """Load the parts of a story model from published weights, and resize tables to the vocabulary.
 
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
         blip (str | Path): BLIP weights: key of `PUBLISHED`, `.pth`, folder or hub name
         vocab (Vocabulary): Decides the sizes of both word tables and the caption length
-        legacy (bool, default False): New rows are fifty times as wide as trained ones, as the
-            original's
+        legacy (bool, default False): New rows of tables have a standard deviation of 1, as in the
+            original, fifty times that of trained ones; BLIP has the dropout of its own training
 
     Returns:
         dict: unet, vae, text_encoder, memory_encoder
@@ -256,17 +268,18 @@ def start_parts(
     widths = unet.config.cross_attention_dim, clip.config.hidden_size
     if len({*widths}) > 1:
         raise StoryError(f'{sd}: expected one width of tokens for UNet and text encoder, found '
-                         f'{widths}; take both from one Stable Diffusion')
+                         f'{widths}; use both from one Stable Diffusion')
     if unet.config.in_channels != vae.config.latent_channels:
         raise StoryError(f'{sd}: expected a UNet of {vae.config.latent_channels} channels, found '
-                         f'one of {unet.config.in_channels}; an inpainting model does not serve')
-    # The spread of new rows of tables
+                         f'one of {unet.config.in_channels}; an inpainting model cannot be used')
+    # Standard deviation of new rows; `None` = that of the existing ones
     std = 1. if legacy else None
-    resize_vocabulary(resize_positions(clip, vocab.length, std), len(vocab.caption_tokenizer), std)
-    words = len(vocab.memory_tokenizer)
-    resize_vocabulary(memory.text_encoder, words, std)
+    resize_positions(clip, vocab.length, std)
+    resize_vocabulary(clip, len(vocab.caption_tokenizer), std)
+    n_tokens = len(vocab.memory_tokenizer)
+    resize_vocabulary(memory.text_encoder, n_tokens, std)
     # It is saved with the size that it now has
-    memory.register_to_config(text={**memory.config['text'], 'vocab_size': words})
+    memory.register_to_config(text={**memory.config['text'], 'vocab_size': n_tokens})
     return dict(unet=unet, vae=vae, text_encoder=clip, memory_encoder=memory)
 
 # %% ../../nbs/model/26_pretrained.ipynb #8dd58541
@@ -274,8 +287,8 @@ def published_tokenizers(
     sd:str|Path,           # Stable Diffusion: key of `PUBLISHED`, folder or hub name
     blip:str|Path,         # BLIP weights; a folder may hold its vocabulary
     bert:str|None=None,    # BLIP's vocabulary; default: that of a BLIP folder, else bert-base
-)->tuple:                  # `CLIPTokenizer`, `BertTokenizer`, without names
-    """The vocabularies that belong to published weights.
+)->tuple:                  # `CLIPTokenizer`, `BertTokenizer`, without names of characters
+    """Load the tokenizers that belong to published weights.
 
     Args:
         sd (str | Path): Stable Diffusion: key of `PUBLISHED`, folder or hub name
@@ -284,7 +297,7 @@ def published_tokenizers(
             bert-base
 
     Returns:
-        tuple: `CLIPTokenizer`, `BertTokenizer`, without names
+        tuple: `CLIPTokenizer`, `BertTokenizer`, without names of characters
     """
     own = any((Path(published(blip))/f).is_file() for f in _BERT)
     return tokenizers(sd, bert or (blip if own else 'bert-base'))
@@ -293,7 +306,7 @@ def published_tokenizers(
 def published_schedule(
     sd:str|Path,     # Stable Diffusion: key of `PUBLISHED`, folder or hub name
 )->DDPMScheduler:
-    """The noise schedule and the kind of prediction that published weights were trained with.
+    """Return the noise schedule, with its kind of prediction, of published weights' training.
     A folder without `scheduler/` is taken for Stable Diffusion 1.x, with a warning; on the hub the
     file must be found.
 

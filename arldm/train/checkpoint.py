@@ -273,22 +273,26 @@ def stop_signals(
         for number, handler in old.items(): signal.signal(number, handler or signal.SIG_DFL)
 
 # %% ../../nbs/train/34_checkpoint.ipynb #fd0b5378
-# A larger loss has diverged
+# A loss above this has diverged
 MOST_LOSS = 1000.
 
 def check_loss(
-    loss:float,
+    loss:float,        # Mean loss of a step
     step:int,          # The step it belongs to, counted from 1
     folder:Path|None,  # The run's `checkpoints/`
-    grad_norm:float=0.,
+    # Norm of its gradient; `None` = not checked
+    grad_norm:float|None=None,
 ):
-    """A `StoryError` when the loss or its gradient is not finite, or the loss above `MOST_LOSS`.
+    """Raise `StoryError` if the loss is above `MOST_LOSS`, or if it or its gradient is not finite.
 
     Args:
+        loss (float): Mean loss of a step
         step (int): The step it belongs to, counted from 1
         folder (Path | None): The run's `checkpoints/`
+        grad_norm (float | None, optional): Norm of its gradient; `None` = not checked
     """
-    if abs(loss) <= MOST_LOSS and math.isfinite(grad_norm): return
-    raise StoryError(f'the loss of step {step} is {loss:.3g}, the norm of its gradient '
-                     f'{grad_norm:.3g}; {_last_good(folder)}; try a smaller learning rate, or '
-                     'clipping')
+    gradient_is_finite = grad_norm is None or math.isfinite(grad_norm)
+    if abs(loss) <= MOST_LOSS and gradient_is_finite: return
+    found = f'the loss of step {step} is {loss:.3g}'
+    if grad_norm is not None: found += f', the norm of its gradient {grad_norm:.3g}'
+    raise StoryError(f'{found}; {_last_good(folder)}; try a smaller learning rate, or clipping')

@@ -261,9 +261,9 @@ def _check_resumed(run, old, saved, now, done):
         raise StoryError(f'{run} was trained with {", ".join(other)}; take another run folder')
 
 def check_steps(run:Path, done:int, s:Settings):
-    "A `StoryError` if a run has more steps behind it than its settings say."
+    "Raise `StoryError` if a run has completed more steps than its settings say."
     if done > s.max_train_steps:
-        raise StoryError(f'{run} has {counted(done, "step")} behind it, more than the '
+        raise StoryError(f'{run} has completed {counted(done, "step")}, more than the '
                          f'{s.max_train_steps:,} of its settings')
 
 # %% ../../nbs/train/35_setup.ipynb #17f6afb3

@@ -1,5 +1,5 @@
 "Watchers let the records pass unchanged, close what they watch, and show what they say they show."
-import io, itertools, math, os, subprocess, sys
+import io, itertools, math, os, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,6 +260,9 @@ def test_board(tmp_path):
 def test_resumed_board(tmp_path):
     "Steps that were taken twice stand there once, with what the later run says."
     for r in board(({**r, 'loss': 99.} for r in run(last=8)), tmp_path): pass
+    # TensorBoard reads files in the order of their names, which begin with the second they were opened in
+    opened = int(time.time())
+    while int(time.time()) == opened: time.sleep(.02)
     for r in board(run(first=5), tmp_path): pass
     loss = scalars(tmp_path)['loss']
     assert [k for k, _ in loss] == [*range(1, 11)]

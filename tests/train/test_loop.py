@@ -280,7 +280,7 @@ def test_precision_is_each_runs_own(begin, tmp_path):
         found.append((as_text(read_log(run/'log.csv')), weights(net)))
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     assert {p.dtype for p in net.parameters()} == {torch.float32} and found[0][0][0]['loss'] != plain[0]['loss']
-    with pytest.raises(StoryError, match='4 steps behind it'):
+    with pytest.raises(StoryError, match='has completed 4 steps, more than'):
         run_through(net, *rest[:2], resolve('tiny', max_train_steps=3), run)
     other, stories, val, s = begin()
     net.load_state_dict(other.state_dict())
@@ -351,7 +351,7 @@ def test_flags(data, tmp_path, monkeypatch, words, said):
 
 WRONG = {'--preset ssid-baselin': 'did you mean ssid-baseline?', '--preset papr': 'did you mean paper?',
          '--train-batch-size 7': 'fewer than the 7 of one step', '--mixed-precision fp16': "mixed_precision='fp16' needs a GPU",
-         '--train-batch-size 2 --gradient-accumulation-steps 4': 'fewer than the 8 of one step; take '
+         '--train-batch-size 2 --gradient-accumulation-steps 4': 'fewer than the 8 of one step; use '
          '--train-batch-size 6 --gradient-accumulation-steps 1', '--gradient-accumulation-steps 0': 'must be at least 1',
          '--rescale-betas-zero-snr': "rescale_betas_zero_snr needs prediction_type='v_prediction'",
          '--rescale-betas-zero-snr --prediction-type v_prediction': "needs weighting='none' and snr_gamma=0",
@@ -391,7 +391,7 @@ def other_data(data, tmp_path):
 
 RESUMED = {'differences': (['--crops=2', '--learning-rate=1', '--freeze=none', '--train-batch-size=3', '--seed=1',
                             '--prediction-type=v_prediction'], 'learning_rate=0.001, not 1.0'), 'freeze': (['--freeze=none'], "freeze=('clip', 'blip'"),
-           'fewer steps': (['--max-train-steps=3'], 'has 4 steps behind it, more than the 3 of its settings'),
+           'fewer steps': (['--max-train-steps=3'], 'has completed 4 steps, more than the 3 of its settings'),
            'stories': (other_data, 'does not hold the stories'), 'no file': (['--data=nowhere.h5'], 'no such file')}
 
 @pytest.mark.parametrize('name', RESUMED)

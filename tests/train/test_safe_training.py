@@ -384,7 +384,7 @@ def test_stories_of_one_frame(data, model, tmp_path):
     assert all(math.isfinite(r['loss']) for r in read_log(tmp_path/'run/log.csv'))
 
 @pytest.mark.parametrize('how,said', [(dict(workers=-1), 'workers'), (dict(resolution=20), 'resolution must be'),
-    (dict(model='nowhere'), "'nowhere'"), (dict(train_batch_size=9), 'take --train-batch-size 6'), (dict(optimizer='adamw8bit'), 'bitsandbytes'),
+    (dict(model='nowhere'), "'nowhere'"), (dict(train_batch_size=9), 'use --train-batch-size 6'), (dict(optimizer='adamw8bit'), 'bitsandbytes'),
     (dict(mixed_precision='fp16'), 'fp16')], ids=str)
 def test_a_dry_run_says_what_the_run_says(data, tmp_path, monkeypatch, how, said):
     for name in 'bitsandbytes', 'bitsandbytes.optim': monkeypatch.setitem(sys.modules, name, None)
