@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import (BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel,
-                          CLIPTextConfig, CLIPTextModel)
+                          CLIPTextModel)
 
 # %% ../../nbs/model/23_encoders.ipynb #4e13f9b4
 def quiet_loading():

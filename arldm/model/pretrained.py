@@ -22,7 +22,7 @@ from ..files.atomic import load_json
 from ..data.dataset import Vocabulary
 from .config import DAMAGED, check_finite, loading, noise_like, noise_schedule
 from .encoders import MemoryEncoder, resize_positions, resize_vocabulary
-from .port import (BLIP_NAMES, TEXT_CHANCE, VISION_CHANCE, kind_of, read_weights,
+from .port import (BLIP_NAMES, BLIP_TEXT_DROPOUT, BLIP_DROP_PATH, kind_of, read_weights,
                               translate)
 
 # %% ../../nbs/model/26_pretrained.ipynb #7668352c
@@ -98,9 +98,9 @@ def blip_sizes(
                 # BLIP adds [DEC], where decoders begin, and [ENC] to BERT's vocabulary
                 bos_token_id=len(words) - 2)
     if legacy:
-        text.update(TEXT_CHANCE)
+        text.update(BLIP_TEXT_DROPOUT)
         # BLIP-large, whose vision transformer is 1,024 wide, was trained with stochastic depth
-        if len(patches) == 1024: vision.update(VISION_CHANCE)
+        if len(patches) == 1024: vision.update(BLIP_DROP_PATH)
     return dict(vision=vision, text=text)
 
 _FIRST_LAYER = 'text_encoder.encoder.layer.0'

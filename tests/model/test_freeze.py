@@ -45,7 +45,7 @@ def trains(name, frozen):
 
 @pytest.mark.parametrize('choice', CHOICES)
 def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
-    "Two steps: no gradient, no optimiser state, no change, evaluation mode at work; and what trains does all of it."
+    "Two steps: no gradient, no optimizer state, no change, evaluation mode at work; and what trains does all of it."
     (model, stories), frozen, optimizers, modes, graded = fresh, CHOICES[choice], [], {}, set()
     def adamw(*x, **kw): return optimizers.append(torch.optim.AdamW(*x, **kw)) or optimizers[0]
     monkeypatch.setattr(optimise, 'AdamW', adamw)

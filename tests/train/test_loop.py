@@ -184,7 +184,7 @@ def test_readers_change_nothing(begin):
     assert as_text(found[0]) == as_text(found[1]) and as_text(found[2]) == as_text(found[3])
 
 
-# the optimiser
+# the optimizer
 
 def decays(name, p):
     "The rule, written once more, by names and shapes."
