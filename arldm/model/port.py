@@ -39,6 +39,7 @@ def check_archive(path:str|Path):
                          f'unpacks to {unpacked:,} bytes from {size:,}; load it where you trust '
                          'it, and save it with torch.save')
 
+# %% ../../nbs/model/25_port.ipynb #97734266
 def _unpickled(path, head): # -> any object; `head`: the first bytes of the file
     "Load a file of torch without running code in it, or raise a `StoryError` that says why not."
     # A zip file; before torch 1.6 it was a bare pickle, which begins with 0x80

@@ -29,7 +29,7 @@ from .digest import (data_digest, part_digest, tensors_digest, vocabulary_digest
 
 # %% ../../nbs/train/33_cache.ipynb #8ef6133b
 def frozen_parts(model:ARLDM) -> dict: # 'moments', 'captions', 'slots' -> what computes them
-    """The parts whose features can be cached.
+    """Return the parts whose features can be cached, because no weight of theirs trains.
 
     Returns:
         dict: 'moments', 'captions', 'slots' -> what computes them
@@ -41,7 +41,7 @@ def frozen_parts(model:ARLDM) -> dict: # 'moments', 'captions', 'slots' -> what 
 def frozen_inputs(
     stories:StoryDataset,  # With `crops`, or not for training
 )->dict:                   # moments: (row, crop), captions: (caption,), slots: (row, crop, caption)
-    """All inputs that training on these stories will ever encode, each kind sorted.
+    """List all inputs of frozen parts that training on these stories can need, sorted by kind.
 
     Args:
         stories (StoryDataset): With `crops`, or not for training
@@ -59,12 +59,12 @@ def frozen_inputs(
             cropped = _crops_of(stories, rows[k])
             moments.update(cropped)
             captions.add((caption,))
-            # No frame remembers the last one
+            # No frame sees the slot of the last one
             if k + 1 == len(texts): continue
             for row, crop in cropped: slots.add((row, crop, caption))
     return dict(moments=sorted(moments), captions=sorted(captions), slots=sorted(slots))
 
-def _crops_of(stories, rows): # (row, crop) of all that a frame with these pictures may show
+def _crops_of(stories, rows): # [(row, crop)] that a frame with these picture rows may show
     rows = [row for row in rows.ravel().tolist() if row >= 0]
     if not (stories.train or stories.legacy): rows = rows[:1]
     found = []
@@ -74,7 +74,7 @@ def _crops_of(stories, rows): # (row, crop) of all that a frame with these pictu
 
 # %% ../../nbs/train/33_cache.ipynb #3c247832
 def _label(stories, weights, mixed_precision):
-    "What the features of a cache were computed from."
+    "Describe what the features of a cache are computed from, for `cache.json`."
     s, vocab = stories, stories.vocab
     return dict(weights=weights, words=vocabulary_digest(vocab), data=data_digest(s.split),
                 length=vocab.length, resolution=s.resolution, memory_side=s.memory_side,
@@ -88,7 +88,7 @@ def _short(x): # a digest is shortened for a message
     return x[:6] + '…' if isinstance(x, str) and len(x) == 32 else x
 
 def _compare(folder, label, old):
-    "Refuse features that belong to something else."
+    "Raise `StoryError` if the features in a folder, labelled `old`, have another label."
     other = []
     for k in label:
         if old.get(k) == label[k]: continue
@@ -106,7 +106,7 @@ def encode_inputs(
     kind:str,   # 'moments', 'captions' or 'slots'
     keys:list,  # Some `frozen_inputs` of that kind
 )->list:        # A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
-    """The output of a frozen part for some inputs.
+    """Compute the output of a frozen part for some inputs.
 
     Args:
         kind (str): 'moments', 'captions' or 'slots'
@@ -179,12 +179,12 @@ def _write(path, tensors, owner): # `owner`: a digest of the label that the feat
                          'command again; what is written stays') from None
 
 # %% ../../nbs/train/33_cache.ipynb #5aa71bd4
-def _stamped(path): # what a shard says of itself; '' if it is damaged, or no shard
+def _stamped(path): # the stamp of a shard; '' if the file is damaged or has none
     try: return (safe_open(path, 'pt').metadata() or {}).get('owner', '')
     except (OSError, SafetensorError): return ''
 
 def _whole(path, owner):
-    "Whether a shard is there, of this owner, and every number in it as it was written."
+    "Return whether a shard exists, has this owner and is undamaged; warn if it will be replaced."
     if not path.exists(): return False
     stamp = _stamped(path)
     if stamp and stamp == _stamp(owner, load_file(path)): return True
@@ -197,7 +197,7 @@ def check_cache(
     folder:str|Path,
     mixed_precision:str='no', # As in `build_cache`
 )->dict:                      # What the features were computed from
-    """A `StoryError` if a folder holds other features, or somebody's files; writes nothing.
+    """Raise `StoryError` if a folder holds other features, or files of others; write nothing.
 
     Args:
         model (ARLDM): Frozen as it will be in training
@@ -231,7 +231,7 @@ def build_cache(
     progress:bool=True,        # Show a bar
     batch:int=32,              # Inputs that are encoded together
 )->Dataset:                    # The same stories as `CachedStories`
-    """Compute and write what is not there yet.
+    """Compute and write the features that a folder lacks, and return the stories with them.
 
     Args:
         model (ARLDM): Frozen as it will be in training
@@ -273,14 +273,14 @@ def build_cache(
 
 # %% ../../nbs/train/33_cache.ipynb #b89fb151
 def _joined(found, kind, mixed_precision):
-    "Tensors of different lengths as one, and where each of them ends."
+    "Join tensors of different lengths into one, and note where each of them ends."
     dtype = torch.float32 if kind == 'moments' or mixed_precision == 'no' else torch.bfloat16
     ends = torch.tensor([len(x) for x in found]).cumsum(0)
     return dict(x=torch.cat(found).to('cpu', dtype), ends=ends)
 
 @torch.no_grad()
 def null_features(model:ARLDM) -> dict: # no_caption, no_slot (S, D)
-    """The null condition, as far as its encoders are frozen.
+    """Encode the null condition, as far as its encoders are frozen.
 
     Returns:
         dict: no_caption, no_slot (S, D)
@@ -334,7 +334,7 @@ class CachedStories(Dataset):
 # %% ../../nbs/train/33_cache.ipynb #e8ef307c
 @patch
 def get(self:CachedStories, kind:str, key:tuple) -> Tensor:
-    "The features of one input."
+    "Read the features of one input."
     number, j = divmod(self.places[kind][key], SHARD)
     file, ends = self._open(_path(self.folder, kind, number))
     start = ends[j - 1] if j else 0

@@ -22,7 +22,7 @@ from .digest import config_digest, tensors_digest, vocabulary_digest
 
 # %% ../../nbs/train/34_checkpoint.ipynb #491c067f
 def checkpoints(folder:Path) -> list: # Paths, the newest last
-    """The checkpoints of a run, by their names; other files in the folder are not looked at.
+    """List the checkpoints of a run by their names; ignore other files.
 
     Returns:
         list: Paths, the newest last
@@ -33,7 +33,7 @@ def checkpoints(folder:Path) -> list: # Paths, the newest last
         if digits and path.stem == f'{int(path.stem):06d}': found.append(path)
     return sorted(found, key=lambda path: int(path.stem))
 
-def _is_checkpoint(path): # whether it is one that we wrote, and whole
+def _is_checkpoint(path): # whether a file is a complete checkpoint that we wrote
     try:
         with zipfile.ZipFile(path) as z:
             name = next(n for n in z.namelist() if n.endswith('/data.pkl'))
@@ -44,13 +44,13 @@ def _is_checkpoint(path): # whether it is one that we wrote, and whole
 def write_tensors(
     path:Path,
     state:dict,      # What `torch.save` writes
-    advice:str='',   # More for the message
+    advice:str='',   # Appended to the message of the error
 ):
-    """Write a file of tensors, atomically; a `StoryError` if there is no room.
+    """Write a file of tensors atomically, or raise `StoryError` if the disk is full.
 
     Args:
         state (dict): What `torch.save` writes
-        advice (str, default ''): More for the message
+        advice (str, default ''): Appended to the message of the error
     """
     try:
         with atomic_path(path) as tmp: torch.save(state, tmp)
@@ -60,7 +60,7 @@ def write_tensors(
         raise StoryError(f'{path} could not be written ({why}); make room and run the same command '
                          f'again{advice}') from None
 
-def _last_good(folder): # for messages
+def _last_good(folder): # names the newest checkpoint, for messages
     written = checkpoints(folder) if folder else []
     if not written: return 'no checkpoint was written yet'
     return f'the last good checkpoint is {written[-1]}'
@@ -72,7 +72,7 @@ def save_checkpoint(
     parts:dict,    # Name -> object with a `state_dict`
     keep:int=2,    # How many of the newest stay
 ):
-    """Write `<step>.pt` atomically and drop the oldest; a damaged file of that name is set aside.
+    """Write `<step>.pt` atomically and delete the oldest; rename a damaged file of that name.
 
     Args:
         folder (Path): The run's `checkpoints/`
@@ -96,7 +96,7 @@ def save_checkpoint(
 
 # %% ../../nbs/train/34_checkpoint.ipynb #b9cfd5d7
 def _tensors(states): # name -> tensor
-    "All tensors but those of the optimizer, which may overflow harmlessly."
+    "List all tensors except those of the optimizer, which may overflow harmlessly."
     found = {}
     def collect(name, x):
         if isinstance(x, torch.Tensor): found[name] = x
@@ -126,7 +126,7 @@ def load_checkpoint(
     folder:Path,  # The run's `checkpoints/`
     parts:dict,   # Name -> object with `load_state_dict`
 )->int:           # Steps done; 0 if there is no checkpoint
-    """Load the newest whole checkpoint into `parts`.
+    """Load the newest undamaged checkpoint into `parts`, in place; warn of damaged ones.
 
     Args:
         folder (Path): The run's `checkpoints/`
@@ -156,7 +156,7 @@ def load_checkpoint(
 
 # %% ../../nbs/train/34_checkpoint.ipynb #92071ea7
 class Trained:
-    "The part of a model that training changes, as a state dict."
+    "Save and load the weights that training changes; compare the rest of a model by a digest."
     def __init__(self, model:ARLDM):
         self.model = model
         # What the run does not change is compared by one digest
@@ -191,15 +191,15 @@ class Trained:
 LOG_COLUMNS = 'step', 'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'
 
 class Log:
-    """`log.csv` of a run folder.
+    """Write `log.csv` of a run folder, one record per line.
 
     Args:
         path (Path | None): `None` writes nothing
-        done (int, default 0): Steps that a resumed run has behind it
+        done (int, default 0): Steps already completed; later ones are removed from the log
     """
     def __init__(self,
         path:Path|None,  # `None` writes nothing
-        done:int=0,      # Steps that a resumed run has behind it
+        done:int=0,      # Steps already completed; later ones are removed from the log
     ):
         self.path = path
         if not path: return
@@ -221,20 +221,20 @@ def _lines(path): # of a log, without a last one that a crash cut short
     return text.rpartition('\n')[0].splitlines()
 
 def check_log(path:Path):
-    "A `StoryError` if a file is no log of ours, since a log is rewritten when a run goes on."
+    "Raise `StoryError` if a file is not a log of ours; resuming a run would rewrite it."
     lines = _lines(path) if path.exists() else []
     if not lines: return
     for name in lines[0].split(','):
         if name not in LOG_COLUMNS:
-            raise StoryError(f'{path} has a column {name!r:.40} and is no log of arldm; move it '
+            raise StoryError(f'{path} has a column {name!r:.40} and is not a log of arldm; move it '
                              'away')
 
-def _number(text): # nan if it is none
+def _number(text): # as a float; nan if it is not a number
     try: return float(text)
     except (TypeError, ValueError): return math.nan
 
 def read_log(path:str|Path) -> list: # One dict per step with the keys `LOG_COLUMNS`
-    """Read `log.csv`; what is no number becomes nan.
+    """Read `log.csv`; what is not a number becomes nan.
 
     Returns:
         list: One dict per step with the keys `LOG_COLUMNS`
@@ -254,7 +254,8 @@ def read_log(path:str|Path) -> list: # One dict per step with the keys `LOG_COLU
 def stop_signals(
     names:tuple=('SIGTERM', 'SIGUSR1', 'SIGHUP'),
 )->Iterator: # Yields a list, empty until one of them arrives
-    """Collect signals instead of ending on them, except ignored ones; only in the main thread.
+    """Within the block, record signals in the yielded list instead of ending on them. Ignored
+    signals stay ignored; outside the main thread nothing is recorded.
 
     Returns:
         Iterator: Yields a list, empty until one of them arrives

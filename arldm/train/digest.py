@@ -22,12 +22,12 @@ from ..data.story import StoryFile, StorySplit
 def _digest(text): return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 def tensors_digest(
-    tensors:Iterable,  # (name, tensor)
+    tensors:Iterable,  # Pairs (name, tensor); their order counts
 )->str:
-    """A digest of the name, type, shape and every number of some tensors.
+    """Hash the name, type, shape and every number of some tensors.
 
     Args:
-        tensors (Iterable): (name, tensor)
+        tensors (Iterable): Pairs (name, tensor); their order counts
     """
     h = hashlib.blake2b(digest_size=16)
     for name, w in tensors:
@@ -36,25 +36,25 @@ def tensors_digest(
     return h.hexdigest()
 
 def weights_digest(module:nn.Module) -> str:
-    "A digest of every weight of a module and its name."
+    "Hash every weight of a module, with its name."
     return tensors_digest(module.state_dict().items())
 
 # Entries of a configuration that do not change what a part computes
 _IGNORED = 'architectures', 'dtype', 'torch_dtype', 'transformers_version'
 
 def config_digest(part:nn.Module) -> str:
-    "A digest of a part's configuration."
+    "Hash the configuration of a part."
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     counted = {k: x for k, x in config.items() if k[0] != '_' and k not in _IGNORED}
     return _digest(json.dumps(counted, sort_keys=True, default=str))
 
 def part_digest(part:nn.Module) -> str:
-    "A digest of a part's weights and of its configuration."
+    "Hash the weights and the configuration of a part."
     return _digest(weights_digest(part) + config_digest(part))
 
 # %% ../../nbs/train/32_digest.ipynb #71ac9a89
 def vocabulary_digest(vocab:Vocabulary) -> str:
-    "A digest of all that decides which tokens a caption becomes."
+    "Hash everything that decides which tokens a caption becomes."
     settings = [vocab.length]
     for tokenizer in vocab.caption_tokenizer, vocab.memory_tokenizer:
         whole = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -64,11 +64,11 @@ def vocabulary_digest(vocab:Vocabulary) -> str:
         settings.append(whole)
     return _digest(json.dumps(settings))
 
-def data_digest(split:StorySplit, sample:int=256) -> str: # `sample` pictures are read
-    """A digest of the ids, albums, captions and picture rows of a split, and of some pictures.
+def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many pictures are read
+    """Hash the ids, albums, captions and picture rows of a split, and evenly spaced pictures.
 
     Returns:
-        str: `sample` pictures are read
+        str: `sample`: how many pictures are read
     """
     h = hashlib.blake2b(digest_size=16)
     used = set()
@@ -84,6 +84,6 @@ def data_digest(split:StorySplit, sample:int=256) -> str: # `sample` pictures ar
     return h.hexdigest()
 
 def holds_stories(path:str|Path, split:str|None, digest:str|None)->bool:
-    "Whether a story file can be read and a split of it has this digest."
+    "Return whether a story file can be read and one of its splits has this digest."
     try: return data_digest(StoryFile(path)[split]) == digest
     except StoryError: return False

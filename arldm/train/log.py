@@ -18,13 +18,13 @@ from ..core import StoryError
 # %% ../../nbs/train/38_log.ipynb #38d138c3
 def watched(
     records:Iterable,  # Records of training, or another watcher
-    see:Callable,      # Is called with each record
+    see:Callable,      # Is called with each record, before it is passed on
 )->Iterator:           # The same records
-    """Pass the records on and let `see` look at each; closing this closes `records`.
+    """Yield the records, and call `see` with each; closing this closes `records`.
 
     Args:
         records (Iterable): Records of training, or another watcher
-        see (Callable): Is called with each record
+        see (Callable): Is called with each record, before it is passed on
 
     Returns:
         Iterator: The same records
@@ -40,7 +40,7 @@ def watched(
 def running(
     over:float=20,  # About how many values it remembers
 )->Callable:        # Value -> mean of the values so far
-    """A running mean that forgets, unbiased from its start.
+    """Return a function that averages the values it was called with, recent ones most.
 
     Args:
         over (float, default 20): About how many values it remembers
@@ -57,7 +57,7 @@ def running(
     return add
 
 def smooth(values:Iterable, over:float=20) -> list: # as many values
-    """The running mean at every value.
+    """Return the running mean at every value.
 
     Returns:
         list: as many values
@@ -69,17 +69,17 @@ def smooth(values:Iterable, over:float=20) -> list: # as many values
 def curves(
     records:Iterable,  # Records, or the rows of a run's log
 )->Image.Image:
-    """The losses over the steps.
+    """Plot the training and validation losses over the steps.
 
     Args:
         records (Iterable): Records, or the rows of a run's log
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    good = [r for r in records if math.isfinite(r['loss'])]
-    steps = [r['step'] for r in good]
-    losses = [r['loss'] for r in good]
-    validated = [r for r in good if math.isfinite(r.get('val_loss', math.nan))]
+    finite = [r for r in records if math.isfinite(r['loss'])]
+    steps = [r['step'] for r in finite]
+    losses = [r['loss'] for r in finite]
+    validated = [r for r in finite if math.isfinite(r.get('val_loss', math.nan))]
     fig = Figure(figsize=(8, 2.6), dpi=70, layout='constrained')
     val = None
     if validated: ax, val = fig.subplots(1, 2, width_ratios=[3, 2])
@@ -87,6 +87,7 @@ def curves(
     ax.plot(steps, losses, color='#2f6fc4', alpha=.4, linewidth=1, label='each step')
     mean = smooth(losses, max(3, len(steps)/50))
     ax.plot(steps, mean, color='#2f6fc4', linewidth=2, label='running mean')
+    # A few extreme losses would flatten the curve
     if losses: ax.set_ylim(top=1.05*np.quantile(losses, .99))
     ax.legend(frameon=False, ncols=2, loc='upper right')
     _label(ax, 'training loss')
@@ -152,7 +153,7 @@ def bar(
     total:int,           # Steps of the whole run
     disable:bool=False,  # Show nothing, as in all processes but the first
 )->Iterator:             # The same records
-    """A progress bar with loss, speed, remaining time and the last validation loss.
+    """Show a progress bar with loss, speed, remaining time and the last validation loss.
 
     Args:
         total (int): Steps of the whole run
@@ -169,7 +170,7 @@ def bar(
               disable=disable) as line:
         def see(r):
             nonlocal val
-            # A resumed run
+            # A resumed run begins after step 1
             if r['step'] - 1 > line.n: line.initial = line.n = line.last_print_n = r['step'] - 1
             if math.isfinite(r.get('val_loss', math.nan)): val = f', val_loss {r["val_loss"]:.4f}'
             said = f'loss {loss(r["loss"]):.4f}, {speed(r["stories_per_s"]):.1f} stories/s'
@@ -179,7 +180,7 @@ def bar(
 
 # %% ../../nbs/train/38_log.ipynb #14477bfe
 def event_writer() -> type: # `SummaryWriter`
-    """TensorBoard's writer; a `StoryError` if it is not installed.
+    """Return TensorBoard's writer, or raise `StoryError` if it is not installed.
 
     Returns:
         type: `SummaryWriter`
@@ -194,7 +195,7 @@ def board(
     records:Iterable,
     folder,            # Where TensorBoard finds the events
 )->Iterator:           # The same records
-    """Write the records for TensorBoard; a resumed run replaces what came after its checkpoint.
+    """Write the records for TensorBoard; a resumed run replaces the steps after its checkpoint.
 
     Args:
         folder: Where TensorBoard finds the events

@@ -18,7 +18,8 @@ from ..settings import Settings
 from ..model.arldm import ARLDM, trained_weights
 
 # %% ../../nbs/train/36_optim.ipynb #ad803c26
-def _legacy_rates(base, W, T, n): # bit for bit those of the original, each made from the one before
+def _legacy_rates(base, W, T, n): # yields `n` rates; `W` warmup steps of `T` steps in all
+    "Yield the original's learning rates, bit for bit: each is computed from the one before."
     span = max(1, T - W)
     def wave(k): return 1 + math.cos(math.pi*(k - W)/span)
     rate = 0.
@@ -34,7 +35,7 @@ def each_rate(
     s:Settings,
     n:int=None,    # How many; default: `s.max_train_steps`
 )->Iterator:
-    """The learning rate of one step after the other, without a table of all steps.
+    """Yield the learning rate of one step after the other.
 
     Args:
         s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
@@ -57,7 +58,7 @@ def learning_rates(
     s:Settings,
     n:int=None,    # How many; default: `s.max_train_steps`
 )->list:
-    """The learning rate of every step.
+    """Return the learning rates of all steps.
 
     Args:
         s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
@@ -69,14 +70,14 @@ def learning_rates(
 def decay_groups(
     model:nn.Module,
     s:Settings,   # Uses `decay_parameters` and `adam_weight_decay`
-)->list:          # Of dicts, for an optimizer
-    """The weights that train, those that decay apart from those that do not.
+)->list:          # Parameter groups of an optimizer, one or two dicts
+    """Group the weights that train into those with weight decay and those without.
 
     Args:
         s (Settings): Uses `decay_parameters` and `adam_weight_decay`
 
     Returns:
-        list: Of dicts, for an optimizer
+        list: Parameter groups of an optimizer, one or two dicts
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     decaying, others = [], []
@@ -89,7 +90,7 @@ def decay_groups(
     return groups
 
 def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and its keyword arguments
-    """The optimizer of the settings; a `StoryError` if it is not installed.
+    """Return the optimizer class of the settings, or raise `StoryError` if it is not installed.
 
     Returns:
         tuple: A subclass of `Optimizer`, and its keyword arguments
@@ -97,24 +98,24 @@ def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and its keyw
     if s.optimizer == 'adamw': return AdamW, dict(fused=True)
     try: from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise StoryError('adamw8bit needs a package more: pip install bitsandbytes') from None
+        raise StoryError('adamw8bit needs another package: pip install bitsandbytes') from None
     return AdamW8bit, {}
 
 def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
-    "The optimizer of the settings, over the weights that train."
+    "Make the optimizer of the settings, over the weights that train."
     kind, options = optimizer_kind(s)
     return kind(decay_groups(model, s), lr=s.learning_rate, **options)
 
 # %% ../../nbs/train/36_optim.ipynb #05e5b4cf
 def make_ema(model:ARLDM, s:Settings) -> EMAModel|None:
-    "The running average of the trained weights, or None when `s.ema_decay` is 0."
+    "Start the running average of the weights that train; `None` if `s.ema_decay` is 0."
     if not s.ema_decay: return None
     return EMAModel(trained_weights(model), decay=s.ema_decay, use_ema_warmup=True, power=.75,
                     foreach=True)
 
 @contextlib.contextmanager
 def averaged(model:ARLDM, ema:EMAModel|None):
-    "Within the block the model has its averaged weights."
+    "Give the model its averaged weights within the block; without an EMA it keeps its own."
     if not ema:
         yield model
         return

@@ -36,7 +36,7 @@ def make_model(
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
     folder:Path,      # Where such a vocabulary is written
 )->ARLDM:
-    """The model that a run starts from.
+    """Make the model that a run starts from, for the resolution and slots of the settings.
 
     Args:
         file (StoryFile): Its training captions make the vocabulary of a model with random weights
@@ -59,7 +59,7 @@ def make_model(
     model.unet.register_to_config(sample_size=s.resolution//factor)
     trained_for = model.noise_scheduler.config.prediction_type
     if trained_for == 'v_prediction' and s.prediction_type != 'v_prediction':
-        raise StoryError(f"{s.model} was trained to predict v; go on with "
+        raise StoryError(f"{s.model} was trained to predict v; continue with "
                          "prediction_type='v_prediction'")
     return model
 
@@ -69,13 +69,13 @@ def _say_first(message): # only one process speaks
 
 # %% ../../nbs/train/35_setup.ipynb #55b722ce
 def all_captions(split:StorySplit) -> list:
-    "The captions of all stories, one after the other."
+    "List the captions of all stories, one after the other."
     captions = []
     for i in range(len(split)): captions += split.captions(i)
     return captions
 
 def _model(s, file, folder):
-    "A shipped model, one of random weights, a pipeline of ours, or one from published weights."
+    "Load a shipped model, a pipeline or published weights, or make a model of random weights."
     if s.model in SHIPPED: return ARLDM.load(asset(SHIPPED[s.model]))
     if s.model in SIZES: return _random_model(s, file, folder)
     path = Path(s.model)
@@ -108,15 +108,16 @@ def _published_model(s): # from Stable Diffusion and BLIP
 
 # %% ../../nbs/train/35_setup.ipynb #9554ee8e
 def check_place(path:Path):
-    "A `StoryError` if nothing can be written at a path."
+    "Raise `StoryError` if a folder at this path cannot be written to or made."
     try: str(path).encode()
     except UnicodeEncodeError:
         raise StoryError(f'{path}: a name that is not UTF-8, which libraries cannot write; rename '
                          'it, or name another place') from None
-    there = next(p for p in [path, *path.absolute().parents] if p.exists())
-    if not there.is_dir(): raise StoryError(f'{there} is a file, not a folder; name another place')
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StoryError(f'{there} cannot be written to; name another place')
+    existing = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise StoryError(f'{existing} is a file, not a folder; name another place')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StoryError(f'{existing} cannot be written to; name another place')
 
 def check_lengths(
     split:StorySplit,
@@ -125,7 +126,7 @@ def check_lengths(
     alone:bool=False,  # Stories that never share a batch with another length
     n:int=None,        # How many of the stories are used; default: all
 ):
-    """A `StoryError` that names the first story with a number of frames that cannot be trained on.
+    """Raise `StoryError` if a story has a number of frames that cannot be trained on; name it.
 
     Args:
         s (Settings): Uses `task` and `stories_per_step`
@@ -169,7 +170,7 @@ for _name in _PATHS:
 _WRITTEN = 'log.csv', 'checkpoints', 'pipeline', 'strips', 'tensorboard'
 
 def read_settings(run:Path) -> dict: # Empty for a new run
-    """What `settings.json` of a run says; a `StoryError` instead of writing over somebody's files.
+    """Read `settings.json` of a run, or raise `StoryError` if a new run would overwrite files.
 
     Returns:
         dict: Empty for a new run
@@ -179,8 +180,8 @@ def read_settings(run:Path) -> dict: # Empty for a new run
         path = run/name
         empty = path.is_dir() and not any(path.iterdir())
         if os.path.lexists(path) and not empty:
-            raise StoryError(f'{run} has no settings.json, so it is no run of arldm, but it holds '
-                             f'{name}, which a run would write; name a new folder')
+            raise StoryError(f'{run} has no settings.json, so it is not a run of arldm, but it '
+                             f'holds {name}, which a run would write; name a new folder')
     return {}
 
 # %% ../../nbs/train/35_setup.ipynb #28dcb0a3
@@ -188,14 +189,14 @@ def open_run(
     run:Path,
     data:str|None,    # Story file; `None` = the one of the run
     preset:str|None,  # `None` = that of the run, or the one named like the corpus
-    given:dict,       # The reader's own settings; `None` = not given
+    given:dict,       # Settings from the command line; `None` = not given
 )->tuple:             # `Settings`, `StoryFile`
-    """The settings of a new run, or of one that goes on.
+    """Check and return the settings and the stories of a new run, or of one that is resumed.
 
     Args:
         data (str | None): Story file; `None` = the one of the run
         preset (str | None): `None` = that of the run, or the one named like the corpus
-        given (dict): The reader's own settings; `None` = not given
+        given (dict): Settings from the command line; `None` = not given
 
     Returns:
         tuple: `Settings`, `StoryFile`
@@ -221,7 +222,7 @@ def open_run(
 
 # %% ../../nbs/train/35_setup.ipynb #4329cc3a
 def _open_data(run, data, old):
-    "The story file; a `StoryError` if it is not the one that the run was trained on."
+    "Open the story file, or raise `StoryError` if the run was trained on other stories."
     def fits(path): return holds_stories(path, 'train', old.get('stories'))
     path = data or hinted_path(run, old, fits=fits)
     if not data and not path.exists():
@@ -240,7 +241,7 @@ def _open_data(run, data, old):
 
 # %% ../../nbs/train/35_setup.ipynb #bdcfad0e
 def _check_resumed(run, old, saved, now, done):
-    "A `StoryError` if the settings `now` would compute something else than those until now."
+    "Raise `StoryError` if resuming with the settings `now` would compute another training."
     _, world_size = rank_and_world_size()
     n = old.get('processes', world_size)
     if n != world_size:
@@ -268,7 +269,7 @@ def check_steps(run:Path, done:int, s:Settings):
 
 # %% ../../nbs/train/35_setup.ipynb #17f6afb3
 def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`
-    """Where the weights lie that a run starts from, as far as they are files.
+    """Return the paths of the weights that a run starts from, for `settings.json`.
 
     Returns:
         dict: For `settings.json`
@@ -281,7 +282,7 @@ def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`
     return hints
 
 def found_again(run:Path, s:Settings) -> Settings:
-    "The settings of a run with the paths at which its first weights lie now."
+    "Return the settings with the current paths of the weights that the run started from."
     old = read_settings(run)
     moved = {}
     for k in _PATHS:
