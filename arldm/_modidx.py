@@ -1774,8 +1774,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arldm.train.setup.check_lengths': ('train/setup.html#check_lengths', 'arldm/train/setup.py'),
                                    'arldm.train.setup.check_place': ('train/setup.html#check_place', 'arldm/train/setup.py'),
                                    'arldm.train.setup.check_steps': ('train/setup.html#check_steps', 'arldm/train/setup.py'),
-                                   'arldm.train.setup.found_again': ('train/setup.html#found_again', 'arldm/train/setup.py'),
                                    'arldm.train.setup.make_model': ('train/setup.html#make_model', 'arldm/train/setup.py'),
                                    'arldm.train.setup.open_run': ('train/setup.html#open_run', 'arldm/train/setup.py'),
                                    'arldm.train.setup.read_settings': ('train/setup.html#read_settings', 'arldm/train/setup.py'),
-                                   'arldm.train.setup.start_hints': ('train/setup.html#start_hints', 'arldm/train/setup.py')}}}
+                                   'arldm.train.setup.start_hints': ('train/setup.html#start_hints', 'arldm/train/setup.py'),
+                                   'arldm.train.setup.with_current_paths': ( 'train/setup.html#with_current_paths',
+                                                                             'arldm/train/setup.py')}}}

@@ -35,7 +35,7 @@ from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
 from ..train.loop import accelerator, check_batch, train_steps
 from ..train.optim import averaged, make_ema, optimizer_kind
-from ..train.setup import (all_captions, check_lengths, found_again, make_model, open_run,
+from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model, open_run,
                                start_hints)
 from ..draw.pipeline import StoryPipeline
 
@@ -48,7 +48,7 @@ def _flag(field, comment): # a keyword parameter of a command, for one field of 
                              annotation=Annotated[(kind, comment, *options)])
 
 def with_settings(f:Callable) -> Callable:
-    "Let a command take every field of `Settings` as a flag; `None` = not given."
+    "Give a command every field of `Settings` as a flag, by its signature; `None` = not given."
     comments = docments(Settings) | docments(Subject)
     *own, _ = inspect.signature(f).parameters.values()   # all but **settings
     flags = []
@@ -130,7 +130,7 @@ def _validation_split(file): # None if it is missing or empty
 
 # %% ../../nbs/cli/68_train.ipynb #ff1d6e35
 def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
-    "Find what could end a run later; writes nothing."
+    "Check everything that could end a run later, and load model and stories; write nothing."
     acc = accelerator(s)
     train, val = file['train'], _validation_split(file)
     check_batch(len(train), s, acc.num_processes)
@@ -141,7 +141,8 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     refuse_foreign_folder(run/'pipeline')
     check_log(run/'log.csv')
     with tempfile.TemporaryDirectory() as words:
-        model = make_model(found_again(run, s), file, Path(words)).freeze(s.freeze).to(acc.device)
+        model = make_model(with_current_paths(run, s), file, Path(words))
+    model.freeze(s.freeze).to(acc.device)
     n_slots = model.history.config.n_slots
     check_lengths(train, s, n_slots)
     if val: check_lengths(val, s, n_slots, alone=True, n=max(s.num_validation_stories, STRIPS))
@@ -157,7 +158,7 @@ def _dataset(split, model, s, **options):
 
 # %% ../../nbs/cli/68_train.ipynb #cbdb59da
 def _train(job):
-    "The training loop, with what watches it, strips and the finished pipeline."
+    "Train, show progress, draw strips of validation stories and write the finished pipeline."
     run, s, model, acc = job.run, job.s, job.model, job.acc
     first = acc.is_main_process
     # Held until this ends
@@ -183,14 +184,14 @@ def _train(job):
     if lock: lock.close()
     return run/'pipeline'
 
-def _try_strip(job, ema, step): # training goes on without a strip
+def _try_strip(job, ema, step): # training continues without a strip
     try:
         with averaged(job.model, ema): validation_strip(job.run, job.s, job.file, job.model, step)
     except StoryError as e: warnings.warn(f'no strip of step {step:,}: {e}')
 
 # %% ../../nbs/cli/68_train.ipynb #c3c841db
 def _write_pipeline(model, run, step):
-    "Make the pipeline of a finished run."
+    "Write the pipeline of a finished run, labelled with its last checkpoint."
     made_from = file_digest(checkpoints(run/'checkpoints')[-1])
     try:
         with replace_folder(run/'pipeline', dict(step=step, checkpoint=made_from)) as tmp:
@@ -201,7 +202,7 @@ def _write_pipeline(model, run, step):
                          'command again') from None
 
 def is_finished(run:Path, steps:int) -> bool:
-    "Whether a run has a whole pipeline, made from its checkpoint of the last step, by content."
+    "Return whether a run has an undamaged pipeline, made from the checkpoint of its last step."
     written = checkpoints(run/'checkpoints')
     manifest = read_manifest(run/'pipeline')
     if not written or int(written[-1].stem) != steps: return False
@@ -214,7 +215,7 @@ def is_finished(run:Path, steps:int) -> bool:
 
 # %% ../../nbs/cli/68_train.ipynb #7a3f9fde
 def _announce(job):
-    "Say what will train, and write the settings down."
+    "Print how much will train, and write `settings.json`."
     run, s = job.run, job.s
     recover_folder(run/'pipeline')
     split = job.file['train']
@@ -222,7 +223,7 @@ def _announce(job):
     say(f'{n:,} weights train on {counted(len(split), "story", "stories")}')
     save_json(run/'settings.json', {
         **dataclasses.asdict(s), **path_hints(run, job.file.path),
-        **start_hints(run, found_again(run, s)), 'stories': data_digest(split),
+        **start_hints(run, with_current_paths(run, s)), 'stories': data_digest(split),
         'processes': job.acc.num_processes, **machine()})
 
 # %% ../../nbs/cli/68_train.ipynb #d2c66b2c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'make_model', 'all_captions', 'check_place', 'check_lengths', 'read_settings', 'open_run', 'check_steps',
-           'start_hints', 'found_again']
+           'start_hints', 'with_current_paths']
 
 # %% ../../nbs/train/35_setup.ipynb #2492c148
 import dataclasses, os
@@ -281,7 +281,7 @@ def start_hints(run:Path, s:Settings) -> dict: # For `settings.json`
         if not is_name and Path(path).exists(): hints |= path_hints(run, path, f'{k}_path')
     return hints
 
-def found_again(run:Path, s:Settings) -> Settings:
+def with_current_paths(run:Path, s:Settings) -> Settings:
     "Return the settings with the current paths of the weights that the run started from."
     old = read_settings(run)
     moved = {}
