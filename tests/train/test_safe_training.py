@@ -452,4 +452,4 @@ def test_left_over_variables_of_accelerate(monkeypatch, name, value):
     from arldm.settings import resolve
     from arldm.train.loop import accelerator
     monkeypatch.setenv(name, value)
-    with pytest.raises(StoryError, match=f'{name}=.* unset {name}'): accelerator(resolve('tiny'))
+    with pytest.raises(StoryError, match=f'{name} is set to .*, which would change the training; unset {name}'): accelerator(resolve('tiny'))
