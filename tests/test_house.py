@@ -131,7 +131,7 @@ def test_code_cells(path):
     for cell in cells(path):
         if {'export', 'exporti', 'exports'} & cell.directives.keys() and len(cell.body) > 40:
             wrong.append(f'cell {cell.id}: {len(cell.body)} exported lines')
-        wrong += [f'cell {cell.id}: {len(line)} columns: {line.strip()[:40]}' for line in cell.body if len(line) > 120]
+        wrong += [f'cell {cell.id}: {len(line)} columns: {line.strip()[:40]}' for line in cell.body if len(line) > 100]
         wrong += [f'cell {cell.id}: a star import from {module}' for level, module, names in
             imports(ast.parse(plain(cell.text))) if '*' in names and (level or module.split('.')[0] == 'arldm')]
     assert not wrong, '\n'.join(wrong)
@@ -165,6 +165,70 @@ def test_module_size():
             lengths[name] = lengths.get(name, 0) + len(cell.body) + 2
     long = {name: n for name, n in lengths.items() if n > GROWS.get(name, 380)}
     assert not long, f'is each of these one noun? {long}'
+
+# habits that make code hard to follow: few, or none
+
+COMPREHENSIONS = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
+AT_MOST = dict(comprehensions=40, nested=2, tuple_assignments=12)   # per 1,000 lines of code
+# Commands and worker processes end there; tokenizers raises plain `Exception` for a damaged file
+CATCH_ALL = {'core', 'bench.budget', 'model.config'}
+
+def is_nested(node):
+    "Whether a comprehension has several `for`s, or another comprehension in it."
+    inner = [other for other in ast.walk(node) if isinstance(other, COMPREHENSIONS) and other is not node]
+    return len(node.generators) > 1 or bool(inner)
+
+def habits(code):
+    "How often each habit of `AT_MOST` occurs in a module."
+    found = dict.fromkeys(AT_MOST, 0)
+    for node in ast.walk(code):
+        if isinstance(node, COMPREHENSIONS):
+            found['comprehensions'] += 1
+            found['nested'] += is_nested(node)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            found['tuple_assignments'] += isinstance(node.value, ast.Tuple)
+    return found
+
+def riddles(code):
+    "(line, what is wrong there): statements whose value nobody uses, and assignments in the test of a `while`."
+    for node in ast.walk(code):
+        if isinstance(node, ast.Expr) and isinstance(node.value, (ast.Tuple, *COMPREHENSIONS)):
+            yield node.lineno, 'a tuple or a comprehension as a statement'
+        if isinstance(node, ast.While) and any(isinstance(x, ast.NamedExpr) for x in ast.walk(node.test)):
+            yield node.lineno, 'an assignment in the test of a while'
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            text = isinstance(node.left, (ast.List, ast.JoinedStr)) or isinstance(getattr(node.left, 'value', 0), str)
+            truth = isinstance(node.right, (ast.Compare, ast.BoolOp)) or (isinstance(node.right, ast.UnaryOp)
+                and isinstance(node.right.op, ast.Not)) or getattr(getattr(node.right, 'func', None), 'id', '') == 'bool'
+            if text and truth: yield node.lineno, 'a product with a truth value'
+
+def test_habits():
+    total, lines = dict.fromkeys(AT_MOST, 0), 0
+    for path in MODULES:
+        lines += sum(bool(line.strip()) for line in path.read_text(encoding='utf-8').splitlines())
+        for habit, n in habits(tree(path)).items(): total[habit] += n
+    often = {habit: round(1000*n/lines, 1) for habit, n in total.items() if 1000*n > AT_MOST[habit]*lines}
+    assert not often, f'per 1,000 lines of code, at most {AT_MOST}: {often}'
+
+@each(MODULES)
+def test_no_riddles(path): assert not [*riddles(tree(path))]
+
+def test_riddles_are_seen():
+    for text in ('a(), b()', '[f(x) for x in y]', 'while (x := f()): pass', "z = f'{a}'*bool(a)", 'z = [1]*(n > 1)'):
+        assert [line for line, _ in riddles(ast.parse(text))] == [1], text
+    assert not [*riddles(ast.parse("z = '?'*len(x) + ' '*n\nw = [0]*n"))]
+
+@each(MODULES)
+def test_exceptions_are_named(path):
+    "Only what a library may raise is caught, except where commands end; what is raised again may be anything."
+    found = []
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.ExceptHandler): continue
+        everything = node.type is None or getattr(node.type, 'id', '') in ('Exception', 'BaseException')
+        again = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+        if everything and not again: found.append(node.lineno)
+    if dotted(path) not in CATCH_ALL: assert not found, f'lines {found} catch everything'
+
 
 @each(MODULES)
 def test_module_has_its_notebook(path):
