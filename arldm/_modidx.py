@@ -455,6 +455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'arldm/data/story.py'),
                                   'arldm.data.story.StoryFile.__init__': ('data/story.html#storyfile.__init__', 'arldm/data/story.py'),
                                   'arldm.data.story.StoryFile._check': ('data/story.html#storyfile._check', 'arldm/data/story.py'),
+                                  'arldm.data.story.StoryFile._refuse_replaced': ( 'data/story.html#storyfile._refuse_replaced',
+                                                                                   'arldm/data/story.py'),
                                   'arldm.data.story.StoryFile.h5': ('data/story.html#storyfile.h5', 'arldm/data/story.py'),
                                   'arldm.data.story.StoryFile.picture': ('data/story.html#storyfile.picture', 'arldm/data/story.py'),
                                   'arldm.data.story.StorySplit': ('data/story.html#storysplit', 'arldm/data/story.py'),

@@ -344,18 +344,21 @@ def flintstones(raw:str|Path|RawFolder, split:str, bad:Callable=refuse)->Stories
     "Return the stories of a split of FlintstonesSV; every frame has all pictures of its clip."
     folder = as_raw_folder(raw)
     splits, following, texts = _tables(folder, _flintstones_tables)
-    clip_once = lru_cache(16)(_clip)
+    # Neighbouring stories share four of their five clips
+    read_clip = lru_cache(16)(_clip)
 
     def frame(clip, story):
+        "Return the PNG pictures of a clip of `story`; raise `BadStory` if they cannot be read."
         file = folder.files.get(composed(f'{plain_name(clip, story)}.npy'))
         if not file:
             raise BadStory('missing picture',
                            f'story {story}: no {clip}.npy in {folder.path} or below it')
         path = folder.checked_path(file, story)
-        try: return clip_once(path)
+        try: return read_clip(path)
         except StoryError as e: raise BadStory('broken picture', f'story {story}: {e}') from None
 
     def caption(clip, story):
+        "Return the description of a clip of `story`; raise `BadStory` if it is missing."
         if texts.get(clip) is None:
             raise BadStory('missing description',
                            f'story {story}: clip {clip} has no description')

@@ -92,11 +92,12 @@ _warned_scripts = set()
 
 def _warn_missing(missing):
     "Warn of letters that no font has, once per script in a process."
-    letters = {}   # script, which is the first word of a letter's name -> the first missing letter
-    for c in sorted(missing, reverse=True):
-        letters[unicodedata.name(c, 'unknown').split()[0]] = c
-    new = [c for script, c in letters.items() if script not in _warned_scripts]
-    _warned_scripts.update(letters)
+    example_of = {}   # script, the first word of a letter's Unicode name -> its first missing letter
+    for c in sorted(missing):
+        script = unicodedata.name(c, 'unknown').split()[0]
+        example_of.setdefault(script, c)
+    new = [c for script, c in example_of.items() if script not in _warned_scripts]
+    _warned_scripts.update(example_of)
     if not new: return
     warnings.warn(f'no font of this machine has letters such as {" ".join(new[:8])}: they are '
                   'drawn as boxes; install one that has them, such as Noto Sans CJK for Japanese')

@@ -301,15 +301,23 @@ class StoryFile:
     @property
     def h5(self):
         "The `h5py.File` of this process, opened at the first use; also sets `_frames`."
+        # Another process is a worker that was forked; it may not share its parent's handle
         if self._handle_process != os.getpid():
-            if self._file_identity is None: opened = open_hdf5(self.path)
-            elif self._file_identity == _identity(self.path): opened = open_unchecked(self.path)
-            else: raise StoryError(f'{self.path} was replaced while it was in use; start again')
+            identity = _identity(self.path)
+            if self._file_identity not in (None, identity): self._refuse_replaced()
+            open_file = open_hdf5 if self._file_identity is None else open_unchecked
+            opened = open_file(self.path)
+            if _identity(self.path) != identity:
+                opened.close()
+                self._refuse_replaced()
             self._handle = opened
             self._handle_process = os.getpid()
-            self._file_identity = _identity(self.path)
+            self._file_identity = identity
             self._frames = opened.get('frames')
         return self._handle
+
+    def _refuse_replaced(self):
+        raise StoryError(f'{self.path} was replaced while it was in use; start again')
 
     def __getstate__(self):
         "Return what is pickled: all except the handle, which no other process may use."
@@ -317,8 +325,10 @@ class StoryFile:
 
 # %% ../../nbs/data/12_story.ipynb #7d10c0fe
 def _identity(path):
-    "Return inode, size and time of a file, which tell it from another that took its place."
-    status = os.stat(path)
+    """Return inode, size and time of a file, which tell it from another that took its place;
+    () if there is none."""
+    try: status = os.stat(path)
+    except OSError: return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 # %% ../../nbs/data/12_story.ipynb #e87a85f6

@@ -114,10 +114,13 @@ def open_unchecked(path:str|Path)->h5py.File:
     raise StoryError(f'{path}: {_why_not_open(path, error)}')
 
 def _why_not_open(path, error):
-    "Return why h5py could not open a file, and what to do, as text."
+    """Return why h5py could not open an existing file, and what to do: the end of a message that
+    begins with the path."""
+    # The file's header says that it is open for writing; a killed program leaves it like that
     if 'open for write' in str(error):
         return ('a program has it open for writing, or was killed while it had; close it there, or '
                 f'if no such program runs: h5clear -s {path}, or convert again')
+    # A running program holds the lock
     if 'unable to lock' in str(error):
         return 'another program has it open for writing; close it there and try again'
     if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):

@@ -6,7 +6,8 @@ import h5py, numpy as np, pytest
 from PIL import Image
 
 from arldm.core import StoryError
-from arldm.files.hdf5 import Disk
+import arldm.data.story as story_module
+from arldm.files.hdf5 import Disk, open_hdf5
 from arldm.files.pictures import decode, to_png
 from arldm.data.story import Story, StoryFile, count_stories, write_stories
 
@@ -172,3 +173,33 @@ def test_what_a_full_disk_lost_reads_as_zeros(tmp_path):
     with Disk(tmp_path/'x.h5') as disk:
         disk.write(b'abc'), disk.seek(1)
         assert disk.readinto(got := bytearray(b'?'*5)) == 5 and got == b'bc\0\0\0'
+
+
+# a file that takes the place of another
+
+def two_files(folder):
+    "Story files of one and of two stories."
+    stories = [Story(str(i), 'a', ('A.',), (to_png(Image.new('RGB', (8, 8), (40*i, 0, 0))),)) for i in (1, 2)]
+    write_stories(folder/'one.h5', dict(test=stories[:1]), 'toy')
+    write_stories(folder/'two.h5', dict(test=stories), 'toy')
+    return folder/'one.h5', folder/'two.h5'
+
+def test_a_file_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    "Nothing is read from a file that took the place of the checked one between checking and remembering it."
+    one, two = two_files(tmp_path)
+    def slow_open(path):
+        opened = open_hdf5(path)
+        two.replace(one)
+        return opened
+    monkeypatch.setattr(story_module, "open_hdf5", slow_open)
+    with pytest.raises(StoryError, match='one.h5 was replaced while it was in use; start again'): StoryFile(one)
+
+def test_a_file_replaced_between_two_openings(tmp_path):
+    "A copy for another process refuses the new file, every time it is asked."
+    one, two = two_files(tmp_path)
+    copy = pickle.loads(pickle.dumps(StoryFile(one)))
+    two.replace(one)
+    for _ in range(2):
+        with pytest.raises(StoryError, match='was replaced while it was in use'): copy['test'][0]
+    one.unlink()
+    with pytest.raises(StoryError, match='was replaced while it was in use'): copy['test'][0]
