@@ -320,7 +320,8 @@ def _share_right(rows, resamples): # -> `Estimate`
 # %% ../../nbs/lab/76_ablations.ipynb #e9ac2635
 @command
 def ablations(
-    which:str,                 # Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
+    # Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
+    which:str,
     out:str='runs/ablations',  # Folder for all runs
     data:str=None,             # Story file of the toy corpus; default: the ladder's, written there
     start:str=None,            # Pipeline to start from; default: the shipped one
