@@ -35,8 +35,8 @@ from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
 from ..train.loop import accelerator, check_batch, train_steps
 from ..train.optim import averaged, make_ema, optimizer_kind
-from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model, open_run,
-                               start_hints)
+from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
+                               open_run, start_hints)
 from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134

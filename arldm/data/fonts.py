@@ -92,7 +92,8 @@ _warned_scripts = set()
 
 def _warn_missing(missing):
     "Warn of letters that no font has, once per script in a process."
-    example_of = {}   # script, the first word of a letter's Unicode name -> its first missing letter
+    # Script, the first word of a letter's Unicode name -> its first missing letter
+    example_of = {}
     for c in sorted(missing):
         script = unicodedata.name(c, 'unknown').split()[0]
         example_of.setdefault(script, c)

@@ -21,8 +21,8 @@ from ..settings import FREEZABLE
 from ..files.atomic import load_json
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, to_memory, to_target
-from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae, noise_like,
-                                noise_schedule, vae_factor)
+from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae,
+                                noise_like, noise_schedule, vae_factor)
 from .encoders import MemoryEncoder, encode_captions as encode_text
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
                                  pack_visible)
