@@ -303,21 +303,10 @@ class StoryFile:
         "The `h5py.File` of this process, opened at the first use; also sets `_frames`."
         # Another process is a worker that was forked; it may not share its parent's handle
         if self._handle_process != os.getpid():
-            identity = _identity(self.path)
-            if self._file_identity not in (None, identity): self._refuse_replaced()
-            open_file = open_hdf5 if self._file_identity is None else open_unchecked
-            opened = open_file(self.path)
-            if _identity(self.path) != identity:
-                opened.close()
-                self._refuse_replaced()
-            self._handle = opened
+            self._handle = self._open()
             self._handle_process = os.getpid()
-            self._file_identity = identity
-            self._frames = opened.get('frames')
+            self._frames = self._handle.get('frames')
         return self._handle
-
-    def _refuse_replaced(self):
-        raise StoryError(f'{self.path} was replaced while it was in use; start again')
 
     def __getstate__(self):
         "Return what is pickled: all except the handle, which no other process may use."
@@ -330,6 +319,19 @@ def _identity(path):
     try: status = os.stat(path)
     except OSError: return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+@patch
+def _open(self:StoryFile):
+    "Return the open `h5py.File`; raise `StoryError` if it is not the file of the first opening."
+    replaced = StoryError(f'{self.path} was replaced while it was in use; start again')
+    identity = _identity(self.path)
+    if self._file_identity not in (None, identity): raise replaced
+    opened = open_hdf5(self.path) if self._file_identity is None else open_unchecked(self.path)
+    if _identity(self.path) != identity:
+        opened.close()
+        raise replaced
+    self._file_identity = identity
+    return opened
 
 # %% ../../nbs/data/12_story.ipynb #e87a85f6
 @patch
