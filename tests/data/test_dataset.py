@@ -77,7 +77,7 @@ def test_long_captions_lose_their_ends_and_are_counted():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         vocab.encode([text])
-    assert vocab.n_cut == 3
+    assert vocab.n_truncated == 3
     with pytest.raises(StoryError, match='captions of 1 tokens'): parity_vocab(1)
 
 def test_long_captions_are_counted_across_workers(file, tmp_path):
@@ -88,7 +88,35 @@ def test_long_captions_are_counted_across_workers(file, tmp_path):
         for batch in DataLoader(data, 1, num_workers=2, collate_fn=collate): pass
         alone = Vocabulary(clip, bert, 2)
         for i in range(len(data)): alone.encode(file['train'].captions(i))
-    assert data.vocab.n_cut == alone.n_cut == 5*len(data)
+    assert data.vocab.n_truncated == alone.n_truncated == 5*len(data)
+
+class LongCaptions(torch.utils.data.Dataset):
+    "Its items only count truncated captions, many times, so that workers count at the same moment."
+    def __init__(self, vocab): self.vocab = vocab
+    def __len__(self): return 20
+    def __getitem__(self, i):
+        for _ in range(500): self.vocab._count_truncated(['a', 'b'])
+        return i
+
+def test_workers_that_count_at_the_same_moment_lose_no_count():
+    vocab = parity_vocab(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for _ in range(2):   # the second loader's workers count on
+            assert len(list(DataLoader(LongCaptions(vocab), 1, num_workers=2))) == 20
+    LongCaptions(vocab)[0]   # in this process
+    assert vocab.n_truncated == 2*500*(20 + 20 + 1)
+    assert (vocab._n_truncated > 0).sum() == 3   # each process adds to a count of its own
+
+def test_long_captions_warn_once_even_in_workers(file, tmp_path):
+    clip, bert = word_tokenizers(['a b c'], tmp_path)
+    vocab = Vocabulary(clip, bert, 2)
+    with pytest.warns(UserWarning, match='more than 2 tokens'): vocab.encode(['a b c'])
+    data = StoryDataset(file['train'], vocab, 8, 8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'a caption has more than')   # a worker that warned would fail
+        for batch in DataLoader(data, 1, num_workers=2, collate_fn=collate): pass
+    assert vocab.n_truncated == 1 + 5*len(data)
 
 def test_word_tokenizers(tmp_path):
     rng = random.Random(0)
@@ -151,7 +179,9 @@ def test_pictures_are_scaled_cut_and_squashed(file, parity):
         want = picture.resize((w, h), Image.BILINEAR).crop((x, y, x + 32, y + 32))
         assert (item['frames'][k].permute(1, 2, 0).numpy() == np.array(want)).all()
         assert (item['memory'][k].permute(1, 2, 0).numpy() == np.array(want.resize((48, 48), Image.BILINEAR))).all()
-    for at in (0, 0), (1, 1): assert center_crop(picture, 32, at).size == (32, 32)
+    scaled = np.array(picture.resize((w, h), Image.BILINEAR))   # (h, w, 3), taller than wide
+    for at, top in ((0, 0), 0), ((1, 1), h - 32):
+        assert (np.array(center_crop(picture, 32, at)) == scaled[top:top + 32]).all()
 
 @pytest.mark.parametrize('workers', [0, 1, 2])
 def test_chance_does_not_depend_on_workers_or_order(file, parity, workers):
@@ -172,6 +202,15 @@ def test_frames_of_several_pictures(file, parity):
     data, seen = dataset(file, parity, 'film', train=True), set()
     for epoch in range(40): seen |= set(data[0, epoch]['frames'][0].unique().tolist())
     assert seen == {0, 50, 100, 150} and len(data[0]['frames']) == 2
+
+def test_legacy_chooses_pictures_at_random_without_training_too(file, parity):
+    data, seen = dataset(file, parity, 'film', legacy=True, seed=3), set()
+    for epoch in range(40):
+        frames = data[0, epoch]['frames']
+        seen |= set(frames[0].unique().tolist())
+        assert torch.equal(frames[1], data[0]['frames'][1])   # the centre crop of the only picture
+        assert torch.equal(frames, dataset(file, parity, 'film', legacy=True, seed=3)[0, epoch]['frames'])
+    assert seen == {0, 50, 100, 150}
 
 def test_validation_has_no_chance(file, parity):
     a, b = dataset(file, parity, seed=1), dataset(file, parity, seed=2)

@@ -81,7 +81,7 @@ def test_a_hundred_thousand_captions_are_fast(monkeypatch):
 def test_workers_take_it_along():
     vocab = toy()
     assert len(notes(vocab, ['A dragon.'])) == 1
-    again = pickle.loads(pickle.dumps(vocab.__dict__ | dict(_n_cut=None)))
+    again = pickle.loads(pickle.dumps(vocab.__dict__ | dict(_n_truncated=None)))
     assert again['_warned_words'] == {'dragon'}
 
 
