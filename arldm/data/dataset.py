@@ -391,7 +391,7 @@ def collate(
     lengths = sorted({len(item['caption_ids']) for item in items})
     if len(lengths) > 1:
         raise StoryError(f'stories of {lengths} frames in one batch; a batch holds stories of one '
-                         'length, so begin with batches of 1, or leave out stories of other '
+                         'length, so use batches of 1, or leave out stories of other '
                          'lengths')
     batch = {}
     for key in items[0]:

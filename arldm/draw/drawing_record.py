@@ -123,8 +123,8 @@ class SamplingSettings:
         last = self.seed + n_stories - 1 + (sets - 1)*SEEDS_PER_SET
         # what `torch.Generator.manual_seed` takes
         if not -2**63 <= self.seed <= last < 2**64:
-            raise StoryError('seeds must lie between -2^63 and 2^64 - 1, but would be '
-                             f'{self.seed} to {last}; take another --seed')
+            raise StoryError('seeds must be between -2^63 and 2^64 - 1, but would be '
+                             f'{self.seed} to {last}; use another --seed')
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #5a3c91e3
 # the sampling settings in drawing.json, and the type of each
@@ -283,7 +283,7 @@ def check_output_folder(
     folder:Path,    # Folder to draw into; need not exist
     pipeline:Path,  # Pipeline folder of the model that draws
 ):
-    """Raise `StoryError` if `folder` cannot be made or written, or lies in the pipeline folder.
+    """Raise `StoryError` if `folder` cannot be made or written, or is in the pipeline folder.
 
     Args:
         folder (Path): Folder to draw into; need not exist
@@ -296,7 +296,7 @@ def check_output_folder(
     advice = 'name another place: --out FOLDER'
     resolved = folder.resolve()
     if pipeline.resolve() in (resolved, *resolved.parents):
-        raise StoryError(f'{folder} lies in the pipeline folder {pipeline}, which is only for the '
+        raise StoryError(f'{folder} is in the pipeline folder {pipeline}, which is only for the '
                          f'model; {advice}')
     existing = resolved    # the nearest parent that exists; the others will be made in it
     while not existing.exists(): existing = existing.parent

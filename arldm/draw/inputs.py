@@ -341,7 +341,7 @@ def check_sampling(
         raise StoryError('guidance_interval must be two numbers, got '
                          f'{guidance_interval!r}') from None
     if not 0 <= begin <= end <= 1:
-        raise StoryError(f'guidance_interval must lie between 0 and 1, got {begin} to {end}')
+        raise StoryError(f'guidance_interval must be between 0 and 1, got {begin} to {end}')
     set_timesteps(scheduler, num_inference_steps)
     return Sampling(num_inference_steps, guidance_scale, (begin, end), reuse, plain)
 

@@ -89,7 +89,7 @@ def set_timesteps(
         kind = type(scheduler).__name__
         first = int(scheduler.timesteps[0])
         raise StoryError(f'{steps} step of {kind} would start at timestep {first}, where a picture '
-                         "has no noise; take more steps, or timestep_spacing='trailing'")
+                         "has no noise; use more steps, or timestep_spacing='trailing'")
 
 def _name_if_leading(scheduler):
     "Return 'ddim' or 'pndm' for such a scheduler as `make_scheduler` configures it, else ''."

@@ -163,7 +163,7 @@ def checked_manifest(
     if not names: return {}
     made = read_manifest(folder)
     if made.get('kind') != (UNFINISHED if part else FINISHED):
-        raise StoryError(f'{folder} is there already and holds no story that arldm-draw drew; name '
+        raise StoryError(f'{folder} exists already and holds no story that arldm-draw drew; name '
                          'another place: --out FOLDER')
     manifest = folder/MANIFEST
     check_shape(made, STORY_FIELDS, manifest)

@@ -232,7 +232,7 @@ def nearest(
     _refuse_not_finite(train)
     if np.shape(x)[1] != np.shape(train)[1]:
         raise StoryError(f'rows of {np.shape(x)[1]} features and training rows of '
-                         f'{np.shape(train)[1]}; take both from one network')
+                         f'{np.shape(train)[1]}; compute both with one network')
     highest = np.full(len(x), -np.inf, np.float32)
     place = np.zeros(len(x), int)
     for j in range(0, len(train), block):

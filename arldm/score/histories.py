@@ -50,7 +50,7 @@ def others(
         if len(albums) < 2:
             raise StoryError(f'split {stories.name}: one album tells all stories of '
                              f'{counted(n, "frame")}; histories are shuffled between albums, so '
-                             'leave out the kind shuffled, or take a larger split')
+                             'leave out the kind shuffled, or use a larger split')
         # albums in a circle: each gets the stories of the next one
         circle = np.random.default_rng(0).permutation(sorted(albums)).tolist()
         for place, name in enumerate(circle):

@@ -146,12 +146,12 @@ def load_checkpoint(
             for k, v in parts.items(): v.load_state_dict(states[k])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
             why = (str(e).splitlines() or [''])[-1].strip()[:120]
-            raise StoryError(f'{path} is of another model ({why}); take another run '
+            raise StoryError(f'{path} is of another model ({why}); use another run '
                              'folder') from None
         return int(path.stem)
     if found:
-        raise StoryError(f'{folder}: no whole one among {counted(len(found), "checkpoint")}; move '
-                         f'{folder} away to begin again with step 1')
+        raise StoryError(f'{folder}: none of {counted(len(found), "checkpoint")} can be read; move '
+                         f'{folder} away to start again at step 1')
     return 0
 
 # %% ../../nbs/train/34_checkpoint.ipynb #92071ea7

@@ -226,16 +226,16 @@ def _open_data(run, data, old):
     def fits(path): return holds_stories(path, 'train', old.get('stories'))
     path = data or hinted_path(run, old, fits=fits)
     if not data and not path.exists():
-        raise StoryError(f'{run}: its story file {path} is not there; say where it lies now, '
+        raise StoryError(f'{run}: its story file {path} does not exist; name its new path, '
                          '--data')
     file = StoryFile(path)
     if old.get('corpus', file.corpus) != file.corpus:
         raise StoryError(f'{run} was trained on {old["corpus"]}, {file.path} holds {file.corpus}; '
-                         'take another run')
+                         'use another run folder')
     if not len(file['train']): raise StoryError(f'{file.path}: no story in its training split')
     digest = data_digest(file['train'])
     if old.get('stories', digest) != digest:
-        raise StoryError(f'{file.path} does not hold the stories that {run} was trained on; take '
+        raise StoryError(f'{file.path} does not hold the stories that {run} was trained on; use '
                          'another run folder')
     return file
 
@@ -247,7 +247,7 @@ def _check_resumed(run, old, saved, now, done):
     if n != world_size:
         raise StoryError(f'{run} was trained by {counted(n, "process", "processes")}, not '
                          f'{world_size}: a step has other stories; start as many again (torchrun '
-                         f'--nproc_per_node {n}), or take another run folder')
+                         f'--nproc_per_node {n}), or use another run folder')
     check_steps(run, done, now)
     fixed = {k: v for k, v in saved.items() if k not in _FREE}
     try: was = resolve(old['preset'], **fixed)
@@ -259,7 +259,7 @@ def _check_resumed(run, old, saved, now, done):
         before, after = getattr(was, k), getattr(now, k)
         if k not in free and before != after: other.append(f'{k}={before}, not {after}')
     if other:
-        raise StoryError(f'{run} was trained with {", ".join(other)}; take another run folder')
+        raise StoryError(f'{run} was trained with {", ".join(other)}; use another run folder')
 
 def check_steps(run:Path, done:int, s:Settings):
     "Raise `StoryError` if a run has completed more steps than its settings say."

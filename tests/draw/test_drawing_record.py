@@ -153,7 +153,7 @@ def test_sets(run):
     assert content(run/'drawn') != content(run/'drawn2') and record(run)['sets'] == 2
     cli.draw(run, limit=1, **FEW)
     assert record(run)['sets'] == 2                                             # two are there
-    one_line('seeds must lie between', run=run, seed=2**64 - 10, sets=2)
+    one_line('seeds must be between', run=run, seed=2**64 - 10, sets=2)
 
 def test_two_ways_at_the_same_instant(run):
     "Exactly one wins."
@@ -204,9 +204,9 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
     "Its drawings need a folder of their own."
     model = shutil.copytree(models[0], run.parent/'model')
     data = run/'stories.h5'
-    one_line('lies in the pipeline folder', '--out FOLDER', run=model, data=data)
-    one_line('lies in the pipeline folder', run=model, data=data, out=model/'drawings')
-    one_line('lies in the pipeline folder', run=run, out=run/'pipeline')
+    one_line('is in the pipeline folder', '--out FOLDER', run=model, data=data)
+    one_line('is in the pipeline folder', run=model, data=data, out=model/'drawings')
+    one_line('is in the pipeline folder', run=run, out=run/'pipeline')
     before = content(model)
     cli.draw(model, data=data, out=run.parent/'mine', limit=1, **FEW)
     assert content(model) == before and drawn(run.parent/'mine') == ['s0/1.png', 's0/2.png']

@@ -469,7 +469,7 @@ def test_pictures_that_are_none(model, tmp_path, unopened, monkeypatch, given, s
     (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_scale=.5), 'guidance_scale'),
     (dict(guidance_interval='0.8,0.2'), 'guidance_interval'), (dict(guidance_interval='nan,1'), 'guidance_interval'),
     (dict(guidance_interval='0'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(reuse=0), 'reuse'),
-    (dict(seed=2**64), 'seeds must lie between'), (dict(seed=-2**63 - 1), 'seeds must lie between'),
+    (dict(seed=2**64), 'seeds must be between'), (dict(seed=-2**63 - 1), 'seeds must be between'),
     (dict(scheduler='euler'), "no scheduler 'euler'"), (dict(redraw='two'), 'redraw must be'), (dict(redraw='2'), 'no story there'),
     (dict(out=''), '--out is empty'), (dict(given=''), 'a name is empty')])
 def test_dry_run_refuses_what_the_run_refuses(model, tmp_path, unopened, options, said, dry_run):
