@@ -47,8 +47,8 @@ def make_model(
     n = model.history.config.n_slots
     if s.n_slots and s.n_slots != n:
         model.history.resize(s.n_slots)
-        _say_first(f'{s.model} remembers {n} frames; {s.n_slots - n} time embeddings are new, and '
-                   'random to begin with')
+        _say_first(f'{s.model} remembers {n} frames; {s.n_slots - n} time embeddings are new, '
+                   'initialized at random')
     # Pixels of a frame's side in one latent of the VAE, and in the smallest feature map of the UNet
     factor = vae_factor(model.vae)
     coarse = factor*2**(len(model.unet.config.block_out_channels) - 1)
@@ -102,8 +102,8 @@ def _published_model(s): # from Stable Diffusion and BLIP
     width = model.text_encoder.config.hidden_size
     if model.slot_width != width:
         _say_first(f'slots of {s.blip} are {model.slot_width} wide, captions of {s.model} {width}: '
-                   'the layer between them, history.slot_projection, is new, and random to begin '
-                   'with')
+                   'the layer between them, history.slot_projection, is new, and initialized at '
+                   'random')
     return model
 
 # %% ../../nbs/train/35_setup.ipynb #9554ee8e
@@ -145,11 +145,11 @@ def check_lengths(
                              'the story file')
         if length > n_slots + 1:
             raise StoryError(f'{has}, more than the {n_slots + 1} of which the model remembers all '
-                             'but the last; leave it out of the story file, or begin a new run '
+                             'but the last; leave it out of the story file, or start a new run '
                              f'with --n-slots {length}')
         if length != usual and s.stories_per_step > 1 and not alone:
             raise StoryError(f'{has}, others have {usual}; stories of several lengths train one by '
-                             'one: begin a new run with --train-batch-size 1, or leave this one '
+                             'one: start a new run with --train-batch-size 1, or leave this one '
                              'out of the story file')
 
 # %% ../../nbs/train/35_setup.ipynb #6bb1f8ea

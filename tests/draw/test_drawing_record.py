@@ -213,8 +213,8 @@ def test_a_pipeline_folder_is_not_drawn_into(models, run):
 
 @pytest.mark.parametrize('options, said', [
     (dict(guidance_scale=float('nan')), 'guidance_scale'), (dict(guidance_scale=float('inf')), 'guidance_scale'), (dict(guidance_interval='0.8,0.2'), 'guidance_interval'),
-    (dict(guidance_interval='nan,nan'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(seed=2**64 - 2), 'seeds must lie'),
-    (dict(seed=-2**64), 'seeds must lie'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch_size=0), 'batch_size'),
+    (dict(guidance_interval='nan,nan'), 'guidance_interval'), (dict(num_inference_steps=5000), 'between 1 and 999'), (dict(seed=2**64 - 2), 'seeds must be between'),
+    (dict(seed=-2**64), 'seeds must be between'), (dict(limit=0), 'limit'), (dict(split='dev'), "no split 'dev'"), (dict(batch_size=0), 'batch_size'),
     (dict(data='missing.h5'), 'no such file'), (dict(given='a.png'), 'need --captions'), (dict(redraw='2'), 'need --captions'),
     (dict(out=''), '--out is empty'), (dict(out='/dev/null/x'), '/dev/null is not a folder')])
 def test_a_refused_draw_leaves_nothing(fixed, options, said): one_line(said, run=fixed, **{'out': fixed.parent/'new', **options})

@@ -67,7 +67,7 @@ def test_forgotten_frames_are_said(run, tmp_path, capsys):
             pipe(captions[:n], num_inference_steps=1)
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
     pipe.set_progress_bar_config(disable=True)
-    with pytest.warns(UserWarning, match='the first 1 and the newest 3, and forgets the others.*--n-slots') as said:
+    with pytest.warns(UserWarning, match='the first 1 and the newest 3 of the frames before it, and forgets the others.*--n-slots') as said:
         pipe([captions, captions], num_inference_steps=1)
     assert sum('more frames' in str(w.message) for w in said) == 1
     (tmp_path/'story.txt').write_text('\n'.join(captions) + '\n')

@@ -293,7 +293,7 @@ def test_checkpoints_of_the_wrong_shape(tmp_path, name):
     (tmp_path/'000001.pt').unlink()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        one_line(lambda: load_checkpoint(tmp_path, parts), 'among 1 checkpoint;', 'move')
+        one_line(lambda: load_checkpoint(tmp_path, parts), 'none of 1 checkpoint can be read;', 'move')
 
 def test_a_log_with_odd_bytes(tmp_path):
     (tmp_path/'log.csv').write_bytes(b'step,loss\n1,.5\n2,\xff\0\n\xff,1\n3,.25\n')
