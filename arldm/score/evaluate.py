@@ -70,9 +70,9 @@ def frame_similarity_rows(
         album = drawings.album[frame_pairs[:, 0]]
         cosine, _ = table.measure([mean_of(similarity(reference, frame_pairs), album)])
         if _may_be_zero(cosine):
-            table.empty('story', [name], 'not measured: reference frames of a story are alike by '
-                        f'{format_value(cosine.value)} only, which may be chance, so nothing can '
-                        'be said in parts of it')
+            table.empty('story', [name], 'not measured: the cosine of reference frames of a story '
+                        f'is only {format_value(cosine.value)}, which may be chance, so it '
+                        'cannot serve as the unit')
             continue
         stats = [relative_similarity(x, reference, frame_pairs, drawings.album) for x in drawn]
         table.add('story', name, stats, unit='%', n=n, beside=[('reference frames', 1., n)],
@@ -81,8 +81,8 @@ def frame_similarity_rows(
 
 # %% ../../nbs/score/57_evaluate.ipynb #fcc56859
 def _too_few_reference(n, what): # a note
-    return (f'not measured: {what} are needed, at least {MIN_REFERENCE}, to say what is unusual, '
-            f'and there are {n}')
+    return (f'not measured: to say what is unusual, at least {MIN_REFERENCE} {what} are '
+            f'needed, but there are {n}')
 
 def _add_repeated_row(table, drawn, reference, suffix):
     # Adds the share of frames that repeat the frame before them. `drawn`: (n, d) centred features
@@ -420,9 +420,9 @@ def _summary(table, notes): # entries of `scores.json` about the drawings and th
     drawings = table.drawings
     n_albums = len(drawings.albums)
     notes = [*drawings.trouble, *notes]
-    if n_albums == 1: notes.append('1 album only: there are no intervals')
+    if n_albums == 1: notes.append('only 1 album: there are no intervals')
     elif n_albums < 20:
-        notes.append(f'{n_albums} albums only: intervals are wide, and not to be relied on')
+        notes.append(f'only {n_albums} albums: intervals are wide and unreliable')
     n_sets = len(drawings.paths) # folders of drawings, one for each random seed
     return dict(split=drawings.split.name, n_stories=len(set(drawings.story)), n_albums=n_albums,
                 n_frames=len(drawings), seeds=n_sets, resamples=len(table.resamples),

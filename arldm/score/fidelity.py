@@ -134,7 +134,7 @@ def singular_note(
     pictures = min(n_reference, n_drawn)
     if pictures > n_features: return ''
     return (f'; {pictures} pictures for {n_features} features: the covariance is singular and the '
-            'number reads high, so compare it with its floors only')
+            'number reads high, so compare it only with its floors')
 
 # %% ../../nbs/score/55_fidelity.ipynb #d83f1e63
 def distance_rows(table:Table, features:NetworkFeatures):

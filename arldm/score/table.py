@@ -51,7 +51,7 @@ class Table:
             what (str, default 'frames'): What is counted
         """
         if n >= MIN_MEASURED: return False
-        note = f'not measured: {what} are needed, at least {MIN_MEASURED}, and there are {n}'
+        note = f'not measured: at least {MIN_MEASURED} {what} are needed, but there are {n}'
         self.empty(group, [name], note)
         return True
 

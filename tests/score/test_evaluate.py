@@ -168,7 +168,7 @@ def test_one_album_one_frame(tmp_path):
     split = story_file(tmp_path, test=stories(1, each=2, n=1))['test']
     draw(tmp_path/'drawn', split)
     got = evaluate(tmp_path, split)
-    assert all(r.get('low') is None for r in got['scores']) and any('1 album only' in line for line in got['trouble'])
+    assert all(r.get('low') is None for r in got['scores']) and any('only 1 album: there are no intervals' in line for line in got['trouble'])
 
 def test_bad_folders(tmp_path, split):
     draw(tmp_path/'run/drawn', split, keep=lambda i: i < 4)
@@ -180,7 +180,7 @@ def test_bad_folders(tmp_path, split):
     painting(0, (64, 64)).save(tmp_path/'run/drawn'/split.ids[2]/'1.png')
     (tmp_path/'run/drawn/a file').write_text('')
     lines = '\n'.join(evaluate(tmp_path/'run', split, n_resamples=0)['trouble'])
-    for said in ('12 of 16 stories', '1 drawn story is unknown', 'unheard', '1 drawn frame is more', '1 frame of a drawn',
+    for said in ('12 of 16 stories', '1 drawn story is not in the split and left out', 'unheard', '1 drawn frame is more', '1 frame of a drawn',
                  'have 2 sizes'): assert said in lines
     for data in b'', (tmp_path/'run/drawn'/good/'1.png').read_bytes()[:90]:
         (tmp_path/'run/drawn'/good/'1.png').write_bytes(data)
