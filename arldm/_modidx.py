@@ -625,6 +625,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arldm.draw.frames.Memory._forget': ('draw/frames.html#memory._forget', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.add': ('draw/frames.html#memory.add', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.Memory.context': ('draw/frames.html#memory.context', 'arldm/draw/frames.py'),
+                                   'arldm.draw.frames._cond_and_uncond': ('draw/frames.html#_cond_and_uncond', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames._number_of_leading': ('draw/frames.html#_number_of_leading', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames._pad_to_all_slots': ('draw/frames.html#_pad_to_all_slots', 'arldm/draw/frames.py'),
                                    'arldm.draw.frames.draw_frames': ('draw/frames.html#draw_frames', 'arldm/draw/frames.py'),
