@@ -1,7 +1,9 @@
 "The laboratory: the ladder climbs and goes on, rows differ only in their history, changes change one thing, numbers are counted."
 import itertools
+import json
 import random
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from arldm.data.story import StoryFile
 from arldm.train.checkpoint import read_log
 from arldm.toy.corpus import toy_story
 
+ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(num_inference_steps=2, guidance_scale=2.)
 
 @pytest.fixture(scope='module')
@@ -148,6 +151,18 @@ def test_the_memory_test_as_a_table():
         '|  | stated facts, % | remembered facts, % | frame 2 | frame 3 | distance |', '| --- | --: | --: | --: | --: | --: |',
         '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 60.0 | 40.0 | 0.125 (0.115…0.135) |',
         '| chance | 100.0 (99.0…101.0) | 25.0 | 25.0 |  |  |']
+
+def test_the_chapter_shows_the_scores_that_were_measured():
+    "The table of the memory test's chapter is the saved one of the journey, without its last columns."
+    def rows(text):
+        cells = [[cell.strip() for cell in line.split('|')[1:4]] for line in text.splitlines() if line.startswith('|')]
+        return [row for row in cells if not row[1].startswith('-')]
+    def cells(name): return json.loads((ROOT/'nbs'/name).read_text())['cells']
+    chapter = [''.join(c['source']) for c in cells('lab/75_memory_test.ipynb') if c['cell_type'] == 'markdown']
+    shown = [rows(text) for text in chapter if rows(text)]
+    saved = [c for c in cells('journey.ipynb') if "memory_test('runs/memory-test')" in ''.join(c['source'])]
+    measured = rows(''.join(saved[0]['outputs'][0]['data']['text/markdown']))
+    assert shown == [measured] and [row[0] for row in measured[1:]] == list(memory_test.ROWS)
 
 
 # ablations
