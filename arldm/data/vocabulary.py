@@ -119,7 +119,9 @@ def _pieces(tokenizer, word):
     "Return the parts into which a tokenizer splits a word; None if it does not know one of them."
     tokens = tokenizer.tokenize(word, split_special_tokens=True)
     if isinstance(tokenizer, CLIPTokenizer):
-        return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+        # The end of a word may or may not be decoded, depending on the version of transformers
+        texts = [tokenizer.convert_tokens_to_string([token]) for token in tokens]
+        return [text.removesuffix('</w>').strip() for text in texts]
     if tokenizer.unk_token in tokens: return None
     return [token.removeprefix('##') for token in tokens]
 
