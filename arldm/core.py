@@ -70,13 +70,13 @@ class Corpus:
 
     Args:
         name (str): The name used on the command line
-        length (int): Tokens per caption, `S`; longer captions are cut
+        length (int): Tokens per caption, `S`; longer captions are truncated
         resolution (int): Default height and width of a drawn frame in pixels
         frames (int, default 5): Frames per story
         names (tuple, default ()): Character names that get a token of their own
     """
     name: str          # The name used on the command line
-    length: int        # Tokens per caption, `S`; longer captions are cut
+    length: int        # Tokens per caption, `S`; longer captions are truncated
     resolution: int    # Default height and width of a drawn frame in pixels
     frames: int = 5    # Frames per story
     names: tuple = ()  # Character names that get a token of their own

@@ -61,7 +61,6 @@ def test_pieces_that_are_longer_than_letters_are_known():
     vocab, bert = recorded(), recorded().memory_tokenizer
     pieces = [t for t in bert.get_vocab() if t.startswith('##') and len(t) > 4]
     whole = [t for t in bert.get_vocab() if t.isalpha() and len(t) > 3]
-
     if pieces: assert is_known(whole[0] + pieces[0][2:], bert)
     assert all(is_known(w, bert) for w in whole) and not is_known('zzz', bert) and vocab.unknown_words(['zzz']) == ['zzz']
 
@@ -117,7 +116,7 @@ def test_names_are_still_single_tokens_and_truncation_keeps_the_end():
 
 def test_stories_of_other_lengths_say_what_works():
     items = [dict(caption_ids=torch.zeros(n, 4), index=0, id='x') for n in (2, 5)]
-    with pytest.raises(StoryError, match=r'\[2, 5\] frames in one batch.*begin with batches of 1, or leave out'): collate(items)
+    with pytest.raises(StoryError, match=r'\[2, 5\] frames in one batch.*use batches of 1, or leave out'): collate(items)
 
 def test_clip_counts_letters_and_not_the_end_of_a_word(tmp_path):
     "CLIP marks the end of a word with `</w>`, which is no letter of it."
