@@ -77,6 +77,8 @@ def parameters(said):
     # defaults that are not Python code: functions by their name, other objects as ...
     code = re.sub(r'<(?:built-in )?function (\w+?)(_arg)?(?: at \w+)?>', r'\1', code)
     code = re.sub('=<[^<>]+>', '=...', code)
+    # the further lines of a comment, which nbdev prints without `#`
+    code = re.sub(r'\n(?!\s|\)|def |class )', ' ', code)
     notes = comments(code)
     node = ast.parse(f'{code}\n    pass').body[0]
     for end, line in enumerate(code.splitlines(), 1):

@@ -104,7 +104,8 @@ def closed(
     # Whether to wait,
     # and how long
     wait:int=0,
-    # What was left
+    # What was left,
+    # and where
 )->list:
     "Close."
     # Of this line.
@@ -132,7 +133,7 @@ def test_comments(tmp_path):
         opened=dict(path='Of the file'), kept=dict(unet='', returns='yields what is kept'),
         look=dict(path='Of the file', more='Others', how='', returns='Rows'),
         named=dict(returns='Of everybody'), Store=dict(path='Default: in memory'),
-        closed=dict(path='Of the file', wait='Whether to wait, and how long', returns='What was left'))
+        closed=dict(path='Of the file', wait='Whether to wait, and how long', returns='What was left, and where'))
 
 
 # read by a program

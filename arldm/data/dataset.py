@@ -59,9 +59,9 @@ class Vocabulary:
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
         self._known = {}              # word -> whether both tokenizers know it
         self._warned_words = set()    # unknown words already warned about
-        # Counts in shared memory: the main process, then its worker processes. Each process
+        # Counts in shared memory: the main process, then up to 32 workers. Each process
         # adds to its own count, because additions to a shared one could be lost.
-        self._n_truncated = torch.zeros(257, dtype=torch.int64, device='cpu').share_memory_()
+        self._n_truncated = torch.zeros(33, dtype=torch.int64, device='cpu').share_memory_()
 
     @property
     def n_truncated(self):
@@ -137,7 +137,7 @@ def _count_truncated(self:Vocabulary, captions):
                       f'{captions[0][:60]!r}…; use fewer or more common words; '
                       'further truncated captions are not reported', stacklevel=3)
     worker = get_worker_info()   # None in the main process
-    place = 0 if worker is None else 1 + worker.id % 256
+    place = 0 if worker is None else 1 + worker.id % 32
     self._n_truncated[place] += len(captions)
 
 # %% ../../nbs/data/16_dataset.ipynb #bce6e908

@@ -25,7 +25,7 @@ from arldm.core import StoryError, asset
 from arldm.data.dataset import StoryDataset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import read
-from arldm.score.feature_networks import _see
+from arldm.score.feature_networks import _features
 from arldm.score.inception import Inception
 from arldm.cli.convert import toy_file
 from arldm.model.arldm import ARLDM
@@ -517,7 +517,7 @@ def test_picture_features():
     net, rng = Inception().eval(), np.random.default_rng(0)
     squares = [Image.fromarray(rng.integers(0, 256, (net.side, net.side, 3), 'uint8')) for _ in range(2)]
     with torch.no_grad():
-        there = _see(net, squares)
-        here = _see(net.to(DEVICE), squares)
+        there = _features(net, squares)
+        here = _features(net.to(DEVICE), squares)
     assert here.shape == (2, net.num_features) and np.abs(here).max() > 0
     assert np.abs(here - there).max() <= FEATURES*np.abs(there).max()

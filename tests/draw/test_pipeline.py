@@ -806,7 +806,7 @@ def test_tensor_missing(saved, tmp_path, part):
     one_line(StoryPipeline.from_pretrained, folder)
 
 @pytest.mark.parametrize('text,match', [('{', 'not valid JSON'), ('{}', 'expected a StoryPipeline'),
-    ('{"_class_name": "StableDiffusionPipeline"}', 'a StableDiffusionPipeline; expected a StoryPipeline'),
+    ('{"_class_name": "StableDiffusionPipeline"}', 'expected a StoryPipeline, as arldm-train makes it, found a StableDiffusionPipeline'),
     ('{"_class_name": "StoryPipeline"}', 'expected a pipeline, but loading failed'),
     ('[]', 'StoryPipeline')], ids=str)
 def test_index(saved, tmp_path, text, match):

@@ -298,7 +298,7 @@ def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, ca
     monkeypatch.setitem(speed.BENCHES, 'data', lambda size: calls.append(size) or [dict(what='x', unit='s', ours=1.)])
     for text in 'mine', '{"mine": 1}', '[]':
         (tmp_path/'out.json').write_text(text)
-        refused('no benchmark result written by arldm', speed.bench, 'data', out=str(tmp_path/'out.json'))
+        refused('is not a benchmark result written by arldm', speed.bench, 'data', out=str(tmp_path/'out.json'))
         assert (tmp_path/'out.json').read_text() == text and not calls
     for again in range(2): speed.bench('data', out=str(tmp_path/'new.json'))
     assert json.loads((tmp_path/'new.json').read_text())['lines'] and len(calls) == 2

@@ -177,9 +177,9 @@ def test_neighbours_equal_the_definition(k, block, monkeypatch):
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_neighbours_of_the_told_frames_themselves(dtype, monkeypatch):
     "Each ball holds its own row and the k - 1 nearest; the k-th lies on its rim, so outside, however it is rounded."
-    rng, exact = np.random.default_rng(0), distance._squared
+    rng, exact = np.random.default_rng(0), distance._squared_distances
     def rounded(x, y): return (d := exact(x, y))*(1 + 1e-13*rng.uniform(-1, 1, d.shape))
-    monkeypatch.setattr(distance, '_squared', rounded)
+    monkeypatch.setattr(distance, "_squared_distances", rounded)
     x = rows(300, 64).astype(dtype) + dtype(100)
     y = x[rng.permutation(300)]
     got = {name: v.mean() for name, v in neighbours(x, y).items()}
