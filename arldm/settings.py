@@ -220,10 +220,10 @@ _toy = dict(prediction_type='v_prediction', ema_decay=.999)
 PRESETS = {
     # the demo: see chapter journey
     'toy': dict(_toy, ema_decay=.99),
-    # the ladder's second rung
+    # the ladder's second stage
     'toy-base': dict(_toy, max_train_steps=6000, train_batch_size=16, learning_rate=1.5e-3,
                      lr_warmup_steps=200, checkpointing_steps=250),
-    # the ladder's third rung
+    # the ladder's third stage
     'toy-arldm': dict(_toy, max_train_steps=4000, lr_warmup_steps=100, timestep_bias_power=3.,
                       checkpointing_steps=250),
     # random weights: does my data run at all?
