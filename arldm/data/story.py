@@ -294,7 +294,7 @@ class StoryFile:
                 self.counts = self.attrs['counts']
                 self.splits = tuple(self.counts)
         except BaseException:
-            # A caller may keep the error and thereby the handle: an open file is not read anew.
+            # A caller may keep the error and thereby the handle: an open file is not read again.
             if self._handle: self._handle.close()
             raise
 

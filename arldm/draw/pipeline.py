@@ -433,7 +433,7 @@ def _continued_batch(model, captions, given, drawn, generators, shape):
     remembered_texts = []
     for k, text in enumerate(past_texts):
         if memory.n_opening <= k < first_new: continue
-        place = len(remembered_texts)    # remembered frames are numbered anew, without gaps
+        place = len(remembered_texts)    # remembered frames are renumbered, without gaps
         remembered_texts.append(text)
         if k < len(given):
             known[place] = [given[k]]

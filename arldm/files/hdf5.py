@@ -145,7 +145,7 @@ def open_hdf5(path:str|Path)->h5py.File:
     try:
         with reading(path), open(path, 'rb') as file: _check_file(f, file)
     except BaseException:
-        # A caller may keep the error and thereby `f`: a file that is still open is not read anew.
+        # A caller may keep the error and thereby `f`: a file that is still open is not read again.
         f.close()
         raise
     return f

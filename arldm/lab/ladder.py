@@ -169,7 +169,7 @@ REPEAT_CAPTION = 'The same again.'
 def pair_story(i:int) -> Story:
     "Make the `i`th story of two frames: a captioned picture, and the same picture again."
     rng = random.Random(f'pair {i}')
-    # odd: a scene of its own, fully described; even: one frame out of a told story
+    # odd: a scene of its own, fully described; even: one frame of a story
     if i % 2:
         scene = random_scene(rng)
         caption = describe(scene, rng)
