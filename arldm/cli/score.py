@@ -16,7 +16,7 @@ from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store
 from ..data.story import StoryFile, StorySplit
 from ..toy import corpus as toy
-from ..draw.drawing_files import match_drawings
+from ..draw.matching import match_drawings
 from ..draw.drawing_record import SamplingSettings, recorded_sampling
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate

@@ -15,6 +15,7 @@ from ..files.atomic import load_json
 from ..data.story import StoryFile, StorySplit
 from ..train.checkpoint import read_log
 from ..draw.drawing_files import drawn_frames, set_name
+from ..draw.matching import unknown_drawings
 from ..score.provenance import SCORES, outdated, read_drawing, story_path
 from .page import is_number, score_text
 
@@ -148,7 +149,10 @@ def run_warnings(
     Returns:
         list: Of lines
     """
-    lines = run.scores.get('trouble', [])
+    lines = list(run.scores.get('trouble', []))
+    if split and len(split) and run.drawn and not run.drawn.keys() & set(split.ids):
+        task = run.settings.get('drawing', {}).get('task')
+        lines.append(unknown_drawings(run.folder, split, run.drawn, task))
     return lines + [line for line in outdated(run.folder, run.scores, split) if line not in lines]
 
 def _stories_digest(run):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import StoryError, one_of
 from ..files.pictures import decode
-from ..draw.drawing_files import Drawings
+from ..draw.matching import Drawings
 from .intervals import mean_of, ratio_of
 
 # %% ../../nbs/score/53_coherence.ipynb #cafd1250

@@ -19,7 +19,7 @@ from ..files.atomic import save_json
 from ..files.manifest import path_hints
 from ..files.pictures import decode
 from ..data.story import StorySplit
-from ..draw.drawing_files import match_drawings
+from ..draw.matching import match_drawings
 from .coherence import (FactAnswers, answers_per_frame, by_frame, centred,
                                    character_scores, characters_seen, distant_frames, names_in,
                                    nearest, pairs, read_facts, relative_similarity, similarity,

@@ -18,7 +18,8 @@ from ..core import StoryError, at_least_one, counted, one_of
 from ..files.kept_results import claim_folder
 from ..files.raw_folder import plain_name
 from ..data.story import StorySplit
-from ..draw.drawing_files import Drawings, is_drawn, match_drawings, write_drawing
+from ..draw.drawing_files import is_drawn, write_drawing
+from ..draw.matching import Drawings, match_drawings
 from ..draw.drawing_record import drawing_provenance
 from ..draw.frames import initial_noise
 from ..draw.inputs import story_generators

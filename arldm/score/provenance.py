@@ -14,7 +14,8 @@ from ..files.atomic import load_json, refuse_foreign
 from ..files.manifest import folder_digest, hinted_path
 from ..data.story import StorySplit
 from ..train.digest import data_digest, holds_stories
-from ..draw.drawing_files import Drawings, drawings_digest
+from ..draw.drawing_files import drawings_digest
+from ..draw.matching import Drawings
 
 # %% ../../nbs/score/56_provenance.ipynb #9ebc0727
 # Shapes as `load_json` checks them: `key?` may be missing, `*` stands for any key, a tuple lists

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core import StoryError
 from ..data.story import StoryFile
-from ..draw.drawing_files import Drawings
+from ..draw.matching import Drawings
 from .feature_networks import Store, features_of, same_cut
 from .intervals import (Estimate, as_span, estimate, finite_interval, format_value,
                                    resample)

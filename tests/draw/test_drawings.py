@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from arldm.core import StoryError
-from arldm.draw.drawing_files import drawn_frames, drawn_sets, match_drawings
+from arldm.draw.drawing_files import drawn_frames, drawn_sets
+from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.data.story import Story, StoryFile
 from painted import draw, painting, stories, story_file
@@ -46,10 +47,37 @@ def test_sets_are_found_in_their_order(run, split):
 def test_nothing_there_is_a_line(tmp_path, split):
     with pytest.raises(StoryError, match='no such folder'): match_drawings(tmp_path/'absent', split)
     (tmp_path/'drawn').mkdir()
-    with pytest.raises(StoryError, match='no drawings; expected <story_id>/<k>.png'): match_drawings(tmp_path/'drawn', split)
+    said = 'drawn: no drawings; expected folders such as s0_0, s0_1, s1_0, … with 1.png … 3.png; found nothing; draw first: arldm-draw$'
+    with pytest.raises(StoryError, match=said): match_drawings(tmp_path/'drawn', split)
+    with pytest.raises(StoryError, match='with 2.png … 3.png; found nothing'): match_drawings(tmp_path/'drawn', split, dict(task='continuation'))
     with pytest.raises(StoryError, match='split val holds no stories'): match_drawings(tmp_path, split.file['val'])
     draw(tmp_path/'other', story_file(tmp_path/'o', test=list(stories(1, start=9)))['test'])
-    with pytest.raises(StoryError, match='none of the 2 drawn stories is in split test'): match_drawings(tmp_path/'other', split)
+    said = (f'other holds none of the 6 stories of split test of .*stories.h5: expected folders such as s0_0, s0_1, s1_0, … with '
+            '1.png … 3.png; found s9_0, s9_1$')
+    with pytest.raises(StoryError, match=said): match_drawings(tmp_path/'other', split)
+
+def put(folder, *names):
+    for name in names:
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        painting(1).save(folder/name)
+    return folder
+
+@pytest.mark.parametrize('names, found', [
+    (['s0_0_1.png', 's0_0_2.png'], "pictures outside of a story's folder: s0_0_1.png, s0_0_2.png"),
+    (['s0_0/frame1.png', 's0_0/2.jpg', 's0_1/3.webp', 's1_0/4.gif'], 'pictures with other names: s0_0/2.jpg, s0_0/frame1.png, s0_1/3.webp, …'),
+    (['test/s0_0/1.png'], 'folders without pictures: test')])
+def test_what_is_there_instead_is_named(tmp_path, split, names, found):
+    "In a folder of drawings, and in a run's."
+    for folder in tmp_path/'theirs', tmp_path/'run2'/'drawn':
+        put(folder, *names)
+        with pytest.raises(StoryError) as e: match_drawings(folder if folder.name == 'theirs' else folder.parent, split)
+        assert str(e.value).endswith(f'no drawings; expected folders such as s0_0, s0_1, s1_0, … with 1.png … 3.png; found {found}; '
+                                     'draw first: arldm-draw, or rename these')
+
+def test_numbers_that_no_frame_has_are_named(tmp_path, split):
+    put(tmp_path/'run2', 's0_1/4.png', 's0_1/5.png')
+    with pytest.raises(StoryError, match='run2: none of the drawn frames has a number that its story has; expected 1.png … 3.png in s0_1, found 4.png, 5.png$'):
+        match_drawings(tmp_path/'run2', split)
 
 
 # what belongs together
@@ -112,7 +140,7 @@ def test_what_does_not_fit_is_named_and_counted(run, split):
     assert len(d) == 13 and d.missing == ['s2_1'] and d.unknown == ['unknown story']
     said = '\n'.join(d.trouble)
     for words in ('1 of 6 stories of the split is not drawn, first s2_1', '1 drawn story is not in the split', 'first unknown story',
-                  '3 drawn frames are more than their stories have', '2 frames of drawn stories are missing, first s0_0/2.png'):
+                  '3 drawn frames are more than their stories have, left out, first s0_1/0.png; story s0_1 has 3 frames', '2 frames of drawn stories are missing, first s0_0/2.png'):
         assert words in said
     assert len(d.trouble) == 4 and all('\n' not in line for line in d.trouble)
 

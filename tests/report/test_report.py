@@ -150,6 +150,12 @@ def test_reference_frames_come_from_what_was_drawn(run):
     page = Page(write_report(run))
     assert page.text.count('elsewhere') == 2 and WILD not in page.text.replace(WILD, '', 1) and 'drawing.seed' in page.text
 
+def test_drawings_of_other_names_are_reported(run):
+    for name in 's0', 's1': (run/'drawn'/name).rename(run/'drawn'/f'story{name}')
+    text = Page(write_report(run)).text
+    assert (f'{run}/drawn holds none of the 3 stories of split test of {run}/stories.h5: expected folders such as s0, s1, s2 with '
+            '1.png … 3.png; found storys0, storys1') in text
+
 def test_unknown_split_is_reported(run): assert 'no split' in Page(write_report(run, 'valid')).text
 
 def test_frames_that_cannot_be_shown(run):

@@ -12,7 +12,8 @@ from arldm.score.intervals import resample
 from arldm.train.cache import data_digest
 from arldm.report.compare import compare_runs
 from arldm.core import StoryError
-from arldm.draw.drawing_files import drawn_frames, match_drawings
+from arldm.draw.drawing_files import drawn_frames
+from arldm.draw.matching import match_drawings
 from arldm.score.feature_networks import Store, same_cut
 from arldm.files.atomic import load_json, save_json
 from arldm.files.manifest import folder_digest
@@ -69,7 +70,7 @@ def test_pictures_of_other_names_are_named(run, split):
     assert '2 pictures among the drawings are not named <k>.png and left out, first s0_0/1.PNG' in said
     assert 'move the folder of such a story away and run arldm-draw' in said
     for p in (run/'drawn').glob('*/*'): p.rename(p.with_suffix('.jpg'))
-    with pytest.raises(StoryError, match='pictures there have other names, first .*jpg'): match_drawings(run, split)
+    with pytest.raises(StoryError, match='found pictures with other names: s0_0/1.jpg, s0_0/2.jpg, s0_0/3.jpg, …; draw first'): match_drawings(run, split)
 
 def test_stories_that_are_just_being_drawn_are_left_alone(run, split):
     shutil.copytree(run/'drawn/s0_0', run/'drawn/.s0_1-2f-77-abcdef01')
