@@ -90,7 +90,8 @@ CORPORA = {
     'vist-sis': Corpus('vist-sis', 100, 512),
     'vist-dii': Corpus('vist-dii', 65, 512),
     'pororo': Corpus('pororo', 85, 512, names=_pororo),
-    'flintstones': Corpus('flintstones', 91, 512, names=_flintstones)}
+    'flintstones': Corpus('flintstones', 91, 512, names=_flintstones),
+    'folder': Corpus('folder', 77, 256)}
 
 # %% ../nbs/00_core.ipynb #caf54410
 def one_of(

@@ -22,7 +22,7 @@ PARTS = 'files', 'data', 'toy', 'model', 'train', 'draw', 'score', 'report', 'cl
 NOTEBOOKS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb') if path.parent.name[0] != '.')
 CHAPTERS = sorted((path for path in NOTEBOOKS if path.name[:2].isdigit()), key=lambda path: path.name)
 MODULES = sorted(path for path in (ROOT/'arldm').rglob('*.py') if path.stem[0] != '_')
-CORPORA = 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
+CORPORA = 'folder', 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
 DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'classifiers', 'dependencies',
     'optional-dependencies', 'scripts', 'entry-points', 'readme'}
 ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newest_python', 'requirements', 'dev_requirements',

@@ -193,8 +193,8 @@ def to_png(picture:Image.Image)->bytes:
     picture.save(out, 'PNG')
     return out.getvalue()
 
-def read_picture(path:str|Path)->Image.Image:
-    "Return the decoded picture of a file, or raise `StoryError` if it is none or too large."
+def _file_bytes(path):
+    "Return the bytes of a file that may be a picture, or raise `StoryError`."
     file = Path(expand_user(str(path)))
     unreadable = f'{path}: not a picture that can be read'
     advice = 'name a picture that exists'
@@ -208,6 +208,11 @@ def read_picture(path:str|Path)->Image.Image:
     if len(data) > MAX_PICTURE_BYTES:
         raise StoryError(f'{path}: a picture file may have {MAX_PICTURE_BYTES:,} bytes, '
                          'this one has more')
+    return data
+
+def read_picture(path:str|Path)->Image.Image:
+    "Return the decoded picture of a file, or raise `StoryError` if it is none or too large."
+    data = _file_bytes(path)
     try: return decode(data)
     except StoryError as e: raise StoryError(f'{path}: {e}') from None
 

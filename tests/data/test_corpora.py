@@ -126,7 +126,7 @@ def test_bad_annotations_end_it_before_any_picture_is_read(raw, tmp_path, monkey
 
 def test_nothing_there(raw, tmp_path):
     with pytest.raises(StoryError, match='no such folder'): convert('ssid', tmp_path/'absent', tmp_path/'x.h5')
-    with pytest.raises(StoryError, match=f"no source 'vist'; there are {', '.join(SOURCES)}"):
+    with pytest.raises(StoryError, match=f"no source 'vist'; there are {', '.join(SOURCES)}, folder"):
         convert('vist', raw, tmp_path/'x.h5')
     for file in (raw/'a').iterdir(): file.unlink()
     with pytest.raises(StoryError, match='not a single story can be used; left out 12: 12 × missing picture'):
