@@ -7,11 +7,12 @@ __all__ = ['StoryPanel', 'story_panel']
 
 # %% ../../nbs/draw/48_panel.ipynb #ebe9ffd1
 import io
+from html import escape
 
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from ..core import StoryError
+from ..core import StoryError, error_line, first_line
 from ..data.dataset import unknown_text
 from .pipeline import StoryPipeline
 
@@ -28,6 +29,13 @@ def _png(frame, side):
     file = io.BytesIO()
     frame.resize((side, side), Image.NEAREST).save(file, 'PNG')
     return file.getvalue()
+
+def _placeholder(k, side): # k from 1
+    "Draw the picture that is shown before frame k is drawn: a light square with its number."
+    square = Image.new('RGB', (side, side), '#ececee')
+    font = ImageFont.load_default(side/4)
+    ImageDraw.Draw(square).text((side/2, side/2), f'{k}', '#6b6f76', font, 'mm')
+    return square
 
 # %% ../../nbs/draw/48_panel.ipynb #22455bd4
 class StoryPanel:
@@ -46,7 +54,8 @@ class StoryPanel:
         self.redraw_buttons = []
         for k, caption in enumerate(captions, 1):
             self.captions.append(w.Textarea(caption, rows=5, layout=wide))
-            self.pictures.append(w.Image(format='png', layout=square))
+            blank = _png(_placeholder(k, side), side)
+            self.pictures.append(w.Image(value=blank, format='png', layout=square))
             button = w.Button(description='draw again', disabled=True, layout=wide)
             button.on_click(lambda _, k=k: self.redraw(k))    # `k=k` keeps this k
             self.redraw_buttons.append(button)
@@ -54,11 +63,14 @@ class StoryPanel:
         self.guidance = w.FloatSlider(2., min=1., max=8., step=.5, description='guidance')
         self.draw_button = w.Button(description='Draw', button_style='primary')
         self.draw_button.on_click(lambda _: self.draw())
-        self.message = w.Label()
+        self.progress = w.Label()    # which frame is being drawn
+        self.message = w.HTML()      # the last note or error
         rows = self.captions, self.pictures, self.redraw_buttons
         columns = [w.VBox(column) for column in zip(*rows)]
-        settings = w.HBox([self.seed, self.guidance, self.draw_button])
-        self.box = w.VBox([settings, self.message, w.HBox(columns)])
+        wrapped = w.Layout(flex_flow='row wrap')
+        settings = [self.seed, self.guidance, self.draw_button, self.progress]
+        self.box = w.VBox([w.HBox(settings, layout=wrapped), self.message,
+                           w.HBox(columns, layout=wrapped)])
 
     def texts(self) -> list:
         "Return the captions as the fields show them now."
@@ -70,20 +82,43 @@ class StoryPanel:
 
 # %% ../../nbs/draw/48_panel.ipynb #d2d43787
 @patch
+def _clear(self:StoryPanel):
+    "Forget the last drawing, and show numbers in its place."
+    self.frames = []
+    self.n_redraws = 0
+    for k, picture in enumerate(self.pictures, 1):
+        picture.value = _png(_placeholder(k, self.side), self.side)
+
+@patch
 def _show(self:StoryPanel, k, frame): # k from 0
     "Show a frame and keep it in `frames`, in place of frame k or behind the others."
     self.frames[k:k+1] = [frame]
     self.pictures[k].value = _png(frame, self.side)
 
+def _error_text(e):
+    "Return the line that the panel shows of an exception."
+    if isinstance(e, KeyboardInterrupt): return 'stopped'
+    return error_line(e) or f'{type(e).__name__}: {first_line(e)}; Jupyter\'s log has the traceback'
+
+@patch
+def _say(self:StoryPanel, text):
+    "Show a note or an error below the buttons, as text."
+    self.message.value = escape(text, quote=False)
+
 @patch
 def _run(self:StoryPanel, work): # work() yields (k, frame), k from 0
     "Show each frame that `work` draws, with the buttons off; show notes and errors as a line."
-    self.message.value = unknown_text(self.pipe.model.vocab.unknown_words(self.texts()))
     for button in (self.draw_button, *self.redraw_buttons): button.disabled = True
     try:
+        self._say(unknown_text(self.pipe.model.vocab.unknown_words(self.texts())))
         for k, frame in work(): self._show(k, frame)
-    except StoryError as e: self.message.value = str(e)
+    except StoryError as e: self._say(str(e))
+    except BaseException as e:
+        # of what a callback raises, a reader sees only what is shown here
+        self._say(_error_text(e))
+        raise
     finally:
+        self.progress.value = ''
         self.draw_button.disabled = False
         for button in self.redraw_buttons: button.disabled = len(self.frames) < len(self.captions)
 
@@ -91,12 +126,17 @@ def _run(self:StoryPanel, work): # work() yields (k, frame), k from 0
 @patch
 def draw(self:StoryPanel):
     "Draw all frames, showing each when it is done."
+    def captions():    # the pipeline asks for a caption when it begins the frame
+        for k, text in enumerate(self.texts(), 1):
+            self.progress.value = f'drawing frame {k} of {len(self.captions)}'
+            yield text
     def work():
-        self.frames = []
-        self.n_redraws = 0
-        yield from enumerate(self.pipe.stream(
-            self.texts(), seed=self.seed.value, num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance.value))
+        frames = self.pipe.stream(
+            captions(), seed=self.seed.value, num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance.value)
+        for k, frame in enumerate(frames):
+            if k == 0: self._clear()    # not before: the earlier drawing stays if this one fails
+            yield k, frame
     self._run(work)
 
 @patch
@@ -110,6 +150,7 @@ def redraw(self:StoryPanel,
     """
     def work():
         self.n_redraws += 1
+        self.progress.value = f'drawing frame {k} of {len(self.captions)} again'
         # far from the seed in the field, so that the next seed there draws something else
         seed = self.seed.value + 1000*self.n_redraws
         out = self.pipe(self.texts(), self.frames, self.num_inference_steps, self.guidance.value,

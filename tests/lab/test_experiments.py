@@ -13,7 +13,6 @@ from arldm.lab import ablations
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.score.histories import draw_histories, score_histories
-from arldm.draw.panel import story_panel
 from arldm.data.story import StoryFile, write_stories
 from arldm.toy.corpus import toy_story
 
@@ -303,17 +302,3 @@ def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, ca
     for again in range(2): speed.bench('data', out=str(tmp_path/'new.json'))
     assert json.loads((tmp_path/'new.json').read_text())['lines'] and len(calls) == 2
     refused('is there already', speed.bench, 'data', out=str(tmp_path))
-
-
-# the panel
-
-def test_the_panel_names_unknown_words(pipe, monkeypatch):
-    pytest.importorskip('ipywidgets')
-    panel = story_panel(pipe, ['Ada sees a dragon.'], num_inference_steps=1)
-    monkeypatch.setattr(pipe, 'stream', lambda *a, **k: iter(()))
-    for again in range(2):                                                            # not only the first time
-        panel.draw_button.click()
-        assert 'does not know: sees, dragon' in panel.message.value
-    panel.captions[0].value = 'Ada is a big red star.'
-    panel.draw_button.click()
-    assert panel.message.value == ''

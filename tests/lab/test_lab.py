@@ -21,7 +21,6 @@ from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import check_facts
 from arldm.draw.frames import Memory
 from arldm.score.histories import draw_histories
-from arldm.draw.panel import story_panel
 from arldm.toy.scene import has_hard
 from arldm.data.story import StoryFile
 from arldm.train.checkpoint import read_log
@@ -216,28 +215,6 @@ def test_experiments_are_compared_story_by_story():
     assert ablations.experiment_line(better).startswith('better') and '(+10.0: +10.0…+10.0)' in ablations.experiment_line(better)
     assert ablations.experiments_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
         '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
-
-
-# the panel
-
-def test_the_panel_says_what_is_wrong_and_goes_on(pipe, monkeypatch):
-    pytest.importorskip('ipywidgets')
-    panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1)
-    monkeypatch.setattr(pipe, 'stream', lambda *a, **k: (_ for _ in ()).throw(StoryError('no such thing')))
-    panel.draw_button.click()
-    assert panel.message.value == 'no such thing' and not panel.draw_button.disabled and all(b.disabled for b in panel.redraw_buttons)
-    monkeypatch.undo()
-    panel.draw_button.click()
-    assert panel.message.value == '' and len(panel.frames) == 2 and not any(b.disabled for b in panel.redraw_buttons)
-
-def test_the_panel_draws_what_the_pipeline_draws(pipe):
-    pytest.importorskip('ipywidgets')
-    captions = ['Ada is a big red star.', 'She jumps.']
-    panel = story_panel(pipe, captions, num_inference_steps=2)
-    panel.seed.value, panel.guidance.value = 5, 3.
-    panel.draw()
-    want = pipe(captions, num_inference_steps=2, guidance_scale=3., seed=5).frames[0]
-    assert [a.tobytes() for a in panel.frames] == [a.tobytes() for a in want]
 
 
 # a story of one's own
