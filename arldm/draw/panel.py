@@ -31,11 +31,11 @@ def _png(frame, side):
     return file.getvalue()
 
 def _placeholder(k, side): # k from 1
-    "Draw the picture that is shown before frame k is drawn: a light square with its number."
+    "Return what is shown before frame k is drawn, as PNG: a light square with its number."
     square = Image.new('RGB', (side, side), '#ececee')
     font = ImageFont.load_default(side/4)
     ImageDraw.Draw(square).text((side/2, side/2), f'{k}', '#6b6f76', font, 'mm')
-    return square
+    return _png(square, side)
 
 # %% ../../nbs/draw/48_panel.ipynb #22455bd4
 class StoryPanel:
@@ -54,8 +54,7 @@ class StoryPanel:
         self.redraw_buttons = []
         for k, caption in enumerate(captions, 1):
             self.captions.append(w.Textarea(caption, rows=5, layout=wide))
-            blank = _png(_placeholder(k, side), side)
-            self.pictures.append(w.Image(value=blank, format='png', layout=square))
+            self.pictures.append(w.Image(value=_placeholder(k, side), layout=square))
             button = w.Button(description='draw again', disabled=True, layout=wide)
             button.on_click(lambda _, k=k: self.redraw(k))    # `k=k` keeps this k
             self.redraw_buttons.append(button)
@@ -87,7 +86,7 @@ def _clear(self:StoryPanel):
     self.frames = []
     self.n_redraws = 0
     for k, picture in enumerate(self.pictures, 1):
-        picture.value = _png(_placeholder(k, self.side), self.side)
+        picture.value = _placeholder(k, self.side)
 
 @patch
 def _show(self:StoryPanel, k, frame): # k from 0
