@@ -1099,7 +1099,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'arldm.lab.attention.token_words': ('lab/attention.html#token_words', 'arldm/lab/attention.py')},
             'arldm.lab.ladder': { 'arldm.lab.ladder._encode_means': ('lab/ladder.html#_encode_means', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder._trained_autoencoder': ('lab/ladder.html#_trained_autoencoder', 'arldm/lab/ladder.py'),
-                                  'arldm.lab.ladder.autoencoder_loss': ('lab/ladder.html#autoencoder_loss', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.check_seed': ('lab/ladder.html#check_seed', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.facts_kept': ('lab/ladder.html#facts_kept', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.ladder': ('lab/ladder.html#ladder', 'arldm/lab/ladder.py'),
