@@ -24,7 +24,8 @@ def autoencoder_loss(
     vae:AutoencoderKL,
     frames:Tensor,              # (B, 3, h, w) in [-1, 1]
     weight:Tensor|float=1.,     # Weight of every pixel, of a shape that broadcasts to `frames`
-    generator:torch.Generator|None=None, # Of the latents that are sampled; default: torch's global one
+    # Of the latents that are sampled; default: torch's global one
+    generator:torch.Generator|None=None,
 )->Tensor:                      # A number
     """Return the weighted reconstruction error, plus a little KL divergence.
 
@@ -99,7 +100,7 @@ def keep_autoencoder(
     seed:int=0,
     quiet:bool=False,      # Show no progress bar
 ):
-    """Adapt an autoencoder, or load it if it was adapted from the same weights, stories and settings.
+    """Adapt an autoencoder, or load the one adapted from the same weights, stories and settings.
 
     Args:
         folder (Path): Where the adapted autoencoder is kept
