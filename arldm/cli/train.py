@@ -33,10 +33,10 @@ from ..train.cache import build_cache, check_cache
 from ..train.checkpoint import Trained, check_log, checkpoints, load_checkpoint
 from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
-from ..train.loop import accelerator, check_batch, train_steps
+from ..train.loop import accelerator, train_steps
 from ..train.optim import averaged, make_ema, optimizer_kind
 from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
-                               open_run, start_hints)
+                               open_run, start_hints, validation_split)
 from ..draw.pipeline import StoryPipeline
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134
@@ -68,7 +68,7 @@ def train(
     run:str,                # Run folder; an existing run is resumed
     data:str=None,          # Story file from arldm-convert
     # Settings to start from: toy, tiny (random weights), ssid, ssid-baseline or paper; default:
-    # the one named like the corpus
+    # the one for the corpus, which is printed
     preset:str=None,
     # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
     cache:str=None,
@@ -84,7 +84,7 @@ def train(
         run (str): Run folder; an existing run is resumed
         data (str, optional): Story file from arldm-convert
         preset (str, optional): Settings to start from: toy, tiny (random weights), ssid,
-            ssid-baseline or paper; default: the one named like the corpus
+            ssid-baseline or paper; default: the one for the corpus, which is printed
         cache (str, optional): Folder that caches the features of frozen parts; runs may share it;
             default: cache/ in the run
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
@@ -106,8 +106,7 @@ def train(
     if not dry_run: return _train(job)
     if (run/'checkpoints').is_dir():
         load_checkpoint(run/'checkpoints', dict(model=Trained(job.model)))
-    if first:
-        say(f'would train on {counted(len(job.stories), "story", "stories")}; nothing was written')
+    if first: say(f'would train on {_amount(job)}; nothing was written')
 
 # %% ../../nbs/cli/68_train.ipynb #c6b2816f
 @dataclass
@@ -125,15 +124,18 @@ class _Job:
     tensorboard:bool
     acc:Accelerator
 
-def _validation_split(file): # None if it is missing or empty
-    return file['val'] if 'val' in file.splits and len(file['val']) else None
+def _amount(job): # how many stories train, for the user
+    n = len(job.stories)
+    per_step = job.s.stories_per_step*job.acc.num_processes
+    stories = counted(n, 'story', 'stories')
+    if n >= per_step: return stories
+    return f'{stories}, fewer than the {per_step:,} of a step, which takes some several times'
 
 # %% ../../nbs/cli/68_train.ipynb #ff1d6e35
 def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     "Check everything that could end a run later, and load model and stories; write nothing."
     acc = accelerator(s)
-    train, val = file['train'], _validation_split(file)
-    check_batch(len(train), s, acc.num_processes)
+    train, val = file['train'], validation_split(file)
     optimizer_kind(s)
     if not 0 <= workers <= 1000:
         raise StoryError(f'workers must be between 0 and 1,000, got {workers}')
@@ -145,7 +147,7 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     model.freeze(s.freeze).to(acc.device)
     n_slots = model.history.config.n_slots
     check_lengths(train, s, n_slots)
-    if val: check_lengths(val, s, n_slots, alone=True, n=max(s.num_validation_stories, STRIPS))
+    if val: check_lengths(val, s, n_slots, n=max(s.num_validation_stories, STRIPS))
     stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops)
     if acc.is_main_process: model.vocab.note_unknown(all_captions(train))
     if s.crops: check_cache(model, stories, cache, s.mixed_precision)
@@ -220,9 +222,11 @@ def _announce(job):
     recover_folder(run/'pipeline')
     split = job.file['train']
     n = count_trained(job.model)
-    say(f'{n:,} weights train on {counted(len(split), "story", "stories")}')
+    say(f'{n:,} weights train on {_amount(job)}')
+    # A resumed run has as many slots, whatever validation stories it finds then
+    n_slots = job.model.history.config.n_slots
     save_json(run/'settings.json', {
-        **dataclasses.asdict(s), **path_hints(run, job.file.path),
+        **dataclasses.asdict(s), 'n_slots': n_slots, **path_hints(run, job.file.path),
         **start_hints(run, with_current_paths(run, s)), 'stories': data_digest(split),
         'processes': job.acc.num_processes, **machine()})
 
@@ -231,7 +235,7 @@ STRIPS = 2  # stories that are drawn with every checkpoint
 
 def validation_strip(run:Path, s:Settings, file:StoryFile, net:ARLDM, step:int, n:int=STRIPS):
     "Draw the first stories of the validation split, reference above drawn, into `strips/`."
-    split = _validation_split(file) or file['train']
+    split = validation_split(file) or file['train']
     pipe = StoryPipeline.from_model(net)
     pipe.set_progress_bar_config(disable=True)
     n_given = TASKS[s.task]

@@ -54,8 +54,8 @@ class Vocabulary:
         caption_tokenizer.pad_token = caption_tokenizer.eos_token
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        _add_names(caption_tokenizer, names, normalized=not legacy)
-        _add_names(memory_tokenizer, names, normalized=True)
+        _add_tokens(caption_tokenizer, names, normalized=not legacy)
+        _add_tokens(memory_tokenizer, names, normalized=True)
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
         self._known = {}              # word -> whether both tokenizers know it
         self._warned_words = set()    # unknown words already warned about
@@ -68,11 +68,11 @@ class Vocabulary:
         "How many captions were too long and were truncated, in all worker processes together."
         return int(self._n_truncated.sum())
 
-def _add_names(tokenizer, names, normalized):
-    "Add a token for every name that has none; `normalized` = matched in lower case."
+def _add_tokens(tokenizer, words, **options): # of `AddedToken`
+    "Add a token for every word that has none; `normalized` = matched in lower case."
     known = tokenizer.get_vocab()
-    new = [name for name in names if name not in known]
-    tokenizer.add_tokens([AddedToken(name, normalized=normalized) for name in new])
+    new = [word for word in words if word not in known]
+    tokenizer.add_tokens([AddedToken(word, **options) for word in new])
 
 # %% ../../nbs/data/16_dataset.ipynb #56f500ad
 def pad_or_truncate(
@@ -212,6 +212,25 @@ def note_unknown(self:Vocabulary,
     new = [word for word in self.unknown_words(captions) if word not in self._warned_words]
     self._warned_words.update(new)
     if new: warnings.warn(unknown_text(new), stacklevel=2)   # names the caller's line
+
+# %% ../../nbs/data/16_dataset.ipynb #bd362508
+@patch
+def add_words(self:Vocabulary,
+    captions,  # Iterable of captions
+)->list:       # The words that were added; the word tables of a model need a row for each
+    """Give every unknown word of some captions a token of its own in both tokenizers.
+
+    Args:
+        captions: Iterable of captions
+
+    Returns:
+        list: The words that were added; the word tables of a model need a row for each
+    """
+    words = self.unknown_words(captions)
+    for tokenizer in self.caption_tokenizer, self.memory_tokenizer:
+        _add_tokens(tokenizer, words, normalized=True, single_word=True)
+    self._known = {}
+    return words
 
 # %% ../../nbs/data/16_dataset.ipynb #4e1841da
 def center_crop(

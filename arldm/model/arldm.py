@@ -23,7 +23,8 @@ from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, to_memory, to_target
 from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae,
                                 noise_like, noise_schedule, vae_factor)
-from .encoders import MemoryEncoder, encode_captions as encode_text
+from .encoders import (MemoryEncoder, encode_captions as encode_text,
+                                  resize_vocabulary)
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
                                  pack_visible)
 from .port import (Misfit, ORIGINAL_NAMES, REMADE, BLIP_TEXT_DROPOUT, BLIP_DROP_PATH,
@@ -65,6 +66,10 @@ class ARLDM(nn.Module):
         return self.loss(*args, **options)
 
     @property
+    def resolution(self): # default height and width of a drawn frame in pixels
+        return self.unet.config.sample_size*vae_factor(self.vae)
+
+    @property
     def memory_side(self): return self.memory_encoder.picture_side  # pixels of a memory picture
 
     @property
@@ -104,6 +109,25 @@ def create(cls:ARLDM,
     text_encoder = CLIPTextModel(clip)
     memory_encoder = MemoryEncoder(sizes['vision'], text, vocab.enc)
     return cls(vae, unet, text_encoder, memory_encoder, history, vocab)
+
+# %% ../../nbs/model/27_arldm.ipynb #b0f3a708
+@patch
+def add_words(self:ARLDM,
+    captions,  # Iterable of captions
+)->list:       # The words that were added
+    """Give every unknown word of some captions a token and random embeddings, in place.
+
+    Args:
+        captions: Iterable of captions
+
+    Returns:
+        list: The words that were added
+    """
+    words = self.vocab.add_words(captions)
+    if words:
+        resize_vocabulary(self.text_encoder, len(self.vocab.caption_tokenizer))
+        self.memory_encoder.resize_words(len(self.vocab.memory_tokenizer))
+    return words
 
 # %% ../../nbs/model/27_arldm.ipynb #5e0d9882
 @patch

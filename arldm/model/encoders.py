@@ -202,3 +202,17 @@ def read(self:MemoryEncoder,
     out = self.text_encoder(tokens, attention_mask=real.reshape(-1, S).long(),
                             encoder_hidden_states=features, is_decoder=False)
     return out.last_hidden_state.reshape(*ids.shape, -1)                # (..., S, D)
+
+@patch
+def resize_words(self:MemoryEncoder,
+    size:int,         # Number of tokens, `len(tokenizer)`
+    std:float=None,   # Standard deviation of new rows; `None` = that of the existing ones
+):
+    """Change the word table in place, and the size that the encoder is saved with.
+
+    Args:
+        size (int): Number of tokens, `len(tokenizer)`
+        std (float, optional): Standard deviation of new rows; `None` = that of the existing ones
+    """
+    resize_vocabulary(self.text_encoder, size, std)
+    self.register_to_config(text={**self.config['text'], 'vocab_size': size})

@@ -276,10 +276,7 @@ def start_parts(
     std = 1. if legacy else None
     resize_positions(clip, vocab.length, std)
     resize_vocabulary(clip, len(vocab.caption_tokenizer), std)
-    n_tokens = len(vocab.memory_tokenizer)
-    resize_vocabulary(memory.text_encoder, n_tokens, std)
-    # It is saved with the size that it now has
-    memory.register_to_config(text={**memory.config['text'], 'vocab_size': n_tokens})
+    memory.resize_words(len(vocab.memory_tokenizer), std)
     return dict(unet=unet, vae=vae, text_encoder=clip, memory_encoder=memory)
 
 # %% ../../nbs/model/26_pretrained.ipynb #8dd58541

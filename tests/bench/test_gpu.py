@@ -373,7 +373,7 @@ def test_pinned(begin):
     "Batches lie in memory that a GPU can fetch by itself, where there is one."
     _, stories, s = begin(max_train_steps=2)
     for workers in 0, 2:
-        batch = next(iter(training.step_batches(stories, s, workers=workers)))
+        [(_, batch)] = next(iter(training.step_batches(stories, s, workers=workers)))
         tensors = [x for x in batch.values() if torch.is_tensor(x)]
         assert len(tensors) >= 6 and {x.is_pinned() for x in tensors} == {ON_GPU}
 

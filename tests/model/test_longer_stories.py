@@ -39,9 +39,9 @@ def run(file, tmp_path_factory):
     return folder
 
 def test_refused_without_room(file, tmp_path):
-    "The line names the flag that makes room; nothing is written."
+    "Too few slots asked for: the line names the flag that makes room; nothing is written."
     with pytest.raises(StoryError, match='has 8 frames, more than the 6 .* or start a new run with --n-slots 8'):
-        train(tmp_path/'run', file, max_train_steps=2, **HOW)
+        train(tmp_path/'run', file, n_slots=5, max_train_steps=2, **HOW)
     assert not (tmp_path/'run').exists()
 
 def test_trained_and_drawn(run):

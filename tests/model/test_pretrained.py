@@ -123,7 +123,7 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch, capsys):
     "One line in the table of published weights; widths and the kind of prediction are read from its configuration."
     monkeypatch.setitem(PUBLISHED, 'sd-2.1', str(second_kind(home, tmp_path/'sd')))
     s = resolve('tiny', model='sd-2.1', blip=str(home/'itm.pth'), bert=str(TOKENIZERS/'bert'), resolution=32,
-                max_train_steps=1, lr_warmup_steps=0)
+                max_train_steps=1, lr_warmup_steps=0, n_slots=5)
     with pytest.raises(StoryError, match="sd-2.1 was trained to predict v"): make_model(s, None, tmp_path)
     s = dataclasses.replace(s, prediction_type='v_prediction')
     net = make_model(s, None, tmp_path)
@@ -175,7 +175,7 @@ def test_the_seeds_preset(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blip = shutil.copytree(home/'itm', tmp_path/'itm')
     shutil.copy(TOKENIZERS/'bert/vocab.txt', blip)
-    s = resolve('ssid-baseline', model=str(home/'sd'), blip=str(blip))
+    s = resolve('ssid-baseline', model=str(home/'sd'), blip=str(blip), n_slots=5)
     net = make_model(s, None, tmp_path)
     assert s.legacy and s.freeze == ('clip', 'blip', 'resnet') and net.vocab.length == CORPORA['ssid'].length
     assert net.memory_encoder.config.text['hidden_dropout_prob'] == .1
