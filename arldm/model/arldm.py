@@ -65,9 +65,6 @@ class ARLDM(nn.Module):
         "Compute `loss`; DistributedDataParallel calls only `forward`."
         return self.loss(*args, **options)
 
-    @property
-    def resolution(self): # default height and width of a drawn frame in pixels
-        return self.unet.config.sample_size*vae_factor(self.vae)
 
     @property
     def memory_side(self): return self.memory_encoder.picture_side  # pixels of a memory picture
@@ -109,6 +106,11 @@ def create(cls:ARLDM,
     text_encoder = CLIPTextModel(clip)
     memory_encoder = MemoryEncoder(sizes['vision'], text, vocab.enc)
     return cls(vae, unet, text_encoder, memory_encoder, history, vocab)
+
+@patch(as_prop=True)
+def resolution(self:ARLDM) -> int:
+    "The default height and width of a drawn frame in pixels."
+    return self.unet.config.sample_size*vae_factor(self.vae)
 
 # %% ../../nbs/model/27_arldm.ipynb #b0f3a708
 @patch
