@@ -6,14 +6,15 @@
 __all__ = ['OUTPUT_TYPES', 'StoryOutput', 'StoryPipeline', 'to_output']
 
 # %% ../../nbs/draw/42_pipeline.ipynb #715144ac
-import operator
+import operator, sys
 from dataclasses import dataclass
 from itertools import chain, islice
 from numbers import Integral
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin,
+                       UNet2DConditionModel)
 from diffusers.utils import BaseOutput
 from fastcore.basics import patch
 from PIL import Image
@@ -24,7 +25,8 @@ from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
 from ..model.arldm import ARLDM
-from ..model.config import PARTS, check_kind, check_whole, loading, noise_like, vae_factor
+from ..model.config import (PARTS, check_kind, check_whole, loading, memory_encoder_class,
+                                noise_like, vae_factor)
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
@@ -76,8 +78,9 @@ class StoryPipeline(DiffusionPipeline):
     _graphs = False    # whether calls of the UNet are recorded as CUDA graphs
 
     def __init__(self, vae:AutoencoderKL, unet:UNet2DConditionModel, text_encoder:CLIPTextModel,
-                 memory_encoder:MemoryEncoder, history:HistoryEmbeddings, tokenizer:CLIPTokenizer,
-                 memory_tokenizer:BertTokenizer, scheduler:SchedulerMixin):
+                 memory_encoder:MemoryEncoder|ModelMixin, history:HistoryEmbeddings,
+                 tokenizer:CLIPTokenizer, memory_tokenizer:BertTokenizer,
+                 scheduler:SchedulerMixin):
         super().__init__()
         # kept in the configuration for DDIM and PNDM, to which a caller may switch; the defaults
         # of diffusers for these two settings would draw something else
@@ -128,7 +131,9 @@ def from_pretrained(cls:StoryPipeline,
     # a process that was killed while it replaced the pipeline has left it under another name
     if not (folder/'model_index.json').is_file() and not in_run.is_dir(): recover_folder(in_run)
     source = in_run if in_run.is_dir() else folder
-    if source.is_dir(): check_kind(source)
+    if source.is_dir():
+        check_kind(source)
+        if 'memory_encoder' not in kwargs: memory_encoder_class(source) # raises if it is missing
     with loading(folder, 'a pipeline', 'copy the whole folder again'):
         pipe = super(StoryPipeline, cls).from_pretrained(str(source), **kwargs)
     if source.is_dir():
@@ -137,6 +142,27 @@ def from_pretrained(cls:StoryPipeline,
             if name not in kwargs: read_parts[name] = getattr(pipe, name)
         check_whole(source, read_parts)
     return pipe
+
+# %% ../../nbs/draw/42_pipeline.ipynb #35e225f8
+@patch
+def save_pretrained(self:StoryPipeline,
+    folder:str|Path, # Is created
+    **kwargs,        # Keywords of `DiffusionPipeline.save_pretrained`: `variant`, `push_to_hub`, …
+):
+    """Write a pipeline folder, or raise `StoryError` if it could not be opened again.
+
+    Args:
+        folder (str | Path): Is created
+        **kwargs: Keywords of `DiffusionPipeline.save_pretrained`: `variant`, `push_to_hub`, …
+    """
+    kind = type(self.memory_encoder)
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ == '__main__' or getattr(module, kind.__name__, None) is not kind:
+        where, _, name = f'{kind.__module__}.{kind.__qualname__}'.rpartition('.')
+        raise StoryError(f'{name} is defined in {where}, from where no other process can import '
+                         'it; move the class to a file such as my_encoder.py and import it from '
+                         'there')
+    super(StoryPipeline, self).save_pretrained(folder, **kwargs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #6770f8df
 @patch(as_prop=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -22,7 +22,7 @@ from ..files.atomic import load_json
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, to_memory, to_target
 from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae,
-                                noise_like, noise_schedule, vae_factor)
+                                memory_encoder_class, noise_like, noise_schedule, vae_factor)
 from .encoders import (MemoryEncoder, encode_captions as encode_text,
                                   resize_vocabulary)
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
@@ -38,7 +38,7 @@ class ARLDM(nn.Module):
         vae:AutoencoderKL,
         unet:UNet2DConditionModel,
         text_encoder:CLIPTextModel,
-        memory_encoder:MemoryEncoder,
+        memory_encoder:ModelMixin,
         history:HistoryEmbeddings,
         vocab:Vocabulary,
     ):
@@ -65,12 +65,20 @@ class ARLDM(nn.Module):
         "Compute `loss`; DistributedDataParallel calls only `forward`."
         return self.loss(*args, **options)
 
+# %% ../../nbs/model/27_arldm.ipynb #5f1c0a78
+@patch(as_prop=True)
+def memory_side(self:ARLDM) -> int:
+    "Height and width of a memory picture in pixels."
+    side = getattr(self.memory_encoder, 'picture_side', None)
+    if isinstance(side, int): return side
+    raise StoryError(f'{type(self.memory_encoder).__name__} has no picture_side; set it in '
+                     '__init__: how many pixels high and wide are the pictures it reads')
 
-    @property
-    def memory_side(self): return self.memory_encoder.picture_side  # pixels of a memory picture
-
-    @property
-    def slot_width(self): return self.memory_encoder.config.text['hidden_size']  # D' of slots
+@patch(as_prop=True)
+def slot_width(self:ARLDM) -> int:
+    "Width of slots, D'."
+    config = self.history.config
+    return config.slot_width or config.width
 
 # %% ../../nbs/model/27_arldm.ipynb #5cb6f090
 # Keys of what `Vocabulary.encode` makes of captions
@@ -164,10 +172,25 @@ def encode_slots(self:ARLDM,
     Returns:
         Tensor: (..., S, D)
     """
-    ids = tokens['memory_ids']
-    real = tokens['memory_real']
-    if which is None: return self.memory_encoder(pictures, ids, real)
-    return self.memory_encoder.read(self.memory_encoder.look(pictures)[which], ids, real)
+    encoder = self.memory_encoder
+    S = tokens['memory_ids'].shape[-1]
+    ids = tokens['memory_ids'].reshape(-1, S)                           # (n, S)
+    real = tokens['memory_real'].reshape(-1, S)                         # (n, S)
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])               # (n, 3, P, P)
+    if which is None: slots = encoder(pictures, ids, real)
+    elif isinstance(encoder, MemoryEncoder): slots = encoder.read(encoder.look(pictures)[which],
+                                                                  ids, real)
+    else: slots = encoder(pictures[which], ids, real)
+    expected = len(ids), S, self.slot_width
+    if getattr(slots, 'shape', None) != expected: _refuse_slots(encoder, slots, expected)
+    return slots.reshape(*tokens['memory_ids'].shape, -1)               # (..., S, D)
+
+def _refuse_slots(encoder, slots, expected):
+    n, S, width = expected
+    found = tuple(getattr(slots, 'shape', ())) or type(slots).__name__
+    raise StoryError(f'{type(encoder).__name__} returned {found}, expected a tensor {expected}: '
+                     f'for each of {n} pictures a vector for each of the {S} tokens of its '
+                     f'caption, {width} wide')
 
 # %% ../../nbs/model/27_arldm.ipynb #5b06c2fb
 @patch
@@ -308,7 +331,8 @@ def load(cls:ARLDM,
     def load_part(name, kind):
         with loading(folder/name, f'a {kind.__name__}'):
             return kind.from_pretrained(folder/name)
-    parts = {name: load_part(name, kind) for name, kind in PARTS.items()}
+    kinds = {**PARTS, 'memory_encoder': memory_encoder_class(folder)}
+    parts = {name: load_part(name, kind) for name, kind in kinds.items()}
     caption_tokenizer = load_part('tokenizer', CLIPTokenizer)
     memory_tokenizer = load_part('memory_tokenizer', BertTokenizer)
     check_whole(folder, parts)

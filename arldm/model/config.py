@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PARTS', 'DAMAGED', 'make_vae', 'vae_factor', 'noise_schedule', 'noise_like', 'loading', 'check_kind',
-           'check_finite', 'check_whole']
+           'memory_encoder_class', 'check_finite', 'check_whole']
 
 # %% ../../nbs/model/24_config.ipynb #e3ac6222
-import contextlib, pickle, struct, zipfile
+import contextlib, importlib, pickle, struct, zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel
 
@@ -148,6 +148,26 @@ def check_kind(folder:Path):
     if kind != 'StoryPipeline':
         raise StoryError(f'{folder}: expected a StoryPipeline, as arldm-train makes it, found a '
                          f'{kind}')
+
+# %% ../../nbs/model/24_config.ipynb #5f1c0a77
+def memory_encoder_class(
+    folder:Path, # A pipeline folder
+)->type:
+    """Return the class of a pipeline's memory encoder: `MemoryEncoder`, or one of your own.
+
+    Args:
+        folder (Path): A pipeline folder
+    """
+    path = folder/'model_index.json'
+    index = load_json(path, {'memory_encoder?': [str]}) if path.is_file() else {}
+    if 'memory_encoder' not in index: return MemoryEncoder
+    module, _, name = '.'.join(index['memory_encoder']).rpartition('.')
+    try: kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise StoryError(f'{folder}: the class of its memory encoder, {name} of {module}, cannot '
+                         f'be imported ({e}); set PYTHONPATH to where {module} lies') from e
+    if isinstance(kind, type) and issubclass(kind, ModelMixin): return kind
+    raise StoryError(f'{folder}: its memory encoder, {name} of {module}, is no ModelMixin')
 
 # %% ../../nbs/model/24_config.ipynb #4504613d
 def check_finite(

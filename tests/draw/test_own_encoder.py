@@ -1,0 +1,173 @@
+"A memory encoder of one's own: it draws, trains, is saved and opened again, or is refused by one line."
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from arldm.core import StoryError
+from arldm.draw.pipeline import StoryPipeline
+from arldm.model.arldm import ARLDM
+from arldm.settings import resolve
+from arldm.train.cache import frozen_parts
+from arldm.train.loop import train_steps
+from elsewhere import PYTHONPATH
+from test_pipeline import A, FEW, make_tiny
+
+SOURCE = '''
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+class MeanColour(ModelMixin, ConfigMixin):
+    "The words of the caption, each with the mean colour of the picture."
+    @register_to_config
+    def __init__(self, n_words, width, side=16):
+        super().__init__()
+        self.picture_side = side
+        self.words = nn.Embedding(n_words, width)
+        self.colour = nn.Linear(3, width)
+    def forward(self, pictures, ids, real):
+        assert pictures.shape == (len(ids), 3, 16, 16) and ids.shape == real.shape
+        return self.words(ids) + self.colour(pictures.mean((2, 3)))[:, None]
+'''
+REOPEN = '''
+import sys, numpy as np
+from arldm.draw.pipeline import StoryPipeline
+pipe = StoryPipeline.from_pretrained(sys.argv[1])
+assert type(pipe.memory_encoder).__module__ == 'my_encoder'
+drawn = pipe(sys.argv[2:], num_inference_steps=2, guidance_scale=2., output_type='latent')
+np.save('drawn.npy', drawn.frames[0].numpy())
+'''
+CONTRACT = ('expected a tensor (1, 36, 32): for each of 1 pictures a vector for each of the 36 tokens of its caption, '
+    '32 wide')
+
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    "An encoder with a class of its own, in a module that lies beside a story file."
+    (tmp_path/'my_encoder.py').write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'my_encoder', raising=False)
+    import my_encoder
+    torch.manual_seed(1)
+    yield my_encoder.MeanColour(400, 32)
+    del sys.modules['my_encoder']
+
+@pytest.fixture(scope='module')
+def tiny(): return make_tiny().components
+
+def with_encoder(tiny, encoder): # a pipeline that shares all other parts
+    pipe = StoryPipeline(**{**tiny, 'memory_encoder': encoder})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+@pytest.fixture
+def pipe(tiny, encoder): return with_encoder(tiny, encoder)
+
+def latents(pipe, **how): return pipe(A, output_type='latent', **FEW, **how).frames[0]
+
+def elsewhere(tmp_path, *folders): # what another process says that opens the pipeline and draws
+    path = os.pathsep.join([*map(str, folders), PYTHONPATH])
+    return subprocess.run([sys.executable, '-c', REOPEN, 'saved', *A], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': path, 'PYTHONSAFEPATH': '1'})
+
+def test_it_draws_and_its_pictures_count(pipe):
+    "Later frames depend on the picture that is remembered, through the encoder; the first does not."
+    before = latents(pipe)
+    with torch.no_grad(): pipe.memory_encoder.colour.weight += 1
+    after = latents(pipe)
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+    batch = pipe([A, A], seed=[0, 5], output_type='latent', **FEW).frames[0]
+    torch.testing.assert_close(batch, after, rtol=1e-5, atol=1e-3)   # of latents of up to 130
+
+def test_saved_and_opened_in_another_process(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path/'saved')
+    assert json.loads((tmp_path/'saved/model_index.json').read_text())['memory_encoder'] == ['my_encoder', 'MeanColour']
+    said = elsewhere(tmp_path, tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert 'Expected types' not in said.stderr
+    assert torch.equal(torch.from_numpy(np.load(tmp_path/'drawn.npy')), latents(pipe))
+    model = ARLDM.load(tmp_path/'saved')
+    assert type(model.memory_encoder) is type(pipe.memory_encoder) and model.slot_width == 32
+    assert torch.equal(latents(StoryPipeline.from_model(model)), latents(pipe))
+
+def test_a_class_that_cannot_be_imported_is_named(pipe, tmp_path):
+    "The folder is opened where the module is not: one line, and the encoder may be passed instead."
+    pipe.save_pretrained(tmp_path/'saved')
+    said = elsewhere(tmp_path).stderr.splitlines()[-1]
+    assert said == ("arldm.core.StoryError: saved: the class of its memory encoder, MeanColour of my_encoder, cannot be "
+        "imported (No module named 'my_encoder'); set PYTHONPATH to where my_encoder lies")
+    passed = StoryPipeline.from_pretrained(tmp_path/'saved', memory_encoder=pipe.memory_encoder)
+    assert torch.equal(latents(passed), latents(pipe))
+
+@pytest.mark.parametrize('entry, why', [(['json', 'dumps'], 'is no ModelMixin'), (['json', 'no'], 'cannot be imported'),
+    (['', 'x'], 'cannot be imported'), ([3], 'must be text'), ('json', 'must be a list')])
+def test_other_classes_are_refused(entry, why, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path/'saved')
+    path = tmp_path/'saved/model_index.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'memory_encoder': entry}))
+    for load in ARLDM.load, StoryPipeline.from_pretrained:
+        with pytest.raises(StoryError, match=why): load(tmp_path/'saved')
+
+def test_a_class_of_a_script_is_not_saved(pipe, tmp_path, monkeypatch):
+    "No other process could import it; nothing is written."
+    monkeypatch.setattr(type(pipe.memory_encoder), '__module__', '__main__')
+    with pytest.raises(StoryError) as e: pipe.save_pretrained(tmp_path/'saved')
+    assert str(e.value) == ('MeanColour is defined in __main__, from where no other process can import it; move the class '
+        'to a file such as my_encoder.py and import it from there')
+    assert not (tmp_path/'saved').exists()
+
+def test_a_class_in_a_function_is_not_saved(tiny, tmp_path):
+    class Local(ModelMixin, ConfigMixin): picture_side = 16
+    pipe = with_encoder(tiny, Local())
+    with pytest.raises(StoryError, match='Local is defined in test_own_encoder.test_a_class_in_a_function_is_not_saved'):
+        pipe.save_pretrained(tmp_path/'saved')
+    assert not (tmp_path/'saved').exists()
+
+class Wrong(ModelMixin, ConfigMixin):
+    picture_side = 16
+    @register_to_config
+    def __init__(self, kind='narrow'):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+    def forward(self, pictures, ids, real):
+        n, S = ids.shape
+        return dict(narrow=torch.zeros(n, S, 31), short=torch.zeros(n, S - 1, 32), one=torch.zeros(n, 32), none=None)[
+            self.config.kind]
+
+@pytest.mark.parametrize('kind, found', dict(narrow='(1, 36, 31)', short='(1, 35, 32)', one='(1, 32)',
+    none='NoneType').items())
+def test_wrong_slots_are_refused(kind, found, tiny):
+    pipe = with_encoder(tiny, Wrong(kind))
+    with pytest.raises(StoryError) as e: latents(pipe)
+    assert str(e.value) == f'Wrong returned {found}, {CONTRACT}'
+
+def test_an_encoder_says_its_picture_side(tiny, monkeypatch):
+    monkeypatch.delattr(Wrong, 'picture_side')
+    pipe = with_encoder(tiny, Wrong())
+    with pytest.raises(StoryError) as e: latents(pipe)
+    assert str(e.value) == ('Wrong has no picture_side; set it in __init__: how many pixels high and wide are the pictures '
+        'it reads')
+
+def test_it_trains(encoder):
+    "Gradients reach it, and the features of a frozen one can be cached."
+    model = make_tiny().model
+    model.memory_encoder = encoder
+    tokens = model.vocab.encode(A)
+    story = dict(frames=torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8),
+                 memory=torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), **tokens)
+    class Stories(torch.utils.data.Dataset):
+        def __len__(self): return 2
+        def __getitem__(self, at): return story
+    s = resolve('tiny', max_train_steps=2, train_batch_size=2, gradient_accumulation_steps=1, learning_rate=1e-3)
+    before = encoder.colour.weight.detach().clone()
+    losses = [r['loss'] for r in train_steps(model, Stories(), s)]
+    assert len(losses) == 2 and all(np.isfinite(losses))
+    assert not torch.equal(before, encoder.colour.weight)
+    assert 'slots' in frozen_parts(model.freeze(('blip',)))
