@@ -133,10 +133,15 @@ def add_words(self:ARLDM,
     Returns:
         list: The words that were added
     """
-    words = self.vocab.add_words(captions)
+    words = self.vocab.unknown_words(captions)
     if words:
+        encoder = self.memory_encoder
+        if not hasattr(encoder, 'resize_words'):
+            raise StoryError(f'{type(encoder).__name__} has no method resize_words(size), so the '
+                             f'model cannot learn new words such as {words[0]!r}')
+        self.vocab.add_words(words)
         resize_vocabulary(self.text_encoder, len(self.vocab.caption_tokenizer))
-        self.memory_encoder.resize_words(len(self.vocab.memory_tokenizer))
+        encoder.resize_words(len(self.vocab.memory_tokenizer))
     return words
 
 # %% ../../nbs/model/27_arldm.ipynb #5e0d9882

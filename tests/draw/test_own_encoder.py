@@ -155,6 +155,19 @@ def test_an_encoder_says_its_picture_side(tiny, monkeypatch):
     assert str(e.value) == ('Wrong has no picture_side; set it in __init__: how many pixels high and wide are the pictures '
         'it reads')
 
+def test_new_words_need_a_method(encoder, monkeypatch):
+    "Without `resize_words` the vocabulary stays as it was; with it the encoder hears of its new size."
+    model = make_tiny().model
+    model.memory_encoder = encoder
+    n = len(model.vocab.memory_tokenizer)
+    with pytest.raises(StoryError) as e: model.add_words(['a big hippopotamus'])
+    assert str(e.value) == ("MeanColour has no method resize_words(size), so the model cannot learn new words such as "
+        "'hippopotamus'")
+    assert len(model.vocab.memory_tokenizer) == n and model.add_words(A) == []
+    sizes = []
+    monkeypatch.setattr(type(encoder), 'resize_words', lambda self, size: sizes.append(size), raising=False)
+    assert model.add_words(['a big hippopotamus']) == ['hippopotamus'] and sizes == [n + 1]
+
 def test_it_trains(encoder):
     "Gradients reach it, and the features of a frozen one can be cached."
     model = make_tiny().model
