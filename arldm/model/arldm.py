@@ -183,19 +183,17 @@ def encode_slots(self:ARLDM,
     real = tokens['memory_real'].reshape(-1, S)                         # (n, S)
     pictures = pictures.reshape(-1, *pictures.shape[-3:])               # (n, 3, P, P)
     if which is None: slots = encoder(pictures, ids, real)
-    elif isinstance(encoder, MemoryEncoder): slots = encoder.read(encoder.look(pictures)[which],
-                                                                  ids, real)
+    elif isinstance(encoder, MemoryEncoder):
+        slots = encoder.read(encoder.look(pictures)[which], ids, real)
     else: slots = encoder(pictures[which], ids, real)
     expected = len(ids), S, self.slot_width
     if getattr(slots, 'shape', None) != expected: _refuse_slots(encoder, slots, expected)
     return slots.reshape(*tokens['memory_ids'].shape, -1)               # (..., S, D)
 
 def _refuse_slots(encoder, slots, expected):
-    n, S, width = expected
     found = tuple(getattr(slots, 'shape', ())) or type(slots).__name__
     raise StoryError(f'{type(encoder).__name__} returned {found}, expected a tensor {expected}: '
-                     f'for each of {n} pictures a vector for each of the {S} tokens of its '
-                     f'caption, {width} wide')
+                     'number of pictures, tokens of a caption, width')
 
 # %% ../../nbs/model/27_arldm.ipynb #5b06c2fb
 @patch

@@ -45,8 +45,7 @@ assert type(pipe.memory_encoder).__module__ == 'my_encoder'
 drawn = pipe(sys.argv[2:], num_inference_steps=2, guidance_scale=2., output_type='latent')
 np.save('drawn.npy', drawn.frames[0].numpy())
 '''
-CONTRACT = ('expected a tensor (1, 36, 32): for each of 1 pictures a vector for each of the 36 tokens of its caption, '
-    '32 wide')
+CONTRACT = 'expected a tensor (1, 36, 32): number of pictures, tokens of a caption, width'
 
 @pytest.fixture
 def encoder(tmp_path, monkeypatch):
