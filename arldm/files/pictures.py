@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_PICTURE_BYTES', 'BadPicture', 'decode', 'upright', 'picture_format', 'to_png',
-           'read_picture', 'scaled_size', 'shrink', 'split_film_strip']
+           'read_picture', 'encoded_picture', 'scaled_size', 'shrink', 'split_film_strip']
 
 # %% ../../nbs/files/06_pictures.ipynb #444ec76d
 import io, struct, zlib
@@ -215,6 +215,39 @@ def read_picture(path:str|Path)->Image.Image:
     data = _file_bytes(path)
     try: return decode(data)
     except StoryError as e: raise StoryError(f'{path}: {e}') from None
+
+# %% ../../nbs/files/06_pictures.ipynb #5e0a71c2
+def encoded_picture(
+    # The bytes or the path of a picture file, a picture, or its pixels: uint8 (h, w, 3)
+    picture:bytes|str|Path|Image.Image|np.ndarray,
+)->bytes: # The bytes of a file, unchanged; PNG, without loss, of pixels
+    """Return the bytes of a picture that decodes, or raise `StoryError`.
+
+    Args:
+        picture (bytes | str | Path | Image.Image | np.ndarray): The bytes or the path of a picture
+            file, a picture, or its pixels: uint8 (h, w, 3)
+
+    Returns:
+        bytes: The bytes of a file, unchanged; PNG, without loss, of pixels
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise StoryError(f'an array of {picture.dtype} {picture.shape}, expected uint8 '
+                             '(h, w, 3)')
+        picture = Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        w, h = picture.size
+        if not 0 < w*h <= MAX_PIXELS:
+            raise StoryError(f'{w}×{h} pixels, expected 1 to {MAX_PIXELS:,}')
+        return to_png(upright(picture))
+    is_path = isinstance(picture, (str, Path))
+    if not is_path and not isinstance(picture, bytes):
+        raise StoryError(f'got {type(picture).__name__}, expected a picture: its path, its bytes, '
+                         'a PIL picture or a uint8 array (h, w, 3)')
+    data = _file_bytes(picture) if is_path else picture
+    try: decode(data, quick=True)
+    except StoryError as e: raise StoryError(f'{picture}: {e}' if is_path else str(e)) from None
+    return data
 
 # %% ../../nbs/files/06_pictures.ipynb #8d848593
 def scaled_size(

@@ -12,7 +12,8 @@ from arldm.cli.convert import convert
 from arldm.core import StoryError
 from arldm.files.pictures import FORMATS, BadPicture, decode, to_png
 from arldm.files.raw_folder import load_array, load_pickle
-from arldm.data.story import StoryFile, as_tuple, write_stories
+from arldm.data.splits import as_tuple
+from arldm.data.story import StoryFile, write_stories
 from corpora import WRITE, encoded, picture, write_ssid
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
