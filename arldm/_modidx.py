@@ -282,6 +282,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'arldm.cli.score.score_run': ('cli/score.html#score_run', 'arldm/cli/score.py'),
                                  'arldm.cli.score.what_to_score': ('cli/score.html#what_to_score', 'arldm/cli/score.py')},
             'arldm.cli.train': { 'arldm.cli.train._Job': ('cli/train.html#_job', 'arldm/cli/train.py'),
+                                 'arldm.cli.train._adapt_autoencoder': ('cli/train.html#_adapt_autoencoder', 'arldm/cli/train.py'),
                                  'arldm.cli.train._amount': ('cli/train.html#_amount', 'arldm/cli/train.py'),
                                  'arldm.cli.train._announce': ('cli/train.html#_announce', 'arldm/cli/train.py'),
                                  'arldm.cli.train._check': ('cli/train.html#_check', 'arldm/cli/train.py'),

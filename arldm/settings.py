@@ -118,6 +118,8 @@ class Settings(Subject):
 
     Args:
         max_train_steps (int, default 300): Optimizer steps of the whole run
+        autoencoder_steps (int, default 0): Steps in which the autoencoder is first trained on the
+            pictures; 0 = it stays as it is
         train_batch_size (int, default 8): Stories per batch in each process
         gradient_accumulation_steps (int, default 1): Batches per optimizer step; multiplies the
             batch size
@@ -155,6 +157,8 @@ class Settings(Subject):
         num_validation_stories (int, default 32): Stories of the validation loss; 0 = no validation
     """
     max_train_steps: int = 300            # Optimizer steps of the whole run
+    # Steps in which the autoencoder is first trained on the pictures; 0 = it stays as it is
+    autoencoder_steps: int = 0
     train_batch_size: int = 8             # Stories per batch in each process
     gradient_accumulation_steps: int = 1  # Batches per optimizer step; multiplies the batch size
     # Recompute activations in the backward pass: less memory, more time
@@ -220,6 +224,8 @@ _toy = dict(prediction_type='v_prediction', ema_decay=.999)
 PRESETS = {
     # the demo: see chapter journey
     'toy': dict(_toy, ema_decay=.99),
+    # any pictures on a laptop: the toy model's autoencoder knows only the toy world
+    'small': dict(_toy, ema_decay=.99, autoencoder_steps=300),
     # the ladder's second stage
     'toy-base': dict(_toy, max_train_steps=6000, train_batch_size=16, learning_rate=1.5e-3,
                      lr_warmup_steps=200, checkpointing_steps=250),
@@ -242,7 +248,7 @@ UPPER_LIMITS = dict(resolution=8192, crops=1000, n_slots=1000)
 # settings that must be at least 1, and at least 0
 _COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution',
            'checkpointing_steps')
-_NOT_NEGATIVE = ('crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate',
+_NOT_NEGATIVE = ('autoencoder_steps', 'crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate',
                  'max_grad_norm', 'adam_weight_decay', 'noise_offset', 'snr_gamma')
 
 def _check_numbers(s):

@@ -190,7 +190,7 @@ for _name in _PATHS:
     _RUN[f'{_name}_path?'] = str
     _RUN[f'{_name}_path_relative?'] = str
 # What a run writes into its folder
-_WRITTEN = 'log.csv', 'checkpoints', 'pipeline', 'strips', 'tensorboard'
+_WRITTEN = 'log.csv', 'autoencoder', 'checkpoints', 'pipeline', 'strips', 'tensorboard'
 
 def read_settings(run:Path) -> dict: # Empty for a new run
     """Read `settings.json` of a run, or raise `StoryError` if a new run would overwrite files.
@@ -214,9 +214,9 @@ _SMALL = 'a small model of 64 pixels that trains in minutes on a CPU, without do
 # Corpus -> preset of a new run that names none, and the reason
 _DEFAULT = {
     'toy': ('toy', f'{_SMALL}; it knows the words of this corpus'),
-    'folder': ('toy', f'{_SMALL}; to draw in detail, {_LARGE}'),
+    'folder': ('small', f'{_SMALL}; to draw in detail, {_LARGE}'),
     'ssid': ('ssid', 'Stable Diffusion 1.5 (--model) and BLIP (--blip) at 256 pixels, for a GPU; '
-                     'to try it on a CPU, without downloads: --preset toy')}
+                     'to try it on a CPU, without downloads: --preset small')}
 
 def default_preset(corpus:str) -> tuple: # Key of `PRESETS`, and a line for the user that says why
     """Return the preset of a new run that names none; raise `StoryError` if none fits the corpus.
@@ -226,7 +226,7 @@ def default_preset(corpus:str) -> tuple: # Key of `PRESETS`, and a line for the 
     """
     if corpus not in _DEFAULT:
         raise StoryError(f'no preset is made for the corpus {corpus}: {_LARGE}; or try {_SMALL}: '
-                         f'--preset toy; there are {", ".join(PRESETS)}')
+                         f'--preset small; there are {", ".join(PRESETS)}')
     name, why = _DEFAULT[corpus]
     return name, f'no --preset: {name}, {why}'
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from arldm.cli.train import train
@@ -17,6 +18,7 @@ from arldm.settings import PRESETS, resolve
 from arldm.train import loop
 from arldm.train.cache import build_cache
 from arldm.train.checkpoint import checkpoints, read_log
+from arldm.train.digest import part_digest
 from arldm.train.setup import default_preset, make_model, open_run
 
 WORDS = 'a cat', 'Grandma sleeps', 'кошка спит', 'a café', "the cat's boat", 'catches 12 cats!', 'naïve', 'a dog'
@@ -48,17 +50,49 @@ def test_the_choice_is_said_once(data, tmp_path, capsys):
     "A new run without --preset says which one it takes; with one, or resumed, it says nothing."
     assert open_run(tmp_path/'run', data, None, {})[0].preset == 'ssid'
     assert capsys.readouterr().out == ('no --preset: ssid, Stable Diffusion 1.5 (--model) and BLIP (--blip) at 256 '
-                                       'pixels, for a GPU; to try it on a CPU, without downloads: --preset toy\n')
+                                       'pixels, for a GPU; to try it on a CPU, without downloads: --preset small\n')
     train(tmp_path/'run', data, 'tiny', resolution=16)
     train(tmp_path/'run', max_train_steps=4)
     assert 'no --preset' not in capsys.readouterr().out
 
 def test_every_corpus_has_a_line():
-    assert default_preset('toy')[0] == default_preset('folder')[0] == 'toy'
+    assert [default_preset(corpus)[0] for corpus in ('toy', 'folder')] == ['toy', 'small']
     assert '--preset ssid --model stable-diffusion-v1-5/' in default_preset('folder')[1]
     for corpus in 'vist-sis', 'vist-dii', 'pororo', 'flintstones':
         with pytest.raises(StoryError) as e: default_preset(corpus)
         assert all(name in str(e.value) for name in PRESETS) and f'the corpus {corpus}: fine-tune' in str(e.value)
+
+
+
+# The autoencoder of a small model
+
+SMALL = dict(HOW, crops=1, autoencoder_steps=2)
+
+def weights(run): return {p.relative_to(run): p.read_bytes() for p in (run/'pipeline').rglob('*.safetensors')}
+
+def test_the_autoencoder_learns_first(data, tmp_path, monkeypatch):
+    "Once: a run that goes on, even without its pipeline, uses the kept one and computes the same."
+    folder = tmp_path/'run'
+    train(folder, data, 'small', **SMALL)
+    kept, shipped = (part_digest(AutoencoderKL.from_pretrained(p)) for p in (folder/'autoencoder', asset('toy/base')/'vae'))
+    assert part_digest(StoryPipeline.from_pretrained(folder/'pipeline').vae) == kept != shipped
+    shutil.copytree(folder, tmp_path/'again')
+    first, last = checkpoints(tmp_path/'again'/'checkpoints')
+    last.unlink()
+    shutil.rmtree(tmp_path/'again'/'pipeline')
+    def again(*_): raise AssertionError('adapted twice')
+    monkeypatch.setattr('arldm.train.autoencoder.adapt_autoencoder', again)
+    train(tmp_path/'again')
+    assert weights(tmp_path/'again') == weights(folder)
+    with pytest.raises(StoryError, match='was trained with autoencoder_steps=2, not 3'):
+        train(folder, autoencoder_steps=3, max_train_steps=3)
+
+def test_a_folder_of_others_stays(data, tmp_path):
+    "`autoencoder/` in a folder that is no run is neither used nor changed."
+    (tmp_path/'run/autoencoder').mkdir(parents=True)
+    (tmp_path/'run/autoencoder/mine.txt').write_text('mine')
+    with pytest.raises(StoryError, match='holds autoencoder, which a run would write'): train(tmp_path/'run', data, 'small', **SMALL)
+    assert (tmp_path/'run/autoencoder/mine.txt').read_text() == 'mine'
 
 
 # Words
@@ -195,7 +229,8 @@ def test_one_length_as_ever(tiny):
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 def test_two_processes_with_several_lengths(data, tmp_path):
     "Two processes whose groups differ in number compute the steps of one."
-    words = ['--data', data, '--preset', 'tiny', '--crops', '0', '--resolution', '32', '--max-train-steps', '3']
+    words = ['--data', data, '--preset', 'tiny', '--crops', '0', '--resolution', '32', '--max-train-steps', '3',
+             '--autoencoder-steps', '1']
     many = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', 'arldm-train']
     for run, command, size in (tmp_path/'one', ['arldm-train'], 6), (tmp_path/'two', many, 3):
         subprocess.run([*map(str, [*command, run, *words, '--train-batch-size', size])], check=True, timeout=300)
