@@ -248,8 +248,9 @@ UPPER_LIMITS = dict(resolution=8192, crops=1000, n_slots=1000)
 # settings that must be at least 1, and at least 0
 _COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution',
            'checkpointing_steps')
-_NOT_NEGATIVE = ('autoencoder_steps', 'crops', 'n_slots', 'num_validation_stories', 'lr_warmup_steps', 'learning_rate',
-                 'max_grad_norm', 'adam_weight_decay', 'noise_offset', 'snr_gamma')
+_NOT_NEGATIVE = ('autoencoder_steps', 'crops', 'n_slots', 'num_validation_stories',
+                 'lr_warmup_steps', 'learning_rate', 'max_grad_norm', 'adam_weight_decay',
+                 'noise_offset', 'snr_gamma')
 
 def _check_numbers(s):
     "Raise a `StoryError` for the first number that is out of its range or not finite."
