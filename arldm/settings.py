@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'DTYPES', 'CHOICES', 'FREEZABLE', 'FREEZE', 'SETTINGS', 'SET
            'freezing', 'Subject', 'Settings', 'resolve']
 
 # %% ../nbs/01_settings.ipynb #8d4a0d18
-import dataclasses, math
+import dataclasses, math, textwrap
 from dataclasses import dataclass
 
 from fastcore.basics import patch
@@ -313,3 +313,19 @@ def resolve(
     _check_numbers(s)
     _check_together(s)
     return dataclasses.replace(s, freeze=freezing(s.freeze))
+
+# %% ../nbs/01_settings.ipynb #31117ad8
+@patch
+def __repr__(self:Settings):
+    usual = resolve(self.preset) if self.preset in PRESETS else Settings()
+    changed = []
+    same = []
+    for name in SETTINGS[1:]:
+        value = getattr(self, name)
+        is_same = value == getattr(usual, name)
+        if name == 'freeze': value = ','.join(value) or 'none'
+        (same if is_same else changed).append(f'{name}={value}')
+    first = f'preset={self.preset}'
+    if changed: first += f', but {" ".join(changed)}'
+    lines = [first, f'as in the preset: {" ".join(same)}']
+    return '\n'.join(textwrap.fill(line, 100, break_on_hyphens=False) for line in lines)

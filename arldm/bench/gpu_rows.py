@@ -62,8 +62,7 @@ def smoke_results(
     # dropout draws other random numbers on another device
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
-    split = StoryDataset(stories['train'], model.vocab, s.resolution, model.memory_side,
-                         train=True, crops=0)
+    split = StoryDataset(stories['train'], model, train=True, crops=0)
     losses = [record['loss'] for record in train_steps(model, split, s)]
     return np.float64(drawn.frames[0])*255, np.array(losses)
 

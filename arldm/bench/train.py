@@ -100,8 +100,8 @@ def recipe_stories(training:TrainingBench, s:Settings): # -> `StoryDataset` or `
     -> `StoryDataset` or `CachedStories`
     """
     model = training.model
-    stories = StoryDataset(training.split, model.vocab, s.resolution, model.memory_side,
-                           train=True, seed=s.seed, legacy=s.legacy, crops=s.crops)
+    stories = StoryDataset(training.split, model, s.resolution, train=True, seed=s.seed,
+                           legacy=s.legacy, crops=s.crops)
     if not s.crops: return stories
     folder = training.folder/'-'.join(['features', str(s.resolution), *s.freeze])
     if not folder.exists():

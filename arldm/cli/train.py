@@ -6,7 +6,7 @@
 __all__ = ['STRIPS', 'with_settings', 'train', 'is_finished', 'validation_strip']
 
 # %% ../../nbs/cli/68_train.ipynb #f4744826
-import dataclasses, inspect, os, tempfile, textwrap, warnings
+import dataclasses, inspect, os, tempfile, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Callable
@@ -96,9 +96,7 @@ def train(
     run = Path(run)
     s, file = open_run(run, data, preset, settings)
     first = rank_and_world_size()[0] == 0
-    if first:
-        shown = ' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items())
-        say(textwrap.fill(shown, 110))
+    if first: say(s)
     if is_finished(run, s.max_train_steps):
         if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
         return run/'pipeline'
@@ -163,8 +161,7 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
                 has_autoencoder)
 
 def _dataset(split, model, s, **options):
-    return StoryDataset(split, model.vocab, s.resolution, model.memory_side, legacy=s.legacy,
-                        **options)
+    return StoryDataset(split, model, s.resolution, legacy=s.legacy, **options)
 
 # %% ../../nbs/cli/68_train.ipynb #cbdb59da
 def _train(job):

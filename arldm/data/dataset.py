@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from transformers import BertTokenizer, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..core import StoryError
+from ..core import StoryError, counted
 from ..files.pictures import decode, scaled_size
 from .story import StorySplit
 from .vocabulary import is_known, word_tokenizers, words_in
@@ -276,9 +276,11 @@ class StoryDataset(Dataset):
 
     Args:
         split (StorySplit): The stories
-        vocab (Vocabulary): Turns captions into tokens
-        resolution (int): Height and width of a frame in pixels
-        memory_side (int, default 224): Height and width of a memory picture in pixels
+        model: An `ARLDM` or `StoryPipeline`, of which vocabulary and sizes are taken; or a
+            `Vocabulary`
+        resolution (int, optional): Height and width of a frame in pixels; default: the model's
+        memory_side (int, optional): Height and width of a memory picture in pixels; default: the
+            model's, or BLIP's 224
         train (bool, default False): Random picture of a frame that has several, random crop; else
             the first, centre crop
         seed (int, default 0): Random choices depend only on seed, epoch and index of the story
@@ -287,28 +289,50 @@ class StoryDataset(Dataset):
         crops (int, default 0): How many random crops a picture has; 0 = a new one every time
     """
     def __init__(self,
-        split:StorySplit,     # The stories
-        vocab:Vocabulary,     # Turns captions into tokens
-        resolution:int,       # Height and width of a frame in pixels
-        memory_side:int=224,  # Height and width of a memory picture in pixels
+        split:StorySplit,      # The stories
+        # An `ARLDM` or `StoryPipeline`, of which vocabulary and sizes are taken; or a `Vocabulary`
+        model,
+        # Height and width of a frame in pixels; default: the model's
+        resolution:int=None,
+        # Height and width of a memory picture in pixels; default: the model's, or BLIP's 224
+        memory_side:int=None,
         # Random picture of a frame that has several, random crop; else the first, centre crop
         train:bool=False,
-        seed:int=0,           # Random choices depend only on seed, epoch and index of the story
+        seed:int=0,            # Random choices depend only on seed, epoch and index of the story
         # As the original: a memory picture has a random crop of its own, not its frame's, and
         # the picture of a frame is random also without `train`
         legacy:bool=False,
-        crops:int=0,          # How many random crops a picture has; 0 = a new one every time
+        crops:int=0,           # How many random crops a picture has; 0 = a new one every time
     ):
         self.split = split
-        self.vocab = vocab
-        self.resolution = resolution
-        self.memory_side = memory_side
+        # A pipeline holds its `ARLDM`
+        model = getattr(model, 'model', model)
+        self.vocab = getattr(model, 'vocab', model)
+        self.resolution = resolution or getattr(model, 'resolution', None)
+        if self.resolution is None:
+            raise StoryError('a vocabulary says nothing of the size of frames; name it, '
+                             'resolution=64, or give the model instead')
+        self.memory_side = memory_side or getattr(model, 'memory_side', 224)
         self.train = train
         self.seed = seed
         self.legacy = legacy
         self.crops = crops
 
     def __len__(self): return len(self.split)
+
+# %% ../../nbs/data/16_dataset.ipynb #71d12822
+@patch
+def __repr__(self:StoryDataset):
+    lengths = [len(self.split.rows(i)) for i in range(len(self))] or [0]
+    frames = counted(max(lengths), 'frame')
+    if min(lengths) < max(lengths): frames = f'{min(lengths)} to {frames}'
+    stories = counted(len(self), 'story', 'stories')
+    side = self.memory_side
+    crops = 'the centre crop'
+    if self.train: crops = counted(self.crops, 'random crop') if self.crops else 'new random crops'
+    return (f'StoryDataset({stories} of {frames}, split {self.split.name} of '
+            f'{self.split.file.path}; {self.resolution}×{self.resolution} pixels, memory '
+            f'{side}×{side}; {crops} of each picture)')
 
 # %% ../../nbs/data/16_dataset.ipynb #a6b65829
 @patch

@@ -228,8 +228,8 @@ def _train_experiment(out, base, file, s, change_model, change_item, first, pipe
     model = ARLDM.load(base)
     model.freeze()
     if change_model: change_model(model)
-    pictures = StoryDataset(file['train'], model.vocab, s.resolution, model.memory_side,
-                            train=True, seed=s.seed, crops=1)
+    pictures = StoryDataset(file['train'], model, s.resolution, train=True, seed=s.seed,
+                            crops=1)
     # all experiments of a study share the cache of what the frozen parts compute
     cached = build_cache(model, pictures, out.parent/'cache')
     stories = Changed(cached, change_item or _unchanged, first)

@@ -7,10 +7,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer, CLIPTokenizer
 
-from arldm.core import StoryError
+from arldm.core import StoryError, asset
 from arldm.data.dataset import (StoryDataset, Vocabulary, collate, center_crop, to_memory,
                                 to_target, word_tokenizers)
 from arldm.data.story import Story, StoryFile, to_png, write_stories
+from arldm.draw.pipeline import StoryPipeline
+from arldm.model.arldm import ARLDM
 
 HERE = Path(__file__).resolve().parents[1]/'parity'
 ORACLE = json.loads((HERE/'tokenizer_oracle.json').read_text())
@@ -222,3 +224,18 @@ def test_ranges_on_the_device():
     assert torch.allclose(to_target(x)[0, 0, 0], torch.tensor([-1., -.6, 1.]))
     mean, std = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
     for c in range(3): assert torch.allclose(to_memory(x)[1, c, 0], (torch.tensor([0., .2, 1.]) - mean[c])/std[c])
+
+
+def test_sizes_of_a_model(file):
+    "Vocabulary and sizes come from a model or a pipeline; a size that is named counts."
+    model = ARLDM.load(asset('toy/base'))
+    pipe = StoryPipeline.from_model(model)
+    for given in model, pipe:
+        data = StoryDataset(file['train'], given)
+        assert (data.vocab.length, data.resolution, data.memory_side) == (36, 64, 64)
+        assert StoryDataset(file['train'], given, 32).resolution == 32
+    assert StoryDataset(file['train'], model.vocab, 16).memory_side == 224
+    with pytest.raises(StoryError, match='a vocabulary says nothing of the size of frames; name it, resolution=64'):
+        StoryDataset(file['train'], model.vocab)
+    text = repr(StoryDataset(file['train'], model, train=True, crops=2))
+    assert text.endswith('; 64×64 pixels, memory 64×64; 2 random crops of each picture)')

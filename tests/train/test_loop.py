@@ -342,7 +342,7 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     ('--gradient-checkpointing', 'gradient_checkpointing=True'),
     ('--gradient-checkpointing 0', 'gradient_checkpointing=False'),
     ('--rescale-betas-zero-snr --prediction-type v_prediction --weighting none', 'rescale_betas_zero_snr=True'),
-    ('--snr-gamma 5 --weighting none', 'snr_gamma=5.0'), ('--freeze none', 'freeze=()'), ('--ema-decay 0', 'ema_decay=0.0')])
+    ('--snr-gamma 5 --weighting none', 'snr_gamma=5.0'), ('--freeze none', 'freeze=none'), ('--ema-decay 0', 'ema_decay=0.0')])
 def test_flags(data, tmp_path, monkeypatch, words, said):
     called = ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--dry-run', '--train-batch-size=2', *words.split()]
     monkeypatch.setattr(sys, 'argv', called)

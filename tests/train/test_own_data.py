@@ -14,7 +14,7 @@ from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryPipeline
 from arldm.files.pictures import to_png
 from arldm.model.arldm import ARLDM
-from arldm.settings import PRESETS, resolve
+from arldm.settings import PRESETS, SETTINGS, resolve
 from arldm.train import loop
 from arldm.train.cache import build_cache
 from arldm.train.checkpoint import checkpoints, read_log
@@ -238,3 +238,13 @@ def test_two_processes_with_several_lengths(data, tmp_path):
     assert one == pytest.approx(two, rel=1e-4)
     a, b = (torch.load(checkpoints(tmp_path/name/'checkpoints')[-1])['model'] for name in ('one', 'two'))
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
+
+
+# What a run prints
+
+def test_settings_print_what_differs():
+    lines = repr(resolve('toy', corpus='ssid', freeze='clip,blip')).splitlines()
+    assert lines[0] == 'preset=toy, but corpus=ssid freeze=clip,blip'
+    assert lines[1].startswith('as in the preset: task=visualization model=toy-base blip= bert= resolution=64')
+    assert repr(resolve('ssid')).splitlines()[0] == 'preset=ssid'
+    assert all(f'{name}=' in repr(resolve('ssid')) for name in SETTINGS)
