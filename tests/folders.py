@@ -98,4 +98,5 @@ def scores(run, wrong, n, rng):
                 trouble=[f'1 of {n} stories of the split are not drawn, first s{n - 1}'],
                 missing=[f's{n - 1}'], unknown=[], scores=score_rows(wrong),
                 facts=fact_rows(wrong), frames=frame_rows(wrong),
-                stories=dict(name='right facts', better='higher', values=values), copies=copies)
+                stories=dict(name='facts correct', better='higher', unit='%', values=values),
+                copies=copies)

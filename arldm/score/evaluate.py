@@ -412,7 +412,7 @@ def _add_all_rows(table, features, nets, train_rows, facts, characters):
     if facts:
         single_facts, right, total = fact_rows(table, facts)
         entries['facts'] = single_facts
-        entries['stories'] = _per_story(table.drawings, 'right facts', right, total)
+        entries['stories'] = _per_story(table.drawings, 'facts correct', right, total)
     if characters: character_rows(table, characters)
     return entries
 
@@ -436,4 +436,4 @@ def _per_story(drawings, name, sums, counts):
     values = {}
     for i in set(drawings.story):
         if story_counts[i]: values[drawings.split.ids[i]] = float(story_sums[i]/story_counts[i])
-    return dict(name=name, better='higher', values=values)
+    return dict(name=name, better='higher', unit='%', values=values)

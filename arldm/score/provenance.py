@@ -35,7 +35,7 @@ _FRAME = {'name': str, 'k': int, 'value': _NUMBER, 'low?': _NUMBER, 'high?': _NU
 _FACT = {'name': str, 'value': _NUMBER, 'n': int, 'chance?': _NUMBER, 'low?': _NUMBER,
          'high?': _NUMBER}
 _COPY = {'story': str, 'k': int, 'similarity': float, 'picture': int, 'album?': str}
-_STORIES = {'name': str, 'better?': _TEXT, 'values': {'*': _NUMBER}}
+_STORIES = {'name': str, 'better?': _TEXT, 'unit?': str, 'values': {'*': _NUMBER}}
 
 SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT],
           'copies?': [_COPY], 'stories?': _STORIES, 'trouble?': [str], 'missing?': [str],

@@ -1,8 +1,10 @@
 """The report: one self-contained page of a finished run, an unfinished one, or two runs."""
 import math, re, shutil
+from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageFilter
@@ -15,7 +17,7 @@ from arldm.report.charts import Curve, chart, drift_charts, loss_charts, loss_cu
 from arldm.report.page import (difference_row, embed, fact_bars, grouped, is_page, range_bar, score_table, score_text,
     story_figure)
 from arldm.report.report import choose_stories, write_report
-from arldm.report.run_folder import flatten
+from arldm.report.run_folder import flatten, introduction
 from folders import write_run
 from parts import part
 
@@ -72,13 +74,15 @@ def test_page_of_a_finished_run(run):
     path = write_report(run)
     page = Page(path)
     assert path == run/'report.html' and 'a <run>' in page.text
-    assert page.text.count('Story s') == 2
+    assert page.text.count('story s') == 2
     assert len(page.all('div', **{'class': 'reference'})) == 6 and len(page.all('div', **{'class': 'given'})) == 2
     assert len(page.all('tr', **{'class': 'stated'})) == 1                                    # a bar
     assert len(page.all('div', **{'class': 'drawn'})) == 4
     assert len(page.all('img')) == 6 + 2 + 4 + 3
     assert page.text.count('two') == 2 and page.text.count(WILD) == 2 + 1 + 1  # captions, note, setting
-    assert 'trained for 3 steps' in page.text and 'drew 4 frames of 2 stories' in page.text and 'remembered facts 50.0%' in page.text
+    assert ('AR-LDM, which is given the first frame and draws each later one from its caption and the frames before it, was trained '
+            'on the toy world for 3 steps. It drew 4 frames of 2 of the 3 stories of split test; scored: remembered facts 50.0%.') in page.text
+    assert page.texts.count('a <run>: AR-LDM trained on the toy world') == 2   # in the window's title and in the page's
     assert 'machine.versions.torch' in page.text and not page.all('p', **{'class': 'missing'})
 
 def test_page_is_self_contained(run):
@@ -87,7 +91,8 @@ def test_page_is_self_contained(run):
     for tag, attrs in page.tags:
         for k, v in attrs.items():
             assert not k.startswith('on')
-            if k in ('src', 'href', 'srcset', 'data', 'action'): assert v.startswith('data:image/')
+            if k == 'href': assert page.all('section', id=v[1:]) and v[0] == '#'
+            elif k in ('src', 'srcset', 'data', 'action'): assert v.startswith('data:image/')
             if k == 'xlink:href': assert v.startswith('#')
     assert not re.findall(r'url\(|@import|https?://', page.html)
 
@@ -114,7 +119,7 @@ def test_strips_name_their_story(run):
 def test_no_more_than_twelve_stories(run):
     for i in range(20): shutil.copytree(run/'drawn'/'s0', run/'drawn'/f't{i}')
     page = Page(write_report(run))
-    assert page.text.count('Story ') == 12 and '12 of 22 stories' in page.text
+    assert len(page.all('ol', **{'class': 'frames'})) == 12 and '12 of 22 stories' in page.text
 
 @pytest.mark.parametrize('keep,missing', [
     ({'drawn'}, {'scores.json', 'log.csv', 'settings.json'}), ({'log.csv'}, {'scores.json', 'drawings', 'settings.json'}),
@@ -164,7 +169,7 @@ def test_frames_that_cannot_be_shown(run):
     (run/'drawn'/'stranger').mkdir()
     picture(1).save(run/'drawn'/'stranger'/'1.png')
     page = Page(write_report(run))
-    assert 'unreadable' in page.text and 'not drawn' in page.text and 'Story stranger' in page.text
+    assert 'unreadable' in page.text and 'not drawn' in page.text and 'story stranger' in page.text
 
 def test_empty_folder_is_one_line(tmp_path):
     for folder in tmp_path, tmp_path/'absent':
@@ -302,6 +307,61 @@ def test_chosen_stories(n, each):
     assert n < 3 or choose_stories({f's{i}': i for i in range(n)}, 'higher')['best'][0] == f's{n - 1}'
 
 
+# how a page introduces itself
+
+def titles(page):
+    "The contents of a page, and its sections in order."
+    links = [re.search(f'<a href="#{a["href"][1:]}">([^<]+)<', page.html)[1] for a in page.all('a')]
+    return links, re.findall('<section id="[^"]+">\\s*<h2>([^<]+)<', page.html)
+
+def test_contents_are_the_sections(run, finished, other):
+    "In order, and only those that are on the page."
+    shutil.rmtree(run/'drawn')
+    pages = [Page(path) for path in (write_report(finished), write_report(finished, against=other), write_report(run))]
+    for page in pages:
+        links, sections = titles(page)
+        assert links == sections and len({*sections}) == len(page.all('section')) == len(sections)
+    assert titles(pages[0])[0] == ['A story', 'Scores', 'Facts', 'From frame to frame', 'Stories', 'Copies', 'Training', 'Settings', 'What the scores mean']
+    assert titles(pages[1])[0] == ['Scores', 'From frame to frame', 'Stories', 'Training', 'Settings that differ', 'What the scores mean']
+    assert titles(pages[2])[0] == ['Scores', 'Facts', 'Stories', 'Training', 'Settings', 'What the scores mean']
+
+def test_scores_are_explained_with_and_without_a_mouse(finished, other):
+    "Every explanation beside the mouse is also in the list at the end; what is not on the page is not explained."
+    for page in Page(write_report(finished)), Page(write_report(finished, against=other)):
+        listed = dict(re.findall('<dt>([^<]+)</dt><dd>([^<]+)</dd>', page.html))
+        beside = {a['title'] for a in page.all('abbr')}
+        assert len(beside) >= 4 and beside <= {*map(unescape, listed.values())}
+        assert {'FID64', 'KID', 'remembered facts', 'facts correct', 'similarity to the reference frame'} <= {*listed} and 'CMMD' not in listed
+
+@pytest.mark.parametrize('settings, log, said', [
+    (dict(corpus='ssid', task='visualization', model='sd-1.5', max_train_steps=500, train_batch_size=4, gradient_accumulation_steps=2, processes=3), 500,
+     'AR-LDM, which draws each frame from its caption and the frames before it, was trained on SSID for 500 steps of 24 stories, starting from Stable Diffusion 1.5.'),
+    (dict(corpus='mine', task='a <task>', model='tiny', max_train_steps=5000), 1200,
+     'AR-LDM was trained on mine for 1,200 of 5,000 steps, starting from random weights.'),
+    (dict(corpus=['?'], task=5, model={}, max_train_steps='many', train_batch_size=None), 1, "AR-LDM was trained on ['?'] for 1 step."),
+    ({}, 7, 'The model was trained for 7 steps.'), ({}, 0, '')])
+def test_the_model_is_introduced(settings, log, said):
+    "What is not known is left out, and settings of any kind are no error."
+    run = SimpleNamespace(settings=settings, log=[dict(step=log)] if log else [], drawn={}, scores={}, name='x')
+    assert introduction(run) == f'{said} Nothing is drawn yet.'.strip()
+
+@pytest.mark.parametrize('record, drawn, said', [
+    (dict(scheduler='dpm++', num_inference_steps=20, guidance_scale=7.5, split='val'), 1,
+     'The folder holds 2 frames of 1 story of split val, drawn in 20 steps of DPM-Solver++ with guidance 7.5.'),
+    (dict(num_inference_steps=1), 2, 'The folder holds 4 frames of 2 stories, drawn in 1 step.'),
+    (dict(scheduler={}, num_inference_steps='x', guidance_scale=None), 2, 'The folder holds 4 frames of 2 stories.')])
+def test_drawings_are_introduced(record, drawn, said):
+    run = SimpleNamespace(settings=dict(drawing=record), log=[], drawn={f's{i}': {1: 0, 2: 0} for i in range(drawn)}, scores={}, name='x')
+    assert introduction(run) == said
+
+def test_the_median_story_is_first(finished):
+    "Of nine stories the fifth, with its score; ids are small print."
+    values = load_json(finished/'scores.json')['stories']['values']
+    story, value = sorted(values.items(), key=lambda item: item[1])[4]
+    caption = re.findall('<figcaption>(.*?)</figcaption>', write_report(finished).read_text(encoding='utf-8'))[0]
+    assert caption == f'Median of 9 stories by facts correct: {value:.1%} <small>story {story}</small>'
+
+
 # runs with scores of every kind
 
 @pytest.fixture(scope='module')
@@ -313,9 +373,10 @@ def other(tmp_path_factory): return write_run(tmp_path_factory.mktemp('more')/'a
 def test_everything_scored_is_on_the_page(finished):
     page = Page(write_report(finished))
     assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'warnings'})
-    for said in ('Best by right facts', 'Middle by right facts', 'Worst by right facts', 'not measured: 3', 'similarity 0.99',
+    for said in ('Best 3 of 9 stories by facts correct', 'Middle 3 of 9 stories by facts correct',
+                 'Worst 3 of 9 stories by facts correct', 'not measured: 3', 'similarity 0.99, frame 2 of story s0',
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
-    assert page.text.count('Story s') == 9 and 'scored FID64 50.4' in page.text
+    assert len(page.all('ol', **{'class': 'frames'})) == 9 + 1 and 'scored: FID64 50.4, neighbouring frames alike (fields) 0.93' in page.text
     assert len(page.all('div', **{'class': 'training'})) == 3 and 'not available' not in page.text
     assert len(page.all('figure', **{'class': 'chart'})) == 2 + 2  # two losses, two scores by frame
     assert (finished/'report.html').stat().st_size < 1_000_000
@@ -341,15 +402,17 @@ def test_drawings_alone_have_a_page(finished, tmp_path):
     shutil.copytree(finished/'drawn', tmp_path/'theirs')
     shutil.copy(finished/'scores.json', tmp_path/'theirs')
     page = Page(write_report(tmp_path/'theirs'))
-    assert page.text.count('Story s') == 9 and len(page.all('div', **{'class': 'reference'})) == 45 + 5   # all stories, one at a glance
+    assert len(page.all('div', **{'class': 'reference'})) == 45 + 5   # all stories, one at a glance
+    assert page.texts.count('theirs: drawn stories') == 2 and 'AR-LDM' not in page.text
+    assert 'The folder holds 45 frames of 9 of the 10 stories of split test; scored: FID64 50.4' in page.text
 
 def test_two_runs(finished, other):
     path = write_report(finished, against=other)
     page = Page(path)
     assert path == finished/'against-a&.html' and 'b compared with a&' in page.text
     assert 'not paired' in page.text and page.all('td', **{'data-name': 'A'})  # neither has resamples
-    for said in 'Where B gained most, by right facts', 'Where B gained least', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
-    shown = page.text.count('Story s')
+    for said in 'Where B gained most: 2 of 9 stories by facts correct', 'Where B gained least: 2 of 9', 'A is a&:', 'B is b:', 'for 40 steps', 'A: 1 of 10', 'B: 1 of 10', 'steps': assert said in page.text
+    shown = len(page.all('ol', **{'class': 'frames'}))
     assert shown == 6 and all(len(page.all('div', **{'data-name': name})) == 5*shown for name in ('reference', 'A', 'B'))
     charts = page.html.split('<figure class="chart">')[1:]
     assert len(charts) == 2 + 2 and all('stroke: var(--two)' in html for html in charts)  # two scores by frame, two losses
@@ -358,7 +421,7 @@ def test_two_runs(finished, other):
 def test_two_runs_without_scores_or_common_stories(run, other):
     (run/'scores.json').unlink()
     page = Page(write_report(run, against=other))
-    assert 'cannot be compared' in page.text and 'Story s0' in page.text
+    assert 'cannot be compared' in page.text and 'story s0' in page.text
     for story in 's0', 's1': (run/'drawn'/story).rename(run/'drawn'/f'x{story}')
     assert 'no story that both have drawn' in Page(write_report(run, against=other)).text
     with pytest.raises(StoryError, match='not a run folder'): write_report(run, against=run/'strips'/'no')

@@ -208,7 +208,7 @@ def test_facts_and_characters(tmp_path):
     assert row(got, 'remembered facts')['value'] == .5 and row(got, 'remembered facts')['n'] == 12
     assert row(got, 'remembered facts')['beside'] == [dict(what='chance', value=.25, n=12)]
     assert [f['k'] for f in got['frames'] if f['name'] == 'remembered facts'] == [2, 3]
-    assert got['stories']['name'] == 'right facts' and got['stories']['values']['s0_0'] == 1
+    assert got['stories']['name'] == 'facts correct' and got['stories']['unit'] == '%' and got['stories']['values']['s0_0'] == 1
     assert row(got, 'character accuracy')['value'] == 0 and row(got, 'stated facts')['value'] == 1
 
 def test_answers_are_counted_by_frame():

@@ -366,7 +366,7 @@ def test_counted_in_words(tmp_path):
     assert repr(match_drawings(tmp_path, split)) == '1 frame of 1 story, 1 album; 1 set'
     got = scored(tmp_path, split)
     page = write_report(tmp_path).read_text()
-    assert 'drew 1 frame of 1 story' in page and '1 story, 1 album, 1 drawn frame' in page and '1 albums' not in str(got)
+    assert 'The folder holds 1 frame of 1 story of split test' in page and '1 story, 1 album, 1 drawn frame' in page and '1 albums' not in str(got)
 
 def test_reports_of_nothing(tmp_path, run):
     for place in tmp_path/'nowhere', run/'drawing.json':
