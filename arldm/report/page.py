@@ -234,7 +234,7 @@ _MEANINGS = {
     'density': 'number of reference pictures near a drawn one; 100 % if both sets are alike',
     'coverage': 'share of reference pictures with a drawn picture among their neighbours',
     'CLIP score': 'similarity of a frame and its caption, by CLIP',
-    'rank of the own caption': 'whether a frame fits its own caption better than the others; 1 = best',
+    'rank of the own caption': 'whether a frame fits its own caption best in its story; 1 = always',
     'similarity to the reference frame': 'cosine of a drawn frame and its reference frame',
     'neighbouring frames alike': f'similarity of neighbouring frames, {_OWN_REFERENCE}',
     'frames of a story alike': f'similarity of all frames of a story, {_OWN_REFERENCE}',
