@@ -65,6 +65,7 @@ def choose_stories(
     chosen = dict(best=ids[:n], middle=between[start:start + n], worst=after_best[-n:])
     return {which: some for which, some in chosen.items() if some}
 
+# %% ../../nbs/report/63_report.ipynb #c1067ff9
 def sorted_story_ids(
     drawn:dict, # Its keys are story ids
 )->list:
@@ -94,8 +95,6 @@ def _story_scores(run):
                            unit=recorded.get('unit', ''), values=drawn)
 
 # %% ../../nbs/report/63_report.ipynb #fb646244
-_WHICH = dict(best='Best', middle='Middle', worst='Worst')
-
 def _figure(run, split, story_id, title=''):
     drawn = dict(drawn=run.drawn[story_id])
     return story_figure(title, drawn, find_story(split, story_id), story_id)
@@ -123,7 +122,7 @@ def story_groups(
         for s in ids:
             title = f'{score.name} {format_value(score.values[s], score.unit)}'
             figures.append(_figure(run, split, s, title))
-        heading = f'{_WHICH[which]} {len(ids)} of {counted(n, "story", "stories")} by {score.name}'
+        heading = f'{which.capitalize()} {len(ids)} of {counted(n, "story", "stories")} by {score.name}'
         groups.append(dict(heading=heading, note='', figures=figures))
     if groups or not run.drawn: return groups
     ids = sorted_story_ids(run.drawn)
@@ -131,6 +130,7 @@ def story_groups(
     figures = [_figure(run, split, s) for s in ids[:max_stories]]
     return [dict(heading='', note=note, figures=figures)]
 
+# %% ../../nbs/report/63_report.ipynb #cc237e6d
 def typical_story(
     run:SimpleNamespace,    # From `read_run`
     split:StorySplit|None,  # Where reference frames come from
