@@ -115,14 +115,14 @@ def story_groups(
         list: Of dict(heading, note, figures)
     """
     score = _story_scores(run)
-    n = len(ranked(score.values, score.better))
+    of_all = f'of {counted(len(ranked(score.values, score.better)), "story", "stories")}'
     groups = []
     for which, ids in choose_stories(score.values, score.better).items():
         figures = []
         for s in ids:
             title = f'{score.name} {format_value(score.values[s], score.unit)}'
             figures.append(_figure(run, split, s, title))
-        heading = f'{which.capitalize()} {len(ids)} of {counted(n, "story", "stories")} by {score.name}'
+        heading = f'{which.capitalize()} {len(ids)} {of_all} by {score.name}'
         groups.append(dict(heading=heading, note='', figures=figures))
     if groups or not run.drawn: return groups
     ids = sorted_story_ids(run.drawn)
