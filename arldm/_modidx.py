@@ -447,6 +447,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arldm.data.folder._split_of': ('data/folder.html#_split_of', 'arldm/data/folder.py'),
                                    'arldm.data.folder._tables': ('data/folder.html#_tables', 'arldm/data/folder.py'),
                                    'arldm.data.folder._unread_pictures': ('data/folder.html#_unread_pictures', 'arldm/data/folder.py'),
+                                   'arldm.data.folder._value': ('data/folder.html#_value', 'arldm/data/folder.py'),
                                    'arldm.data.folder.folder_splits': ('data/folder.html#folder_splits', 'arldm/data/folder.py')},
             'arldm.data.fonts': { 'arldm.data.fonts.Lettering': ('data/fonts.html#lettering', 'arldm/data/fonts.py'),
                                   'arldm.data.fonts.Lettering.__init__': ('data/fonts.html#lettering.__init__', 'arldm/data/fonts.py'),

@@ -163,6 +163,11 @@ def _path_in(row, story):
                                       'folder; put the picture there')
     return path
 
+def _value(row, column, read, story):
+    "Return `read(value, column, story)` of a cell; a `BadStory` that it raises names the row."
+    try: return read(row.cells[column], column, story)
+    except BadStory as e: raise BadStory(e.reason, f'{row.where}: {e}') from None
+
 # %% ../../nbs/data/17b_folder.ipynb #41f67758
 def _row_split(row, story):
     "Return the split of a row, '' if it has none; raise `BadStory` at one that is not known."
@@ -181,7 +186,7 @@ def _row_split(row, story):
 
 def _row_album(row, story):
     if 'album' not in row.cells: return ''
-    return id_text(row.cells['album'], f'album in {row.where}', story).strip()
+    return _value(row, 'album', id_text, story).strip()
 
 def _drafts_of_rows(rows):
     "Return the drafts of the stories of all tables, in the order of their first rows."
@@ -189,7 +194,7 @@ def _drafts_of_rows(rows):
     for row in rows:
         if 'story_id' not in row.cells:
             raise StoryError(f'{row.where}: no story_id; every row needs the id of its story')
-        story = id_text(row.cells['story_id'], f'story_id in {row.where}', 'of a row').strip()
+        story = _value(row, 'story_id', id_text, 'of this row').strip()
         # stories of different tables may have the same id
         by_story.setdefault((row.folder, story), []).append(row)
     drafts = []
@@ -221,7 +226,7 @@ def _rows_in_order(rows, story):
     numbered = {}
     for row in rows:
         if 'frame' not in row.cells: continue
-        number = place_number(row.cells['frame'], f'frame in {row.where}', story)
+        number = _value(row, 'frame', place_number, story)
         if number in numbered:
             raise BadStory('repeated frame', f'{row.where}: story {story}: frame {number} is also '
                                              f'in {numbered[number].where}')
@@ -243,7 +248,7 @@ def _read_rows(folder, tree, draft, column):
     for row in _rows_in_order(draft.rows, story):
         if column not in row.cells:
             raise BadStory('empty caption', f'{row.where}: story {story}: no {column}')
-        captions.append(caption_text(row.cells[column], f'{column} in {row.where}', story))
+        captions.append(_value(row, column, caption_text, story))
         path = _path_in(row, story)
         if path not in tree.files:
             raise BadStory('missing picture',

@@ -307,6 +307,9 @@ class StorySplit:
 
     def __len__(self): return len(self.ids)
 
+    def __repr__(self):
+        return f'{self.file.path}, split {self.name}: {describe_index(self._index)}'
+
     def rows(self,
         i:int, # Place of the story in the split
     )->np.ndarray: # int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
@@ -371,10 +374,6 @@ def __getitem__(self:StoryFile, split:str)->StorySplit:
         return StorySplit(self, split, index)
 
 # %% ../../nbs/data/12_story.ipynb #5e0a71d2
-@patch
-def __repr__(self:StorySplit):
-    return f'{self.file.path}, split {self.name}: {describe_index(self._index)}'
-
 @patch
 def __repr__(self:StoryFile):
     lines = [f'{self.path}: corpus {self.corpus}']
