@@ -229,7 +229,7 @@ def add_words(self:Vocabulary,
     words = self.unknown_words(captions)
     for tokenizer in self.caption_tokenizer, self.memory_tokenizer:
         _add_tokens(tokenizer, words, normalized=True, single_word=True)
-    self._known = {}
+    if words: self._known = {}
     return words
 
 # %% ../../nbs/data/16_dataset.ipynb #4e1841da

@@ -6,7 +6,7 @@
 __all__ = ['word_merges', 'word_tokenizers', 'words_in', 'is_known']
 
 # %% ../../nbs/data/15_vocabulary.ipynb #7a7bc51d
-import json, re
+import json, re, unicodedata
 from pathlib import Path
 
 import ftfy
@@ -99,11 +99,14 @@ def _write(path, text): # atomically, since several processes may do so at once
     with atomic_path(path) as tmp: tmp.write_text(text, 'utf-8')
 
 # %% ../../nbs/data/15_vocabulary.ipynb #691864c4
+# Combining characters, such as the vowel signs of Hindi, belong to the letter before them
+_MARKS = ''.join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == 'M')
+_LETTER = rf'(?:[^\W\d_][{_MARKS}]*)'
 _WORD = re.compile(
     # letters without digits or apostrophe beside them: not the rd of 3rd
-    r"(?<!\w)(?<!\w['’])[^\W\d_]+(?!\w)"
+    rf"(?<!\w)(?<!\w['’])(?<![{_MARKS}]){_LETTER}+(?!\w)"
     # after an apostrophe, three letters or more: not the s of Ada's
-    r"|(?<=\w['’])[^\W\d_]{3,}(?!\w)")
+    rf"|(?<=\w['’]){_LETTER}{{3,}}(?!\w)")
 _IDEOGRAPH = re.compile('[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]')
 
 def words_in(caption:str) -> list: # str, in lower case

@@ -123,8 +123,11 @@ def _model(s, file, folder):
 # %% ../../nbs/train/35_setup.ipynb #8a609290
 def _random_model(s, file, folder): # its vocabulary is written into `folder`
     corpus = CORPORA[s.corpus]
-    tokenizers = word_tokenizers(all_captions(file['train']), folder)
+    captions = all_captions(file['train'])
+    tokenizers = word_tokenizers(captions, folder)
     vocab = Vocabulary(*tokenizers, corpus.length, corpus.names, s.legacy)
+    # CLIP's tokenizer would split words at combining characters, as in Hindi
+    vocab.add_words(captions)
     return ARLDM.create(s.model, vocab, s.resolution, _n_slots(s, file, corpus.frames))
 
 def _published_model(s, file): # from Stable Diffusion and BLIP

@@ -8,7 +8,7 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm.core import StoryError, asset
 from arldm.data.dataset import Vocabulary, collate, word_tokenizers
-from arldm.data.vocabulary import is_known
+from arldm.data.vocabulary import is_known, words_in
 from arldm.toy.captions import TOY_WORDS
 from arldm.toy.corpus import toy_story
 
@@ -122,3 +122,11 @@ def test_clip_counts_letters_and_not_the_end_of_a_word(tmp_path):
     "CLIP marks the end of a word with `</w>`, which is no letter of it."
     clip, _ = word_tokenizers(['A boat.'], tmp_path)
     assert [is_known(word, clip) for word in ('boat', 'boats', 'zzz', 'q')] == [True, True, False, True]
+
+@pytest.mark.parametrize('text, words', [('हिन्दी बिल्ली', ['हिन्दी', 'बिल्ली']), ('cafe\u0301!', ['café']), ('שָׁלוֹם', ['שָׁלוֹם'])])
+def test_combining_characters_belong_to_words(tmp_path, text, words):
+    "One token for each word in a vocabulary that grows by them."
+    vocab = Vocabulary(*word_tokenizers(['a ball'], tmp_path), 12)
+    assert words_in(text) == words == vocab.add_words([text]) and vocab.unknown_words([text]) == []
+    for tokenizer in vocab.caption_tokenizer, vocab.memory_tokenizer:
+        assert len(tokenizer.tokenize(text.rstrip('!'))) == len(words) and tokenizer.unk_token not in tokenizer.tokenize(text)

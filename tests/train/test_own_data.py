@@ -146,6 +146,16 @@ def test_words_of_the_toy_world_stay(tmp_path):
     assert len(model.vocab.caption_tokenizer) == len(ARLDM.load(asset('toy/base')).vocab.caption_tokenizer)
 
 
+def test_words_of_random_weights(tmp_path):
+    "A vocabulary made of the captions has a token for each word, in every script."
+    path = tmp_path/'own.h5'
+    captions = 'हिन्दी बिल्ली', 'кошка спит', "the cat's café"
+    write_stories(path, {'train': [Story('s', 'a', captions, [to_png(Image.new('RGB', (32, 32)))]*3)]}, 'ssid')
+    model = make_model(resolve('tiny'), StoryFile(path), tmp_path)
+    assert model.vocab.unknown_words(captions) == []
+    assert model.text_encoder.get_input_embeddings().num_embeddings == len(model.vocab.caption_tokenizer)
+
+
 # Longer memory
 
 def test_memory_grows_by_itself(run, data, tmp_path, capsys):
