@@ -105,9 +105,10 @@ def describe_index(index:dict)->str:
     filled = index['frame'] >= 0
     if filled.ndim == 3: filled = filled.any(-1)   # several pictures in a frame
     lengths = sorted(set(filled.sum(-1).tolist())) or [0]
-    frames = f'{lengths[0]}' if len(lengths) == 1 else f'{lengths[0]}–{lengths[-1]}'
+    if len(lengths) == 1: frames = counted(lengths[0], 'frame')
+    else: frames = f'{lengths[0]}–{lengths[-1]} frames'
     return (f'{counted(n["stories"], "story", "stories")}, {counted(n["albums"], "album")}, '
-            f'{frames} frames per story, {counted(n["pictures"], "picture")} '
+            f'{frames} per story, {counted(n["pictures"], "picture")} '
             f'({n["different"]:,} different)')
 
 # %% ../../nbs/data/11a_splits.ipynb #606f1bcd

@@ -7,7 +7,7 @@ from PIL import Image
 
 from arldm.cli.convert import convert
 from arldm.core import StoryError
-from arldm.data.story import StoryFile
+from arldm.data.story import Story, StoryFile, write_stories
 from arldm.files.pictures import to_png
 
 def picture(seed):
@@ -388,3 +388,57 @@ def test_damaged_tables_are_one_line_or_right_stories(tmp_path, name):
         found['file'] += 1
         for story in StoryFile(tmp_path/'x.h5')['train']: assert set(story.frames) <= shown and all(map(str.strip, story.captions))
     assert min(found.values()) > 3 and len(found) == 2, found
+
+
+# from Python
+
+def test_from_pictures_of_every_kind(tmp_path):
+    "A list is divided as a folder with the same names is; pixels are kept, and the bytes of files."
+    folders = write_folders(tmp_path/'raw', {str(i): story for i, story in enumerate(STORIES.values(), 1)})
+    _, wanted_stories = converted(folders, tmp_path)
+    kinds = []
+    for i, (captions, pictures) in enumerate(STORIES.values(), 1):
+        kinds += [(captions, pictures), (tuple(captions), np.stack([np.asarray(p) for p in pictures])),
+                  (captions, [folders/f'{i}/{k}.png' for k in range(1, len(pictures) + 1)]), (captions, map(to_png, pictures))][i % 4:][:1]
+    file = StoryFile.from_pictures(tmp_path/'own.h5', kinds)
+    assert read(tmp_path/'own.h5') == wanted_stories and file.corpus == 'folder'
+    assert repr(file).splitlines() == [f'{tmp_path}/own.h5: corpus folder',
+        'train: 10 stories, 10 albums, 3–13 frames per story, 58 pictures (58 different)',
+        'val: 1 story, 1 album, 3 frames per story, 3 pictures (3 different)',
+        'test: 1 story, 1 album, 14 frames per story, 14 pictures (14 different)']
+
+def test_from_pictures_in_splits(tmp_path):
+    (captions, pictures), other = STORIES['s0'], STORIES['s1']
+    story = Story('mine', 'album', captions, pictures)
+    picture(5).save(tmp_path/'5.jpg')
+    file = StoryFile.from_pictures(tmp_path/'own.h5', dict(train=[story, other], test=[(['A jpeg.'], [tmp_path/'5.jpg'])]))
+    assert [(s.id, s.album) for s in file['train']] == [('mine', 'album'), ('2', '2')]
+    assert file['train'][0] == story and file['test'][0] == Story('3', '3', ('A jpeg.',), ((tmp_path/'5.jpg').read_bytes(),))
+    assert repr(file['test']) == f'{tmp_path}/own.h5, split test: 1 story, 1 album, 1 frame per story, 1 picture (1 different)'
+
+def test_write_stories_takes_what_a_program_has(tmp_path):
+    captions, pictures = STORIES['s0']
+    picture(5).save(tmp_path/'5.jpg')
+    mixed = [pictures[0], np.asarray(pictures[1]), (to_png(pictures[2]), str(tmp_path/'5.jpg'))]
+    write_stories(tmp_path/'x.h5', dict(train=[Story('a', 'b', captions, mixed)]), 'folder')
+    frames = StoryFile(tmp_path/'x.h5')['train'][0].frames
+    assert frames == (*map(to_png, pictures[:2]), (to_png(pictures[2]), (tmp_path/'5.jpg').read_bytes()))
+
+P = picture(1)
+WRONG = dict(
+    array=((['a', 'b'], [P, np.zeros((4, 4, 3))]), r'story 2, frame 2: an array of float64 \(4, 4, 3\), expected uint8 \(h, w, 3\)'),
+    bytes=((['a', 'b'], [P, b'<html>']), r'story 2, frame 2: not a whole picture \(cannot identify image file\)'),
+    path=((['a', 'b'], [P, 'none.png']), r'story 2, frame 2: none.png: not a picture that can be read \(No such file or directory\); name a picture that exists'),
+    kind=((['a'], [7]), r'story 2, frame 1: got int, expected a picture: its path, its bytes, a PIL picture or a uint8 array \(h, w, 3\)'),
+    caption=((['a', ' '], [P, P]), r"story 2, frame 2: expected a caption, got ' '"),
+    number=((['a', 7], [P, P]), r'story 2, frame 2: expected a caption, got 7'),
+    fewer=((['a', 'b'], [P]), r'story 2 has 2 captions and 1 pictures; every frame needs one of each'),
+    text=(('ab', [P, P]), r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got tuple'),
+    one=((['a'], P), r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got tuple'),
+    none=(None, r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got NoneType'))
+
+@pytest.mark.parametrize('what', WRONG)
+def test_what_is_no_story(tmp_path, what):
+    item, line = WRONG[what]
+    with pytest.raises(StoryError, match=f'^{line}$'): StoryFile.from_pictures(tmp_path/'x.h5', dict(train=[STORIES['s0'], item]))
+    assert not [*tmp_path.iterdir()]
