@@ -219,16 +219,17 @@ def story_figure(
 
 # %% ../../nbs/report/60_page.ipynb #706622d5
 _FRECHET = 'Fréchet distance (0 = alike) between all drawn and all reference pictures, in'
+_KERNEL = 'kernel distance (0 = alike) between all drawn and all reference pictures, in'
 _OWN_REFERENCE = 'in percent of the same value of reference frames'
 # first part of a score's name -> what it measures
 _MEANINGS = {
     'FID64': f'{_FRECHET} Inception features of 64 pixels, as published for story models',
     'FID': f'{_FRECHET} Inception features',
-    'KID': 'kernel distance of the same sets; unbiased for few pictures, so that it may be below 0',
+    'KID': f'{_KERNEL} Inception features; unbiased for few pictures, so it may be below 0',
     'FD-DINOv2': f'{_FRECHET} DINOv2 features, which judge photographs more as people do',
     'FD-latents': f'{_FRECHET} latents of the autoencoder',
     'FD-fields': f'{_FRECHET} colours of fields of the picture',
-    'CMMD': 'distance of the same sets in CLIP features, by a kernel; 0 = alike',
+    'CMMD': f'{_KERNEL} CLIP features',
     'precision': 'share of drawn pictures that are near to a reference picture',
     'recall': 'share of reference pictures that are near to a drawn picture',
     'density': 'number of reference pictures near a drawn one; 100 % if both sets are alike',
