@@ -11,7 +11,7 @@ NOTEBOOKS = root/'nbs'
 TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world',
           'model': 'Model', 'train': 'Training', 'draw': 'Drawing', 'score': 'Scores',
           'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
-FIRST = 'journey', 'ssid', 'trouble'   # what people come for, beside the parts
+FIRST = 'journey', 'howto', 'ssid', 'glossary', 'trouble'   # what people come for, beside the parts
 # the path of a reader; the other chapters are details
 MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames',
         'pipeline', 'evaluate', 'journey'}

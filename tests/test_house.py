@@ -380,6 +380,20 @@ def test_faults_have_tests():
     assert len(named) > 50 and not missing, missing
 
 
+def test_glossary():
+    "Terms stand in the order of the alphabet, under their letters, each once, and lead to a chapter or to another term."
+    terms = []
+    for cell in cells(ROOT/'nbs/glossary.ipynb', 'markdown')[2:]:
+        head, *entries = cell.text.split('\n\n')
+        first, last = re.fullmatch(r'## ([A-Z])(?: to ([A-Z]))?', head).groups()
+        for entry in entries:
+            term = re.match(r'\*\*([^*]+)\*\*', entry)[1]
+            terms.append(term)
+            assert first <= term[0] <= (last or first), f'{term} does not stand under its letter'
+            assert re.search(r'\]\([\w/]+\.ipynb\)|: see \*', entry), f'{term} leads nowhere'
+    assert terms == sorted(terms, key=str.casefold) and len(terms) == len({*terms}) > 60
+
+
 # README.md from a notebook
 
 SAMPLE = [
