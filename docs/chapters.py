@@ -1,7 +1,8 @@
-"""The chapters of the book by parts: the sidebar of the site and the table in README.md."""
+"""The chapters of the book by parts: the sidebar of the site and the overview in README.md."""
 import ast
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,17 @@ def parts():
 
 
 def link(chapter):
-    "Return a Markdown link from the front page to a chapter; main chapters are bold."
-    text = f'[{chapter.title}]({chapter.path.relative_to(NOTEBOOKS).as_posix()})'
-    return f'**{text}**' if chapter.main else text
+    "Return a Markdown link from the front page to a chapter."
+    return f'[{chapter.title}]({chapter.path.relative_to(NOTEBOOKS).as_posix()})'
 
 
-def table():
-    "Return all chapters as a Markdown table for the front page."
-    lines = ['| part | chapters; **bold**: the main ones |', '|---|---|',
-        f'| Begin here | {" · ".join(map(link, first_chapters()))} |']
+def overview():
+    "Return two paragraphs for the front page: the parts in order, and the thread of main chapters."
+    titles, main = [], []
     for part, title, _, found in parts():
-        name = f'{title}, `arldm.{part}`' if part else title
-        lines.append(f'| {name} | {" · ".join(map(link, found))} |')
-    return '\n'.join(lines)
+        if part: titles.append(f'[{title}]({part}/)')
+        main += [link(chapter) for chapter in found if chapter.main]
+    lines = ['Each part is a folder of notebooks and a subpackage, and imports only from those before '
+             f'it: {", ".join(titles)}.', f'The thread through them: {" → ".join(main)}.']
+    return '\n\n'.join(textwrap.fill(line, 118, break_long_words=False, break_on_hyphens=False)
+                       for line in lines)

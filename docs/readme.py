@@ -2,7 +2,7 @@
 
 `--check` writes nothing and fails on a difference. Left out: raw cells, cells marked `#| hide`,
 directive lines, what goes to stderr; `#| echo: false` leaves out a cell's code, `#| output: false`
-what it shows. The list of chapters is written into the notebook first. Links of the notebook are
+what it shows. The overview of the chapters is written into the notebook first. Links of the notebook are
 turned to where they lead from the top folder.
 """
 import base64
@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from chapters import table
+from chapters import overview
 
 root = Path(__file__).resolve().parent.parent
 notebook, readme, pictures = root/'nbs/index.ipynb', root/'README.md', root/'docs/readme_files'
@@ -64,7 +64,7 @@ def with_chapters(text):
     parsed = json.loads(text)
     for cell in parsed['cells']:
         if ''.join(cell['source']).startswith(CHAPTERS):
-            cell['source'] = f'{CHAPTERS}\n\n{table()}'.splitlines(True)
+            cell['source'] = f'{CHAPTERS}\n\n## The book\n\n{overview()}'.splitlines(True)
     return json.dumps(parsed, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
 
 
