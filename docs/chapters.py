@@ -66,12 +66,12 @@ def link(chapter):
 
 
 def overview():
-    "Return two paragraphs for the front page: the parts in order, and the thread of main chapters."
+    "Return a paragraph for the front page: the parts in order, main chapters, and the pages beside."
     titles, main = [], []
     for part, title, _, found in parts():
         if part: titles.append(f'[{title}]({part}/)')
         main += [link(chapter) for chapter in found if chapter.main]
-    lines = ['Each part is a folder of notebooks and a subpackage, and imports only from those before '
-             f'it: {", ".join(titles)}.', f'The thread through them: {" → ".join(main)}.']
-    return '\n\n'.join(textwrap.fill(line, 118, break_long_words=False, break_on_hyphens=False)
-                       for line in lines)
+    beside = ', '.join(link(chapter) for chapter in first_chapters())
+    text = (f'Each part is a folder of notebooks and a subpackage, and imports only from those before '
+            f'it: {", ".join(titles)}. The thread through them: {" → ".join(main)}. Beside them: {beside}.')
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)

@@ -74,7 +74,8 @@ def render():
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         directives, source = split_directives(''.join(cell['source']))
         if cell['cell_type'] == 'raw' or 'hide' in directives: continue
-        if cell['cell_type'] == 'markdown': parts.append(relink(source))
+        if cell['cell_type'] == 'markdown':
+            parts.append(relink(source.removeprefix(CHAPTERS).lstrip('\n')))
         else:
             if source and directives.get('echo') != 'false':
                 parts.append(f'```python\n{source}\n```')
