@@ -12,7 +12,8 @@ NOTEBOOKS = root/'nbs'
 TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy world',
           'model': 'Model', 'train': 'Training', 'draw': 'Drawing', 'score': 'Scores',
           'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
-FIRST = 'journey', 'howto', 'ssid', 'glossary', 'trouble'   # what people come for, beside the parts
+# what people come for, beside the parts
+FIRST = 'your_stories', 'journey', 'howto', 'ssid', 'glossary', 'trouble'
 # the path of a reader; the other chapters are details
 MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames',
         'pipeline', 'evaluate', 'journey'}

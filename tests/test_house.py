@@ -428,6 +428,12 @@ def test_readme(readme, tmp_path):
 def test_readme_pictures_have_words():
     assert '![](' not in (ROOT/'README.md').read_text(encoding='utf-8')
 
+def test_readme_is_short():
+    "The front page ends before the reader does, and its first lines say how to get the book."
+    lines = (ROOT/'README.md').read_text(encoding='utf-8').splitlines()
+    assert len(lines) <= 120
+    assert any(line.startswith('git clone') for line in lines[:25])
+
 def test_readme_check(readme, tmp_path):
     "The check sees a missing README, a changed text, a changed picture and one too many, and is content after writing."
     assert readme('--check').returncode == 1
