@@ -116,7 +116,9 @@ def test_other_classes_are_refused(entry, why, pipe, tmp_path):
 
 def test_a_class_of_a_script_is_not_saved(pipe, tmp_path, monkeypatch):
     "No other process could import it; nothing is written."
-    monkeypatch.setattr(type(pipe.memory_encoder), '__module__', '__main__')
+    kind = type(pipe.memory_encoder)
+    monkeypatch.setattr(kind, '__module__', '__main__')
+    monkeypatch.setattr(sys.modules['__main__'], 'MeanColour', kind, raising=False)
     with pytest.raises(StoryError) as e: pipe.save_pretrained(tmp_path/'saved')
     assert str(e.value) == ('MeanColour is defined in __main__, from where no other process can import it; move the class '
         'to a file such as my_encoder.py and import it from there')
