@@ -14,9 +14,9 @@ from typing import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from tqdm.auto import tqdm
 
 from ..core import ROOT
+from ..progress import progress_bar
 
 # %% ../../nbs/bench/80_measure.ipynb #4a5128e8
 def wait():
@@ -37,7 +37,7 @@ def take_turns(
         dict: Name -> list of seconds, one for each round
     """
     seconds = {name: [] for name in jobs}
-    for _ in tqdm(range(rounds), ' / '.join(jobs), leave=False):
+    for _ in progress_bar(f'measuring {" / ".join(jobs)}', 'rounds', range(rounds)):
         for name, job in jobs.items():
             wait()
             start = time.perf_counter()

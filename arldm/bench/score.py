@@ -16,9 +16,9 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..core import pick_device
+from ..progress import progress_bar
 from ..files.pictures import decode
 from ..data.dataset import pixels
 from ..score.distances import frechet
@@ -206,7 +206,7 @@ def bench_streaming(
     net = untrained_inception(side)
     squares = [bench_crop(decode(file.read_bytes()), side) for file in files[:batch]]
     ready = pixels(squares).to(next(net.parameters()).device)
-    with tqdm(total=n, unit=' pictures', leave=False) as bar:
+    with progress_bar('measuring features', 'pictures', total=n) as bar:
         turns = Turns(net, ready, every, bar.update)
         stream_in_turns(turns, files, Store(folder/'rows.db'))
     rounds = turns.rounds

@@ -15,10 +15,10 @@ from typing import Annotated, Callable
 import h5py, numpy as np, torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..core import CORPORA, command, machine, one_of, say
+from ..progress import progress_bar
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..data.corpora import SSID_FILES
 from ..data.dataset import (StoryDataset, Vocabulary, collate, to_memory, to_target,
@@ -267,7 +267,7 @@ def bench_data(
     lines = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for job in tqdm(jobs, 'arldm-bench data'):
+    for job in progress_bar('measuring data', 'benchmarks', jobs):
         with tempfile.TemporaryDirectory() as folder: lines += job(Path(folder))
     torch.set_num_threads(threads)
     return lines

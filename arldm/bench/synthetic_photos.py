@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
 
 from ..core import CORPORA
+from ..progress import progress_bar
 from ..data.corpora import SSID_FILES
 
 # %% ../../nbs/bench/81_synthetic_photos.ipynb #fdbfab8f
@@ -152,7 +152,7 @@ def write_corpus(
     rng = np.random.default_rng(0)
     for name in ('SSID_Annotations', 'SSID_Images'): (raw/name).mkdir(parents=True)
     pictures = []
-    for i in tqdm(range(ALBUM_PICTURES*albums), 'photographs', leave=False):
+    for i in progress_bar('making photographs', 'photographs', range(ALBUM_PICTURES*albums)):
         if i < drawn: pictures.append(encode_picture(photo(rng, sizes[i % len(sizes)])))
         jpeg = pictures[i % len(pictures)]
         # after the JPEG's first marker (2 bytes) a comment: its marker, its length, 8 digits

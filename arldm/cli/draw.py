@@ -6,14 +6,14 @@
 __all__ = ['draw', 'stories_to_draw', 'draw_stories', 'gather_lists']
 
 # %% ../../nbs/cli/69_draw.ipynb #037b5d24
-import datetime, warnings
+import contextlib, datetime, warnings
 from itertools import chain
 from pathlib import Path
 
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from ..core import StoryError, at_least_one, command, counted, rank_and_world_size, say
+from ..progress import progress_bar
 from ..settings import TASKS
 from ..files.manifest import hinted_path, path_hints
 from ..data.story import StoryFile, StorySplit
@@ -195,18 +195,26 @@ def _draw_sets(pipe, stories, folders, settings, sampling, *, n, batch_size):
     rank, world_size = rank_and_world_size()
     own_ids = stories.ids[rank:n:world_size]
     side = settings['resolution']
-    quiet = rank > 0 or None    # for tqdm, None = show the bar only in a terminal
-    pipe.set_progress_bar_config(desc='these frames', leave=False, position=1, disable=quiet)
     bad = []
     for j, folder in enumerate(folders):
         done = draw_split(pipe, stories, folder, TASKS[settings['task']], limit=n, batch=batch_size,
                           rank=rank, world_size=world_size, seed=sampling.seed + j*SEEDS_PER_SET,
                           height=side, width=side, **sampling.options())
-        bar = tqdm(done, folder.name, len(own_ids), initial=_count_drawn(folder, own_ids),
-                   unit=' stories', disable=quiet)
-        for story_id, frames in bar:
-            if isinstance(frames, StoryError): bad.append(f'{story_id} ({frames})')
+        label = f'drawing {stories.name} set'
+        if len(folders) > 1: label += f', {j + 1} of {len(folders)}'
+        with progress_bar(label, 'stories', total=len(own_ids), quiet=rank > 0,
+                          initial=_count_drawn(folder, own_ids)) as bar:
+            pipe.progress_bar = _FrameLabel(bar)
+            for story_id, frames in done:
+                bar.update()
+                if isinstance(frames, StoryError): bad.append(f'{story_id} ({frames})')
     return bad
+
+class _FrameLabel:
+    "In place of a pipeline's own bar: says in the bar of the stories which frame is drawn."
+    def __init__(self, bar): self.set_postfix_str = bar.set_postfix_str
+    def __call__(self, total): return contextlib.nullcontext(self)
+    def update(self): pass
 
 def _count_drawn(folder, ids): # how many of these stories are drawn in a folder
     return sum(is_drawn(folder, story_id) for story_id in ids)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Iterator
 from urllib import error, request
 
-from tqdm.auto import tqdm
 
 from ..core import StoryError, expand_user, at_least_one, command, counted, say
+from ..progress import progress_bar
 from ..files.atomic import atomic_path, lock_folder, refuse_foreign, temporary_folder
 from ..files.pictures import BadPicture, decode, picture_format
 from ..files.raw_folder import RawFolder
@@ -408,7 +408,7 @@ def fetch_vist(
         f'{len(todo):,} to fetch')
     if dry_run: return dict(counts)
     missing = []
-    with tqdm(total=len(todo), unit=' photos') as bar:
+    with progress_bar('fetching VIST', 'photos', total=len(todo)) as bar:
         for photo in fetch_photos(todo, out_dir, workers):
             counts[photo.reason or 'fetched'] += 1
             if photo.reason: missing.append((photo.id, photo.reason, photo.url))

@@ -9,9 +9,9 @@ __all__ = ['history_sampling', 'say_what_is_scored', 'what_to_score', 'score', '
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, rank_and_world_size, say
+from ..progress import progress_bar
 from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store
 from ..data.story import StoryFile, StorySplit
@@ -237,7 +237,8 @@ def history_scores(
     drawn = draw_histories(pipe, stories, out, limit=n, seed=sampling.seed, height=size, width=size,
                            **sampling.options())
     n_drawings = len(HISTORY_KINDS)*min(n, len(stories))
-    for _, story_id, frames in tqdm(drawn, 'histories', n_drawings, unit=' stories', disable=None):
+    bar = progress_bar('drawing with other histories', 'stories', drawn, n_drawings)
+    for _, story_id, frames in bar:
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     if stories.file.corpus == 'toy':
         def share_remembered(drawings): return remembered_facts(drawings, toy.check_facts)

@@ -10,9 +10,9 @@ import contextlib, os, shutil, warnings
 from pathlib import Path
 
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from ..core import StoryError, counted, printable, rank_and_world_size
+from ..progress import progress_bar
 from ..files.atomic import atomic_path, lock_folder, save_json
 from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_folder
 from ..files.pictures import read_picture
@@ -108,8 +108,8 @@ def _draw_all(story, pipe, todo):
         frames = pipe.stream(story.captions, story.given, story.sampling.seed, drawn=drawn,
                              **story.sampling.options())
     n = len(story.captions)
-    bar = tqdm(zip(todo, frames), story.folder.name, n, initial=n - len(todo), unit=' frames',
-               disable=None)
+    bar = progress_bar(f'drawing {story.folder.name}', 'frames', zip(todo, frames), n,
+                       initial=n - len(todo))
     try:
         for k, picture in bar: _keep(story, files, k, picture)
     finally:
@@ -155,7 +155,7 @@ def _draw_again(story, pipe, todo):
     n_given = sum('given' in frame for frame in story.frames)
     def redraw(folder): # a copy of the story
         given = story.given or [*FrameFiles(folder, 1, n_given)]
-        for k in tqdm(todo, 'frames', unit=' frames', disable=None):
+        for k in progress_bar(f'redrawing {story.folder.name}', 'frames', todo):
             drawn = FrameFiles(folder, n_given + 1, k)
             frames = pipe.stream(story.captions[:k + 1], given, story.sampling.seed, drawn=drawn,
                                  **story.sampling.options())

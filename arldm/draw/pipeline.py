@@ -358,10 +358,13 @@ def _draw_batches(self:StoryPipeline, plans, batches, sampling, callback, tensor
             changed = callback(self, i, t, dict.fromkeys(tensor_inputs, z)) or {}
             return changed.get('latents', z)
         for stories, batch in batches:
+            numbers = [k + 1 for k in plans[stories[0]].todo]
+            bar.set_postfix_str(f'frame {numbers[0]}')
             with explain_out_of_memory(len(stories)):
-                for z, frames in self._draw(batch, sampling, on_step):
+                for n_drawn, (z, frames) in enumerate(self._draw(batch, sampling, on_step), 1):
                     for b, i in enumerate(stories):
                         drawn[i].append((z[b].cpu(), frames[b].cpu()))
+                    if n_drawn < len(numbers): bar.set_postfix_str(f'frame {numbers[n_drawn]}')
     self.maybe_free_model_hooks()
     return drawn
 

@@ -16,9 +16,9 @@ from typing import Callable
 import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, end_stopped, machine, one_of, say
+from ..progress import progress_bar
 from ..settings import resolve
 from ..files.atomic import lock_folder, save_json
 from ..files.kept_results import claim_folder, keep_folder
@@ -30,6 +30,7 @@ from ..data.strips import markdown_table
 from ..toy.facts import check_facts
 from ..model.arldm import ARLDM
 from ..train.cache import build_cache, data_digest
+from ..train.log import bar
 from ..train.loop import train_steps
 from ..train.optim import averaged, make_ema
 from ..draw.drawing_files import frame_path, is_drawn
@@ -236,7 +237,8 @@ def _train_experiment(out, base, file, s, change_model, change_item, first, pipe
     ema = make_ema(model, s)
     # the step that was reached; no record comes if training was finished before
     step = s.max_train_steps
-    for record in tqdm(train_steps(model, stories, s, out, ema), out.name, s.max_train_steps):
+    records = train_steps(model, stories, s, out, ema)
+    for record in bar(records, s.max_train_steps, label=f'training {out.name}'):
         step = record['step']
     if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}')
     with averaged(model, ema):
@@ -253,7 +255,7 @@ def _draw_training_stories(folder, base, file, n): # -> `folder`
     pipe = StoryPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     drawn = draw_split(pipe, file['train'], folder, limit=n, **sampling)
-    for story_id, frames in tqdm(drawn, 'drawing memories', n):
+    for story_id, frames in progress_bar('drawing training stories', 'stories', drawn, n):
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     return folder
 

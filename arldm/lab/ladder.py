@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core import CORPORA, StoryError, at_least_one, command, one_of, say
+from ..progress import progress_bar
 from ..files.atomic import load_json, lock_folder
 from ..files.kept_results import MADE, claim_folder, keep_file, keep_folder
 from ..files.pictures import to_png
@@ -244,6 +244,10 @@ def ladder(
           model=str(out/'base/pipeline'), max_train_steps=steps_of('arldm'), seed=seed)
 
 # %% ../../nbs/lab/74_ladder.ipynb #b3cc2168
+def _show_step(bar, step, loss):
+    bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
+    bar.update(step - bar.n)
+
 def _trained_autoencoder(folder, steps, seed):
     "Load the autoencoder of a folder; train it first if it is not there."
     # without a wish for steps: as many as it was trained for before, else 4000
@@ -251,7 +255,10 @@ def _trained_autoencoder(folder, steps, seed):
         steps = load_json(folder/MADE, dict(max_train_steps=int))['max_train_steps']
     if steps is None: steps = 4000
     def make(tmp):
-        *_, vae = tqdm(train_autoencoder(folder, steps, seed=seed), 'autoencoder', steps)
+        with progress_bar('training the autoencoder', 'steps', total=steps) as bar:
+            for record in train_autoencoder(folder, steps, seed=seed):
+                if isinstance(record, AutoencoderKL): vae = record
+                else: _show_step(bar, *record)
         vae.save_pretrained(tmp)
     keep_folder(folder/'vae', dict(max_train_steps=steps, seed=seed), make)
     return AutoencoderKL.from_pretrained(folder/'vae')

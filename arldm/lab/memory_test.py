@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
 
 from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
+from ..progress import progress_bar
 from ..files.atomic import lock_folder, save_json
 from ..files.kept_results import claim_folder
 from ..data.story import StoryFile, StorySplit
@@ -138,7 +138,7 @@ def score_rows(
     """
     table = {}
     store = Store(out/'features.db')
-    for row, folder in tqdm(ROWS.items(), 'scoring'):
+    for row, folder in progress_bar('scoring', 'rows', ROWS.items()):
         nets = {'latents': LatentFeatures(vae)}
         # copies are looked for among 500 training pictures: all that `unseen_stories` writes
         result = evaluate(out/folder, stories, nets, check_facts, train=500,
@@ -257,7 +257,7 @@ def memory_test(
     folder = Path(out)/split
     drawings = draw_rows(folder, pipe, base_pipe, stories, seeds, n, **sampling)
     # seven rows for every seed, and the reference frames once
-    for _ in tqdm(drawings, 'drawing', n*(7*seeds + 1)): pass
+    for _ in progress_bar('drawing all rows', 'stories', drawings, n*(7*seeds + 1)): pass
     table = score_rows(folder, stories, pipe.vae, resamples)
     result = dict(split=split, stories=n, seeds=seeds, **sampling, **machine(), rows=table)
     save_json(folder/'memory_test.json', result)

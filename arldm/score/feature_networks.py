@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model
 from transformers.image_utils import (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN,
                                       OPENAI_CLIP_STD)
 
 from ..core import StoryError, one_of, pick_device
+from ..progress import progress_bar
 from ..files.pictures import decode, to_png, upright
 from ..files.row_store import Store
 from ..data.dataset import center_crop, pixels
@@ -286,8 +286,8 @@ def features_of(
         missing = [i for k, i in first.items() if len(have.get(k, ())) != net.num_features]
         todo = missing[which::of]
         squares = _ahead(pool, square, todo, 2*batch + threads)
-        off = None if progress and todo else True # None: no bar if the output is not a terminal
-        with tqdm(total=len(todo), desc=progress, unit=' pictures', disable=off) as bar:
+        quiet = not (progress and todo)
+        with progress_bar(progress, 'pictures', total=len(todo), quiet=quiet) as bar:
             _store_features(net, squares, keys, store, batch, bar)
     with ThreadPoolExecutor(threads) as pool:
         keys = list(_ahead(pool, key, range(n), 2*threads))

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..core import StoryError
+from ..progress import progress_bar
 
 # %% ../../nbs/score/52_intervals.ipynb #92d2d9ca
 MAX_RESAMPLES = 100_000
@@ -190,9 +190,7 @@ def estimate(
     """
     n_albums = resamples.shape[1]
     value = float(stat(np.ones(n_albums)))
-    # None means for tqdm: no bar if the output is not a terminal
-    disable = None if progress else True
-    bar = tqdm(resamples, progress, leave=False, delay=2, disable=disable)
+    bar = progress_bar(progress, 'resamples', resamples, quiet=not progress, delay=2)
     return Estimate(value, np.array([stat(w) for w in bar], float), n_albums)
 
 # %% ../../nbs/score/52_intervals.ipynb #e090c8d7

@@ -92,7 +92,7 @@ def measure(
     Returns:
         tuple: `Estimate` of the mean over the sets, their standard deviation (one set: None)
     """
-    each = [estimate(stat, self.resamples, f'interval of {name}') for stat in stats]
+    each = [estimate(stat, self.resamples, f'resampling {name}') for stat in stats]
     values = [e.value for e in each]
     resampled = np.mean([e.resampled for e in each], axis=0)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -285,7 +285,7 @@ def network_features(
     reference_cut, drawn_cut = cuts
     def features(what, n, read, cut):
         return features_of(net, read, n, *cut, store, batch, share, wait,
-                           progress=f'{net.name}, {what}')
+                           progress=f'scoring {what} pictures by {net.name}')
     def features_of_rows(what, rows): # of pictures of the story file
         def read(i): return drawings.split.file.picture(int(rows[i]))
         return features(what, len(rows), read, reference_cut)

@@ -10,9 +10,9 @@ import json
 import random
 from pathlib import Path
 
-from tqdm.auto import tqdm
 
 from ..core import expand_user
+from ..progress import progress_bar
 from ..files.atomic import FolderTaken, atomic_path
 from ..files.pictures import to_png
 from ..data.story import Story
@@ -87,7 +87,7 @@ def write_toy(
     picture_folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     album = 0  # number of the album, counted through all splits
-    bar = tqdm(total=sum(n_albums), desc='inventing albums', disable=not progress)
+    bar = progress_bar('drawing toy albums', 'albums', total=sum(n_albums), quiet=not progress)
     for (split, split_in_name), n in zip(TOY_SPLITS.items(), n_albums):
         records = []
         for _ in range(n):

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from ..core import StoryError, first_line
+from ..progress import progress_bar
 from ..files.atomic import atomic_path, create_json, load_json
 from ..files.pictures import decode
 from ..data.dataset import StoryDataset, pixels, to_memory
@@ -256,8 +256,8 @@ def build_cache(
     mine = _shards(inputs)[rank::world_size]
     missing = [shard for shard in mine if not _whole(shard.path(folder), owner)]
     total = sum(len(shard.keys) for shard in missing)
-    bar = tqdm(total=total, desc='frozen features', unit=' inputs',
-               disable=not (progress and missing))
+    bar = progress_bar('caching features of frozen parts', 'inputs', total=total,
+                       quiet=not (progress and missing))
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision != 'no')
     with bar, half:
         null = folder/'null.safetensors'

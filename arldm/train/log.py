@@ -11,9 +11,9 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..core import StoryError
+from ..progress import progress_bar
 
 # %% ../../nbs/train/38_log.ipynb #38d138c3
 def watched(
@@ -150,14 +150,16 @@ def plot(
 # %% ../../nbs/train/38_log.ipynb #0d1c3ec8
 def bar(
     records:Iterable,
-    total:int,           # Steps of the whole run
-    disable:bool=False,  # Show nothing, as in all processes but the first
-)->Iterator:             # The same records
+    total:int,             # Steps of the whole run
+    disable:bool=False,    # Show nothing, as in all processes but the first
+    label:str='training',  # What is being done
+)->Iterator:               # The same records
     """Show a progress bar with loss, speed, remaining time and the last validation loss.
 
     Args:
         total (int): Steps of the whole run
         disable (bool, default False): Show nothing, as in all processes but the first
+        label (str, default 'training'): What is being done
 
     Returns:
         Iterator: The same records
@@ -165,18 +167,19 @@ def bar(
     loss = running()
     speed = running()
     val = ''
-    pause = .1 if sys.stderr.isatty() or _shell() else 10.
-    with tqdm(total=total, desc='training', unit=' steps', mininterval=pause,
-              disable=disable) as line:
-        def see(r):
-            nonlocal val
-            # A resumed run begins after step 1
-            if r['step'] - 1 > line.n: line.initial = line.n = line.last_print_n = r['step'] - 1
-            if math.isfinite(r.get('val_loss', math.nan)): val = f', val_loss {r["val_loss"]:.4f}'
-            said = f'loss {loss(r["loss"]):.4f}, {speed(r["stories_per_s"]):.1f} stories/s'
-            line.set_postfix_str(said + val, refresh=False)
-            line.update(r['step'] - line.n)
-        yield from watched(records, see)
+    line = None
+    def see(r):
+        nonlocal line, val
+        # A resumed run begins after step 1
+        if line is None:
+            line = progress_bar(label, 'steps', total=total, initial=r['step'] - 1, quiet=disable)
+        if math.isfinite(r.get('val_loss', math.nan)): val = f', val_loss {r["val_loss"]:.4f}'
+        said = f'loss {loss(r["loss"]):.4f}, {speed(r["stories_per_s"]):.1f} stories/s'
+        line.set_postfix_str(said + val, refresh=False)
+        line.update()
+    try: yield from watched(records, see)
+    finally:
+        if line is not None: line.close()
 
 # %% ../../nbs/train/38_log.ipynb #14477bfe
 def event_writer() -> type: # `SummaryWriter`
