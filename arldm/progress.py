@@ -33,8 +33,8 @@ class LineFile:
 
     def write(self, text):
         "Take what tqdm draws: a bar after a carriage return, or a line break to close it."
+        self.text = text.strip() or self.text
         closed = text == '\n'
-        if not closed: self.text = text.strip()
         if self.text and (closed or self.clock() >= self.due): self._write_line()
 
     def _write_line(self):

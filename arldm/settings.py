@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from fastcore.basics import patch
 
-from .core import CORPORA, StoryError, at_least_one, did_you_mean, one_of
+from .core import CORPORA, StoryError, at_least_one, one_of
+from .command_line import did_you_mean
 
 # %% ../nbs/01_settings.ipynb #c05cce50
 # task -> frames given before the first drawn one

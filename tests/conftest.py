@@ -1,5 +1,7 @@
 "What pytest has to know of all tests."
+import os
 
 def pytest_configure(config):
     about = 'what a CUDA GPU computes; as far as it can, it runs on the CPU too'
     config.addinivalue_line('markers', f'gpu: {about}')
+    os.environ['TQDM_DISABLE'] = '1'   # no progress beside what a test reads; tqdm reads it when it is imported

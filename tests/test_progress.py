@@ -2,6 +2,7 @@
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def shown(monkeypatch): monkeypatch.delenv('TQDM_DISABLE', raising=False)
+def shown(monkeypatch): monkeypatch.setattr(progress, 'tqdm', partial(progress.tqdm, disable=False))
 
 
 def test_lines_come_every_so_often():

@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..core import CORPORA, command, machine, one_of, say
+from ..core import CORPORA, machine, one_of, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..data.corpora import SSID_FILES

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from .. import __version__
-from ..core import command
+from ..command_line import command
 
 # %% ../../nbs/cli/64_commands.ipynb #b5152417
 # commands at the top of the list, in the order in which one needs them

@@ -10,9 +10,10 @@ import warnings
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from tqdm.auto import tqdm
 
-from ..core import StoryError, at_least_one, command, counted, one_of, say
+from ..core import StoryError, at_least_one, counted, one_of, say
+from ..command_line import command
+from ..progress import progress_bar
 from ..files.atomic import FolderTaken, refuse_foreign, temporary_folder, whole_folder
 from ..files.kept_results import keep_file
 from ..files.raw_folder import RawFolder
@@ -177,7 +178,8 @@ def convert(
     stories, skipped, notes = _open_splits(source, raw, skip_bad, seed)
     for note in () if quiet else notes: say(note)
     albums_of = {split: set() for split in stories}  # filled by `_watch`
-    with tqdm(total=sum(map(len, stories.values())), unit=' stories', disable=quiet) as bar:
+    total = sum(map(len, stories.values()))
+    with progress_bar(f'converting {source}', 'stories', total=total, quiet=quiet) as bar:
         skipped.bar = bar
         watched = {split: _watch(s, albums_of[split], bar) for split, s in stories.items()}
         try:

@@ -9,6 +9,7 @@ __all__ = ['DEMO_ALBUMS', 'DEMO', 'demo']
 from pathlib import Path
 
 from ..core import StoryError, at_least_one, command
+from ..command_line import command
 from ..files.atomic import lock_folder
 from ..files.kept_results import claim_folder
 from .convert import toy_file

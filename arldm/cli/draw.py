@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ..core import StoryError, at_least_one, command, counted, rank_and_world_size, say
+from ..core import StoryError, at_least_one, counted, rank_and_world_size, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..settings import TASKS
 from ..files.manifest import hinted_path, path_hints
@@ -190,6 +191,7 @@ def _hints(folder, stories, sets):
     n_sets = max(sets, read_drawing(folder).get('sets', 1))
     return {**path_hints(folder, stories.file.path), 'sets': n_sets}
 
+# %% ../../nbs/cli/69_draw.ipynb #657f08f4
 def _draw_sets(pipe, stories, folders, settings, sampling, *, n, batch_size):
     "Draw this process's share of the first `n` stories; return 'id (reason)' of those that failed."
     rank, world_size = rank_and_world_size()

@@ -17,7 +17,8 @@ from typing import Iterator
 from urllib import error, request
 
 
-from ..core import StoryError, expand_user, at_least_one, command, counted, say
+from ..core import StoryError, expand_user, at_least_one, counted, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..files.atomic import atomic_path, lock_folder, refuse_foreign, temporary_folder
 from ..files.pictures import BadPicture, decode, picture_format

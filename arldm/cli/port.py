@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..core import StoryError, command, one_of, say
+from ..core import StoryError, one_of, say
+from ..command_line import command
 from ..settings import PRESETS, TASKS
 from ..files.atomic import FolderTaken, save_json, whole_folder
 from ..model.arldm import ARLDM

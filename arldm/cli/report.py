@@ -9,7 +9,8 @@ __all__ = ['report']
 from pathlib import Path
 from typing import Annotated
 
-from ..core import command, say
+from ..core import say
+from ..command_line import command
 from ..report.compare import compare_runs
 from ..report.report import comparison_warnings, write_report
 from ..report.run_folder import read_run

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from ..core import StoryError, asset, at_least_one, command, rank_and_world_size, say
+from ..core import StoryError, asset, at_least_one, rank_and_world_size, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..files.atomic import load_json, save_json
 from ..files.row_store import Store, refuse_foreign_store

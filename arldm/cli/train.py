@@ -18,8 +18,9 @@ from fastcore.script import bool_arg
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
-from ..core import (BadStory, StoryError, command, counted, end_stopped, machine,
+from ..core import (BadStory, StoryError, counted, end_stopped, machine,
                         rank_and_world_size, say)
+from ..command_line import command
 from ..settings import Settings, Subject, TASKS
 from ..files.atomic import atomic_path, lock_folder, save_json
 from ..files.manifest import (file_digest, path_hints, read_manifest, recover_folder,

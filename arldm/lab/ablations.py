@@ -17,7 +17,8 @@ import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core import StoryError, asset, at_least_one, command, end_stopped, machine, one_of, say
+from ..core import StoryError, asset, at_least_one, end_stopped, machine, one_of, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..settings import resolve
 from ..files.atomic import lock_folder, save_json

@@ -16,7 +16,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..core import CORPORA, StoryError, at_least_one, command, one_of, say
+from ..core import CORPORA, StoryError, at_least_one, one_of, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..files.atomic import load_json, lock_folder
 from ..files.kept_results import MADE, claim_folder, keep_file, keep_folder

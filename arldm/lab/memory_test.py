@@ -14,7 +14,8 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from ..core import StoryError, asset, at_least_one, command, machine, one_of, say
+from ..core import StoryError, asset, at_least_one, machine, one_of, say
+from ..command_line import command
 from ..progress import progress_bar
 from ..files.atomic import lock_folder, save_json
 from ..files.kept_results import claim_folder

@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from ..data.dataset import to_target
 from ..files.kept_results import keep_folder
 from .digest import data_digest, part_digest
@@ -112,7 +112,8 @@ def keep_autoencoder(
                  resolution=stories.resolution, steps=steps, seed=seed)
     def make(tmp):
         losses = adapt_autoencoder(vae, stories, steps, seed)
-        for _ in tqdm(losses, 'adapting the autoencoder', steps, unit=' steps', disable=quiet): pass
+        bar = progress_bar('adapting the autoencoder', 'steps', losses, steps, quiet=quiet)
+        for _ in bar: pass
         vae.save_pretrained(tmp)
     keep_folder(folder, facts, make)
     adapted = AutoencoderKL.from_pretrained(folder)

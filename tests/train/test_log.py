@@ -1,10 +1,12 @@
 "Watchers let the records pass unchanged, close what they watch, and show what they say they show."
 import io, itertools, math, os, subprocess, sys, time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from arldm import progress
 from arldm.progress import progress_bar
 from arldm.train import log as watch
 from arldm.core import StoryError
@@ -48,7 +50,7 @@ def shell(monkeypatch):
 
 def python(code, **env):
     "What a fresh process says to that code."
-    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'COLUMNS': '200', **env}
+    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'COLUMNS': '200', 'TQDM_DISABLE': '', **env}
     done = subprocess.run([sys.executable, '-c', PRETEND + code], capture_output=True, env=env)
     return SimpleNamespace(stdout=done.stdout.decode(), stderr=done.stderr.decode())  # `text=True` would lose the \r
 
@@ -222,6 +224,7 @@ def bars(monkeypatch):
         made.append(bar)
         return bar
     monkeypatch.setattr(watch, 'progress_bar', make)
+    monkeypatch.setattr(progress, 'tqdm', partial(progress.tqdm, disable=False))
     return made
 
 def test_bar_of_a_resumed_run(bars):
