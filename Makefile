@@ -60,7 +60,7 @@ full: $(MADE) ## the full-size model with random weights: built, saved, loaded, 
 gpu: ## all that needs a GPU, in MINUTES=9; results in OUT=runs/gpu (DEVICE=cpu shows that every row runs)
 	@python=$(BIN)/python; if [ -n "$(FRESH)" ]; then \
 	  if $(PYTHON) -c '$(ABLE)'; then python=$(PYTHON); else $(REMAKE) || exit 1; fi; fi; \
-	  $$python -c 'from arldm.bench.speed import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
+	  $$python -c 'from arldm.bench.bench import bench; bench()' gpu --minutes $(MINUTES) --device $(DEVICE) --size $(SIZE) \
 	  --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
 lab: $(MADE) ## open JupyterLab on the notebooks

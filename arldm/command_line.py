@@ -135,7 +135,8 @@ def _help(p, comment, choices):
     "Return the help of a parameter: its comment, the choices of a positional one, and its default."
     text = ' '.join((comment or '').split())
     if _is_positional(p) and choices: text += f': {", ".join(choices)}'
-    if p.default not in (p.empty, None, False, ''): text += f'; default: {p.default}'
+    is_shown = p.default not in (p.empty, None, '') and p.default is not False
+    if is_shown: text += f'; default: {p.default}'
     return text.replace('%', '%%')
 
 def _add_argument(group, p, comment, choices):

@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'reencode', 'bench_converting', 'PlainStories', 'batch_as_floats', 'epoch_reader', 'bench_reading',
-           'bench_memory', 'bench_data', 'bench', 'measure_lines']
+           'bench_memory', 'bench_data', 'measure_lines']
 
 # %% ../../nbs/bench/89_speed.ipynb #0252b131
 import io, json, tempfile, time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Callable
+from typing import Callable
 
 import h5py, numpy as np, torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..core import CORPORA, machine, one_of, say
-from ..command_line import command
+from ..core import CORPORA, machine, say
 from ..progress import progress_bar
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..data.corpora import SSID_FILES
@@ -27,8 +26,6 @@ from ..data.dataset import (StoryDataset, Vocabulary, collate, to_memory, to_tar
 from ..data.story import StoryFile
 from ..cli.convert import convert
 from .draw import bench_draw
-from .gpu import measure_gpu
-from .gpu_tables import tables_from
 from .measure import format_line, peak_memory, speedup_line, take_turns
 from .score import bench_score
 from .synthetic_photos import (ALBUM_PICTURES, ALBUM_STORIES, PHOTO_SIZES, PHOTO_WORDS,
@@ -279,39 +276,6 @@ BENCHES = dict(data=bench_data, train=bench_train, draw=bench_draw, score=bench_
 
 # whether a JSON file is the result of a benchmark
 def _is_result(path): return {'what', 'size', 'lines'} <= load_json(path, dict).keys()
-
-@command
-def bench(
-    # Part to measure: data, train, draw or score; gpu: all that needs a GPU
-    what:Annotated[str, dict(opt=False, nargs='?')]='data',
-    # tiny (the default): seconds; full: minutes to an hour. With gpu: full, on a CPU tiny
-    size:str=None,
-    # JSON file for the results. With gpu: folder of `gpu.json`, default runs/gpu
-    out:str=None,
-    minutes:float=9.,   # With gpu: time limit; run again to measure what is missing
-    device:str='cuda',  # With gpu: cuda, or cpu to check that every row runs
-    commit:str=None,    # With gpu: commit to record; default: this repository's
-    from_file:str=None, # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
-):
-    """Measure on this machine how much faster this package is than a plain baseline.
-
-    Args:
-        what (Annotated[str, dict(opt=False, nargs='?')], default 'data'): Part to measure: data,
-            train, draw or score; gpu: all that needs a GPU
-        size (str, optional): tiny (the default): seconds; full: minutes to an hour. With gpu: full,
-            on a CPU tiny
-        out (str, optional): JSON file for the results. With gpu: folder of `gpu.json`, default
-            runs/gpu
-        minutes (float, default 9.0): With gpu: time limit; run again to measure what is missing
-        device (str, default 'cuda'): With gpu: cuda, or cpu to check that every row runs
-        commit (str, optional): With gpu: commit to record; default: this repository's
-        from_file (str, optional): Show a `gpu.json` as tables, and write those of a GPU into the
-            notebooks
-    """
-    if from_file: return tables_from(from_file)
-    if one_of('benchmark', what, (*BENCHES, 'gpu')) == 'gpu':
-        return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
-    return measure_lines(what, one_of('size', size or 'tiny', ('tiny', 'full')), out)
 
 # %% ../../nbs/bench/89_speed.ipynb #7e3e06b4
 def measure_lines(

@@ -8,7 +8,7 @@ __all__ = ['DEMO_ALBUMS', 'DEMO', 'demo']
 # %% ../../nbs/cli/72_demo.ipynb #df74e375
 from pathlib import Path
 
-from ..core import StoryError, at_least_one, command
+from ..core import StoryError, at_least_one
 from ..command_line import command
 from ..files.atomic import lock_folder
 from ..files.kept_results import claim_folder
@@ -25,15 +25,20 @@ DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
 @command
 def demo(
-    out:str='runs/demo',     # Run folder; an existing demo is resumed
+    *,
+    out:str|Path='runs/demo', # Run folder; an existing demo is resumed
     max_train_steps:int=40,  # Training steps
     limit:int=64,            # Number of test stories to draw
     histories:int=12,        # Number of these to draw again with other histories; 0 = none
 )->Path:                     # The report
     """Run every step on the toy corpus: convert, train, draw, score and report.
 
+    Examples:
+        arldm-demo
+        arldm-demo --limit 8 --histories 4 --out runs/short
+
     Args:
-        out (str, default 'runs/demo'): Run folder; an existing demo is resumed
+        out (str | Path, default 'runs/demo'): Run folder; an existing demo is resumed
         max_train_steps (int, default 40): Training steps
         limit (int, default 64): Number of test stories to draw
         histories (int, default 12): Number of these to draw again with other histories; 0 = none

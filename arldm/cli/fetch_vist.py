@@ -380,17 +380,22 @@ def fetch_photos(
 # %% ../../nbs/cli/66_fetch_vist.ipynb #05ba2e75
 @command
 def fetch_vist(
-    # Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
-    json_dir:str,
-    out_dir:str,         # Folder for the photos, and for missing.csv, the list of those that failed
+    json_dir:str|Path,   # Folder with VIST's *.story-in-sequence.json in it or below it
+    out_dir:str|Path,    # Folder for the photos, and for missing.csv, which lists those that failed
+    *,
     workers:int=8,       # Photos fetched at the same time, at most 64
     dry_run:bool=False,  # Say how many photos would be fetched, and stop
 )->dict:                 # 'there', 'fetched' or a reason for failure -> number of photos
     """Download the photos of VIST's stories; run again to continue, or to retry missing ones.
 
+    Examples:
+        arldm-fetch-vist raw/vist raw/vist/images --dry-run
+        arldm-fetch-vist raw/vist raw/vist/images --workers 16
+
     Args:
-        json_dir (str): Folder with VIST's annotations, *.story-in-sequence.json, in it or below it
-        out_dir (str): Folder for the photos, and for missing.csv, the list of those that failed
+        json_dir (str | Path): Folder with VIST's *.story-in-sequence.json in it or below it
+        out_dir (str | Path): Folder for the photos, and for missing.csv, which lists those that
+            failed
         workers (int, default 8): Photos fetched at the same time, at most 64
         dry_run (bool, default False): Say how many photos would be fetched, and stop
 

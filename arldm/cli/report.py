@@ -7,29 +7,30 @@ __all__ = ['report']
 
 # %% ../../nbs/cli/71_report.ipynb #25d11eca
 from pathlib import Path
-from typing import Annotated
 
 from ..core import say
 from ..command_line import command
-from ..report.compare import compare_runs
-from ..report.report import comparison_warnings, write_report
-from ..report.run_folder import read_run
 
 # %% ../../nbs/cli/71_report.ipynb #263f5917
 @command
 def report(
-    run:str,         # Run folder
-    against:Annotated[str, {'opt': False, 'nargs': '?'}]=None, # Another run to compare with
+    run:str|Path,           # Run folder
+    against:str|Path=None,  # Another run to compare with
+    *,
     split:str=None,  # Split of the reference frames; default: the one that was scored
 ):
-    """Write a run's scores, strips, curves and settings as one HTML page, or compare two runs.
+    """Write a run as one HTML page, or compare two runs: scores, strips, curves and settings.
+
+    Examples:
+        arldm-report runs/toy
+        arldm-report runs/toy runs/other
 
     Args:
-        run (str): Run folder
-        against (Annotated[str, {'opt': False, 'nargs': '?'}], optional): Another run to compare
-            with
+        run (str | Path): Run folder
+        against (str | Path, optional): Another run to compare with
         split (str, optional): Split of the reference frames; default: the one that was scored
     """
+    from arldm.report.report import write_report
     if against is None: page = write_report(run, split)
     else:
         page = write_report(against, split, against=run)
@@ -39,6 +40,9 @@ def report(
 
 def _print_differences(a, b, split):
     "Print the warnings of two runs and, if both are scored, the verdict on each score."
+    from arldm.report.compare import compare_runs
+    from arldm.report.report import comparison_warnings
+    from arldm.report.run_folder import read_run
     say(f'A is {a}, B is {b}')
     if not all((Path(run)/'scores.json').is_file() for run in (a, b)): return
     for line in comparison_warnings(read_run(a), read_run(b), split): say(f'note: {line}')

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'TRICKS', 'STUDIES', 'FACT_KINDS', 'Changed', 'freeze_at_zero', 'without_time', 'without_type',
            'drop_stories', 'without_pictures', 'noisy_memory', 'drawn_memory', 'Study', 'run_experiment',
-           'compare_experiments', 'ablations', 'experiment_line', 'experiments_table']
+           'open_ladder_stories', 'start_digest', 'compare_experiments', 'run_study', 'experiment_line',
+           'experiments_table', 'run_ablations']
 
 # %% ../../nbs/lab/76_ablations.ipynb #62da8575
 import random
@@ -17,8 +18,7 @@ import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core import StoryError, asset, at_least_one, end_stopped, machine, one_of, say
-from ..command_line import command
+from ..core import StoryError, asset, end_stopped, machine, say
 from ..progress import progress_bar
 from ..settings import resolve
 from ..files.atomic import lock_folder, save_json
@@ -39,7 +39,7 @@ from ..draw.pipeline import StoryPipeline
 from ..draw.test_set import draw_split
 from ..score.histories import draw_histories
 from ..score.intervals import estimate, mean_of, resample
-from .ladder import check_seed, write_ladder_stories
+from .ladder import write_ladder_stories
 
 # %% ../../nbs/lab/76_ablations.ipynb #991d6682
 class Changed(Dataset):
@@ -204,7 +204,7 @@ def run_experiment(
     # these names are kept with the run: a run of a function of another name is not continued
     changes = [f.__name__ for f in (model, item) if f]
     if own: changes.append('drawn memory')
-    facts = dict(start=_start_digest(base), stories=data_digest(file['train']), first=first,
+    facts = dict(start=start_digest(base), stories=data_digest(file['train']), first=first,
                  **asdict(s), change=changes)
     claim_folder(out, facts, 'name another folder: --out ANOTHER_FOLDER')
     if own: item = drawn_memory(_draw_training_stories(out.parent/'own', base, file, first))
@@ -213,13 +213,19 @@ def run_experiment(
     return _draw_and_check(out/'pipeline', out, file['test'], kind, limit, sampling)
 
 # %% ../../nbs/lab/76_ablations.ipynb #83541b57
-def _open_ladder_stories(path): # -> `StoryFile`
+def open_ladder_stories(path:Path) -> StoryFile:
     "Open the story file of the ladder, which is written first if it is missing."
     write_ladder_stories(path)
     return StoryFile(path)
 
-def _start_digest(base): # a pipeline folder, or a run folder that holds one
-    "Return the digest of a pipeline, or raise `StoryError` if there is none."
+def start_digest(
+    base:str|Path,  # A pipeline folder, or a run folder that holds one
+) -> str:
+    """Return the digest of a pipeline, or raise `StoryError` if there is none.
+
+    Args:
+        base (str | Path): A pipeline folder, or a run folder that holds one
+    """
     folder = Path(base)/'pipeline'
     if not folder.is_dir(): folder = Path(base)
     if (folder/'model_index.json').is_file(): return folder_digest(folder)
@@ -251,7 +257,7 @@ def _unchanged(item, rng): return item
 def _draw_training_stories(folder, base, file, n): # -> `folder`
     "Draw the first `n` training stories with the pipeline that the experiment starts from."
     sampling = dict(num_inference_steps=6, guidance_scale=2.)
-    facts = dict(start=_start_digest(base), stories=data_digest(file['train']), **sampling)
+    facts = dict(start=start_digest(base), stories=data_digest(file['train']), **sampling)
     claim_folder(folder, facts)
     pipe = StoryPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
@@ -320,55 +326,28 @@ def _share_right(rows, resamples): # -> `Estimate`
     story, right = np.array(rows).T
     return estimate(mean_of(right.astype(float), story), resamples)
 
-# %% ../../nbs/lab/76_ablations.ipynb #e9ac2635
-@command
-def ablations(
-    # Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
-    which:str,
-    out:str='runs/ablations',  # Folder for all runs
-    data:str=None,             # Story file of the toy corpus; default: the ladder's, written there
-    start:str=None,            # Pipeline to start from; default: the shipped one
-    max_train_steps:int=None,  # Steps of each experiment; default: 1200, for tricks 500
-    seed:int=0,                # Seed of training and drawing
-    limit:int=100,             # Number of test stories to draw
-):
-    """Train and score toy models with one thing changed at a time.
+# %% ../../nbs/lab/76_ablations.ipynb #232f3337
+def run_study(
+    study:Study,
+    out:Path,             # Folder of the study
+    start:str|Path,       # Pipeline to start from
+    file:StoryFile,       # Of the toy corpus
+    max_train_steps:int,  # Of each experiment
+    seed:int,             # Of training
+    limit:int,            # Test stories to draw
+):                        # -> yields name, and what `run_experiment` returns
+    """Run the experiments of a study in turn; yield the name and the result of each.
+
+    -> yields name, and what `run_experiment` returns
 
     Args:
-        which (str): Study: ablations (from the text-to-image model) or tricks (from AR-LDM)
-        out (str, default 'runs/ablations'): Folder for all runs
-        data (str, optional): Story file of the toy corpus; default: the ladder's, written there
-        start (str, optional): Pipeline to start from; default: the shipped one
-        max_train_steps (int, optional): Steps of each experiment; default: 1200, for tricks 500
-        seed (int, default 0): Seed of training and drawing
-        limit (int, default 100): Number of test stories to draw
+        out (Path): Folder of the study
+        start (str | Path): Pipeline to start from
+        file (StoryFile): Of the toy corpus
+        max_train_steps (int): Of each experiment
+        seed (int): Of training
+        limit (int): Test stories to draw
     """
-    study = STUDIES[one_of('kind of experiment', which, STUDIES)]
-    if max_train_steps is None: max_train_steps = study.max_train_steps
-    at_least_one(max_train_steps=max_train_steps, limit=limit)
-    check_seed(seed)
-    # what the arguments name is checked before anything is written
-    file = StoryFile(data) if data else None
-    start = start or asset(study.start)
-    digest = _start_digest(start)
-    # the lock is held until this function ends
-    lock = lock_folder(out, 'running ablations')
-    if file is None: file = _open_ladder_stories(Path(out)/'stories.h5')
-    folder = Path(out)/which
-    settings = dict(which=which, max_train_steps=max_train_steps, seed=seed)
-    claim_folder(folder, {**settings, 'start': digest, 'stories': data_digest(file['train'])},
-                 'name another folder: --out ANOTHER_FOLDER')
-    results = {}
-    for name, result in _run_study(study, folder, start, file, max_train_steps, seed, limit):
-        results[name] = result
-        table = compare_experiments(results)
-        save_json(folder/'ablations.json', dict(**settings, limit=limit, **machine(), table=table))
-        say(experiment_line(table[-1]))
-    return table
-
-# %% ../../nbs/lab/76_ablations.ipynb #232f3337
-def _run_study(study, out, start, file, max_train_steps, seed, limit):
-    "Run the experiments of a study in turn; yield the name and the result of each."
     control = None
     for name, change in study.changes.items():
         folder = out/name.replace(' ', '-')
@@ -417,3 +396,48 @@ def _points(change, mark): # -> such as '+0.2: -1.4…+1.9' with the mark ':'
     "Write a difference and its interval in percentage points."
     value, low, high = change
     return f'{100*value:+.1f}{mark} {100*low:+.1f}…{100*high:+.1f}'
+
+# %% ../../nbs/lab/76_ablations.ipynb #913a0cb1
+def run_ablations(
+    which:str,                  # Key of `STUDIES`
+    out:Path,                   # Folder for all runs
+    data:str|Path|None,         # Story file of the toy corpus; `None` = the ladder's
+    start:str|Path|None,        # Pipeline to start from; `None` = that of the study
+    max_train_steps:int|None,   # Steps of each experiment; `None` = those of the study
+    seed:int,                   # Of training
+    limit:int,                  # Test stories to draw
+)->list:                        # From `compare_experiments`
+    """Run a study, print a line for each experiment, and write `ablations.json` after each.
+
+    Args:
+        which (str): Key of `STUDIES`
+        out (Path): Folder for all runs
+        data (str | Path | None): Story file of the toy corpus; `None` = the ladder's
+        start (str | Path | None): Pipeline to start from; `None` = that of the study
+        max_train_steps (int | None): Steps of each experiment; `None` = those of the study
+        seed (int): Of training
+        limit (int): Test stories to draw
+
+    Returns:
+        list: From `compare_experiments`
+    """
+    study = STUDIES[which]
+    if max_train_steps is None: max_train_steps = study.max_train_steps
+    # what the arguments name is checked before anything is written
+    file = StoryFile(data) if data else None
+    start = start or asset(study.start)
+    digest = start_digest(start)
+    # the lock is held until this function ends
+    lock = lock_folder(out, 'running ablations')
+    if file is None: file = open_ladder_stories(out/'stories.h5')
+    folder = out/which
+    settings = dict(which=which, max_train_steps=max_train_steps, seed=seed)
+    claim_folder(folder, {**settings, 'start': digest, 'stories': data_digest(file['train'])},
+                 'name another folder: --out ANOTHER_FOLDER')
+    results = {}
+    for name, result in run_study(study, folder, start, file, max_train_steps, seed, limit):
+        results[name] = result
+        table = compare_experiments(results)
+        save_json(folder/'ablations.json', dict(**settings, limit=limit, **machine(), table=table))
+        say(experiment_line(table[-1]))
+    return table

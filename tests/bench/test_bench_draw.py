@@ -9,7 +9,7 @@ from arldm.bench import draw as pace
 from arldm.core import StoryError
 from arldm.draw.pipeline import StoryPipeline
 from arldm.bench.measure import format_line, count_flops
-from arldm.bench.speed import bench
+from arldm.bench.bench import bench
 
 @pytest.fixture(scope='module')
 def training(tmp_path_factory): return pace.TrainingBench(tmp_path_factory.mktemp('pace'), 'tiny')

@@ -13,7 +13,7 @@ from arldm.bench import score as throughput
 from arldm.score.feature_networks import Store
 from arldm.bench.measure import format_line
 from arldm.files.pictures import decode
-from arldm.bench.speed import bench
+from arldm.bench.bench import bench
 from arldm.bench.score import BENCH_SIDE, Turns, bench_streaming, stream_in_turns, write_pictures
 
 

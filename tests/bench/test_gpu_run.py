@@ -10,10 +10,10 @@ from arldm.core import ROOT, StoryError
 from arldm.bench.gpu import measure_gpu, with_goal
 from arldm.bench.gpu_tables import TABLES, tables_from, write_tables
 from arldm.bench.gpu_rows import GOALS, gpu_rows
-from arldm.bench.speed import bench
+from arldm.bench.bench import bench
 from elsewhere import PYTHONPATH
 
-COMMAND = 'from arldm.bench.speed import bench; bench()'
+COMMAND = 'from arldm.bench.bench import bench; bench()'
 
 def rows_of(folder): return json.loads((folder/'gpu.json').read_text())['rows']
 

@@ -19,7 +19,8 @@ from arldm.data.dataset import StoryDataset, Vocabulary, collate, word_tokenizer
 from arldm.bench.measure import format_line, count_flops
 from arldm.bench.synthetic_photos import PHOTO_SIZES, PHOTO_WORDS, encode_picture, photo, write_corpus
 from arldm.settings import SETTINGS
-from arldm.bench.speed import BENCHES, PlainStories, bench, batch_as_floats, reencode
+from arldm.bench.bench import bench
+from arldm.bench.speed import BENCHES, PlainStories, batch_as_floats, reencode
 from arldm.data.story import StoryFile
 
 MINI = Path(__file__).parents[2]/'shared/ssid-mini'
@@ -201,10 +202,10 @@ def test_lines_are_readable(result):
     assert max(map(len, texts)) <= 110
 
 def test_unknown_words_cost_a_line():
-    with pytest.raises(StoryError, match=f"no benchmark 'date'; there are {', '.join(BENCHES)}"): bench('date')
+    with pytest.raises(StoryError, match=f"no benchmark 'date'; there are {', '.join(BENCHES)}, gpu"): bench('date')
     with pytest.raises(StoryError, match="no size 'huge'; there are tiny, full"): bench('data', size='huge')
 
-@pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there are data"), (['--help'], 0, '[what]')])
+@pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there are data"), (['--help'], 0, '[benchmark]')])
 def test_shell(words, code, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['arldm-bench', *words])
     with pytest.raises(SystemExit) as end: bench()

@@ -205,7 +205,7 @@ def test_in_a_shell(tmp_path):
 def test_demo_in_small(tmp_path, monkeypatch):
     "The demo's own road, shortened."
     monkeypatch.setattr(demos, 'DEMO_ALBUMS', (12, 2, 3))
-    page = demos.demo(tmp_path/'demo', max_train_steps=2, limit=2)
+    page = demos.demo(out=tmp_path/'demo', max_train_steps=2, limit=2)
     assert page == tmp_path/'demo'/'report.html' and (tmp_path/'demo'/'scores.json').exists()
     facts = json.loads((tmp_path/'demo'/'scores.json').read_text())['facts']
     assert {f['name'] for f in facts} >= {'remembered colour', 'remembered place', 'stated action'}

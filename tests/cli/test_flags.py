@@ -5,9 +5,9 @@ import inspect
 from pathlib import Path
 
 import pytest
-from fastcore.script import anno_parser
 
-from arldm.core import RENAMED, StoryError, _known_flags
+from arldm.command_line import RENAMED, _known_flags, command_parser
+from arldm.core import StoryError
 from arldm.settings import SETTINGS, resolve
 
 INI = configparser.ConfigParser()
@@ -22,8 +22,8 @@ def of(script): return getattr(importlib.import_module(COMMANDS[script][0]), COM
 
 def flags_of(script):
     "(option strings, names of positional arguments)"
-    actions = anno_parser(of(script))._actions
-    return ([s for a in actions for s in a.option_strings if s.startswith('--') and s not in ('--pdb', '--xtra')],
+    actions = command_parser(of(script))._actions
+    return ([s for a in actions for s in a.option_strings if s.startswith('--')],
             [a.dest for a in actions if not a.option_strings])
 
 def says(capsys, monkeypatch, script, *words):

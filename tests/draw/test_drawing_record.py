@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from arldm.cli import draw as cli
+from arldm.cli import drawing_run as engine
 from arldm.core import StoryError
 from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw.pipeline import StoryPipeline
@@ -164,7 +165,7 @@ def test_two_ways_at_the_same_instant(run):
         def open_pipeline(*_):
             time.sleep(max(0, start - time.time()))
             return pipe
-        cli.open_pipeline = open_pipeline
+        engine.open_pipeline = open_pipeline
         sys.argv = ['arldm-draw', str(run), '--num-inference-steps=1', '--guidance-scale=1', f'--seed={seed}']
         cli.draw()
     processes = [fork(lambda seed=seed: work(seed)) for seed in (1, 2)]

@@ -9,6 +9,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from arldm.cli import draw as cli
+from arldm.cli import drawing_run as engine
 from arldm.files import atomic as files
 from arldm.toy import corpus as toy
 from arldm.cli.convert import convert
@@ -116,8 +117,8 @@ def draw(run, **options): return end(*fork(lambda: command(run, **options)))
 @pytest.fixture
 def opened(tiny, monkeypatch):
     "The tiny pipeline, opened once for all processes to come."
-    pipe = cli.open_pipeline(tiny, cli.SamplingSettings())
-    monkeypatch.setattr(cli, 'open_pipeline', lambda *_: pipe)
+    pipe = engine.open_pipeline(tiny, engine.SamplingSettings())
+    monkeypatch.setattr(engine, 'open_pipeline', lambda *_: pipe)
 
 def disturbed(run, k, sign, **options):
     def work():
@@ -159,12 +160,12 @@ def test_stopped_at_every_point(small, calm, opened, tmp_path, k):
 
 def test_ctrl_c_loses_no_finished_story(small, calm, opened, tmp_path, monkeypatch):
     run = fresh(small, tmp_path/'run')
-    made = cli.draw_split
+    made = engine.draw_split
     def slow(*args, **options):
         for one in made(*args, **options):
             yield one
             time.sleep(2)
-    monkeypatch.setattr(cli, 'draw_split', slow)
+    monkeypatch.setattr(engine, 'draw_split', slow)
     pid, said = fork(lambda: command(run, batch_size=1))
     while not finished(run) and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): time.sleep(.01)
     time.sleep(.2)
@@ -239,11 +240,11 @@ def test_a_process_waits_for_the_others(toys, tiny, opened, tmp_path, monkeypatc
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    made = cli.draw_split
+    made = engine.draw_split
     def late(*args, **options):
         if os.environ['RANK'] == '1': time.sleep(3)
         yield from made(*args, **options)
-    monkeypatch.setattr(cli, 'draw_split', late)
+    monkeypatch.setattr(engine, 'draw_split', late)
     def work(rank):
         os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
                           MASTER_PORT=str(port), TORCHELASTIC_RUN_ID='test')
@@ -282,13 +283,14 @@ WATCHED = '''
 import re, sys
 from pathlib import Path
 from arldm.cli import draw as cli
+from arldm.cli import drawing_run as engine
 def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])*1024/1e6
-made, at = cli.draw_split, []
+made, at = engine.draw_split, []
 def watched(*args, **how):
     for i, one in enumerate(made(*args, **how), 1):
         if i == 60: at.append(peak())
         yield one
-cli.draw_split = watched
+engine.draw_split = watched
 cli.draw(sys.argv[1], num_inference_steps=1, batch_size=16)
 print(f'{at[0]} {peak()}')'''
 

@@ -7,7 +7,8 @@ import pytest
 from arldm import core
 from arldm.files import atomic as files
 from arldm.files import manifest
-from arldm.core import StoryError, command, say
+from arldm.command_line import command
+from arldm.core import StoryError, say
 from arldm.files.atomic import (FolderTaken, create_json, load_json, lock_folder, refuse_foreign,
                                 save_json, whole_folder)
 from arldm.files.manifest import (MANIFEST, folder_digest, hinted_path, path_hints, read_manifest,
@@ -265,10 +266,11 @@ def test_a_lock_leaves_what_is_in_the_folder(tmp_path):
     assert (tmp_path/'.lock').read_text() == 'my notes'
 
 PROGRAM = '''
-from arldm.core import StoryError, command, say
+from arldm.command_line import command
+from arldm.core import StoryError, say
 import sys, warnings
 @command
-def paint(path:str, wrong:bool=False):
+def paint(path:str, *, wrong:bool=False):
     "Painted → with care: ½ é"
     say(f'→ {path} \\x1b[31mred'), warnings.warn('é\\x1b[2J')
     if wrong: raise StoryError('→ \\x1b[2J')

@@ -6,8 +6,10 @@ import numpy as np, pytest
 from PIL import Image
 
 from arldm.cli import demo as demos
+from arldm.lab import commands
 from arldm.lab import ladder
 from arldm.lab import memory_test
+from arldm.bench import bench as benchmarks
 from arldm.bench import speed
 from arldm.lab import ablations
 from arldm.core import StoryError, asset
@@ -98,7 +100,7 @@ def quick_memory_test(pipe, monkeypatch):
     monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {})
     monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
-    return partial(memory_test.memory_test, seeds=1, guidance_scale=1.)
+    return lambda out, **options: commands.memory_test(out=out, **{'seeds': 1, 'guidance_scale': 1., **options})
 
 def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memory_test, file, tmp_path):
     data, out = str(file.path), str(tmp_path/'out')
@@ -139,7 +141,7 @@ def test_a_killed_memory_test_goes_on_exactly(pipe, file, tmp_path, monkeypatch)
     (dict(num_inference_steps=10**9), 'num_inference_steps must be below 1000'), (dict(guidance_scale=float('nan')), 'guidance_scale must be 1 .* got nan'),
     (dict(guidance_scale=float('inf')), 'got inf'), (dict(guidance_scale=-1.), 'got -1'), (dict(split='tset'), 'did you mean test')])
 def test_wrong_numbers_of_a_memory_test_end_before_any_work(wrong, said, tmp_path):
-    refused(said, memory_test.memory_test, str(tmp_path/'out'), **wrong)
+    refused(said, commands.memory_test, out=str(tmp_path/'out'), **wrong)
     assert not [*tmp_path.iterdir()]
 
 
@@ -156,16 +158,16 @@ def small_ladder(monkeypatch):
 
 def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     out = str(tmp_path/'out')
-    ladder.ladder(out, 'autoencoder', max_train_steps=1)
+    commands.ladder(out=out, stage='autoencoder', max_train_steps=1)
     before = tree(tmp_path/'out')
-    refused('max_train_steps=1, not 2', ladder.ladder, out, 'autoencoder', max_train_steps=2)
-    refused('seed=0, not 1', ladder.ladder, out, 'autoencoder', max_train_steps=1, seed=1)
-    refused('seed=0, not 1', ladder.ladder, out, 'arldm', seed=1)
+    refused('max_train_steps=1, not 2', commands.ladder, out=out, stage='autoencoder', max_train_steps=2)
+    refused('seed=0, not 1', commands.ladder, out=out, stage='autoencoder', max_train_steps=1, seed=1)
+    refused('seed=0, not 1', commands.ladder, out=out, stage='arldm', seed=1)
     assert tree(tmp_path/'out') == before
-    ladder.ladder(out)                                            # the rungs below are taken as they are, and all is made
+    commands.ladder(out=out)                                            # the rungs below are taken as they are, and all is made
     before = tree(tmp_path/'out')
     assert {'blank/model_index.json', 'pairs.h5', 'stories.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
-    ladder.ladder(out)
+    commands.ladder(out=out)
     assert tree(tmp_path/'out') == before
 
 @pytest.mark.parametrize('name', ['pairs.h5', 'stories.h5'])
@@ -188,7 +190,7 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     refused('seed=0, not 1', ladder.write_ladder_stories, tmp_path/'stories.h5', 1)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
-@pytest.mark.parametrize('command', [ladder.ladder, partial(ablations.ablations, 'tricks')])
+@pytest.mark.parametrize('command', [commands.ladder, partial(commands.ablations, 'tricks')])
 def test_wrong_numbers_of_ladder_and_ablations(command, wrong, tmp_path):
     refused('must be', command, out=str(tmp_path/'out'), **wrong)
     assert not [*tmp_path.iterdir()]
@@ -199,7 +201,7 @@ def test_wrong_numbers_of_ladder_and_ablations(command, wrong, tmp_path):
 def test_ablations_of_other_steps_start_or_stories_are_refused(file, tmp_path, monkeypatch):
     asked, counts = [], dict.fromkeys(ablations.FACT_KINDS, [[i, True] for i in range(3)])
     monkeypatch.setattr(ablations, 'run_experiment', lambda *a, **k: asked.append(a) or counts)
-    run = partial(ablations.ablations, 'tricks', out=str(tmp_path/'out'))
+    run = partial(commands.ablations, 'tricks', out=str(tmp_path/'out'))
     run(data=str(file.path), max_train_steps=1)
     n, before = len(asked), tree(tmp_path/'out')
     refused('max_train_steps=1, not 2', run, data=str(file.path), max_train_steps=2)
@@ -239,13 +241,13 @@ def quick_demo(monkeypatch):
     return asked
 
 def test_a_demo_of_other_settings_is_refused(quick_demo, tmp_path):
-    demo = partial(demos.demo, str(tmp_path/'demo'))
+    demo = partial(demos.demo, out=str(tmp_path/'demo'))
     demo(max_train_steps=1, limit=1)
     assert quick_demo == ['train', 'draw', 'score', 'report']
     assert StoryFile(tmp_path/'demo/stories.h5')['train'].file.corpus == 'toy' and not (tmp_path/'demo/raw').exists()
     refused('max_train_steps=1, not 2.*--out', demo, max_train_steps=2, limit=1)
     refused('limit=1, not 2', demo, max_train_steps=1, limit=2)
-    for wrong in dict(max_train_steps=0), dict(limit=0), dict(histories=-1): refused('must be', demos.demo, str(tmp_path/'b'), **wrong)
+    for wrong in dict(max_train_steps=0), dict(limit=0), dict(histories=-1): refused('must be', demos.demo, out=str(tmp_path/'b'), **wrong)
     assert len(quick_demo) == 4 and not (tmp_path/'b').exists()
 
 @pytest.mark.parametrize('name', ['raw/mine.txt', 'stories.h5', 'log.csv'])
@@ -253,7 +255,7 @@ def test_a_demo_writes_into_no_folder_of_somebody_else(quick_demo, name, tmp_pat
     mine = tmp_path/name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text('mine')
-    refused('no made.json says', demos.demo, str(tmp_path), max_train_steps=1)
+    refused('no made.json says', demos.demo, out=str(tmp_path), max_train_steps=1)
     assert tree(tmp_path) == {name: b'mine'} and not quick_demo
 
 def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkeypatch):
@@ -263,9 +265,9 @@ def test_stories_cut_short_by_a_kill_are_made_again(quick_demo, tmp_path, monkey
         plain(raw, (1, 0, 0), progress=False)
         raise KeyboardInterrupt
     monkeypatch.setattr(module, 'write_toy', killed)
-    with pytest.raises(KeyboardInterrupt): demos.demo(str(tmp_path/'demo'), max_train_steps=1)
+    with pytest.raises(KeyboardInterrupt): demos.demo(out=str(tmp_path/'demo'), max_train_steps=1)
     monkeypatch.setattr(module, 'write_toy', plain)
-    demos.demo(str(tmp_path/'demo'), max_train_steps=1)
+    demos.demo(out=str(tmp_path/'demo'), max_train_steps=1)
     assert len(StoryFile(tmp_path/'demo/stories.h5')['train']) == 2
 
 
@@ -280,9 +282,9 @@ def test_two_commands_at_once_in_one_folder(file, quick_memory_test, small_ladde
     try:
         for h in hold: h.stdout.readline()
         refused('another process is', quick_memory_test, str(places[0]), data=str(file.path), limit=1, num_inference_steps=1)
-        refused('another process is', ladder.ladder, str(places[1]), max_train_steps=1)
-        refused('another process is', ablations.ablations, 'tricks', str(places[2]), data=str(file.path), max_train_steps=1)
-        refused('another process is', demos.demo, str(tmp_path/'d'), max_train_steps=1)
+        refused('another process is', commands.ladder, out=str(places[1]), max_train_steps=1)
+        refused('another process is', commands.ablations, 'tricks', out=str(places[2]), data=str(file.path), max_train_steps=1)
+        refused('another process is', demos.demo, out=str(tmp_path/'d'), max_train_steps=1)
         assert not quick_demo and not any((p/x).exists() for p in places for x in ('test', 'autoencoder', 'tricks', 'stories.h5'))
     finally:
         for h in hold:
@@ -297,8 +299,8 @@ def test_a_benchmark_replaces_no_file_of_somebody_else(tmp_path, monkeypatch, ca
     monkeypatch.setitem(speed.BENCHES, 'data', lambda size: calls.append(size) or [dict(what='x', unit='s', ours=1.)])
     for text in 'mine', '{"mine": 1}', '[]':
         (tmp_path/'out.json').write_text(text)
-        refused('is not a benchmark result written by arldm', speed.bench, 'data', out=str(tmp_path/'out.json'))
+        refused('is not a benchmark result written by arldm', benchmarks.bench, 'data', out=str(tmp_path/'out.json'))
         assert (tmp_path/'out.json').read_text() == text and not calls
-    for again in range(2): speed.bench('data', out=str(tmp_path/'new.json'))
+    for again in range(2): benchmarks.bench('data', out=str(tmp_path/'new.json'))
     assert json.loads((tmp_path/'new.json').read_text())['lines'] and len(calls) == 2
-    refused('is there already', speed.bench, 'data', out=str(tmp_path))
+    refused('is there already', benchmarks.bench, 'data', out=str(tmp_path))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from arldm.cli import draw as cli
+from arldm.lab import commands
 from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.lab import ablations
@@ -73,12 +74,12 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
-    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, max_train_steps=2)
+    for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
-    for stage in ladder.STAGES: ladder.ladder(str(tmp_path), stage, max_train_steps=2)
+    for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
-    with pytest.raises(StoryError, match="no stage 'top'"): ladder.ladder(str(tmp_path), 'top')
+    with pytest.raises(StoryError, match="no stage 'top'"): commands.ladder(out=str(tmp_path), stage='top')
 
 
 # attention
@@ -159,7 +160,7 @@ def test_the_chapter_shows_the_scores_that_were_measured():
     def cells(name): return json.loads((ROOT/'nbs'/name).read_text())['cells']
     chapter = [''.join(c['source']) for c in cells('lab/75_memory_test.ipynb') if c['cell_type'] == 'markdown']
     shown = [rows(text) for text in chapter if rows(text)]
-    saved = [c for c in cells('journey.ipynb') if "memory_test('runs/memory-test')" in ''.join(c['source'])]
+    saved = [c for c in cells('journey.ipynb') if "memory_test(out='runs/memory-test')" in ''.join(c['source'])]
     measured = rows(''.join(saved[0]['outputs'][0]['data']['text/markdown']))
     assert shown == [measured] and [row[0] for row in measured[1:]] == list(memory_test.ROWS)
 
@@ -202,7 +203,7 @@ def test_what_an_experiment_changes_arrives(tmp_path, stories):
 
 def test_ablations_of_a_file_that_is_not_there(tmp_path):
     "A mistyped name writes no corpus beside whatever is there."
-    with pytest.raises((StoryError, SystemExit)): ablations.ablations('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
+    with pytest.raises((StoryError, SystemExit)): commands.ablations('tricks', out=str(tmp_path/'out'), data=str(tmp_path/'no.h5'))
     assert not [*tmp_path.iterdir()]
 
 def test_experiments_are_compared_story_by_story():

@@ -6,6 +6,7 @@ import numpy as np, pytest
 from PIL import Image
 
 from arldm.cli import score as exam
+from arldm.cli import scoring_run as engine
 from arldm.cli import report as reports
 from arldm.lab import memory_test
 from arldm.score.intervals import resample
@@ -240,7 +241,7 @@ def test_a_moved_run_finds_its_stories(tmp_path, run, split):
     (tmp_path/'elsewhere').mkdir()
     for name in 'run', 'data': (tmp_path/name).rename(tmp_path/'elsewhere'/name)
     moved = tmp_path/'elsewhere/run'
-    assert exam.what_to_score(moved)[1].file.path.resolve() == tmp_path/'elsewhere/data/stories.h5'
+    assert engine.what_to_score(moved)[1].file.path.resolve() == tmp_path/'elsewhere/data/stories.h5'
     assert 'Reference frames and captions are not shown' not in write_report(moved).read_text()
 
 def test_drawings_of_other_stories(tmp_path, run, split, capsys):
@@ -395,7 +396,7 @@ def test_drawings_of_other_weights(run, split):
     model(run, 'old')
     know(run, weights=folder_digest(run/'pipeline'), scheduler='ddim', dtype='float32', guidance_scale=1., guidance_interval=[0, 1], reuse=1)
     assert line not in scored(run, split)['trouble'] and line not in write_report(run).read_text()
-    assert exam.history_sampling(run, exam.read_drawing(run)) == exam.SamplingSettings('ddim', 4, 1., (0, 1))  # nothing to refuse
+    assert engine.history_sampling(run, engine.read_drawing(run)) == engine.SamplingSettings('ddim', 4, 1., (0, 1))  # nothing to refuse
     model(run, 'new')
     assert line in write_report(run).read_text()
     assert line in scored(run, split)['trouble'] and write_report(run).read_text().count(line) == 1
@@ -434,7 +435,7 @@ def test_a_pipe_as_drawing_json_ends(run):
     os.write(writer, b'{}')
     end = threading.Timer(.3, os.close, [writer])                            # or a reader would wait for ever
     end.start()
-    with pytest.raises(StoryError, match='drawing.json is not a file'): exam.read_drawing(run)
+    with pytest.raises(StoryError, match='drawing.json is not a file'): engine.read_drawing(run)
     end.join()
 
 def test_the_memory_test_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):

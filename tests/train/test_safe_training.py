@@ -9,9 +9,10 @@ from arldm import settings
 from arldm.train import setup as begin
 from arldm.train import cache
 from arldm.cli import port as home
+from arldm.cli import porting
 from arldm.train import optim as optimise
 from arldm.model import port
-from arldm.cli import train as runs
+from arldm.cli import training_run as runs
 from arldm.train import checkpoint as survive
 from arldm.toy import corpus as toy
 from arldm.train import loop as training
@@ -130,7 +131,7 @@ def test_a_failed_replacement_loses_nothing(run, monkeypatch):
 
 def test_advice_destroys_nothing():
     "No message of these chapters tells anybody to delete something."
-    for module in begin, cache, home, port, runs, settings, survive, training:
+    for module in begin, cache, home, porting, port, runs, settings, survive, training:
         assert not re.search(r'(remove|delete) (it|them)\b', Path(module.__file__).read_text(encoding='utf-8')), module
 
 
