@@ -30,7 +30,7 @@ def bench(
     # JSON file for the results, default: none; for gpu the folder of `gpu.json`, default: runs/gpu
     out:str|Path=None,
 ):
-    """Measure speed on this machine, as ratios to a plain baseline.
+    """Measure speed on this machine, as a ratio to plain code.
 
     Examples:
         arldm-bench data

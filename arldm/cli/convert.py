@@ -8,6 +8,7 @@ __all__ = ['summary', 'convert', 'toy_file']
 # %% ../../nbs/cli/65_convert.ipynb #ffa58eda
 import warnings
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _warn_of_shared_albums(albums):
     if shared:
         pairs = ', '.join(shared)
         # the warning points at the caller of `convert`
-        warnings.warn(f'splits share albums, so scores will be too good: {pairs}', stacklevel=3)
+        warnings.warn(f'splits share albums, so scores will be too good: {pairs}', stacklevel=4)
 
 def _left_out(skipped):
     "Say how many stories were left out and why; '' if none was. `skipped`: reason -> number."
@@ -130,42 +131,63 @@ def _toy_folder(raw, albums, quiet, dry_run):
         raise StoryError(f'{raw}: no such folder; a dry run does not draw the toy corpus')
     else: _draw_toy_folder(raw, albums or 1000, quiet)
 
+# %% ../../nbs/cli/65_convert.ipynb #0bcc2b72
+def _counted(source, stories, skipped, work, raw, quiet):
+    "Return the numbers of `work(stories)`, which reads all stories, while a bar counts them."
+    albums_of = {split: set() for split in stories}  # filled by `_watch`
+    total = sum(map(len, stories.values()))
+    with progress_bar(f'converting {source}', 'stories', total=total, quiet=quiet) as bar:
+        skipped.bar = bar
+        watched = {split: _watch(s, albums_of[split], bar) for split, s in stories.items()}
+        try: counts = work(watched)
+        except NoStories:
+            why = f'; {_left_out(skipped)}' if skipped else ''
+            raise StoryError(f'{raw}: not a single story can be used{why}') from None
+    _warn_of_shared_albums(albums_of)
+    return dict(counts, skipped=dict(skipped))
+
 # %% ../../nbs/cli/65_convert.ipynb #7c5aa255
-@command
+@command(headings=dict(skip_bad='pictures and stories', albums='for one source', dry_run='output'),
+         choices=dict(source=[*SOURCES, 'folder']))
 def convert(
-    # Corpus: folder (your own pictures), ssid, vist-sis, vist-dii, pororo, flintstones or toy
-    source:str,
+    source:str,             # Corpus; folder = your own pictures
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist), or with
     # your own stories: STORY/1.png … and STORY/captions.txt, or metadata.csv
-    raw:str,
-    out:str,              # The story file to write, such as ssid.h5
-    skip_bad:bool=False,  # Leave out and count bad stories; otherwise the first one is an error
+    raw:str|Path,
+    out:str|Path,           # The story file to write, such as ssid.h5
+    *,
+    skip_bad:bool=False,    # Leave out and count bad stories; otherwise the first one is an error
     # Shrink pictures to this many pixels on the short side; 0 = keep the original files
     resolution:int=0,
-    workers:int=2,        # Threads that shrink pictures
-    dry_run:bool=False,   # Read and check everything, but write nothing
-    # Toy only: training albums to draw, default 1000; val, test and hard get a tenth each
+    workers:int=2,          # Threads that shrink pictures
+    # toy: training albums to draw; val, test and hard get a tenth each; default: 1000
     albums:int=None,
-    seed:int=0,           # Folder only: of the division of albums, if nothing names their splits
-    quiet:bool=False,     # Show no progress bar and no summary
-)->dict:                  # Split -> numbers from `count_index`, and 'skipped': reason -> number
-    """Convert a corpus, or a folder of your own pictures, to a story file.
+    seed:int=0,             # folder: seed of the division of albums, if nothing names their splits
+    dry_run:bool=False,     # Read and check everything, but write nothing
+    quiet:bool=False,       # Show no progress bar and no summary
+)->dict:                    # Split -> numbers from `count_index`, and 'skipped': reason -> number
+    """Convert a corpus, or your own pictures, to a story file.
+
+    Examples:
+        arldm-convert ssid raw/ssid ssid.h5
+        arldm-convert folder my_stories mine.h5
+        arldm-convert toy raw/toy toy.h5 --albums 400
 
     Args:
-        source (str): Corpus: folder (your own pictures), ssid, vist-sis, vist-dii, pororo,
-            flintstones or toy
-        raw (str): Folder with the corpus as its authors ship it (toy: drawn there if it does not
-            exist), or with your own stories: STORY/1.png … and STORY/captions.txt, or metadata.csv
-        out (str): The story file to write, such as ssid.h5
+        source (str): Corpus; folder = your own pictures
+        raw (str | Path): Folder with the corpus as its authors ship it (toy: drawn there if it does
+            not exist), or with your own stories: STORY/1.png … and STORY/captions.txt, or
+            metadata.csv
+        out (str | Path): The story file to write, such as ssid.h5
         skip_bad (bool, default False): Leave out and count bad stories; otherwise the first one is
             an error
         resolution (int, default 0): Shrink pictures to this many pixels on the short side; 0 = keep
             the original files
         workers (int, default 2): Threads that shrink pictures
+        albums (int, optional): toy: training albums to draw; val, test and hard get a tenth each;
+            default: 1000
+        seed (int, default 0): folder: seed of the division of albums, if nothing names their splits
         dry_run (bool, default False): Read and check everything, but write nothing
-        albums (int, optional): Toy only: training albums to draw, default 1000; val, test and hard
-            get a tenth each
-        seed (int, default 0): Folder only: of the division of albums, if nothing names their splits
         quiet (bool, default False): Show no progress bar and no summary
 
     Returns:
@@ -177,19 +199,8 @@ def convert(
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
     stories, skipped, notes = _open_splits(source, raw, skip_bad, seed)
     for note in () if quiet else notes: say(note)
-    albums_of = {split: set() for split in stories}  # filled by `_watch`
-    total = sum(map(len, stories.values()))
-    with progress_bar(f'converting {source}', 'stories', total=total, quiet=quiet) as bar:
-        skipped.bar = bar
-        watched = {split: _watch(s, albums_of[split], bar) for split, s in stories.items()}
-        try:
-            if dry_run: counts = count_stories(watched)
-            else: counts = write_stories(out, watched, source, resolution, workers)
-        except NoStories:
-            why = f'; {_left_out(skipped)}' if skipped else ''
-            raise StoryError(f'{raw}: not a single story can be used{why}') from None
-    _warn_of_shared_albums(albums_of)
-    counts = dict(counts, skipped=dict(skipped))
+    write = partial(write_stories, out, corpus=source, resolution=resolution, workers=workers)
+    counts = _counted(source, stories, skipped, count_stories if dry_run else write, raw, quiet)
     if not quiet: say(summary(counts))
     return counts
 

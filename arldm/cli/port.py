@@ -32,7 +32,7 @@ def port(
     """Convert a checkpoint of the original to a pipeline, or back.
 
     Examples:
-        arldm-port last.ckpt models/ssid --sd stable-diffusion-v1-5 --bert bert-base-uncased
+        arldm-port last.ckpt models/ssid --sd stable-diffusion-v1-5 --bert bert
         arldm-port runs/more back.ckpt
 
     Args:

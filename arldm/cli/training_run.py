@@ -6,7 +6,7 @@
 __all__ = ['STRIPS', 'train_run', 'is_finished', 'validation_strip']
 
 # %% ../../nbs/cli/67a_training_run.ipynb #5143741d
-import dataclasses, os, tempfile, textwrap, warnings
+import dataclasses, os, tempfile, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ..data.dataset import StoryDataset
 from ..data.story import StoryFile
 from ..data.strips import strips
 from ..model.arldm import ARLDM, count_trained
+from ..train.autoencoder import keep_autoencoder
 from ..train.cache import build_cache, check_cache
 from ..train.checkpoint import Trained, check_log, checkpoints, load_checkpoint
 from ..train.digest import data_digest
@@ -51,6 +52,8 @@ class _Job:
     workers:int
     tensorboard:bool
     acc:Accelerator
+    # Whether the model has the autoencoder that it is to train with
+    has_autoencoder:bool
 
 def _amount(job): # how many stories train, for the user
     n = len(job.stories)
@@ -78,13 +81,17 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     if val: check_lengths(val, s, n_slots, n=max(s.num_validation_stories, STRIPS))
     stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops)
     if acc.is_main_process: model.vocab.note_unknown(all_captions(train))
+    has_autoencoder = not s.autoencoder_steps
+    if s.autoencoder_steps and (run/'autoencoder').exists():
+        keep_autoencoder(run/'autoencoder', model.vae, stories, s.autoencoder_steps, s.seed)
+        has_autoencoder = True
     if s.crops: check_cache(model, stories, cache, s.mixed_precision)
     val_stories = _dataset(val, model, s) if val else None
-    return _Job(run, s, file, model, stories, val_stories, cache, workers, tensorboard, acc)
+    return _Job(run, s, file, model, stories, val_stories, cache, workers, tensorboard, acc,
+                has_autoencoder)
 
 def _dataset(split, model, s, **options):
-    return StoryDataset(split, model.vocab, s.resolution, model.memory_side, legacy=s.legacy,
-                        **options)
+    return StoryDataset(split, model, s.resolution, legacy=s.legacy, **options)
 
 # %% ../../nbs/cli/67a_training_run.ipynb #cbdb59da
 def _train(job):
@@ -94,6 +101,7 @@ def _train(job):
     # Held until this ends
     lock = lock_folder(run, 'training') if first else None
     if first: _announce(job)
+    if not job.has_autoencoder: _adapt_autoencoder(job)
     stories = job.stories
     if s.crops:
         stories = build_cache(model, stories, job.cache, s.mixed_precision, acc.process_index,
@@ -113,6 +121,11 @@ def _train(job):
         with averaged(model, ema): _write_pipeline(model, run, s.max_train_steps)
     if lock: lock.close()
     return run/'pipeline'
+
+def _adapt_autoencoder(job): # in one process; the others wait, and load what it has written
+    run, s, acc = job.run, job.s, job.acc
+    with acc.main_process_first():
+        keep_autoencoder(run/'autoencoder', job.model.vae, job.stories, s.autoencoder_steps, s.seed)
 
 def _try_strip(job, ema, step): # training continues without a strip
     try:
@@ -148,9 +161,7 @@ def train_run(
     """
     s, file = open_run(run, data, preset, settings)
     first = rank_and_world_size()[0] == 0
-    if first:
-        shown = ' '.join(f'{k}={v}' for k, v in dataclasses.asdict(s).items())
-        say(textwrap.fill(shown, 110))
+    if first: say(s)
     if is_finished(run, s.max_train_steps):
         if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
         return run/'pipeline'

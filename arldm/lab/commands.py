@@ -103,7 +103,7 @@ def memory_test(
 
     Examples:
         arldm-memory-test --limit 8 --seeds 1
-        arldm-memory-test --model runs/ladder/arldm --base runs/ladder/base --split hard
+        arldm-memory-test --model runs/ladder/arldm --base runs/ladder/base
 
     Args:
         model (str | Path, optional): Pipeline or run of AR-LDM; default: the shipped one
