@@ -127,7 +127,7 @@ def _kind(annotation):
     if typing.get_origin(annotation) is typing.Annotated: annotation = annotation.__origin__
     return Path if Path in typing.get_args(annotation) else annotation
 
-def true_or_false(word): return bool(str2bool(word))
+def true_or_false(word:str) -> bool: return bool(str2bool(word))
 
 def _is_positional(p): return p.kind is not p.KEYWORD_ONLY
 

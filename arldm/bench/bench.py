@@ -26,7 +26,7 @@ def bench(
     device:str='cuda',       # Device; cpu: to check that every row runs
     commit:str=None,         # Commit to record; default: this repository's
     # Show a `gpu.json` as tables, and write those of a GPU into the notebooks
-    from_file:str|Path=None,
+    tables:str|Path=None,
     # JSON file for the results, default: none; for gpu the folder of `gpu.json`, default: runs/gpu
     out:str|Path=None,
 ):
@@ -43,7 +43,7 @@ def bench(
         minutes (float, default 9.0): Time limit; run again to measure what is missing
         device (str, default 'cuda'): Device; cpu: to check that every row runs
         commit (str, optional): Commit to record; default: this repository's
-        from_file (str | Path, optional): Show a `gpu.json` as tables, and write those of a GPU into
+        tables (str | Path, optional): Show a `gpu.json` as tables, and write those of a GPU into
             the notebooks
         out (str | Path, optional): JSON file for the results, default: none; for gpu the folder of
             `gpu.json`, default: runs/gpu
@@ -54,6 +54,6 @@ def bench(
     from arldm.bench.gpu_tables import tables_from
     from arldm.bench.speed import measure_lines
     quiet_libraries()
-    if from_file: return tables_from(from_file)
+    if tables: return tables_from(tables)
     if benchmark == 'gpu': return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
     return measure_lines(benchmark, size or 'tiny', out)

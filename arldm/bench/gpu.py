@@ -187,7 +187,7 @@ def measure_gpu(
     failed = states.count('failed')
     left = len(gpu_rows(size)) - done - failed
     say(f'{done} rows are measured, {failed} failed, {left} are left; tables: '
-        f'arldm-bench --from {measurements.path}')
+        f'arldm-bench --tables {measurements.path}')
     return measurements.read()
 
 # %% ../../nbs/bench/87_gpu.ipynb #71f2bc4c

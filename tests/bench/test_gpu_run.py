@@ -92,7 +92,7 @@ def test_a_kill_loses_nothing(measured):
 def test_tables_of_a_run(measured, capsys):
     "Its tables hold every timing, and no chapter is touched by what no GPU measured."
     before = {path: path.read_bytes() for path in (ROOT/'nbs').rglob('[!.]*.ipynb')}
-    bench(from_file=str(measured[0]/'gpu.json'))
+    bench(tables=str(measured[0]/'gpu.json'))
     said = capsys.readouterr().out
     result = json.loads((measured[0]/'gpu.json').read_text())
     for name in result['rows']: assert with_goal(result['rows'], name) in said

@@ -89,7 +89,7 @@ def test_every_flag_is_explained(script):
     assert {*f.headings, *f.choices} <= inspect.signature(f).parameters.keys()
 
 # what is not there unless it is named
-NO_DEFAULT = {'blip', 'captions', 'from_file'}
+NO_DEFAULT = {'blip', 'captions', 'tables'}
 
 
 # the list
