@@ -188,12 +188,12 @@ def command_parser(f:Callable) -> argparse.ArgumentParser:
     def formatter(prog):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width)
     parameters = inspect.signature(f).parameters.values()
-    names = []
+    usage = [command_name(f)]
     for p in filter(_is_positional, parameters):
-        names.append(p.name if p.default is p.empty else f'[{p.name}]')
+        usage.append(p.name if p.default is p.empty else f'[{p.name}]')
     about = textwrap.fill(inspect.getdoc(f).partition('\n\n')[0], width)
     examples = '\n  '.join(['examples:', *examples_of(f)])
-    parser = _Parser(command_name(f), f'{command_name(f)} {" ".join(names)} [options]', about,
+    parser = _Parser(command_name(f), ' '.join([*usage, '[options]']), about,
                      examples if examples_of(f) else None, formatter_class=formatter,
                      add_help=False)
     parser.add_argument('-h', '--help', action='help', help=argparse.SUPPRESS)

@@ -150,7 +150,7 @@ def _counted(source, stories, skipped, work, raw, quiet):
 @command(headings=dict(skip_bad='pictures and stories', albums='for one source', dry_run='output'),
          choices=dict(source=[*SOURCES, 'folder']))
 def convert(
-    source:str,             # Corpus; folder = your own pictures
+    source:str,             # A corpus, or folder for your own pictures
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist), or with
     # your own stories: STORY/1.png … and STORY/captions.txt, or metadata.csv
     raw:str|Path,
@@ -174,7 +174,7 @@ def convert(
         arldm-convert toy raw/toy toy.h5 --albums 400
 
     Args:
-        source (str): Corpus; folder = your own pictures
+        source (str): A corpus, or folder for your own pictures
         raw (str | Path): Folder with the corpus as its authors ship it (toy: drawn there if it does
             not exist), or with your own stories: STORY/1.png … and STORY/captions.txt, or
             metadata.csv

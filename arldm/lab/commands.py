@@ -83,7 +83,8 @@ def _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamp
 
 # %% ../../nbs/lab/76a_commands.ipynb #e4e7067a
 @command(headings=dict(model='what to test', limit='how much', num_inference_steps='how to draw',
-                       resamples='output'), choices=dict(split=TOY_SPLITS))
+                       resamples='scores', out='output'),
+         choices=dict(split=TOY_SPLITS))
 def memory_test(
     *,
     model:str|Path=None,         # Pipeline or run of AR-LDM; default: the shipped one
@@ -134,7 +135,8 @@ KINDS = 'ablations', 'tricks'
 @command(headings=dict(data='what to train on', max_train_steps='how much', out='output'),
          choices=dict(which=KINDS))
 def ablations(
-    which:str,                  # Study, from the text-to-image model or from AR-LDM
+    # Study; ablations start from the text-to-image model, tricks from AR-LDM
+    which:str,
     *,
     # Story file of the toy corpus; default: the ladder's, written into the output folder
     data:str|Path=None,
@@ -151,7 +153,7 @@ def ablations(
         arldm-ablations tricks
 
     Args:
-        which (str): Study, from the text-to-image model or from AR-LDM
+        which (str): Study; ablations start from the text-to-image model, tricks from AR-LDM
         data (str | Path, optional): Story file of the toy corpus; default: the ladder's, written
             into the output folder
         start (str | Path, optional): Pipeline to start from; default: the shipped one

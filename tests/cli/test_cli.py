@@ -198,7 +198,7 @@ def test_in_a_shell(tmp_path):
     assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'Traceback' not in r.stderr, r.stderr
     help_text = shell('train', ['--help'])
     said = ' '.join(help_text.stdout.split())                            # wherever the lines break
-    assert help_text.returncode == 0 and '--checkpointing-steps' in said and 'default: the one named like the corpus' in said
+    assert help_text.returncode == 0 and '--checkpointing-steps' in said and 'default: the one for the corpus' in said
 
 
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
+from arldm import progress
 from arldm.cli import draw as cli
 from arldm.cli import drawing_run as engine
 from arldm.files import atomic as files
@@ -146,6 +147,17 @@ def test_killed_at_every_point(small, opened, tmp_path):
         shutil.rmtree(run)
     assert (status, said) == (0, []) and drawn(run) == whole and k > 20
     if SOAK: print(f'\n  killed at {k - 1} points')
+
+def test_progress_names_story_and_frame(small, tmp_path, capsys, monkeypatch):
+    "One line for the stories and the frame that is drawn, and none of the pipeline's own."
+    monkeypatch.setattr(progress, 'tqdm', partial(progress.tqdm, disable=False))
+    monkeypatch.setattr(engine, 'progress_bar', partial(progress.progress_bar, seconds=0))
+    cli.draw(fresh(small, tmp_path/'run'), **OPTIONS)
+    said = capsys.readouterr().err
+    lines = [line.partition(' [')[0] for line in said.splitlines()]
+    assert lines[0] == 'drawing test set: 0/3 stories' and lines[-1] == 'drawing test set: 3/3 stories, frame 2'
+    assert {f'drawing test set: 0/3 stories, frame {k}' for k in (1, 2)} | {'drawing test set: 2/3 stories, frame 1'} <= {*lines}
+    assert not set(said) & {'\r', '\x1b'}
 
 @pytest.mark.parametrize('k', range(1, 40) if SOAK else (3, 8, 14, 21, 27, 33))
 def test_stopped_at_every_point(small, calm, opened, tmp_path, k):

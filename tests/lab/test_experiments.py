@@ -154,7 +154,7 @@ def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
-    monkeypatch.setattr(ladder, 'train', lambda *a, **k: None)
+    monkeypatch.setattr(commands, 'train', lambda *a, **k: None)
 
 def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     out = str(tmp_path/'out')
