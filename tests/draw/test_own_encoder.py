@@ -185,3 +185,8 @@ def test_it_trains(encoder):
     assert len(losses) == 2 and all(np.isfinite(losses))
     assert not torch.equal(before, encoder.colour.weight)
     assert 'slots' in frozen_parts(model.freeze(('blip',)))
+    pictures = torch.randn(2, 3, 16, 16)
+    tokens = {k: v[:3] for k, v in tokens.items()}
+    with torch.no_grad():   # as the cache asks for them: three captions of two pictures
+        slots = model.encode_slots(pictures, tokens, which=torch.tensor([1, 0, 1]))
+        assert torch.equal(slots, model.encode_slots(pictures[[1, 0, 1]], tokens))
