@@ -120,7 +120,7 @@ def test_bad_annotations_end_it_before_any_picture_is_read(raw, tmp_path, monkey
     spoil(raw)
     monkeypatch.setattr(RawFolder, 'picture', None)
     for skip_bad in False, True:
-        with pytest.raises(StoryError, match=said) as e: convert('ssid', raw, tmp_path/'x.h5', skip_bad, quiet=True)
+        with pytest.raises(StoryError, match=said) as e: convert('ssid', raw, tmp_path/'x.h5', skip_bad=skip_bad, quiet=True)
         assert '\n' not in str(e.value)
     assert [p.name for p in tmp_path.iterdir()] == ['raw']
 

@@ -318,7 +318,7 @@ def test_what_is_no_folder_of_stories(tmp_path, what):
     raw = write_folders(tmp_path/'raw', FEW)
     change(raw)
     for skip_bad in False, True:
-        with pytest.raises(StoryError, match=f'^{line}$'): convert('folder', raw, tmp_path/'x.h5', skip_bad, quiet=True)
+        with pytest.raises(StoryError, match=f'^{line}$'): convert('folder', raw, tmp_path/'x.h5', skip_bad=skip_bad, quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ['raw']
 
 def test_one_story_an_empty_folder_an_archive_and_a_table(tmp_path):

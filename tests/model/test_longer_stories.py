@@ -35,13 +35,13 @@ HOW = dict(preset='toy', train_batch_size=1, crops=0, checkpointing_steps=2, num
 @pytest.fixture(scope='module')
 def run(file, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    train(folder, file, n_slots=LONG, max_train_steps=2, **HOW)
+    train(folder, data=file, n_slots=LONG, max_train_steps=2, **HOW)
     return folder
 
 def test_refused_without_room(file, tmp_path):
     "Too few slots asked for: the line names the flag that makes room; nothing is written."
     with pytest.raises(StoryError, match='has 8 frames, more than the 6 .* or start a new run with --n-slots 8'):
-        train(tmp_path/'run', file, n_slots=5, max_train_steps=2, **HOW)
+        train(tmp_path/'run', data=file, n_slots=5, max_train_steps=2, **HOW)
     assert not (tmp_path/'run').exists()
 
 def test_trained_and_drawn(run):
@@ -98,7 +98,7 @@ def test_random_models_have_them_at_once(file, tmp_path, capsys):
 
 def test_slots_are_not_taken_away(run, file, tmp_path):
     with pytest.raises(StoryError, match='has 8 slots of history, got n_slots=5; slots can be added'):
-        train(tmp_path/'run', file, model=str(run), n_slots=5, max_train_steps=2, **HOW)
+        train(tmp_path/'run', data=file, model=str(run), n_slots=5, max_train_steps=2, **HOW)
 
 @pytest.mark.parametrize('n, message', [(-1, 'n_slots must not be below 0'), (5000, 'n_slots must be at most 1,000')])
 def test_refused_numbers(n, message):

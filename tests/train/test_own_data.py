@@ -40,7 +40,7 @@ HOW = dict(crops=0, resolution=32, max_train_steps=2, checkpointing_steps=1, num
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    train(folder, data, 'toy', **HOW)
+    train(folder, data=data, preset='toy', **HOW)
     return folder
 
 
@@ -51,7 +51,7 @@ def test_the_choice_is_said_once(data, tmp_path, capsys):
     assert open_run(tmp_path/'run', data, None, {})[0].preset == 'ssid'
     assert capsys.readouterr().out == ('no --preset: ssid, Stable Diffusion 1.5 (--model) and BLIP (--blip) at 256 '
                                        'pixels, for a GPU; to try it on a CPU, without downloads: --preset small\n')
-    train(tmp_path/'run', data, 'tiny', resolution=16)
+    train(tmp_path/'run', data=data, preset='tiny', resolution=16)
     train(tmp_path/'run', max_train_steps=4)
     assert 'no --preset' not in capsys.readouterr().out
 
@@ -73,7 +73,7 @@ def weights(run): return {p.relative_to(run): p.read_bytes() for p in (run/'pipe
 def test_the_autoencoder_learns_first(data, tmp_path, monkeypatch):
     "Once: a run that goes on, even without its pipeline, uses the kept one and computes the same."
     folder = tmp_path/'run'
-    train(folder, data, 'small', **SMALL)
+    train(folder, data=data, preset='small', **SMALL)
     kept, shipped = (part_digest(AutoencoderKL.from_pretrained(p)) for p in (folder/'autoencoder', asset('toy/base')/'vae'))
     assert part_digest(StoryPipeline.from_pretrained(folder/'pipeline').vae) == kept != shipped
     shutil.copytree(folder, tmp_path/'again')
@@ -91,7 +91,7 @@ def test_a_folder_of_others_stays(data, tmp_path):
     "`autoencoder/` in a folder that is no run is neither used nor changed."
     (tmp_path/'run/autoencoder').mkdir(parents=True)
     (tmp_path/'run/autoencoder/mine.txt').write_text('mine')
-    with pytest.raises(StoryError, match='holds autoencoder, which a run would write'): train(tmp_path/'run', data, 'small', **SMALL)
+    with pytest.raises(StoryError, match='holds autoencoder, which a run would write'): train(tmp_path/'run', data=data, preset='small', **SMALL)
     assert (tmp_path/'run/autoencoder/mine.txt').read_text() == 'mine'
 
 
@@ -168,13 +168,13 @@ def test_memory_grows_by_itself(run, data, tmp_path, capsys):
     assert 'time embeddings' not in capsys.readouterr().out
     assert make_model(resolve('toy', n_slots=9), StoryFile(data), tmp_path).history.config.n_slots == 9
     with pytest.raises(StoryError, match='has 8 frames, more than the 6'):
-        train(tmp_path/'run', data, 'toy', n_slots=5, **HOW)
+        train(tmp_path/'run', data=data, preset='toy', n_slots=5, **HOW)
 
 
 # Few stories
 
 def test_fewer_stories_than_a_step_takes(run, data, tmp_path, capsys):
-    train(tmp_path/'run', data, 'tiny', resolution=16, train_batch_size=8, dry_run=True)
+    train(tmp_path/'run', data=data, preset='tiny', resolution=16, train_batch_size=8, dry_run=True)
     said = 'would train on 6 stories, fewer than the 8 of a step, which takes some several times; nothing was written'
     assert said in capsys.readouterr().out.splitlines()
     taken = [i for i, _ in loop.step_stories(6, 8, 0)]
