@@ -58,8 +58,8 @@ def command_list()->str:
     summary_of = summaries()
     width = max(map(len, summary_of), default=0)
     lines = [f'arldm {__version__}: visual stories, drawn frame by frame', '',
-             'Type first:', f'  {"arldm-demo":{width}}  to see every step on small pictures, or',
-             f'  {"arldm-convert --help":{width}}  to begin with a corpus or your own pictures']
+             'Type first:', '  arldm-demo            to see every step on small pictures, or',
+             '  arldm-convert --help  to begin with a corpus or your own pictures']
     for heading, names in COMMANDS.items():
         lines += ['', heading]
         for name in names:

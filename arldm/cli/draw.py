@@ -20,7 +20,7 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
 def _check_options(captions, given, redraw, batch_size, sets, limit):
     "Raise a `StoryError` for a number below 1, and for options that are for captions only."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
-    if captions is None and not given is redraw is None:
+    if captions is None and (given is not None or redraw is not None):
         raise StoryError('--given and --redraw need --captions')
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
