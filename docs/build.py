@@ -194,6 +194,7 @@ class Book:
 
     def label(self, chapter):
         "Return the line below a title: part, module, and whether it is a main chapter."
+        if chapter in self.first: return ''
         part = chapter.name.rpartition('/')[0]
         words = []
         for name, title, *_ in self.parts:
