@@ -85,7 +85,8 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     if s.autoencoder_steps and (run/'autoencoder').exists():
         keep_autoencoder(run/'autoencoder', model.vae, stories, s.autoencoder_steps, s.seed)
         has_autoencoder = True
-    if s.crops: check_cache(model, stories, cache, s.mixed_precision)
+    # Of other weights the cache has other features; `build_cache` compares it, too
+    if s.crops and has_autoencoder: check_cache(model, stories, cache, s.mixed_precision)
     val_stories = _dataset(val, model, s) if val else None
     return _Job(run, s, file, model, stories, val_stories, cache, workers, tensorboard, acc,
                 has_autoencoder)
@@ -101,7 +102,7 @@ def _train(job):
     # Held until this ends
     lock = lock_folder(run, 'training') if first else None
     if first: _announce(job)
-    if not job.has_autoencoder: _adapt_autoencoder(job)
+    if s.autoencoder_steps: _adapt_autoencoder(job)
     stories = job.stories
     if s.crops:
         stories = build_cache(model, stories, job.cache, s.mixed_precision, acc.process_index,
@@ -124,7 +125,9 @@ def _train(job):
 
 def _adapt_autoencoder(job): # in one process; the others wait, and load what it has written
     run, s, acc = job.run, job.s, job.acc
+    # All of them come here, also one that started late and has loaded it already
     with acc.main_process_first():
+        if job.has_autoencoder: return
         keep_autoencoder(run/'autoencoder', job.model.vae, job.stories, s.autoencoder_steps, s.seed)
 
 def _try_strip(job, ema, step): # training continues without a strip

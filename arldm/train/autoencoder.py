@@ -109,7 +109,8 @@ def keep_autoencoder(
         quiet (bool, default False): Show no progress bar
     """
     facts = dict(start=part_digest(vae), stories=data_digest(stories.split),
-                 resolution=stories.resolution, steps=steps, seed=seed)
+                 resolution=stories.resolution, crops=stories.crops, legacy=stories.legacy,
+                 steps=steps, seed=seed)
     def make(tmp):
         losses = adapt_autoencoder(vae, stories, steps, seed)
         bar = progress_bar('adapting the autoencoder', 'steps', losses, steps, quiet=quiet)

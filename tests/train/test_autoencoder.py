@@ -69,6 +69,10 @@ def test_kept_and_found_again(tmp_path, stories, monkeypatch):
     with pytest.raises(StoryError, match='made with start='): keep_autoencoder(tmp_path/'kept', vae(1), stories, 4, quiet=True)
     with pytest.raises(StoryError, match='made with stories='):
         keep_autoencoder(tmp_path/'kept', vae(), dataset(tmp_path, 1), 4, quiet=True)
+    for change in dict(crops=3), dict(legacy=True):   # other parts of the same pictures
+        others = StoryDataset(stories.split, stories.vocab, 32, 16, train=True, **dict(crops=1) | change)
+        with pytest.raises(StoryError, match=f'made with {next(iter(change))}='):
+            keep_autoencoder(tmp_path/'kept', vae(), others, 4, quiet=True)
 
 def test_does_not_depend_on_what_was_random_before(stories):
     nets = []

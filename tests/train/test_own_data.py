@@ -87,6 +87,16 @@ def test_the_autoencoder_learns_first(data, tmp_path, monkeypatch):
     with pytest.raises(StoryError, match='was trained with autoencoder_steps=2, not 3'):
         train(folder, autoencoder_steps=3, max_train_steps=3)
 
+def test_runs_with_equal_autoencoders_share_a_cache(data, tmp_path):
+    "The cache holds features of the adapted autoencoder: it is compared after the adaptation, also if that is repeated."
+    train(tmp_path/'one', data=data, preset='small', **SMALL)
+    cache = tmp_path/'one/cache'
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    train(tmp_path/'two', data=data, preset='small', cache=cache, learning_rate=2e-3, **SMALL)
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+    with pytest.raises(StoryError, match='was computed from other weights'):
+        train(tmp_path/'three', data=data, preset='small', cache=cache, **SMALL | dict(autoencoder_steps=1))
+
 def test_a_folder_of_others_stays(data, tmp_path):
     "`autoencoder/` in a folder that is no run is neither used nor changed."
     (tmp_path/'run/autoencoder').mkdir(parents=True)
