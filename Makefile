@@ -26,11 +26,13 @@ SIZE = $(if $(filter cuda,$(DEVICE)),full,tiny)
 COMMIT :=
 REMAKE = $(MAKE) -s $(MADE)  # by another name: `make -n gpu` would run a line that says MAKE
 
-.PHONY: help demo test docs soak full gpu lab export clean-notebooks readme prepare lock clean fresh
+.PHONY: help install demo test docs soak full gpu lab export clean-notebooks readme prepare lock clean fresh
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
 	  while IFS=: read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
+
+install: $(MADE) ## everything that the book needs, into .venv
 
 demo: $(MADE) ## the toy world from raw stories to a scored, illustrated report
 	@$(BIN)/arldm-demo

@@ -244,6 +244,8 @@ def _run(f):
     global _started
     _started = True
     name = command_name(f)
+    # torch's idle threads sleep: beside other programs spinning ones take several times as long
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     _open_streams()
     def stop(message, code=1):
         print(f'{name}: {printable(message)}', file=sys.stderr)

@@ -165,7 +165,6 @@ class Book:
             part = NBDEV_LINK.sub(r'\1', part)
             part = re.sub(r'\[([^][]*)\]\((\.\./(?![^)]*\.ipynb)[^)]+)\)', file, part)
             part = re.sub(r'\]\(((?:\.\./|\w+/)*)(?:\d\d[a-z]?_)?(\w+\.ipynb)', r'](\1\2', part)
-            part = re.sub(r'\]\((\w+)/\)', r'](\1/index.ipynb)', part)   # a part's page
             part = re.sub(r'(?<=hapter )(?:\w+/)?\w+\b', mentioned, part)
             return re.sub(r'(?<![`\[\w}])`([\w.-]+(?:\(\))?)`(?!`)', name, part)
         found = []

@@ -68,11 +68,11 @@ def link(chapter):
 
 def overview():
     "Return a paragraph for the front page: the parts in order, main chapters, and the pages beside."
-    titles, main = [], []
-    for part, title, _, found in parts():
-        if part: titles.append(f'[{title}]({part}/)')
+    names, main = [], []
+    for part, _, _, found in parts():
+        if part: names.append(part)
         main += [link(chapter) for chapter in found if chapter.main]
     beside = ', '.join(link(chapter) for chapter in first_chapters())
     text = (f'Each part is a folder of notebooks and a subpackage, and imports only from those before '
-            f'it: {", ".join(titles)}. The thread through them: {" → ".join(main)}. Beside them: {beside}.')
+            f'it: {", ".join(names)}. The thread through them: {" → ".join(main)}. Beside them: {beside}.')
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
