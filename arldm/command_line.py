@@ -127,7 +127,12 @@ def _kind(annotation):
     if typing.get_origin(annotation) is typing.Annotated: annotation = annotation.__origin__
     return Path if Path in typing.get_args(annotation) else annotation
 
-def true_or_false(word:str) -> bool: return bool(str2bool(word))
+def true_or_false(word:str) -> bool:
+    "Read 'true', 'no', 'on', '0' and the like."
+    try:
+        if word.strip(): return bool(str2bool(word))
+    except TypeError: pass
+    raise argparse.ArgumentTypeError(f'expected true or false, got {word!r}')
 
 def _is_positional(p): return p.kind is not p.KEYWORD_ONLY
 
@@ -173,7 +178,7 @@ class _Parser(argparse.ArgumentParser):
 
 def command_name(f:Callable) -> str:
     "Return what a function is called on the command line."
-    return 'arldm-' + f.__name__.replace('_', '-')
+    return getattr(f, 'script', None) or 'arldm-' + f.__name__.replace('_', '-')
 
 def examples_of(f:Callable) -> list:
     "Return the command lines below 'Examples:' in the docstring of a command."
@@ -184,7 +189,7 @@ def examples_of(f:Callable) -> list:
 # %% ../nbs/00b_command_line.ipynb #b045c87e
 def command_parser(f:Callable) -> argparse.ArgumentParser:
     "Return the parser of the command line of a command."
-    width = min(shutil.get_terminal_size().columns, 100) - 2
+    width = max(min(shutil.get_terminal_size().columns, 100) - 2, 20)
     def formatter(prog):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width)
     parameters = inspect.signature(f).parameters.values()
@@ -212,7 +217,7 @@ def read_arguments(f:Callable, words:list) -> dict:
     "Read the arguments of a command from words of the command line; -> parameter -> value."
     arguments = vars(command_parser(f).parse_args(words))
     for p in inspect.signature(f).parameters.values():
-        if p.default is p.empty and arguments[p.name] == '':
+        if arguments[p.name] == '' and (p.default is p.empty or _kind(p.annotation) is Path):
             raise StoryError(f'{p.name} is empty; expected a name')
     for name, choices in getattr(f, 'choices', {}).items():
         if arguments[name] is not None: one_of(name, arguments[name], choices)
@@ -262,14 +267,17 @@ def _run(f):
 
 def _expanded(arguments): return {name: expand_user(value) for name, value in arguments.items()}
 
-def command(f:Callable=None, *, headings:dict={}, choices:dict={}) -> Callable:
+def command(f:Callable=None, *, name:str='', headings:dict={}, choices:dict={}) -> Callable:
     """Make a function a command.
 
     Called without arguments, it reads them from the command line, prints warnings as notes, and
     ends with one line and exit code 1 after an error that the user can fix. Called with arguments,
-    it is the plain function. `headings`: first parameter of a group of flags -> heading of the
-    group. `choices`: parameter -> the values it may have."""
-    if f is None: return functools.partial(command, headings=headings, choices=choices)
+    it is the plain function. `name`: of the command; default: arldm- and that of the function.
+    `headings`: first parameter of a group of flags -> heading of the group. `choices`: parameter ->
+    the values it may have."""
+    if f is None:
+        return functools.partial(command, name=name, headings=headings, choices=choices)
+    f.script = name
     f.headings = headings
     f.choices = choices
     @functools.wraps(f)

@@ -67,7 +67,7 @@ def command_list()->str:
             if command in summary_of: lines.append(f'  {command:{width}}  {summary_of[command]}')
     return '\n'.join([*lines, '', 'Flags and examples of a command: arldm-draw --help'])
 
-@command
+@command(name='arldm')
 def list_commands():
     "List the commands of arldm."
     print(command_list())

@@ -126,6 +126,7 @@ def paint(
     share:float=.5,         # Part
     wet:bool=False,         # Whether wet
     dry:bool=None,          # Whether dry; default: as you like
+    at:str|Path=None,       # On what; default: paper
 ):
     """Paint; then wait.
 
@@ -139,13 +140,23 @@ def paint(
 
 def test_arguments():
     read = lambda words: read_arguments(paint.__wrapped__, words.split())
-    assert read('round') == dict(shape='round', path='here', size=None, n=0, share=.5, wet=False, dry=None)
+    assert read('round') == dict(shape='round', path='here', size=None, n=0, share=.5, wet=False, dry=None, at=None)
     assert read('round x --size=large --n 3 --share 1 --wet --dry false') == dict(
-        shape='round', path='x', size='large', n=3, share=1., wet=True, dry=False)
+        shape='round', path='x', size='large', n=3, share=1., wet=True, dry=False, at=None)
     assert read('round --dry')['dry'] is True
     for words, said in {'square': "no shape 'square'; there are round", 'round --size huge': "no size 'huge'", '': 'are required: shape',
-                        'round --n x': "invalid int value: 'x'", 'round --dry maybe': 'invalid true_or_false value'}.items():
+                        'round --n x': "invalid int value: 'x'", 'round --dry maybe': "argument --dry: expected true or false, got 'maybe'", 'round --dry=': "argument --dry: expected true or false, got ''",
+                        'round --at=': 'at is empty; expected a name'}.items():
         with pytest.raises(StoryError, match=said): read(words)
+
+@pytest.mark.parametrize('columns', ['1', '2', '20'])
+def test_a_narrow_terminal(columns, monkeypatch):
+    "Commands start in a window of any width."
+    monkeypatch.setenv('COLUMNS', columns)
+    assert 'Its shape' in ' '.join(command_parser(paint.__wrapped__).format_help().split())
+
+def test_the_list_is_named_as_it_is_called():
+    assert command_name(function('arldm').__wrapped__) == 'arldm'
 
 def test_help_text(monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
@@ -163,6 +174,7 @@ what:
   --share FLOAT         Part; default: 0.5
   --wet                 Whether wet
   --dry [BOOL]          Whether dry; default: as you like
+  --at PATH             On what; default: paper
 
 examples:
   arldm-paint round --size small
