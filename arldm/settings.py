@@ -257,7 +257,8 @@ PRESETS = {
 
 # %% ../nbs/01_settings.ipynb #315bed7a
 # setting -> its largest value; more would fill any memory before the first step
-UPPER_LIMITS = dict(resolution=8192, crops=1000, n_slots=1000)
+UPPER_LIMITS = dict(resolution=8192, crops=1000, n_slots=1000, train_batch_size=10_000,
+                    gradient_accumulation_steps=10_000)
 # settings that must be at least 1, and at least 0
 _COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution',
            'checkpointing_steps')

@@ -76,3 +76,9 @@ def test_settings_in_python():
         with pytest.raises(StoryError, match=f"no setting '{old}'; did you mean {new}?"): resolve(**{old: 1})
     with pytest.raises(StoryError, match='did you mean snr_gamma=5?'): resolve(weighting='min-snr')
     assert not set(RENAMED) & set(SETTINGS)
+
+@pytest.mark.parametrize('name', ['train_batch_size', 'gradient_accumulation_steps'])
+def test_a_step_has_an_end(name):
+    "A step of so many stories would fill the memory before it begins."
+    with pytest.raises(StoryError, match=f'{name} must be at most 10,000, got 10,001'): resolve(**{name: 10_001})
+    resolve(**{name: 10_000})
