@@ -467,6 +467,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arldm.data.folder._Tree': ('data/folder.html#_tree', 'arldm/data/folder.py'),
                                    'arldm.data.folder._Tree.__init__': ('data/folder.html#_tree.__init__', 'arldm/data/folder.py'),
                                    'arldm.data.folder._Tree._hidden': ('data/folder.html#_tree._hidden', 'arldm/data/folder.py'),
+                                   'arldm.data.folder._Tree._refuse_link': ('data/folder.html#_tree._refuse_link', 'arldm/data/folder.py'),
                                    'arldm.data.folder._Tree.folders_with': ('data/folder.html#_tree.folders_with', 'arldm/data/folder.py'),
                                    'arldm.data.folder._belongs_to_story': ('data/folder.html#_belongs_to_story', 'arldm/data/folder.py'),
                                    'arldm.data.folder._check_numbers': ('data/folder.html#_check_numbers', 'arldm/data/folder.py'),

@@ -25,7 +25,7 @@ from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
 from ..files.pictures import decode, encoded_picture, shrink, to_png
 from .legacy import is_original, original_attrs, original_index, original_picture
 from .splits import as_tuple, count_index, describe_index, divide_albums, has_holes
-from .splits import index_stories
+from .splits import SPLIT_NAMES, index_stories
 from .strips import strips
 
 # %% ../../nbs/data/12_story.ipynb #07572c4a
@@ -406,7 +406,11 @@ def _numbered(splits):
     "Return {split: [(item, number)]}; the stories of all splits are numbered from 1."
     numbered = {}
     n = 0
-    for split, items in splits.items():
+    for name, items in splits.items():
+        split = SPLIT_NAMES.get(str(name).lower(), name)
+        if split in numbered:
+            raise StoryError(f'two of the splits are {split}: {", ".join(map(str, splits))}; put '
+                             'their stories into one list')
         numbered[split] = []
         for item in items:
             n += 1
@@ -416,7 +420,7 @@ def _numbered(splits):
 def _divided(stories, seed):
     "Return {split: [(item, number)]} of a list of stories, divided by album."
     items = _numbered({'': stories})['']
-    albums = [item.album if isinstance(item, Story) else str(n) for item, n in items]
+    albums = [str(item.album) if isinstance(item, Story) else str(n) for item, n in items]
     split_of = divide_albums(albums, seed)
     splits = {}
     for split in 'train', 'val', 'test':
@@ -428,8 +432,9 @@ def _divided(stories, seed):
 @patch(cls_method=True)
 def from_pictures(cls:StoryFile,
     path:str|Path,       # The file to write; a story file is replaced, any other file is not
-    # For each story (captions, pictures) or a `Story`; or a dict, split -> such a list. Pictures
-    # are what `encoded_picture` takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
+    # For each story (captions, pictures) or a `Story`; or a dict, split -> such a list, with names
+    # of `SPLIT_NAMES` or others. Pictures are what `encoded_picture` takes: paths, bytes, PIL
+    # pictures, uint8 arrays (h, w, 3)
     stories:list|dict,
     seed:int=0,          # Of the division of a list by album, 80/10/10, see `divide_albums`
     corpus:str='folder', # A key of `CORPORA`
@@ -440,8 +445,8 @@ def from_pictures(cls:StoryFile,
     Args:
         path (str | Path): The file to write; a story file is replaced, any other file is not
         stories (list | dict): For each story (captions, pictures) or a `Story`; or a dict, split ->
-            such a list. Pictures are what `encoded_picture` takes: paths, bytes, PIL pictures,
-            uint8 arrays (h, w, 3)
+            such a list, with names of `SPLIT_NAMES` or others. Pictures are what `encoded_picture`
+            takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
         seed (int, default 0): Of the division of a list by album, 80/10/10, see `divide_albums`
         corpus (str, default 'folder'): A key of `CORPORA`
         resolution (int, default 0): Shrink pictures to this short side in pixels; 0 keeps them

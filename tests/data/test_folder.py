@@ -392,6 +392,13 @@ def test_damaged_tables_are_one_line_or_right_stories(tmp_path, name):
 
 # from Python
 
+def test_a_linked_folder_is_not_overlooked(tmp_path):
+    "A story that is a link to the folder of another would be missing without a word."
+    raw = write_folders(tmp_path/'raw')
+    (raw/'again').symlink_to(raw/'s0')
+    with pytest.raises(StoryError, match=f'^{raw}/again is a link to a folder; put the folder itself there$'):
+        convert('folder', raw, tmp_path/'x.h5')
+
 def test_from_pictures_of_every_kind(tmp_path):
     "A list is divided as a folder with the same names is; pixels are kept, and the bytes of files."
     folders = write_folders(tmp_path/'raw', {str(i): story for i, story in enumerate(STORIES.values(), 1)})
@@ -415,6 +422,21 @@ def test_from_pictures_in_splits(tmp_path):
     assert [(s.id, s.album) for s in file['train']] == [('mine', 'album'), ('2', '2')]
     assert file['train'][0] == story and file['test'][0] == Story('3', '3', ('A jpeg.',), ((tmp_path/'5.jpg').read_bytes(),))
     assert repr(file['test']) == f'{tmp_path}/own.h5, split test: 1 story, 1 album, 1 frame per story, 1 picture (1 different)'
+
+def test_from_pictures_names_splits_as_a_folder_does(tmp_path):
+    "`validation` is the split that training validates on, and one split has one name."
+    one = STORIES['s0']
+    file = StoryFile.from_pictures(tmp_path/'own.h5', dict(Train=[one], validation=[one], test=[one], hard=[one]))
+    assert file.splits == ('train', 'val', 'test', 'hard')
+    with pytest.raises(StoryError, match='^two of the splits are val: train, valid, val; put their stories into one list$'):
+        StoryFile.from_pictures(tmp_path/'x.h5', dict(train=[one], valid=[one], val=[one]))
+    assert [path.name for path in tmp_path.iterdir()] == ['own.h5']
+
+def test_an_album_that_is_a_number(tmp_path):
+    "Ids and albums are text; anything else is named instead of compared."
+    captions, pictures = STORIES['s0']
+    with pytest.raises(StoryError, match='^story 5: 5 is not text that a file can hold$'):
+        StoryFile.from_pictures(tmp_path/'x.h5', [Story(5, 6, captions, pictures), STORIES['s1']])
 
 def test_write_stories_takes_what_a_program_has(tmp_path):
     captions, pictures = STORIES['s0']
