@@ -402,6 +402,7 @@ def _as_story(item, number):
         except StoryError as e: raise StoryError(f'story {number}, frame {k}: {e}') from None
     return Story(str(number), str(number), captions, pictures)
 
+# %% ../../nbs/data/12_story.ipynb #5e0a71d9
 def _numbered(splits):
     "Return {split: [(item, number)]}; the stories of all splits are numbered from 1."
     numbered = {}
@@ -432,9 +433,8 @@ def _divided(stories, seed):
 @patch(cls_method=True)
 def from_pictures(cls:StoryFile,
     path:str|Path,       # The file to write; a story file is replaced, any other file is not
-    # For each story (captions, pictures) or a `Story`; or a dict, split -> such a list, with names
-    # of `SPLIT_NAMES` or others. Pictures are what `encoded_picture` takes: paths, bytes, PIL
-    # pictures, uint8 arrays (h, w, 3)
+    # For each story (captions, pictures) or a `Story`; or a dict, split -> such a list. Pictures
+    # are what `encoded_picture` takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
     stories:list|dict,
     seed:int=0,          # Of the division of a list by album, 80/10/10, see `divide_albums`
     corpus:str='folder', # A key of `CORPORA`
@@ -445,8 +445,8 @@ def from_pictures(cls:StoryFile,
     Args:
         path (str | Path): The file to write; a story file is replaced, any other file is not
         stories (list | dict): For each story (captions, pictures) or a `Story`; or a dict, split ->
-            such a list, with names of `SPLIT_NAMES` or others. Pictures are what `encoded_picture`
-            takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
+            such a list. Pictures are what `encoded_picture` takes: paths, bytes, PIL pictures,
+            uint8 arrays (h, w, 3)
         seed (int, default 0): Of the division of a list by album, 80/10/10, see `divide_albums`
         corpus (str, default 'folder'): A key of `CORPORA`
         resolution (int, default 0): Shrink pictures to this short side in pixels; 0 keeps them
