@@ -265,6 +265,7 @@ def _run(f):
         if not line: raise
         stop(line)
 
+# %% ../nbs/00b_command_line.ipynb #6f5c1091
 def _expanded(arguments): return {name: expand_user(value) for name, value in arguments.items()}
 
 def command(f:Callable=None, *, name:str='', headings:dict={}, choices:dict={}) -> Callable:
