@@ -188,9 +188,8 @@ def _warn_of_share(n):
                   'process; unset both to draw all')
 
 def _say_drawn(folders, ids):
-    "Say how many stories are drawn, if several processes drew them; with torchrun, one says it."
-    rank, world_size = rank_and_world_size()
-    if world_size == 1: return
+    "Say how many stories are drawn, and where; of several processes, with torchrun one says it."
+    rank, _ = rank_and_world_size()
     # without torchrun, processes do not know of each other, and each says what it finds
     if rank > 0 and dist.is_torchelastic_launched(): return
     n_drawn = 0

@@ -81,8 +81,11 @@ def _drafts_of_folders(tree, root):
     "Return the drafts of all folders of stories."
     folders = tree.folders_with(_belongs_to_story)
     if folders == ['.']:
+        tables = [name for name in sorted(tree.files) if name.endswith(('.csv', '.jsonl'))]
+        hint = f'; if {tables[0]} is that table, rename it' if tables else ''
         raise StoryError(f'{root}: its pictures lie in no folder of a story; expected '
-                         f'{root}/STORY/1.png … with captions.txt, or metadata.csv')
+                         f'{root}/STORY/1.png … with captions.txt, or metadata.csv with the '
+                         f'columns file_name, text and story_id{hint}')
     # an empty folder is a story without pictures, but an empty folder of a split is not
     empty = [x for x in tree.leaves if x not in folders and x != '.' and not _split_of(x)]
     drafts = [_folder_draft(x) for x in sorted({*folders, *empty} - {'.'})]

@@ -1,5 +1,5 @@
 "Your own pictures: both layouts give the stories that were put in, and what does not fit is one line."
-import csv, json, random
+import csv, json, random, shutil
 from collections import Counter
 
 import numpy as np, pytest
@@ -324,9 +324,13 @@ def test_what_is_no_folder_of_stories(tmp_path, what):
 def test_one_story_an_empty_folder_an_archive_and_a_table(tmp_path):
     raw = write_folders(tmp_path/'raw', FEW)
     write_csv(tmp_path, rows_of(FEW))
+    shutil.copytree(tmp_path/'raw/s0', tmp_path/'flat')
+    (tmp_path/'flat/captions.txt').rename(tmp_path/'flat/list.csv')
     (tmp_path/'empty').mkdir()
     (tmp_path/'raw.zip').write_bytes(b'PK')
-    for name, line in {'raw/s0': 'its pictures lie in no folder of a story; expected .*raw/s0/STORY/1.png … with captions.txt, or metadata.csv',
+    for name, line in {'raw/s0': 'its pictures lie in no folder of a story; expected .*raw/s0/STORY/1.png … with captions.txt, '
+                                 'or metadata.csv with the columns file_name, text and story_id',
+                       'flat': 'its pictures lie in no folder of a story; .* file_name, text and story_id; if list.csv is that table, rename it',
                        'empty': 'no pictures in it; expected STORY/1.png … with STORY/captions.txt, or metadata.csv',
                        'raw.zip': 'a file, expected a folder of stories; unpack it first if it is an archive, and give the folder',
                        'metadata.csv': f'a file, expected a folder of stories; give its folder, {tmp_path}',
