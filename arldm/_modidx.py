@@ -1883,6 +1883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'arldm.train.log.bar': ('train/log.html#bar', 'arldm/train/log.py'),
                                  'arldm.train.log.board': ('train/log.html#board', 'arldm/train/log.py'),
                                  'arldm.train.log.curves': ('train/log.html#curves', 'arldm/train/log.py'),
+                                 'arldm.train.log.cut_spikes': ('train/log.html#cut_spikes', 'arldm/train/log.py'),
                                  'arldm.train.log.event_writer': ('train/log.html#event_writer', 'arldm/train/log.py'),
                                  'arldm.train.log.plot': ('train/log.html#plot', 'arldm/train/log.py'),
                                  'arldm.train.log.running': ('train/log.html#running', 'arldm/train/log.py'),

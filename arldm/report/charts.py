@@ -11,7 +11,7 @@ import io, math, re
 from dataclasses import dataclass, replace
 
 from ..core import counted
-from ..train.log import smooth
+from ..train.log import cut_spikes, smooth
 from .page import is_number
 
 # %% ../../nbs/report/61_charts.ipynb #1cc34f89
@@ -204,24 +204,20 @@ def finite_losses(
     return [(row['step'], row[key]) for row in log if math.isfinite(row.get(key, math.nan))]
 
 def loss_curves(
-    points:list,     # Of (step, loss)
+    steps:list,
+    losses:list,     # As many
     look:str='one',  # Colour of the curves, see `Curve`
 )->list:             # `Curve`s: none, the losses, or the losses and their running mean
-    """Turn losses into curves; the highest hundredth is cut off, so that no spike sets the scale.
+    """Turn losses into curves that show every one of them.
 
     Args:
-        points (list): Of (step, loss)
+        losses (list): As many
         look (str, default 'one'): Colour of the curves, see `Curve`
 
     Returns:
         list: `Curve`s: none, the losses, or the losses and their running mean
     """
-    if not points: return []
-    highest = sorted(loss for _, loss in points)[int(.99*(len(points) - 1))]
-    steps, losses = [], []
-    for step, loss in points:
-        steps.append(step)
-        losses.append(min(loss, highest))
+    if not losses: return []
     # few losses can be told apart, and need no mean
     if len(losses) <= 50: return [Curve(steps, losses, look)]
     mean = smooth(losses, len(losses)/25)
@@ -230,19 +226,27 @@ def loss_curves(
 # %% ../../nbs/report/61_charts.ipynb #472966e7
 def _loss_chart(logs, key, title):
     "Draw the losses of one column of the logs; return None if no run has any."
-    curves = []
-    last_losses = []   # as text, of each run that has any
+    curves, means, last, cuts = [], [], [], []   # texts of the runs that have any
     n_without = 0
     for log, look in zip(logs, RUN_LOOKS):
         points = finite_losses(log, key)
-        curves += loss_curves(points, look)
-        if points: last_losses.append(f'{points[-1][1]:.4g}')
         n_without += len(log) - len(points)
+        if not points: continue
+        steps, losses = map(list, zip(*points))
+        last.append(f'{losses[-1]:.4g}')
+        if key == 'loss':
+            means.append(f'{smooth(losses)[-1]:.4g}')
+            losses, cut = cut_spikes(losses)
+            if cut: cuts.append(cut)
+        curves += loss_curves(steps, losses, look)
     if not curves: return None
-    title = f'{title}, last {" and ".join(last_losses)}'
+    parts = [title]
+    if means: parts.append(f'running mean {" and ".join(means)}')
+    parts.append(f'last {"step " if means else ""}{" and ".join(last)}')
+    notes = [', '.join(parts), *cuts]
     # most steps have no validation loss, which is no news
-    if key == 'loss' and n_without: title += f'; {counted(n_without, "step")} without one'
-    return chart(curves, title, key.replace('_', '-'), large=True)
+    if key == 'loss' and n_without: notes.append(f'{counted(n_without, "step")} without one')
+    return chart(curves, '; '.join(notes), key.replace('_', '-'), large=True)
 
 def loss_charts(
     logs:list,  # The rows of one log, or of two

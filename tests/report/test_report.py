@@ -218,7 +218,7 @@ def labels(drawing):
 @pytest.mark.parametrize('losses', [[1.], [1., 1.], [2., 1., 1e9], [*range(5000)], [-1e-9, 1e-9], [1e8, 1e8 + 1], [1e-7, 3e-7]])
 def test_chart_stays_in_its_frame(losses):
     "Curves and texts, in both drawings; as many numbers beside it as one reads at a glance."
-    one = chart(loss_curves([*enumerate(losses, 1)]), 'loss', 'loss', large=True)
+    one = chart(loss_curves([*range(1, len(losses) + 1)], losses), 'loss', 'loss', large=True)
     assert [d.shown for d in one.images] == ['wide-window', 'narrow-window'] and sum(len(d.svg) for d in one.images) < 60_000
     for d in one.images:
         assert points(d) and all(0 <= x <= d.width and 0 <= y <= d.height for x, y in points(d))
@@ -252,17 +252,32 @@ def test_charts_have_titles_and_descriptions():
     html = part('loss_charts', loss_charts([[dict(step=i, loss=1/i) for i in range(1, 9)]]))
     for named in re.findall('aria-labelledby="([^"]+)"', html):
         title, text = (re.search(f'id="{name}">([^<]+)<', html)[1] for name in named.split())
-        assert title == 'training loss, last 0.125' and text == 'step 1 to 8, values from 0.125 to 0.5'
+        assert title == 'training loss, running mean 0.3135, last step 0.125' and text == 'step 1 to 8, values from 0.125 to 1'
     assert html.count('role="img"') == 2
 
 def test_losses_that_are_no_numbers_are_counted():
     log = [dict(step=i, loss=math.nan if i == 3 else 1/i) for i in range(1, 9)]
     one, = loss_charts([log])
-    assert one.title == 'training loss, last 0.125; 1 step without one' and loss_charts([log[2:3], []]) == []
+    assert one.title == 'training loss, running mean 0.3163, last step 0.125; 1 step without one' and loss_charts([log[2:3], []]) == []
     both, = loss_charts([log, log])
-    assert 'last 0.125 and 0.125' in both.title and [len(points(d)) for d in both.images] == [14, 14]
+    assert both.title.startswith('training loss, running mean 0.3163 and 0.3163, last step 0.125 and 0.125;') and [len(points(d)) for d in both.images] == [14, 14]
     assert all('stroke: var(--one)' in d.svg and 'stroke: var(--two)' in d.svg for d in both.images)
     assert 'swatch two' in part('loss_charts', [both], ['A', 'B']) and 'swatch' not in part('loss_charts', [one])
+
+def test_no_validation_loss_is_cut_off():
+    "Nor the beginning of the training curve: only spikes are, and the title counts them."
+    val = {100: .993, 200: 1.473, 300: 1.656}
+    log = [dict(step=i, loss=.25 + 1.57/i, val_loss=val.get(i, math.nan)) for i in range(1, 301)]
+    training, validation = loss_charts([log])
+    assert training.description == 'step 1 to 300, values from 0.2552 to 1.82' and 'cut off' not in training.title
+    assert validation.title == 'validation loss, last 1.656'
+    assert validation.description == 'step 100 to 300, values from 0.993 to 1.656'
+    many = [dict(r, val_loss=50. if r['step'] == 300 else 1.) for r in log]
+    assert loss_charts([many])[1].description == 'step 1 to 300, values from 1 to 50'
+    log[150]['loss'] = log[151]['loss'] = 90.
+    training = loss_charts([log])[0]
+    assert training.title.endswith('; 2 above 1.82 cut off')
+    assert training.description == 'step 1 to 300, values from 0.2552 to 1.82'
 
 def row(name, value, **more): return dict(name=name, value=value, **more)
 

@@ -10,7 +10,7 @@ from arldm import progress
 from arldm.progress import progress_bar
 from arldm.train import log as watch
 from arldm.core import StoryError
-from arldm.train.log import bar, board, curves, plot, running, smooth, watched
+from arldm.train.log import bar, board, curves, cut_spikes, plot, running, smooth, watched
 from elsewhere import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +124,39 @@ def test_curves():
     for odd in [], [*run(last=1)], [dict(step=1, loss=math.nan), *run(2)], [dict(step=1, loss=1.)]:
         assert curves(odd).size == with_dots.size
 
+def axes(records, monkeypatch):
+    "The axes that `curves` draws into."
+    from matplotlib.figure import Figure
+    found, subplots = [], Figure.subplots
+    def kept(*args, **kwargs):
+        made = subplots(*args, **kwargs)
+        found.extend(made if hasattr(made, '__len__') else [made])
+        return made
+    monkeypatch.setattr(Figure, 'subplots', kept)
+    curves(records)
+    return found
+
+def test_curves_show_every_validation(monkeypatch):
+    "Also after a step whose loss is NaN, and the first training losses; only spikes are cut off."
+    val = {100: .993, 200: 1.473, 300: 1.656}
+    log = [dict(step=i, loss=.25 + 1.57/i, val_loss=val.get(i, math.nan)) for i in range(1, 301)]
+    log[199]['loss'] = math.nan
+    for spike in None, 90.:
+        if spike: log[150]['loss'] = spike
+        training, validation = axes(log, monkeypatch)
+        assert validation.lines[0].get_xydata().tolist() == [[100, .993], [200, 1.473], [300, 1.656]]
+        assert validation.get_ylim()[0] < .993 and validation.get_ylim()[1] > 1.656
+        assert 1.82 < training.get_ylim()[1] < 2
+        assert all(max(line.get_ydata()) == pytest.approx(1.82) for line in training.lines)
+        labels = [text.get_text() for text in training.get_legend().get_texts()]
+        assert labels == ['each step (1 above 1.82 cut off)' if spike else 'each step', 'running mean']
+
+@pytest.mark.parametrize('losses, cut', [([.1, 9.], ''), ([1.]*98 + [3.]*2, ''), ([1.]*99 + [3.1], '1 above 1 cut off'),
+                                         ([-1.]*60, ''), ([1.]*95 + [9.]*5, '')])
+def test_only_spikes_are_cut_off(losses, cut):
+    got, said = cut_spikes(losses)
+    assert said == cut and got == ([min(x, 1.) for x in losses] if cut else losses)
+
 def test_curves_leave_pyplot_alone():
     said = python('import sys; from arldm.train.log import curves; curves(run())\n'
                   'print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)')
@@ -205,7 +238,7 @@ def test_bar_text():
     first, last = said.splitlines()
     assert first.startswith('training: 0/10 steps') and '\r' not in said
     loss = smooth([1/k for k in range(1, 11)])[-1]
-    assert last.startswith(f'training: 10/10 steps, loss {loss:.4f}, 30.0 stories/s, val_loss 0.2000 [')
+    assert last.startswith(f'training: 10/10 steps, loss {loss:.4f} (running mean), 30.0 stories/s, val_loss 0.2000 [')
 
 def test_bar_before_validation():
     assert 'val_loss' not in python('from arldm.train.log import bar\nfor r in bar(run(last=4), 10): pass').stderr
