@@ -70,14 +70,14 @@ _MAX_ALL = 50 # up to so many losses are shown as they are
 
 def cut_spikes(
     losses:list,  # Finite losses of single steps
-)->tuple:         # The losses, spikes lowered to the highest other one; '2 above 0.31 cut off', or ''
+)->tuple:         # Losses, a spike as the highest other one; '2 above 0.31 cut off', or ''
     """Cut off losses more than three times as high as 99 of 100 losses, and say how many.
 
     Args:
         losses (list): Finite losses of single steps
 
     Returns:
-        tuple: The losses, spikes lowered to the highest other one; '2 above 0.31 cut off', or ''
+        tuple: Losses, a spike as the highest other one; '2 above 0.31 cut off', or ''
     """
     if len(losses) <= _MAX_ALL: return list(losses), ''
     high = sorted(losses)[int(.99*(len(losses) - 1))]
@@ -195,8 +195,9 @@ def bar(
         if line is None:
             line = progress_bar(label, 'steps', total=total, initial=r['step'] - 1, quiet=disable)
         if math.isfinite(r.get('val_loss', math.nan)): val = f', val_loss {r["val_loss"]:.4f}'
-        said = f'loss {loss(r["loss"]):.4f} (running mean), {speed(r["stories_per_s"]):.1f} stories/s'
-        line.set_postfix_str(said + val, refresh=False)
+        said = f'loss {loss(r["loss"]):.4f} (running mean)'
+        said += f', {speed(r["stories_per_s"]):.1f} stories/s{val}'
+        line.set_postfix_str(said, refresh=False)
         line.update()
     try: yield from watched(records, see)
     finally:
