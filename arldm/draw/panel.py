@@ -157,17 +157,20 @@ def redraw(self:StoryPanel,
         yield k - 1, out.frames[0][0]
     self._run(work)
 
+# %% ../../nbs/draw/48_panel.ipynb #5afd18b8
 def story_panel(
     pipe:StoryPipeline,
-    captions:list,                # Initial captions, one field for each
+    captions:list|str,            # Initial captions, one field for each
     side:int=160,                 # Height and width of a frame on the screen, in pixels
     num_inference_steps:int=15,   # Denoising steps per frame
 )->StoryPanel:
     """Make a panel to type captions, draw the story and redraw single frames.
 
     Args:
-        captions (list): Initial captions, one field for each
+        captions (list | str): Initial captions, one field for each
         side (int, default 160): Height and width of a frame on the screen, in pixels
         num_inference_steps (int, default 15): Denoising steps per frame
     """
+    if side < 16: raise StoryError(f'side must be at least 16 pixels, got {side}')
+    if isinstance(captions, str): captions = [captions]
     return StoryPanel(pipe, captions, side, num_inference_steps)

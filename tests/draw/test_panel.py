@@ -36,6 +36,14 @@ def test_the_panel_shows_numbers_before_the_first_drawing(pipe):
         colours = [colour for _, colour in square.getcolors(10_000)]
         assert min(max(colours)) > 220 and max(min(colours)) < 130
 
+def test_one_text_is_one_caption(pipe):
+    "As it is for the pipeline; not a field for each letter."
+    assert story_panel(pipe, 'Ada is a big red star.').texts() == ['Ada is a big red star.']
+
+@pytest.mark.parametrize('side', [-1, 0, 15])
+def test_a_frame_can_be_seen(pipe, side):
+    with pytest.raises(StoryError, match=f'^side must be at least 16 pixels, got {side}$'): story_panel(pipe, ['a'], side=side)
+
 def test_the_panel_says_which_frame_it_draws(pipe, monkeypatch):
     "And the frames that are not drawn yet show their numbers, not the story before."
     panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.', 'Night falls.'], num_inference_steps=1)
