@@ -220,7 +220,9 @@ def read_arguments(f:Callable, words:list) -> dict:
         if arguments[p.name] == '' and (p.default is p.empty or _kind(p.annotation) is Path):
             raise StoryError(f'{p.name} is empty; expected a name')
     for name, choices in getattr(f, 'choices', {}).items():
-        if arguments[name] is not None: one_of(name, arguments[name], choices)
+        value = arguments[name]
+        # of this one `resolve` says what it is called now
+        if value not in (None, 'min-snr'): one_of(name, value, choices)
     return arguments
 
 # %% ../nbs/00b_command_line.ipynb #6c13d430

@@ -87,12 +87,12 @@ class Subject:
         resolution (int, default 64): Height and width of a frame in pixels
         crops (int, default 1): Fixed square crops per picture, whose frozen features are cached; 0
             = random crops every time
-        n_slots (int, default 0): Frames of the longest story; 0 = as many as the model has slots,
-            or as the corpus has frames
+        n_slots (int, default 0): Frames of the longest story, all but its last remembered; 0 = as
+            in the model or the corpus
         freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, or a
             list such as clip,blip,words
         legacy (bool, default False): Behave as the original 2022 code where this book deliberately
-            differs (chapter original)
+            differs
         guidance_scale (float, default 2.0): Classifier-free guidance scale of drawings; 1 = no
             guidance
         seed (int, default 0): Seed of all random numbers
@@ -111,11 +111,11 @@ class Subject:
     resolution: int = 64         # Height and width of a frame in pixels
     # Fixed square crops per picture, whose frozen features are cached; 0 = random crops every time
     crops: int = 1
-    # Frames of the longest story; 0 = as many as the model has slots, or as the corpus has frames
+    # Frames of the longest story, all but its last remembered; 0 = as in the model or the corpus
     n_slots: int = 0
     # Parts to freeze: none, ssid-baseline, attention, history, or a list such as clip,blip,words
     freeze: tuple = ()
-    # Behave as the original 2022 code where this book deliberately differs (chapter original)
+    # Behave as the original 2022 code where this book deliberately differs
     legacy: bool = False
     guidance_scale: float = 2.0  # Classifier-free guidance scale of drawings; 1 = no guidance
     seed: int = 0                # Seed of all random numbers
@@ -150,9 +150,10 @@ class Settings(Subject):
             no average
         cond_dropout (float, default 0.1): Probability that a frame is trained without its
             condition, for guidance
-        weighting (str, default 'none'): Loss weights by noise level: 'none' or 'p2' (chapter loss)
+        weighting (str, default 'none'): Loss weights by noise level: 'none' or 'p2'; for those of
+            Min-SNR: snr_gamma
         snr_gamma (float, default 0.0): Gamma of Min-SNR loss weights, 5 in their paper; 0 = no such
-            weights (chapter loss)
+            weights
         timestep_bias_power (float, default 2.0): Timesteps are sampled as u^(1/power), u uniform: 1
             = uniform, more = more noise
         noise_offset (float, default 0.0): Scale of a noise offset, shared by all positions of a
@@ -188,9 +189,9 @@ class Settings(Subject):
     ema_decay: float = 0.99
     # Probability that a frame is trained without its condition, for guidance
     cond_dropout: float = 0.1
-    # Loss weights by noise level: 'none' or 'p2' (chapter loss)
+    # Loss weights by noise level: 'none' or 'p2'; for those of Min-SNR: snr_gamma
     weighting: str = 'none'
-    # Gamma of Min-SNR loss weights, 5 in their paper; 0 = no such weights (chapter loss)
+    # Gamma of Min-SNR loss weights, 5 in their paper; 0 = no such weights
     snr_gamma: float = 0.
     # Timesteps are sampled as u^(1/power), u uniform: 1 = uniform, more = more noise
     timestep_bias_power: float = 2.0
@@ -335,11 +336,12 @@ def __repr__(self:Settings):
     changed = []
     same = []
     for name in SETTINGS[1:]:
+        if name == 'corpus': continue
         value = getattr(self, name)
         is_same = value == getattr(usual, name)
         if name == 'freeze': value = ','.join(value) or 'none'
         (same if is_same else changed).append(f'{name}={value}')
-    first = f'preset={self.preset}'
-    if changed: first += f', but {" ".join(changed)}'
+    first = f'preset {self.preset}, corpus {self.corpus}'
+    if changed: first += f'; changed: {" ".join(changed)}'
     lines = [first, f'as in the preset: {" ".join(same)}']
     return '\n'.join(textwrap.fill(line, 100, break_on_hyphens=False) for line in lines)

@@ -14,8 +14,10 @@ from ..command_line import command
 # %% ../../nbs/cli/71_report.ipynb #263f5917
 @command
 def report(
-    run:str|Path,           # Run folder
-    against:str|Path=None,  # Another run to compare with
+    run:str|Path,           # Run folder; its page is report.html in it
+    # Another run, or a folder of scored drawings, to compare with `run`; the page is
+    # against-<run>.html in that folder
+    against:str|Path=None,
     *,
     split:str=None,  # Split of the reference frames; default: the one that was scored
 ):
@@ -26,8 +28,9 @@ def report(
         arldm-report runs/toy runs/other
 
     Args:
-        run (str | Path): Run folder
-        against (str | Path, optional): Another run to compare with
+        run (str | Path): Run folder; its page is report.html in it
+        against (str | Path, optional): Another run, or a folder of scored drawings, to compare with
+            `run`; the page is against-<run>.html in that folder
         split (str, optional): Split of the reference frames; default: the one that was scored
     """
     from arldm.report.report import write_report

@@ -46,7 +46,7 @@ def with_settings(f:Callable) -> Callable:
     return f
 
 # %% ../../nbs/cli/68_train.ipynb #313fc09b
-_CHOICES = {k: v for k, v in CHOICES.items() if k not in ('corpus', 'weighting')}
+_CHOICES = {k: v for k, v in CHOICES.items() if k != 'corpus'}
 
 @command(headings=dict(data='what to train on', workers='output', **HEADINGS),
          choices=dict(preset=PRESETS, **_CHOICES))
@@ -55,7 +55,10 @@ def train(
     run:str|Path,            # Run folder; an existing run is resumed
     *,
     data:str|Path=None,      # Story file from arldm-convert; default: that of the run
-    # Settings to start from; default: the one for the corpus, which is printed
+    # Settings to start from: small for your own pictures on a CPU, toy for the toy world, tiny to
+    # see with random weights whether everything runs, ssid to start from Stable Diffusion 1.5 and
+    # BLIP on a GPU; ssid-baseline and paper follow published recipes, toy-base and toy-arldm are
+    # how the shipped models were trained; default: toy, or the one for the corpus, which is printed
     preset:str=None,
     workers:int=None,        # Data loader processes; default: 4 with a GPU, else none
     # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
@@ -65,7 +68,7 @@ def train(
     **settings,              # Fields of `Settings` that differ from the preset
 ):
     """Train AR-LDM on a story file, or resume a run. A setting that is not given is that of the
-    preset; the defaults below are those of preset toy, and --dry-run prints all of a run.
+    preset; --dry-run prints all of them. The defaults shown below are those of preset toy only.
 
     Examples:
         arldm-train runs/toy --data toy.h5
@@ -75,8 +78,11 @@ def train(
     Args:
         run (str | Path): Run folder; an existing run is resumed
         data (str | Path, optional): Story file from arldm-convert; default: that of the run
-        preset (str, optional): Settings to start from; default: the one for the corpus, which is
-            printed
+        preset (str, optional): Settings to start from: small for your own pictures on a CPU, toy
+            for the toy world, tiny to see with random weights whether everything runs, ssid to
+            start from Stable Diffusion 1.5 and BLIP on a GPU; ssid-baseline and paper follow
+            published recipes, toy-base and toy-arldm are how the shipped models were trained;
+            default: toy, or the one for the corpus, which is printed
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
         cache (str | Path, optional): Folder that caches the features of frozen parts; runs may
             share it; default: cache/ in the run

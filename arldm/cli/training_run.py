@@ -74,7 +74,8 @@ def _check(run, s, file, cache, workers, tensorboard): # -> `_Job`
     refuse_foreign_folder(run/'pipeline')
     check_log(run/'log.csv')
     with tempfile.TemporaryDirectory() as words:
-        model = make_model(with_current_paths(run, s), file, Path(words))
+        model = make_model(with_current_paths(run, s), file, Path(words),
+                           quiet=bool(checkpoints(run/'checkpoints')))
     model.freeze(s.freeze).to(acc.device)
     n_slots = model.history.config.n_slots
     check_lengths(train, s, n_slots)
@@ -206,7 +207,7 @@ def _announce(job):
     recover_folder(run/'pipeline')
     split = job.file['train']
     n = count_trained(job.model)
-    say(f'{n:,} weights train on {_amount(job)}')
+    say(f'{n:,} parameters train on {_amount(job)}')
     # A resumed run has as many slots, whatever validation stories it finds then
     n_slots = job.model.history.config.n_slots
     save_json(run/'settings.json', {

@@ -290,6 +290,7 @@ def _missing_splits(drafts):
     present = {draft.split for draft in drafts}
     return [f'no {split} split: {what}' for split, what in _WITHOUT.items() if split not in present]
 
+# %% ../../nbs/data/17b_folder.ipynb #09560891
 def _part_albums(drafts):
     "Give stories of one name in different splits albums of their own, with the split in the name."
     splits = {}

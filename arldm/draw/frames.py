@@ -22,8 +22,8 @@ from .sampling import decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
-    """Keep the slots of the frames so far, each encoded once. If a story has more frames than the
-    model has slots for, keep those of the first and the newest frames, and warn once.
+    """Keep the slots of the frames so far, each encoded once. If a story has more frames than
+    `n_slots` of the model, keep those of the first and the newest frames, and warn once.
 
     Args:
         opening (int, default 1): How many of the first frames are never forgotten; one slot stays
@@ -64,11 +64,14 @@ def _forget(self:Memory):
     "Drop the oldest slot after the opening ones; warn the first time."
     if not self.has_forgotten:
         remembered = f'the newest {self.capacity - self.n_opening}'
-        if self.n_opening: remembered = f'the first {self.n_opening} and {remembered}'
+        first = 'the first' if self.n_opening == 1 else f'the first {self.n_opening}'
+        if self.n_opening: remembered = f'{first} and {remembered}'
         # stacklevel=3: the warning names the caller of `add`
-        warnings.warn('a story has more frames than the model has slots for: each frame remembers '
-                      f'only {remembered} of the frames before it, and forgets the others; to '
-                      'remember all, train with --n-slots and the number of frames', stacklevel=3)
+        n_slots = self.model.history.config.n_slots
+        warnings.warn(f'a story has more frames than the model, which has n_slots={n_slots}: each '
+                      f'frame remembers only {remembered} of the frames before it, and forgets the '
+                      'others; to remember all, train with --n-slots and the number of frames',
+                      stacklevel=3)
     self.has_forgotten = True
     del self.slots[self.n_opening]
     del self.real[self.n_opening]

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from PIL import Image
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from ..core import StoryError, expand_user, one_of
+from ..core import StoryError, counted, expand_user, one_of
 from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
@@ -56,8 +56,10 @@ class StoryOutput(BaseOutput):
         return strips([self.stories[i]], self.captions[i])
 
     def __repr__(self):
-        n_frames = list(map(len, self.frames))
-        return f'StoryOutput of {len(self.frames)} stories, frames drawn: {n_frames}'
+        told = self.captions or self.stories or self.frames    # as long as the stories
+        drawn = [f'{len(a)} of {len(b)}' for a, b in zip(self.frames, told)]
+        n = counted(len(drawn), 'story', 'stories')
+        return f'StoryOutput of {n}; frames drawn: {", ".join(drawn)}'
 
     def _repr_png_(self):
         drawn = [i for i, story in enumerate(self.stories) if story]

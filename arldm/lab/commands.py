@@ -91,7 +91,8 @@ def memory_test(
     # Text-to-image model that it was trained from; default: the shipped one
     base:str|Path=None,
     data:str|Path=None,          # Story file of the toy corpus; default: unseen stories, made here
-    split:str='test',            # Split; hard: openings never combined so in training
+    # Split; hard: openings whose colour, shape and place never occur together in training
+    split:str='test',
     limit:int=100,               # Number of stories to draw
     seeds:int=3,                 # How many times every story is drawn, with different noise
     num_inference_steps:int=12,  # Denoising steps per frame
@@ -112,7 +113,8 @@ def memory_test(
             shipped one
         data (str | Path, optional): Story file of the toy corpus; default: unseen stories, made
             here
-        split (str, default 'test'): Split; hard: openings never combined so in training
+        split (str, default 'test'): Split; hard: openings whose colour, shape and place never occur
+            together in training
         limit (int, default 100): Number of stories to draw
         seeds (int, default 3): How many times every story is drawn, with different noise
         num_inference_steps (int, default 12): Denoising steps per frame

@@ -112,13 +112,13 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
 
     Args:
         width (int): Width of caption tokens and of the context, D
-        n_slots (int, default Corpus.frames): Slots that a story can have
+        n_slots (int, default Corpus.frames): Frames of the longest story; the last is never a slot
         slot_width (int, default 0): Width of slot tokens, D'; 0 = that of captions
     """
     @register_to_config
     def __init__(self,
         width:int,                  # Width of caption tokens and of the context, D
-        n_slots:int=Corpus.frames,  # Slots that a story can have
+        n_slots:int=Corpus.frames,  # Frames of the longest story; the last is never a slot
         slot_width:int=0,           # Width of slot tokens, D'; 0 = that of captions
     ):
         super().__init__()
@@ -156,19 +156,19 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
 # %% ../../nbs/model/22_history.ipynb #f11b266d
 @patch
 def resize(self:HistoryEmbeddings,
-    n_slots:int,       # Slots that a story should have, not fewer than now
+    n_slots:int,       # Frames of the longest story, not fewer than now
 )->HistoryEmbeddings:  # The same object
     """Add rows to the time table, in place, so that stories can be longer.
 
     Args:
-        n_slots (int): Slots that a story should have, not fewer than now
+        n_slots (int): Frames of the longest story, not fewer than now
 
     Returns:
         HistoryEmbeddings: The same object
     """
     old = self.time_embedding.weight.detach()
     if n_slots < len(old):
-        raise StoryError(f'the model has {len(old)} slots of history, got n_slots={n_slots}; slots '
+        raise StoryError(f'the model has n_slots={len(old)}, got n_slots={n_slots}; slots '
                          'can be added, not taken away')
     new = nn.Embedding(n_slots, old.shape[1], device=old.device, dtype=old.dtype)
     with torch.no_grad():

@@ -34,16 +34,18 @@ def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
     folder:Path,      # Where such a vocabulary is written
+    quiet:bool=False, # Do not print which words are new, nor how many time embeddings
 )->ARLDM:
     """Make the model that a run starts from, for the resolution and the stories of the run.
 
     Args:
         file (StoryFile): Its training captions make the vocabulary of a model with random weights
         folder (Path): Where such a vocabulary is written
+        quiet (bool, default False): Do not print which words are new, nor how many time embeddings
     """
     torch.manual_seed(s.seed)
     model = _model(s, file, folder)
-    _make_room(model, s, file)
+    _make_room(model, s, file, quiet)
     # Pixels of a frame's side in one latent of the VAE, and in the smallest feature map of the UNet
     factor = vae_factor(model.vae)
     coarse = factor*2**(len(model.unet.config.block_out_channels) - 1)
@@ -63,17 +65,17 @@ def _say_first(message): # only one process speaks
     if rank == 0: say(message)
 
 # %% ../../nbs/train/35_setup.ipynb #7c141cea
-def _make_room(model, s, file): # in place
+def _make_room(model, s, file, quiet): # in place
     "Add the time embeddings and the words that the stories need and the model lacks."
     n = model.history.config.n_slots
     wanted = _n_slots(s, file, n)
     if wanted != n:
         model.history.resize(wanted)
-        _say_first(f'{s.model} remembers {n} frames; {wanted - n} time embeddings are new, '
-                   'initialized at random')
+        if not quiet: _say_first(f'{s.model} has n_slots={n}; {wanted - n} time embeddings are '
+                                 'new, initialized at random')
     if not _pipeline(s) or len(model.vocab.caption_tokenizer) > _WORDS: return
     words = model.add_words(all_captions(file['train']))
-    if words:
+    if words and not quiet:
         named = ', '.join(word[:30] for word in words[:8])
         more = ', …' if len(words) > 8 else ''
         _say_first(f'{s.model} gets {counted(len(words), "new word")}: {named}{more}')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arldm.command_line import RENAMED, _known_flags, command_parser
+from arldm.command_line import RENAMED, _known_flags, command_parser, read_arguments
 from arldm.core import StoryError
 from arldm.settings import SETTINGS, resolve
 
@@ -82,3 +82,9 @@ def test_a_step_has_an_end(name):
     "A step of so many stories would fill the memory before it begins."
     with pytest.raises(StoryError, match=f'{name} must be at most 10,000, got 10,001'): resolve(**{name: 10_001})
     resolve(**{name: 10_000})
+
+def test_weighting():
+    "The help shows the choices; the former name has its hint on the command line, too."
+    assert '--weighting {none,p2}' in command_parser(of('arldm-train')).format_help()
+    given = read_arguments(of('arldm-train'), ['run', '--weighting', 'min-snr'])
+    with pytest.raises(StoryError, match='did you mean snr_gamma=5?'): resolve(weighting=given['weighting'])

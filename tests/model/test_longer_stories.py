@@ -67,17 +67,19 @@ def test_forgotten_frames_are_said(run, tmp_path, capsys):
             pipe(captions[:n], num_inference_steps=1)
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
     pipe.set_progress_bar_config(disable=True)
-    with pytest.warns(UserWarning, match='the first 1 and the newest 3 of the frames before it, and forgets the others.*--n-slots') as said:
+    with pytest.warns(UserWarning, match='which has n_slots=5: each frame remembers only the first and the newest 3 of the frames before it, and forgets the others.*--n-slots') as said:
         pipe([captions, captions], num_inference_steps=1)
     assert sum('more frames' in str(w.message) for w in said) == 1
     (tmp_path/'story.txt').write_text('\n'.join(captions) + '\n')
-    with pytest.warns(UserWarning, match='has more frames than the model has slots for') as said:
+    with pytest.warns(UserWarning, match='has more frames than the model, which has n_slots=5') as said:
         draw(asset('toy/arldm'), captions=str(tmp_path/'story.txt'), num_inference_steps=1)
     assert sum('more frames' in str(w.message) for w in said) == 1
 
-def test_goes_on(run, file):
-    "A resumed run has the same slots; others are another run."
+def test_goes_on(run, file, capsys):
+    "A resumed run has the same slots, and does not say again what is new; others are another run."
     train(run, max_train_steps=3)
+    said = capsys.readouterr().out
+    assert 'parameters train on' in said and 'are new' not in said and 'new word' not in said
     assert ARLDM.load(run).history.config.n_slots == LONG
     with pytest.raises(StoryError, match='was trained with n_slots=8, not 9'): train(run, n_slots=9, max_train_steps=4)
 
@@ -87,7 +89,7 @@ def test_new_rows(file, tmp_path, capsys):
     n = len(base)
     s = resolve('toy', n_slots=n + 200)
     rows = make_model(s, StoryFile(file), tmp_path).history.time_embedding.weight
-    assert f'toy-base remembers {n} frames; 200 time embeddings are new' in capsys.readouterr().out
+    assert f'toy-base has n_slots={n}; 200 time embeddings are new' in capsys.readouterr().out
     again = make_model(s, StoryFile(file), tmp_path).history.time_embedding.weight
     assert torch.equal(rows, again) and torch.equal(rows[:n], base) and rows.requires_grad
     assert rows[n:].detach().std().item() == pytest.approx(base.std().item(), rel=.1)
@@ -97,7 +99,7 @@ def test_random_models_have_them_at_once(file, tmp_path, capsys):
     assert model.history.config.n_slots == 7 and 'time embeddings' not in capsys.readouterr().out
 
 def test_slots_are_not_taken_away(run, file, tmp_path):
-    with pytest.raises(StoryError, match='has 8 slots of history, got n_slots=5; slots can be added'):
+    with pytest.raises(StoryError, match='has n_slots=8, got n_slots=5; slots can be added'):
         train(tmp_path/'run', data=file, model=str(run), n_slots=5, max_train_steps=2, **HOW)
 
 @pytest.mark.parametrize('n, message', [(-1, 'n_slots must not be below 0'), (5000, 'n_slots must be at most 1,000')])

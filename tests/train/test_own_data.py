@@ -119,7 +119,8 @@ def test_new_words_are_learned(run, data, tmp_path, capsys, recwarn):
     for old, new in rows, memory:
         assert len(new) == len(old) + 10 and torch.equal(new[:len(old)], old)
         assert new[len(old):].detach().std().item() == pytest.approx(old.std().item(), rel=.2)
-    again = make_model(resolve('toy'), file, tmp_path)
+    again = make_model(resolve('toy'), file, tmp_path, quiet=True)
+    assert capsys.readouterr().out == ''
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     trained = ARLDM.load(run)
     [old, new] = [m.text_encoder.get_input_embeddings().weight for m in (base, trained)]
@@ -173,7 +174,7 @@ def test_memory_grows_by_itself(run, data, tmp_path, capsys):
     assert ARLDM.load(run).history.config.n_slots == 8
     assert json.loads((run/'settings.json').read_text())['n_slots'] == 8
     model = make_model(resolve('toy'), StoryFile(data), tmp_path)
-    assert 'toy-base remembers 5 frames; 3 time embeddings are new' in capsys.readouterr().out
+    assert 'toy-base has n_slots=5; 3 time embeddings are new' in capsys.readouterr().out
     assert make_model(resolve('tiny'), StoryFile(data), tmp_path).history.config.n_slots == 8
     assert 'time embeddings' not in capsys.readouterr().out
     assert make_model(resolve('toy', n_slots=9), StoryFile(data), tmp_path).history.config.n_slots == 9
@@ -264,7 +265,7 @@ def test_two_processes_with_several_lengths(data, tmp_path):
 
 def test_settings_print_what_differs():
     lines = repr(resolve('toy', corpus='ssid', freeze='clip,blip')).splitlines()
-    assert lines[0] == 'preset=toy, but corpus=ssid freeze=clip,blip'
+    assert lines[0] == 'preset toy, corpus ssid; changed: freeze=clip,blip'
     assert lines[1].startswith('as in the preset: task=visualization model=toy-base blip= bert= resolution=64')
-    assert repr(resolve('ssid')).splitlines()[0] == 'preset=ssid'
+    assert repr(resolve('ssid')).splitlines()[0] == 'preset ssid, corpus ssid'
     assert all(f'{name}=' in repr(resolve('ssid')) for name in SETTINGS)
