@@ -98,7 +98,7 @@ def use_temporary_folder():
     os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     os.chdir(tempfile.mkdtemp())
     if '' not in sys.path: sys.path.insert(0, '')  # modules that are written there
-    from IPython import get_ipython
     from arldm.model.encoders import quiet_loading
     quiet_loading()
-    if get_ipython(): get_ipython().system = _run_line
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    if shell: shell.system = _run_line    # only in a notebook
