@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..core import StoryError, first_line
 from ..progress import progress_bar
 from ..data.dataset import to_target
 from ..files.kept_results import keep_folder
@@ -115,7 +117,11 @@ def keep_autoencoder(
         losses = adapt_autoencoder(vae, stories, steps, seed)
         bar = progress_bar('adapting the autoencoder', 'steps', losses, steps, quiet=quiet)
         for _ in bar: pass
-        vae.save_pretrained(tmp)
+        try: vae.save_pretrained(tmp)
+        # Of a full disk, among others
+        except SafetensorError as e:
+            raise StoryError(f'{folder} could not be written ({first_line(e)}); make room and run '
+                             'the same command again') from None
     keep_folder(folder, facts, make)
     adapted = AutoencoderKL.from_pretrained(folder)
     vae.load_state_dict(adapted.state_dict())

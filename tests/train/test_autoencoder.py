@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 
 from arldm.core import StoryError
 from arldm.data.dataset import StoryDataset, Vocabulary, word_tokenizers
@@ -82,3 +83,11 @@ def test_does_not_depend_on_what_was_random_before(stories):
         list(adapt_autoencoder(net, stories, 3, seed=7))
         nets.append(part_digest(net))
     assert nets[0] == nets[1]
+
+def test_a_full_disk(tmp_path, stories, monkeypatch):
+    "It is one line, and leaves nothing that another run would take for an autoencoder."
+    def full(*_): raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+    monkeypatch.setattr(AutoencoderKL, 'save_pretrained', full)
+    with pytest.raises(StoryError, match='kept could not be written .*No space left on device.*; make room and run the same command again$'):
+        keep_autoencoder(tmp_path/'kept', vae(), stories, 1, quiet=True)
+    assert not [path.name for path in tmp_path.iterdir() if 'kept' in path.name]
