@@ -99,4 +99,4 @@ def scores(run, wrong, n, rng):
                 missing=[f's{n - 1}'], unknown=[], scores=score_rows(wrong),
                 facts=fact_rows(wrong), frames=frame_rows(wrong),
                 stories=dict(name='facts correct', better='higher', unit='%', values=values),
-                copies=copies)
+                copies=copies, copies_floor=dict(network='fields', similarity=.91, n=50))

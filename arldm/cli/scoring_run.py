@@ -25,7 +25,7 @@ from ..score.histories import (HISTORY_KINDS, draw_histories, remembered_facts,
                                    score_histories)
 from ..score.provenance import (read_drawing, refuse_outputs, stories_note, story_path,
                                     weights_note)
-from ..score.table import as_lines, network_features
+from ..score.table import as_lines, few_stories, network_features
 from .drawing_run import gather_lists
 
 # %% ../../nbs/cli/69a_scoring_run.ipynb #5f1c7d21
@@ -140,6 +140,8 @@ def score_run(
         out['scores'] += history_scores(run, stories, histories, sampling, nets, n_resamples)
         save_json(run/'scores.json', out)
     for line in out['trouble']: say(f'note: {line}')
+    few = few_stories(out['n_stories'], out['n_frames'])
+    if few: say(few)
     say(as_lines(out['scores']))
     return out
 

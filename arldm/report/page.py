@@ -17,7 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ..core import StoryError, asset
+from ..core import StoryError, asset, story_name
 from ..files.pictures import decode, upright
 from ..score.intervals import as_span, format_value
 
@@ -171,12 +171,12 @@ class StoryFigure:
         title (str): Why it is shown, such as its score; may be empty
         rows (list): Names of the rows, from top to bottom
         frames (list): `StoryFrame`s
-        story_id (str): Shown last, in small print; may be empty
+        name (str): Shown last, in small print, such as 'story s1'; may be empty
     """
     title:str     # Why it is shown, such as its score; may be empty
     rows:list     # Names of the rows, from top to bottom
     frames:list   # `StoryFrame`s
-    story_id:str  # Shown last, in small print; may be empty
+    name:str      # Shown last, in small print, such as 'story s1'; may be empty
 
 # %% ../../nbs/report/60_page.ipynb #f2a896a7
 def _frame_numbers(n_reference, drawn):
@@ -215,7 +215,7 @@ def story_figure(
     if n_more > 0:
         title += f' (the first {MAX_FRAMES} frames; {n_more:,} more are not shown)'
     rows = ['reference', *drawn] if reference else [*drawn]
-    return StoryFigure(title.lstrip(), rows, columns, story_id)
+    return StoryFigure(title.lstrip(), rows, columns, story_id and story_name(story_id))
 
 # %% ../../nbs/report/60_page.ipynb #706622d5
 _FRECHET = 'Fréchet distance (0 = alike) between all drawn and all reference pictures, in'

@@ -127,12 +127,14 @@ def story_rows(
     other = distant_frames(drawings.album)
     of_other_story = drawings.story[other] != drawings.story
     baselines = []
-    if of_other_story.any():
+    note = 'cosine, centred'
+    if not of_other_story.any(): note += '; no other story to compare with'
+    else:
         values = similarity_to_reference(reference[other], reference)[of_other_story]
         baselines = [('a reference frame of another story', float(values.mean()), len(values))]
     name = 'similarity to the reference frame' + suffix
     table.add('story', name, [mean_of(x, drawings.album) for x in to_reference], better='higher',
-              unit='%', beside=baselines, note='cosine, centred')
+              unit='%', beside=baselines, note=note)
     table.by_frame(name, [by_frame(x, drawings.k, drawings.album) for x in to_reference])
     frame_similarity_rows(table, drawn, reference, suffix)
     _add_repeated_row(table, drawn, reference, suffix)
@@ -144,21 +146,19 @@ def copy_rows(
     features:NetworkFeatures,
     train_rows:np.ndarray, # Of `features.train` in the story file
     n_train:int,           # Different training pictures of the story file
-)->list: # of dicts: the six drawn frames of the first set that are most like a training picture
+)->dict: # entries of `scores.json`: the six drawn frames of the first set that are most like a
+         # training picture, and how near a reference picture comes to one
     """Add the share of drawn frames that are copies of training pictures; return the closest ones.
 
     Args:
         train_rows (np.ndarray): Of `features.train` in the story file
         n_train (int): Different training pictures of the story file
-
-    Returns:
-        list: of dicts: the six drawn frames of the first set that are most like a training picture
     """
     drawings = table.drawings
     name = f'copied from training ({features.name})'
     if not len(train_rows):
         table.empty('story', [name], 'not measured: no training pictures at hand')
-        return []
+        return dict(copies=[])
     mean = features.reference.mean(0)
     found = [nearest(x, features.train, mean) for x in features.drawn]
     reference_similarity, _ = nearest(features.reference, features.train, mean)
@@ -181,7 +181,8 @@ def copy_rows(
     for i in np.argsort(-similarities, kind='stable')[:6]:
         closest.append(dict(story=drawings.id(i), k=int(drawings.k[i]),
                             similarity=float(similarities[i]), picture=int(train_rows[place[i]])))
-    return closest
+    floor = dict(network=features.name, similarity=float(reference_similarity.max()), n=n)
+    return dict(copies=closest, copies_floor=floor)
 
 # %% ../../nbs/score/57_evaluate.ipynb #1506be30
 def _fact(table, name, answers, chance):
@@ -395,7 +396,7 @@ def _add_network_rows(table, features, nets, train_rows):
                                                 np.ones(len(first_set)))
         table.network = best.name
         n_train = table.drawings.split.file.counts.get('train', {}).get('different', 0)
-        entries['copies'] = copy_rows(table, best, train_rows, n_train)
+        entries.update(copy_rows(table, best, train_rows, n_train))
     if 'clip' in features:
         table.network = 'clip'
         text_rows(table, features['clip'], nets['clip'])

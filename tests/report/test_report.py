@@ -13,11 +13,12 @@ from arldm.core import StoryError
 from arldm.files.atomic import load_json, save_json
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.train.checkpoint import read_log
+from arldm.train.digest import data_digest
 from arldm.report.charts import Curve, chart, drift_charts, loss_charts, loss_curves
 from arldm.report.page import (difference_row, embed, fact_bars, grouped, is_page, range_bar, score_table, score_text,
     story_figure)
 from arldm.report.report import choose_stories, write_report
-from arldm.report.run_folder import flatten, introduction
+from arldm.report.run_folder import flatten, introduction, memorising, read_run
 from folders import write_run
 from parts import part
 
@@ -350,14 +351,14 @@ def test_scores_are_explained_with_and_without_a_mouse(finished, other):
 
 @pytest.mark.parametrize('settings, log, said', [
     (dict(corpus='ssid', task='visualization', model='sd-1.5', max_train_steps=500, train_batch_size=4, gradient_accumulation_steps=2, processes=3), 500,
-     'AR-LDM, which draws each frame from its caption and the frames before it, was trained on SSID for 500 steps of 24 stories, starting from Stable Diffusion 1.5.'),
+     'AR-LDM, which draws each frame from its caption and the frames before it, was trained on SSID for 500 steps with batches of 24 stories, starting from Stable Diffusion 1.5.'),
     (dict(corpus='mine', task='a <task>', model='tiny', max_train_steps=5000), 1200,
      'AR-LDM was trained on mine for 1,200 of 5,000 steps, starting from random weights.'),
     (dict(corpus=['?'], task=5, model={}, max_train_steps='many', train_batch_size=None), 1, "AR-LDM was trained on ['?'] for 1 step."),
     ({}, 7, 'The model was trained for 7 steps.'), ({}, 0, '')])
 def test_the_model_is_introduced(settings, log, said):
     "What is not known is left out, and settings of any kind are no error."
-    run = SimpleNamespace(settings=settings, log=[dict(step=log)] if log else [], drawn={}, scores={}, name='x')
+    run = SimpleNamespace(settings=settings, log=[dict(step=log)] if log else [], drawn={}, scores={}, name='x', folder=Path('x'))
     assert introduction(run) == f'{said} Nothing is drawn yet.'.strip()
 
 @pytest.mark.parametrize('record, drawn, said', [
@@ -366,8 +367,53 @@ def test_the_model_is_introduced(settings, log, said):
     (dict(num_inference_steps=1), 2, 'The folder holds 4 frames of 2 stories, drawn in 1 step.'),
     (dict(scheduler={}, num_inference_steps='x', guidance_scale=None), 2, 'The folder holds 4 frames of 2 stories.')])
 def test_drawings_are_introduced(record, drawn, said):
-    run = SimpleNamespace(settings=dict(drawing=record), log=[], drawn={f's{i}': {1: 0, 2: 0} for i in range(drawn)}, scores={}, name='x')
+    run = SimpleNamespace(settings=dict(drawing=record), log=[], drawn={f's{i}': {1: 0, 2: 0} for i in range(drawn)}, scores={}, name='x', folder=Path('x'))
     assert introduction(run) == said
+
+@pytest.mark.parametrize('n, said', [(1, 'Only 1 story (5 frames) was scored'), (4, 'Only 4 stories (20 frames) were scored')])
+def test_few_stories_are_shown_once(n, said, finished, tmp_path):
+    "First on the page, before a sentence and the scores; the introduction gives no scores."
+    run = shutil.copytree(finished, tmp_path/'run')
+    for folder in sorted((run/'drawn').iterdir())[n:]: shutil.rmtree(folder)
+    scores = load_json(run/'scores.json')
+    save_json(run/'scores.json', scores | dict(n_stories=n, n_frames=5*n))
+    page = Page(write_report(run))
+    assert titles(page)[0][:2] == ['Stories', 'Scores'] == titles(page)[1][:2] and titles(page)[0].count('Stories') == 1
+    assert len(page.all('ol', **{'class': 'frames'})) == n and '; scored: ' not in page.text
+    said += ': these numbers say little; look at the strips.'
+    assert page.html.index('<h2>Scores') < page.html.index(said) < page.html.index('FID64')
+    assert ('; no other story to compare with' in page.text) == (n == 1)
+    assert ('All 4 scored stories, the best first' in page.text) == (n == 4) and ' of 4 stories by' not in page.text
+    compared = Page(write_report(finished, against=run)).text
+    assert f'A: {said}' in compared and f'B: {said}' not in compared
+
+def test_many_stories_have_no_warning(finished): assert 'say little' not in Page(write_report(finished)).text
+
+def test_ids_that_begin_with_story(run):
+    (run/'strips'/'1000.png').rename(run/'strips'/'001000-story 6.png')
+    scores = load_json(run/'scores.json')
+    save_json(run/'scores.json', scores | dict(copies=[dict(story='story 2', k=1, similarity=.5, picture=0)]))
+    (run/'drawn'/'s1').rename(run/'drawn'/'story 2')
+    page = Page(write_report(run))
+    assert {'step 1000, story 6', 'story 2', 'similarity 0.5, frame 1 of story 2', 'story s0'} <= {*page.texts}
+    assert 'training pictures was not measured' in page.text
+
+def test_training_stories_are_counted(run):
+    "In the story file, if it holds the stories of the run."
+    stories = [Story(f's{i}', f'a{i}', ('one', 'two'), (encoded(picture(i)), encoded(picture(i + 1)))) for i in range(4)]
+    write_stories(run/'mine.h5', dict(train=stories), 'folder')
+    settings = dict(corpus='folder', data=str(run/'mine.h5'), stories=data_digest(StoryFile(run/'mine.h5')['train']))
+    save_json(run/'settings.json', settings)
+    assert 'on own pictures (4 training stories, 5 pictures) for 3 steps' in introduction(read_run(run))
+    save_json(run/'settings.json', settings | dict(stories='another'))
+    assert 'on own pictures for 3 steps' in introduction(read_run(run))
+
+@pytest.mark.parametrize('losses, said', [
+    ([.993, 1.473, 1.656], 'lowest at step 100 (0.993) and has risen to 1.656: the model has begun to memorise its training stories.'),
+    ([1.2, .9, .92, .95], 'lowest at step 200 (0.9) and has risen to 0.95'), ([1., 1.1, 1.04], ''), ([1.2, .9, 1.1], ''), ([1., 2.], ''), ([], '')])
+def test_a_rising_validation_loss_is_said(losses, said):
+    log = [dict(step=100*k, val_loss=x) for k, x in enumerate(losses, 1)] + [dict(step=1000, val_loss=math.nan)]
+    assert said in memorising(log) and bool(memorising(log)) == bool(said)
 
 def test_the_median_story_is_first(finished):
     "Of nine stories the fifth, with its score; ids are small print."
@@ -389,7 +435,7 @@ def test_everything_scored_is_on_the_page(finished):
     page = Page(write_report(finished))
     assert '1 of 10 stories of the split are not drawn, first s9' in page.text and page.all('ul', **{'class': 'warnings'})
     for said in ('Best 3 of 9 stories by facts correct', 'Middle 3 of 9 stories by facts correct',
-                 'Worst 3 of 9 stories by facts correct', 'not measured: 3', 'similarity 0.99, frame 2 of story s0',
+                 'Worst 3 of 9 stories by facts correct', 'not measured: 3', 'features (fields) the 50 reference pictures of split test reach 0.91.', 'similarity 0.99, frame 2 of story s0',
                  '9 stories, 5 albums, 45 drawn frames, intervals from 100 resamples'): assert said in page.text, said
     assert len(page.all('ol', **{'class': 'frames'})) == 9 + 1 and 'scored: FID64 50.4, neighbouring frames alike (fields) 0.93' in page.text
     assert len(page.all('div', **{'class': 'training'})) == 3 and 'not available' not in page.text

@@ -169,6 +169,17 @@ def test_one_album_one_frame(tmp_path):
     draw(tmp_path/'drawn', split)
     got = evaluate(tmp_path, split)
     assert all(r.get('low') is None for r in got['scores']) and any('only 1 album: there are no intervals' in line for line in got['trouble'])
+    assert got['copies'] == [] and 'copies_floor' not in got
+
+@pytest.mark.parametrize('n, note', [(1, 'cosine, centred; no other story to compare with'), (2, 'cosine, centred')])
+def test_one_story_has_no_other_to_compare_with(n, note, tmp_path):
+    split = story_file(tmp_path, train=stories(2, start=50), test=stories(n, each=1))['test']
+    draw(tmp_path/'drawn', split)
+    got = evaluate(tmp_path, split)
+    assert row(got, 'similarity to the reference frame (fields)')['note'] == note
+    floor = got['copies_floor']
+    assert floor['network'] == 'fields' and floor['n'] == len(set(r for i in range(n) for r in split.rows(i).ravel()))
+    assert -1 <= floor['similarity'] <= 1
 
 def test_bad_folders(tmp_path, split):
     draw(tmp_path/'run/drawn', split, keep=lambda i: i < 4)

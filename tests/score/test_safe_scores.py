@@ -94,7 +94,7 @@ def test_one_or_two_frames_measure_nothing(n, tmp_path):
     draw(tmp_path/'drawn', split)
     got = evaluate(tmp_path, split)
     measured = {r['name']: r['value'] for r in got['scores'] if r['value'] is not None}
-    assert measured == {} and got['frames'] == []
+    assert measured == {} and got['frames'] == [] and got['copies_floor']['n'] == n
     assert all(r['note'].startswith('not measured: ') for r in got['scores'])
     assert 'only 1 album: there are no intervals' in got['trouble']
 
