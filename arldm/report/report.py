@@ -23,8 +23,8 @@ from .compare import compare_runs
 from .page import (difference_row, embed, fact_bars, glossary, grouped, is_number,
                                is_page, open_picture, picture_cell, render, score_table,
                                story_figure)
-from .run_folder import (different_stories_warning, differing_settings, few_scored, flatten,
-                                     introduction, read_run, reference_split, run_title,
+from .run_folder import (different_stories_warning, differing_settings, few_scored,
+                                     flatten, introduction, read_run, reference_split, run_title,
                                      run_warnings, scores_basis)
 
 # %% ../../nbs/report/63_report.ipynb #1980bf7e
@@ -207,7 +207,8 @@ def copy_pairs(
         path = run.drawn.get(story_id, {}).get(k)
         drawn = open_picture(path) if path else None
         training = _training_picture(split, entry['picture'])
-        title = f'similarity {format_value(entry["similarity"])}, frame {k} of {story_name(story_id)}'
+        similarity = format_value(entry['similarity'])
+        title = f'similarity {similarity}, frame {k} of {story_name(story_id)}'
         if 'album' in entry: title += f', album {entry["album"]}'
         pairs.append(dict(
             title=title, drawn=picture_cell('drawn', drawn, title, 'not drawn'),

@@ -136,7 +136,7 @@ def _model_sentence(settings, log, counts=''): # counts: of `_training_counts`
     if model in _RANDOM: return f'{sentence}, starting from random weights.'
     return f'{sentence}, starting from {_name(model)}.' if model else f'{sentence}.'
 
-# %% ../../nbs/report/62_run_folder.ipynb #64e07a1b
+# %% ../../nbs/report/62_run_folder.ipynb #3eeb9cbf
 def few_scored(
     scores:dict, # Contents of `scores.json`
 )->str:          # '' if enough stories were scored, or it is not known how many
@@ -151,6 +151,7 @@ def few_scored(
     numbers = scores.get('n_stories'), scores.get('n_frames')
     return few_stories(*numbers) if all(map(is_number, numbers)) else ''
 
+# %% ../../nbs/report/62_run_folder.ipynb #64e07a1b
 def _first_scores(scores): # -> list of texts
     "Write the first valid score of each group, except of the experiments on histories."
     texts = {}   # group -> text of its first score
@@ -228,6 +229,7 @@ def _drawing_sentence(run, split):
     scores = '' if few_scored(run.scores) else ', '.join(_first_scores(run.scores))
     return f'{sentence}; scored: {scores}.' if scores else f'{sentence}.'
 
+# %% ../../nbs/report/62_run_folder.ipynb #5ea6b188
 def introduction(
     run:SimpleNamespace,          # From `read_run`
     split:StorySplit|None=None,   # The stories that were drawn, if at hand

@@ -40,7 +40,8 @@ _STORIES = {'name': str, 'better?': _TEXT, 'unit?': str, 'values': {'*': _NUMBER
 
 SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT],
           'copies?': [_COPY], 'copies_floor?': _FLOOR, 'stories?': _STORIES,
-          'trouble?': [str], 'missing?': [str], 'unknown?': [str], 'split?': _TEXT, 'data?': _TEXT, 'data_relative?': _TEXT,
+          'trouble?': [str], 'missing?': [str], 'unknown?': [str], 'split?': _TEXT,
+          'data?': _TEXT, 'data_relative?': _TEXT,
           'digests?': {'*': _TEXT}, 'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int,
           'n_albums?': int, 'n_frames?': int, 'seeds?': int, 'resamples?': int}
 RESAMPLES = {'albums': [str], 'split?': _TEXT, 'values?': {'*': float}, 'rows': {'*': list}}
