@@ -195,7 +195,7 @@ def _say_drawn(folders, ids):
     n_drawn = 0
     for folder in folders: n_drawn += _count_drawn(folder, ids)
     stories = counted(len(ids)*len(folders), 'story', 'stories')
-    say(f'{n_drawn:,} of {stories} are drawn in {folders[0].parent}')
+    say(f'{folders[0].parent}: {n_drawn:,} of {stories} drawn')
 
 # %% ../../nbs/cli/68a_drawing_run.ipynb #906616bf
 def gather_lists(

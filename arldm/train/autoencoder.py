@@ -6,6 +6,7 @@
 __all__ = ['autoencoder_loss', 'adapt_autoencoder', 'keep_autoencoder']
 
 # %% ../../nbs/train/36a_autoencoder.ipynb #b938c38d
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def adapt_autoencoder(
 )->Iterator:                     # The loss after every step
     """Train an autoencoder on the frames of some stories; yield the losses, and measure its scale.
 
+    Raises a `StoryError` if the loss diverges.
+
     Args:
         vae (AutoencoderKL): Trained in place
         stories (Dataset): A `StoryDataset`
@@ -77,6 +80,9 @@ def adapt_autoencoder(
         frames = torch.cat([stories[i, step]['frames'] for i in chosen]).to(vae.device)
         for group in optimizer.param_groups: group['lr'] = learning_rate*(1 - step/steps)
         loss = autoencoder_loss(vae, to_target(frames), generator=generator)
+        if not math.isfinite(loss.item()):
+            raise StoryError(f'the loss of the autoencoder is {loss.item():.3g} at step {step + 1}; '
+                             'start a new run with another --seed or --autoencoder-steps 0')
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
         optimizer.step()

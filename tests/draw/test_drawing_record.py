@@ -305,7 +305,7 @@ def test_variables_that_somebody_left(run, monkeypatch, capsys):
     with pytest.warns(UserWarning, match='draws of 4 stories only 2, 4: .*RANK=1 and WORLD_SIZE=2.*unset both to draw all'):
         cli.draw(run, **FEW)
     assert drawn(run) == ['s1/1.png', 's1/2.png', 's3/1.png', 's3/2.png']
-    assert capsys.readouterr().out == f'2 of 4 stories are drawn in {run}\n'
+    assert capsys.readouterr().out == f'{run}: 2 of 4 stories drawn\n'
     for k in 'RANK', 'WORLD_SIZE': monkeypatch.delenv(k)
     cli.draw(run, **FEW)
     assert len(drawn(run)) == 8

@@ -91,3 +91,10 @@ def test_a_full_disk(tmp_path, stories, monkeypatch):
     with pytest.raises(StoryError, match='kept could not be written .*No space left on device.*; make room and run the same command again$'):
         keep_autoencoder(tmp_path/'kept', vae(), stories, 1, quiet=True)
     assert not [path.name for path in tmp_path.iterdir() if 'kept' in path.name]
+
+def test_a_diverged_loss_is_an_error(stories):
+    "One line at the step; weights that are no numbers are never kept."
+    net = vae()
+    with torch.no_grad(): net.encoder.conv_in.weight.fill_(float('nan'))
+    with pytest.raises(StoryError, match='^the loss of the autoencoder is nan at step 1; start a new run with'):
+        list(adapt_autoencoder(net, stories, 3))
