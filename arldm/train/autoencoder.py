@@ -81,8 +81,9 @@ def adapt_autoencoder(
         for group in optimizer.param_groups: group['lr'] = learning_rate*(1 - step/steps)
         loss = autoencoder_loss(vae, to_target(frames), generator=generator)
         if not math.isfinite(loss.item()):
-            raise StoryError(f'the loss of the autoencoder is {loss.item():.3g} at step {step + 1}; '
-                             'start a new run with another --seed or --autoencoder-steps 0')
+            raise StoryError(f'the loss of the autoencoder is {loss.item():.3g} at step '
+                             f'{step + 1}; start a new run with another --seed or '
+                             '--autoencoder-steps 0')
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
         optimizer.step()

@@ -88,8 +88,7 @@ def _n_slots(s, file, n): # slots for the longest story; at least `n` if the set
     longest = 0
     for split in file['train'], validation_split(file):
         for i in range(len(split or [])): longest = max(longest, len(split.rows(i)))
-    # No frame remembers the last one
-    return longest if longest > n + 1 else n
+    return max(longest, n)
 
 # %% ../../nbs/train/35_setup.ipynb #55b722ce
 def all_captions(split:StorySplit) -> list:
