@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'arldm/cli/training_run.py'),
                                         'arldm.cli.training_run._check': ('cli/training_run.html#_check', 'arldm/cli/training_run.py'),
                                         'arldm.cli.training_run._dataset': ('cli/training_run.html#_dataset', 'arldm/cli/training_run.py'),
+                                        'arldm.cli.training_run._say_end': ('cli/training_run.html#_say_end', 'arldm/cli/training_run.py'),
                                         'arldm.cli.training_run._train': ('cli/training_run.html#_train', 'arldm/cli/training_run.py'),
                                         'arldm.cli.training_run._try_strip': ( 'cli/training_run.html#_try_strip',
                                                                                'arldm/cli/training_run.py'),

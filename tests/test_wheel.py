@@ -89,7 +89,7 @@ def test_installed_alone(clean, tmp_path):
 
 def test_demo_without_the_repository(clean, tmp_path):
     "From raw stories to a report; a smaller world than the demo's own, and one step of training."
-    code = 'from arldm.cli import demo as demos; demos.DEMO_ALBUMS = 8, 2, 2; demos.demo("demo", max_train_steps=1, limit=1, histories=0)'
+    code = 'from arldm.cli import demo as demos; demos.DEMO_ALBUMS = 8, 2, 2; demos.demo(out="demo", max_train_steps=1, limit=1, histories=0)'
     report = said(clean/'python', '-c', code, cwd=tmp_path).split()[-1]
     assert (tmp_path/report).name == 'report.html' and '<html' in (tmp_path/report).read_text(encoding='utf-8')
     assert (tmp_path/'demo/scores.json').is_file()

@@ -28,7 +28,8 @@ from ..data.strips import strips
 from ..model.arldm import ARLDM, count_trained
 from ..train.autoencoder import keep_autoencoder
 from ..train.cache import build_cache, check_cache
-from ..train.checkpoint import Trained, check_log, checkpoints, load_checkpoint
+from ..train.checkpoint import (Trained, check_log, checkpoints, load_checkpoint,
+                                    read_log)
 from ..train.digest import data_digest
 from ..train.log import bar, board, event_writer
 from ..train.loop import accelerator, train_steps
@@ -36,6 +37,7 @@ from ..train.optim import averaged, make_ema, optimizer_kind
 from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
                                open_run, start_hints, validation_split)
 from ..draw.pipeline import StoryPipeline
+from ..report.run_folder import memorising
 
 # %% ../../nbs/cli/67a_training_run.ipynb #c6b2816f
 @dataclass
@@ -121,8 +123,14 @@ def _train(job):
     if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}', first)
     if first:
         with averaged(model, ema): _write_pipeline(model, run, s.max_train_steps)
+        _say_end(run)
     if lock: lock.close()
     return run/'pipeline'
+
+def _say_end(run): # whether the validation loss has risen, and what to do next
+    note = memorising(read_log(run/'log.csv'))
+    if note: say(note)
+    say(f'{run/"pipeline"} is trained; next: arldm-draw {run}')
 
 def _adapt_autoencoder(job): # in one process; the others wait, and load what it has written
     run, s, acc = job.run, job.s, job.acc

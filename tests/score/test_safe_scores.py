@@ -351,7 +351,7 @@ def test_the_report_decodes_as_the_score(tmp_path):
 def test_names_that_are_no_text(tmp_path, run, split):
     odd = Path(os.fsdecode(bytes(tmp_path) + b'/lat\xff'))
     run.rename(odd)
-    assert '<title>lat?</title>' in write_report(odd).read_text()
+    assert '<title>lat?: drawn stories</title>' in write_report(odd).read_text()
     shutil.copytree(odd, tmp_path/'b')
     assert os.fsencode(write_report(tmp_path/'b', against=odd).name) == b'against-lat\xff.html'
 

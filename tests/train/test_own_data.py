@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from arldm.cli.train import train
+from arldm.cli.training_run import _say_end
 from arldm.core import StoryError, asset
 from arldm.data.dataset import StoryDataset, collate
 from arldm.data.story import Story, StoryFile, write_stories
@@ -182,6 +183,20 @@ def test_memory_grows_by_itself(run, data, tmp_path, capsys):
     assert make_model(resolve('toy'), StoryFile(tmp_path/'six.h5'), tmp_path).history.config.n_slots == 6
     with pytest.raises(StoryError, match='has 8 frames, more than the 6'):
         train(tmp_path/'run', data=data, preset='toy', n_slots=5, **HOW)
+
+
+# What a run says at its end
+
+def test_the_end_of_a_run_says_what_to_do_and_what_rose(run, capsys):
+    "A validation loss that has risen is said after training, with its numbers; else only the next command."
+    _say_end(run)
+    assert capsys.readouterr().out == f'{run}/pipeline is trained; next: arldm-draw {run}\n'
+    log = run.parent/'risen'/'log.csv'
+    log.parent.mkdir()
+    rows = [dict(step=k, loss=1., lr=0., grad_norm=1., stories_per_s=1., val_loss=v) for k, v in ((1, .993), (2, 1.473), (3, 1.656))]
+    log.write_text('\n'.join([','.join(rows[0]), *(','.join(map(str, r.values())) for r in rows)]) + '\n')
+    _say_end(log.parent)
+    assert capsys.readouterr().out.startswith('The validation loss was lowest at step 1 (0.993) and has risen to 1.656: ')
 
 
 # Few stories
