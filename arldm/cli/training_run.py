@@ -127,6 +127,7 @@ def _train(job):
     if lock: lock.close()
     return run/'pipeline'
 
+# %% ../../nbs/cli/67a_training_run.ipynb #3f8d21ac
 def _say_end(run): # whether the validation loss has risen, and what to do next
     note = memorising(read_log(run/'log.csv'))
     if note: say(note)
