@@ -442,6 +442,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'arldm/data/dataset.py'),
                                     'arldm.data.dataset.StoryDataset.crop_story': ( 'data/dataset.html#storydataset.crop_story',
                                                                                     'arldm/data/dataset.py'),
+                                    'arldm.data.dataset.StoryDataset.n_crops': ( 'data/dataset.html#storydataset.n_crops',
+                                                                                 'arldm/data/dataset.py'),
                                     'arldm.data.dataset.Vocabulary': ('data/dataset.html#vocabulary', 'arldm/data/dataset.py'),
                                     'arldm.data.dataset.Vocabulary.__init__': ( 'data/dataset.html#vocabulary.__init__',
                                                                                 'arldm/data/dataset.py'),

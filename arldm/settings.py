@@ -85,8 +85,8 @@ class Subject:
         bert (str, default ''): BLIP's vocabulary: folder or hub name; default: that of `blip`, or
             bert-base
         resolution (int, default 64): Height and width of a frame in pixels
-        crops (int, default 1): Fixed square crops per picture, whose frozen features are cached; 0
-            = random crops every time
+        crops (int, default 1): Square crops per picture, whose frozen features are cached: 1 = the
+            centre, more = fixed random places; 0 = a random crop every time
         n_slots (int, default 0): Frames of the longest story, all but its last remembered; 0 = as
             in the model or the corpus
         freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, or a
@@ -109,7 +109,8 @@ class Subject:
     # BLIP's vocabulary: folder or hub name; default: that of `blip`, or bert-base
     bert: str = ''
     resolution: int = 64         # Height and width of a frame in pixels
-    # Fixed square crops per picture, whose frozen features are cached; 0 = random crops every time
+    # Square crops per picture, whose frozen features are cached: 1 = the centre, more = fixed
+    # random places; 0 = a random crop every time
     crops: int = 1
     # Frames of the longest story, all but its last remembered; 0 = as in the model or the corpus
     n_slots: int = 0

@@ -286,7 +286,8 @@ class StoryDataset(Dataset):
         seed (int, default 0): Random choices depend only on seed, epoch and index of the story
         legacy (bool, default False): As the original: a memory picture has a random crop of its
             own, not its frame's, and the picture of a frame is random also without `train`
-        crops (int, default 0): How many random crops a picture has; 0 = a new one every time
+        crops (int, default 0): How many random crops a picture has in training; 1 = the centre, 0 =
+            a new one every time
     """
     def __init__(self,
         split:StorySplit,      # The stories
@@ -302,7 +303,8 @@ class StoryDataset(Dataset):
         # As the original: a memory picture has a random crop of its own, not its frame's, and
         # the picture of a frame is random also without `train`
         legacy:bool=False,
-        crops:int=0,           # How many random crops a picture has; 0 = a new one every time
+        # How many random crops a picture has in training; 1 = the centre, 0 = a new one every time
+        crops:int=0,
     ):
         self.split = split
         # A pipeline holds its `ARLDM`
@@ -320,6 +322,11 @@ class StoryDataset(Dataset):
 
     def __len__(self): return len(self.split)
 
+    @property
+    def n_crops(self):
+        "How many crops a picture has: 1 = the centre, 0 = a random one every time."
+        return self.crops if self.train else 1
+
 # %% ../../nbs/data/16_dataset.ipynb #71d12822
 @patch
 def __repr__(self:StoryDataset):
@@ -328,8 +335,8 @@ def __repr__(self:StoryDataset):
     if min(lengths) < max(lengths): frames = f'{min(lengths)} to {frames}'
     stories = counted(len(self), 'story', 'stories')
     side = self.memory_side
-    crops = 'the centre crop'
-    if self.train: crops = counted(self.crops, 'random crop') if self.crops else 'new random crops'
+    if self.n_crops == 1: crops = 'the centre crop'
+    else: crops = f'{self.n_crops} random crops' if self.n_crops else 'new random crops'
     return (f'StoryDataset({stories} of {frames}, split {self.split.name} of '
             f'{self.split.file.path}; {self.resolution}×{self.resolution} pixels, memory '
             f'{side}×{side}; {crops} of each picture)')
@@ -356,9 +363,7 @@ def choose_crops(self:StoryDataset,
         candidates = np.atleast_1d(frame_rows)
         if self.train or self.legacy: rows.append(int(rng.choice(candidates[candidates >= 0])))
         else: rows.append(int(candidates[0]))
-    if not self.train: n_crops = 1
-    elif self.crops: n_crops = self.crops
-    else: n_crops = 2**32   # practically a new one every time
+    n_crops = self.n_crops or 2**32   # practically a new one every time
     frame_crops, memory_crops = rng.integers(n_crops, size=(2, len(rows))).tolist()
     if not self.legacy: memory_crops = frame_crops
     return rows, frame_crops, memory_crops
@@ -370,7 +375,7 @@ def crop_picture(self:StoryDataset,
     crop:int,            # Number of the crop; row and number determine where it lies
     memory:bool=False,   # Return it as a memory picture, not as a frame
 )->Image.Image:          # (resolution, resolution), or (memory_side, memory_side)
-    """Crop a square from a picture: at a random place in training, else from the centre.
+    """Crop a square from a picture: at a random place, or from the centre if that is the only crop.
 
     Args:
         row (int): Its row in `/frames`
@@ -380,7 +385,7 @@ def crop_picture(self:StoryDataset,
     Returns:
         Image.Image: (resolution, resolution), or (memory_side, memory_side)
     """
-    at = np.random.default_rng((row, crop)).random(2) if self.train else (.5, .5)
+    at = (.5, .5) if self.n_crops == 1 else np.random.default_rng((row, crop)).random(2)
     if memory and self.legacy: return center_crop(picture, self.memory_side, at)
     frame = center_crop(picture, self.resolution, at)
     return frame.resize((self.memory_side,)*2, Image.BILINEAR) if memory else frame

@@ -78,7 +78,7 @@ def _label(stories, weights, mixed_precision):
     s, vocab = stories, stories.vocab
     return dict(weights=weights, words=vocabulary_digest(vocab), data=data_digest(s.split),
                 length=vocab.length, resolution=s.resolution, memory_side=s.memory_side,
-                crops=s.crops if s.train else 'the middle one', legacy=s.legacy,
+                crops='the centre' if s.n_crops == 1 else s.crops, legacy=s.legacy,
                 mixed_precision=mixed_precision)
 
 def _read_label(folder):

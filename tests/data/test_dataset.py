@@ -239,3 +239,18 @@ def test_sizes_of_a_model(file):
         StoryDataset(file['train'], model.vocab)
     text = repr(StoryDataset(file['train'], model, train=True, crops=2))
     assert text.endswith('; 64×64 pixels, memory 64×64; 2 random crops of each picture)')
+
+def test_one_crop_is_the_centre(tmp_path):
+    "So what stands still in a story of wide pictures does so in training; with two crops it jumps."
+    wide = np.zeros((32, 96, 3), 'uint8')
+    wide[:, :32, 0], wide[:, 32:64, 1], wide[:, 64:, 2] = 255, 255, 255   # red, green, blue squares
+    pictures = []
+    for k in range(6):
+        wide[0, 40] = k   # six different pictures
+        pictures.append(to_png(Image.fromarray(wide)))
+    write_stories(tmp_path/'wide.h5', dict(train=[Story('s', 's', ('a',)*6, tuple(pictures))]), 'ssid')
+    split = StoryFile(tmp_path/'wide.h5')['train']
+    one, two = (StoryDataset(split, parity_vocab(), 32, 32, train=True, crops=n)[0]['frames'] for n in (1, 2))
+    middle = torch.tensor([0, 255, 0])[:, None, None].expand(3, 31, 32)
+    assert all(torch.equal(frame[:, 1:], middle) for frame in one)
+    assert not all(torch.equal(frame[:, 1:], two[0, :, 1:]) for frame in two)

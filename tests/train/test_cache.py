@@ -207,17 +207,24 @@ def test_a_damaged_label(built, tmp_path, damage):
 OTHERS = dict(weights=dict(seed=1), words=dict(more=('zorro',)), data=dict(name='unequal'), length=dict(length=20),
               resolution=dict(resolution=24), memory_side=dict(memory_side=64), crops=dict(crops=2), legacy=dict(legacy=True))
 
-@pytest.mark.parametrize('name', [*OTHERS, 'mixed_precision', 'middle'])
+@pytest.mark.parametrize('name', [*OTHERS, 'mixed_precision'])
 def test_others_are_refused(built, begin, name):
     "What differs is named in one line, and nothing is touched."
     _, _, folder = built
-    how = {'middle': dict(train=False)}.get(name, OTHERS.get(name, {}))
-    net, stories = begin(**how)
+    net, stories = begin(**OTHERS.get(name, {}))
     before, precision = content(folder), 'bf16' if name == 'mixed_precision' else 'no'
-    named = 'crops 1, not the middle one' if name == 'middle' else name
+    named = 'crops the centre, not 2' if name == 'crops' else name
     says_one_line(lambda: build(net, stories, folder, mixed_precision=precision), str(folder), named, 'another folder')
     if name not in ('weights', 'mixed_precision'): says_one_line(lambda: CachedStories(stories, folder), named)
     assert content(folder) == before
+
+def test_one_crop_is_the_centre(built, begin):
+    "So a cache with one crop in training serves without training as well, and holds the same."
+    net, stories, folder = built
+    _, centred = begin(train=False)
+    a, b = CachedStories(stories, folder), CachedStories(centred, folder)
+    assert stories.n_crops == centred.n_crops == 1 and all(equal(a[i], b[i]) for i in range(len(stories)))
+    assert build(net, centred, folder) is not None
 
 def test_one_weight_and_one_caption(built, files, tmp_path):
     "The last weight of a part, the last word of the last caption, the first picture: each is noticed."
