@@ -29,7 +29,7 @@ ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newes
     'console_scripts'}
 FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
-IMPORTED_AS = {'pil': 'pillow'}   # imported name -> required name, where they differ
+IMPORTED_AS = {'pil': 'pillow', 'huggingface_hub': 'huggingface-hub'}   # imported name -> required name, where they differ
 TRIED = {('bench/gpu_rows.py', 'pytest'), ('train/optim.py', 'bitsandbytes'), ('draw/panel.py', 'ipywidgets'), ('draw/panel.py', 'ipython'), ('data/strips.py', 'ipython')}   # what may be absent, with one clear line
 
 

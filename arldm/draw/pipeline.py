@@ -6,11 +6,10 @@
 __all__ = ['OUTPUT_TYPES', 'StoryOutput', 'StoryPipeline', 'to_output']
 
 # %% ../../nbs/draw/42_pipeline.ipynb #715144ac
-import operator, sys
+import operator
 from dataclasses import dataclass
 from itertools import chain, islice
 from numbers import Integral
-from pathlib import Path
 
 import torch
 from diffusers import (AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin,
@@ -20,19 +19,18 @@ from fastcore.basics import patch
 from PIL import Image
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
-from ..core import StoryError, counted, expand_user, one_of
-from ..files.manifest import recover_folder
+from ..core import StoryError, counted, one_of
 from ..data.dataset import Vocabulary, center_crop, pixels, to_memory
 from ..data.strips import as_picture, sheet, strips
 from ..model.arldm import ARLDM
-from ..model.config import (PARTS, check_kind, check_whole, loading, memory_encoder_class,
-                                noise_like, vae_factor)
+from ..model.config import PARTS, noise_like, vae_factor
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
 from .inputs import (StoryBatch, check_latents, check_sampling, explain_out_of_memory,
                                make_batches, make_plan, make_plans, rgb_picture,
                                story_generators)
+from .pipeline_folder import PipelineFolder
 from .sampling import make_scheduler
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c9755c17
@@ -67,7 +65,7 @@ class StoryOutput(BaseOutput):
         return sheet(list(map(self.strip, drawn[:16])))._repr_png_()
 
 # %% ../../nbs/draw/42_pipeline.ipynb #b18367f5
-class StoryPipeline(DiffusionPipeline):
+class StoryPipeline(PipelineFolder, DiffusionPipeline):
     "Draw stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
     # these three names belong to `DiffusionPipeline`
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
@@ -111,60 +109,6 @@ class StoryPipeline(DiffusionPipeline):
         return cls(**parts, tokenizer=model.vocab.caption_tokenizer,
                    memory_tokenizer=model.vocab.memory_tokenizer,
                    scheduler=make_scheduler(scheduler, model.noise_scheduler.config))
-
-# %% ../../nbs/draw/42_pipeline.ipynb #18988c4f
-@patch(cls_method=True)
-def from_pretrained(cls:StoryPipeline,
-    folder:str|Path, # Pipeline folder, run folder, or a name on the hub
-    # Keywords of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, parts to use instead, …
-    **kwargs,
-): # -> `StoryPipeline`
-    """Open a pipeline, or raise `StoryError` if it cannot be opened or lacks weights.
-
-    -> `StoryPipeline`
-
-    Args:
-        folder (str | Path): Pipeline folder, run folder, or a name on the hub
-        **kwargs: Keywords of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, parts to use
-            instead, …
-    """
-    folder = Path(expand_user(str(folder)))
-    in_run = folder/'pipeline'
-    # a process that was killed while it replaced the pipeline has left it under another name
-    if not (folder/'model_index.json').is_file() and not in_run.is_dir(): recover_folder(in_run)
-    source = in_run if in_run.is_dir() else folder
-    if source.is_dir():
-        check_kind(source)
-        if 'memory_encoder' not in kwargs: memory_encoder_class(source) # raises if it is missing
-    with loading(folder, 'a pipeline', 'copy the whole folder again'):
-        pipe = super(StoryPipeline, cls).from_pretrained(str(source), **kwargs)
-    if source.is_dir():
-        read_parts = {}    # without the parts that the caller passes, which the folder may lack
-        for name in PARTS:
-            if name not in kwargs: read_parts[name] = getattr(pipe, name)
-        check_whole(source, read_parts)
-    return pipe
-
-# %% ../../nbs/draw/42_pipeline.ipynb #35e225f8
-@patch
-def save_pretrained(self:StoryPipeline,
-    folder:str|Path, # Is created
-    **kwargs,        # Keywords of `DiffusionPipeline.save_pretrained`: `variant`, `push_to_hub`, …
-):
-    """Write a pipeline folder, or raise `StoryError` if it could not be opened again.
-
-    Args:
-        folder (str | Path): Is created
-        **kwargs: Keywords of `DiffusionPipeline.save_pretrained`: `variant`, `push_to_hub`, …
-    """
-    kind = type(self.memory_encoder)
-    module = sys.modules.get(kind.__module__)
-    if kind.__module__ == '__main__' or getattr(module, kind.__name__, None) is not kind:
-        where, _, name = f'{kind.__module__}.{kind.__qualname__}'.rpartition('.')
-        raise StoryError(f'{name} is defined in {where}, from where no other process can import '
-                         'it; move the class to a file such as my_encoder.py and import it from '
-                         'there')
-    super(StoryPipeline, self).save_pretrained(folder, **kwargs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #6770f8df
 @patch(as_prop=True)

@@ -96,7 +96,7 @@ def one_line(f, *args, match=None, **kw):
 
 def test_round_trip(tiny, saved):
     files = [p for p in saved.rglob('*') if p.is_file()]
-    assert {p.suffix for p in files} == {'.json', '.safetensors'}
+    assert {p.suffix for p in files} == {'.json', '.safetensors', '.py'} and [p.name for p in files if p.suffix == '.py'] == ['pipeline.py']
     # a run folder holds pipeline/
     for folder in saved, saved.parent, str(saved):
         again = quiet(StoryPipeline.from_pretrained(folder))
@@ -821,9 +821,12 @@ def test_no_pipeline(saved, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     one_line(StoryPipeline.from_pretrained, tmp_path, match='model_index.json is missing')
     one_line(StoryPipeline.from_pretrained, saved/'unet', match='model_index.json is missing')
-    one_line(StoryPipeline.from_pretrained, tmp_path/'nowhere', match='nowhere: expected a pipeline, but loading failed')
-    one_line(StoryPipeline.from_pretrained, saved/'model_index.json', match='expected a pipeline, but loading failed')
-    one_line(StoryPipeline.from_pretrained, 'somebody/stories', match='somebody/stories: expected a pipeline, but loading failed')
+    for where in tmp_path/'nowhere', saved/'model_index.json', 'nowhere':
+        assert one_line(StoryPipeline.from_pretrained, where) == (
+            f'{where}: no such folder; expected a pipeline folder, a run folder, or a name on the hub such as user/name')
+    assert one_line(StoryPipeline.from_pretrained, 'somebody/stories', cache_dir=tmp_path) == (
+        'somebody/stories: no such folder here, and it was not downloaded before; local_files_only and HF_HUB_OFFLINE allow '
+        'no download')
 
 
 # memory
