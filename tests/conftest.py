@@ -1,7 +1,11 @@
 "What pytest has to know of all tests."
+import gc
 import os
 
 def pytest_configure(config):
     about = 'what a CUDA GPU computes; as far as it can, it runs on the CPU too'
     config.addinivalue_line('markers', f'gpu: {about}')
     os.environ['TQDM_DISABLE'] = '1'   # no progress beside what a test reads; tqdm reads it when it is imported
+
+def pytest_collection_finish():
+    gc.freeze()   # what imports made stays anyhow; here and in processes that fork it is not looked through again

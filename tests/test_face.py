@@ -1,6 +1,7 @@
 "What one meets first: the public names, whole classes, `help()`, imports that change nothing."
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,31 @@ def said(code):
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
+FRESH = '''
+import json, sys, diffusers, transformers, torch, warnings
+def state():
+    loud = [library.utils.logging.get_verbosity() for library in (diffusers, transformers)]
+    return loud, transformers.utils.logging.is_progress_bar_enabled(), len(warnings.filters), torch.get_num_threads()
+states = [state()]
+from arldm import ARLDM
+lacks = [method for method in METHODS if not hasattr(ARLDM, method)]
+from arldm import ARLDM as again, Settings
+import arldm, arldm.model.arldm
+same = ARLDM is arldm.model.arldm.ARLDM is arldm.ARLDM is again
+import arldm.score.evaluate
+helpers = [name for name in ('torchvision', 'torch_fidelity') if name in sys.modules]
+from importlib import import_module
+for name in MODULES: import_module(f'arldm.{name}')
+states.append(state())
+print(json.dumps(dict(lacks=lacks, same=same, helpers=helpers, states=states)))
+'''
+
+@pytest.fixture(scope='module')
+def fresh():
+    "What a new process finds after one import, after some, and after that of all modules."
+    methods = 'create load from_pretrained from_original to_original loss moments freeze train condition null_cond predict'.split()
+    return json.loads(said(FRESH.replace('METHODS', repr(methods)).replace('MODULES', repr(MODULES))).splitlines()[-1])
+
 def source_of(name): return (ROOT/f'{name.replace(".", "/")}.py').read_text(encoding='utf-8')
 
 def tree(name): return ast.parse(source_of(name))
@@ -40,10 +66,9 @@ def test_names_come_lazily():
     with pytest.raises(AttributeError, match="module 'arldm' has no attribute 'Pipeline'"): arldm.Pipeline
     assert arldm.StoryFile is import_module('arldm.data.story').StoryFile
 
-def test_names_import_and_reload():
+def test_names_import_and_reload(fresh):
     "`from arldm import` and a second use give the same object as the module has."
-    code = 'from arldm import ARLDM, Settings; import arldm, arldm.model.arldm; print(ARLDM is arldm.model.arldm.ARLDM is arldm.ARLDM)'
-    assert said(code) == 'True'
+    assert fresh['same'] is True
 
 def test_a_name_is_no_module():
     "A public name that were a part's, too, would become the part as soon as that is imported."
@@ -67,10 +92,9 @@ def test_one_name_one_thing():
 
 # whole classes
 
-def test_the_model_is_whole():
+def test_the_model_is_whole(fresh):
     "One import brings every method."
-    methods = 'create load from_pretrained from_original to_original loss moments freeze train condition null_cond predict'.split()
-    assert said(f'from arldm import ARLDM; print([m for m in {methods} if not hasattr(ARLDM, m)])') == '[]'
+    assert fresh['lacks'] == []
 
 @each_module
 def test_no_class_grows_elsewhere(name):
@@ -141,17 +165,11 @@ def test_nothing_runs_at_import(name):
         effect = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
         assert not effect, f'line {node.lineno}: {ast.unparse(node)}'
 
-def test_imports_silence_nobody():
+def test_imports_silence_nobody(fresh):
     "Libraries log as loudly after all modules were imported as before."
-    code = '''
-import warnings, diffusers, transformers, torch
-def state():
-    loud = [library.utils.logging.get_verbosity() for library in (diffusers, transformers)]
-    return loud, transformers.utils.logging.is_progress_bar_enabled(), len(warnings.filters), torch.get_num_threads()
-before = state()
-from importlib import import_module
-for name in MODULES: import_module(f'arldm.{name}')
-after = state()
-print(before[:2] == after[:2] and before[3] == after[3])
-'''.replace('MODULES', repr(MODULES))
-    assert said(code) == 'True'
+    (*before, _, before_threads), (*after, _, after_threads) = fresh['states']
+    assert before == after and before_threads == after_threads
+
+def test_no_heavy_helpers(fresh):
+    "Neither torchvision nor torch-fidelity is needed for scores."
+    assert fresh['helpers'] == []

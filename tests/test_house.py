@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +56,7 @@ def module_of(path):
     "The module a chapter exports, or None."
     return next((cell.directives['default_exp'] for cell in cells(path) if 'default_exp' in cell.directives), None)
 
+@cache
 def order():
     "Module -> the chapter's number: '16', or '16a' for one between 16 and 17."
     return {module_of(path): path.stem.partition('_')[0] for path in CHAPTERS if module_of(path)}

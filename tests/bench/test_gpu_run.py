@@ -1,19 +1,18 @@
 "`make gpu`: every row runs on a CPU, a cut loses nothing, and a row that fails costs itself alone."
-import json, os, shutil, signal, subprocess, sys, time
+import itertools, json, os, shutil, signal, subprocess, time
 from pathlib import Path
 
 import pytest
+import torch
 
-from arldm.bench import gpu_tables as tables
+from arldm.bench import gpu, gpu_tables as tables
 from arldm.bench.budget import Measurements, Row, run_rows, start_worker
 from arldm.core import ROOT, StoryError
 from arldm.bench.gpu import measure_gpu, with_goal
 from arldm.bench.gpu_tables import TABLES, tables_from, write_tables
 from arldm.bench.gpu_rows import GOALS, gpu_rows
 from arldm.bench.bench import bench
-from elsewhere import PYTHONPATH
-
-COMMAND = 'from arldm.bench.bench import bench; bench()'
+from processes import fork
 
 def rows_of(folder): return json.loads((folder/'gpu.json').read_text())['rows']
 
@@ -38,38 +37,31 @@ def wait_for(what, seconds=120):
 
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
-    "Killed while it measures, and then run to its end: the folder, and the rows known when it was killed."
+    "`make gpu` on a CPU with the tiny model: the folder, and what was printed."
     out = tmp_path_factory.mktemp('gpu')
     # On a machine with other work to do a row takes many times as long; waiting costs nothing else.
-    words = [sys.executable, '-c', COMMAND, 'gpu', '--device', 'cpu', '--minutes', '15', '--out', str(out)]
-    with subprocess.Popen(words, cwd=ROOT) as process:
-        def worker_after_five_rows():
-            "The process that measures, once five rows are done."
-            assert process.poll() is None, 'it ended before it was killed'
-            if not (out/'gpu.json').exists(): return None
-            done = [name for name, row in rows_of(out).items() if row['state'] == 'done']
-            workers = children(process.pid)
-            return workers[0] if len(done) >= 5 and workers else None
-        try: worker = wait_for(worker_after_five_rows, 600)
-        finally: process.send_signal(signal.SIGKILL)
-    before = rows_of(out)
-    wait_for(lambda: not runs(worker), 20)                          # nobody measures on behind its back
-    assert (out/'gpu.json').exists()
     words = ['make', '-s', 'gpu', 'DEVICE=cpu', 'SIZE=tiny', 'MINUTES=15', f'OUT={out}', 'COMMIT=abc1234']
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert not said.returncode, said.stderr
-    return out, before, said.stdout
+    return out, said.stdout
 
 def test_every_row_runs(measured):
     "On the CPU with the tiny model each row is measured, and none of them fails."
-    out, _, said = measured
+    out, said = measured
     result = json.loads((out/'gpu.json').read_text())
     assert {name: row.get('note') for name, row in result['rows'].items() if row['state'] != 'done'} == {}
     assert result['rows'].keys() == {row.name for row in gpu_rows('tiny')}
     for name, row in result['rows'].items():
-        assert not row.get('note') and row['commit'] and row['date'], name
+        assert not row.get('note') and row['commit'] == 'abc1234' and row['date'], name
         assert with_goal(result['rows'], name), name
     assert 's/story' in said and 'stories/s' in said
+    n = len(result['rows'])
+    assert f'{n} rows to measure on a CPU, expected' in said and f'{n} rows are measured, 0 failed, 0 are left' in said
+
+def test_each_group_has_one_process():
+    "At the tiny size, where no row is more important than another."
+    groups = [row.name.split(':')[0] for row in gpu_rows('tiny')]
+    assert [name for name, _ in itertools.groupby(groups)] == ['check', 'draw', 'train']
 
 def test_the_card_computes_the_same(measured):
     "On a CPU the smoke test compares two equal processes; the tests that need a card are skipped, the others pass."
@@ -78,15 +70,26 @@ def test_the_card_computes_the_same(measured):
     assert smoke['levels'] == smoke['loss'] == 0
     assert tests['failed'] == [] and tests['passed'] >= 8
 
-def test_a_kill_loses_nothing(measured):
-    "What was measured before the kill is not measured again; what was cut is."
-    out, before, said = measured
-    after = rows_of(out)
-    kept = [name for name, row in before.items() if row['state'] == 'done']
-    assert len(kept) >= 5
+def test_goes_on_after_a_kill(measured, tmp_path, monkeypatch, capsys):
+    "What was measured before the kill is not measured again; what was cut and what is missing is."
+    shutil.copy(measured[0]/'gpu.json', tmp_path)
+    before = rows_of(tmp_path)
+    *kept, cut, missing = before
+    result = json.loads((tmp_path/'gpu.json').read_text())
+    result['rows'][cut] = dict(state='running', date='2026-11-28', at=1., until=2.)
+    del result['rows'][missing]
+    (tmp_path/'gpu.json').write_text(json.dumps(result))
+    def start(code, arguments, env):
+        path, _, size, device, names, deadline, _ = arguments
+        assert (size, device, names) == ('tiny', 'cpu', [cut, missing])
+        return start_worker(WORKER, [path, [(name, .1) for name in names], deadline])
+    monkeypatch.setattr(gpu, 'start_worker', start)
+    measure_gpu(tmp_path, 1, 'cpu')
+    after = rows_of(tmp_path)
     for name in kept: assert after[name] == before[name]
-    assert all(row['commit'] == 'abc1234' for name, row in after.items() if name not in kept)
-    assert f'{len(after) - len(kept)} rows to measure on a CPU, expected' in said
+    assert all(after[name]['state'] == 'done' and after[name]['commit'] == 'abc' for name in (cut, missing))
+    said = capsys.readouterr().out
+    assert '2 rows to measure on a CPU, expected' in said
     assert f'{len(after)} rows are measured, 0 failed, 0 are left' in said
 
 def test_tables_of_a_run(measured, capsys):
@@ -111,7 +114,7 @@ def test_another_machine_is_refused(measured, tmp_path):
     assert json.loads((tmp_path/'gpu.json').read_text()) == result
 
 
-# single rows
+# single rows, by a process that imports little
 
 WORKER = """
 import os, time
@@ -135,11 +138,11 @@ def kept(tmp_path):
     kept.open(dict(size='tiny', device='cpu', machine={}))
     return kept
 
-def measured_rows(kept, names, seconds=60.):
-    "What `run_rows` makes of rows that do what their names say."
+def measured_rows(kept, names, seconds=60., expected=.1):
+    "What `run_rows` makes of rows that do what their names say, each `expected` to take so many seconds."
     deadline = time.time() + seconds
     def start(rows): return start_worker(WORKER, [str(kept.path), [(row.name, row.seconds) for row in rows], deadline])
-    run_rows(kept, [Row(name, .1) for name in names], deadline, start)
+    run_rows(kept, [Row(name, expected) for name in names], deadline, start)
     return kept.rows()
 
 def test_a_row_that_fails_costs_itself(kept):
@@ -153,6 +156,24 @@ def test_a_row_that_fails_costs_itself(kept):
                           'its process ended with code -9']
     assert notes[4].startswith('it was ended after 2 s')
     assert 'memory' not in rows['a: works']                          # no number, no entry
+
+def test_a_kill_loses_nothing(kept):
+    "Neither the rows that were done nor the file; nobody measures on behind its back, and the row that was cut is missing."
+    names = ['a: works', 'a: process', 'a: hangs', 'a: works again']
+    pid, _ = fork(lambda: measured_rows(kept, names, expected=10.))
+    def worker_in_the_third_row():
+        rows = kept.rows() if kept.path.exists() else {}
+        return children(pid) if rows.get('a: hangs', {}).get('state') == 'running' else None
+    try: [worker] = wait_for(worker_in_the_third_row)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    before = kept.rows()
+    wait_for(lambda: not runs(worker), 20)
+    assert [row['state'] for row in before.values()] == ['done', 'done', 'running']
+    assert before['a: process']['process'] == worker
+    assert kept.rows() == before
+    assert kept.still_missing([Row(name, .1) for name in names]) == [Row(name, .1) for name in names[2:]]
 
 def test_the_end_of_the_minutes(kept):
     "A row that is being measured then is cut, the others are skipped, and both say so."
@@ -180,15 +201,13 @@ def test_an_error_ends_its_process(kept):
     first, second, _, last = (row.get('process') for row in rows.values())
     assert first == second != last
 
-def test_a_gpu_that_is_gone(tmp_path):
+def test_a_gpu_that_is_gone(tmp_path, monkeypatch):
     "A worker for a GPU measures nothing on a CPU instead."
     words = [str(tmp_path/'gpu.json'), str(tmp_path), 'full', 'cuda', [], 0, 'abc']
-    env = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=PYTHONPATH)
-    code = 'from arldm.bench.gpu import gpu_worker; gpu_worker()'
-    with subprocess.Popen([sys.executable, '-c', code], env=env, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
-        worker.stdin.write(json.dumps(words) + '\n')
-        worker.stdin.flush()
-        assert worker.wait(120) == 1 and worker.stderr.read().endswith('the GPU is gone\n')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(gpu, 'worker_arguments', lambda: words)
+    with pytest.raises(SystemExit, match='^the GPU is gone$'): gpu.gpu_worker()
+    assert not list(tmp_path.iterdir())
 
 
 # bad input

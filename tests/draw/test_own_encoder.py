@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,8 +72,8 @@ def pipe(tiny, encoder): return with_encoder(tiny, encoder)
 
 def latents(pipe, **how): return pipe(A, output_type='latent', **FEW, **how).frames[0]
 
-def elsewhere(tmp_path, *folders): # what another process says that opens the pipeline and draws
-    path = os.pathsep.join([*map(str, folders), PYTHONPATH])
+def in_another_process(tmp_path): # what it says, which opens the pipeline and draws
+    path = os.pathsep.join([str(tmp_path), PYTHONPATH])
     return subprocess.run([sys.executable, '-c', REOPEN, 'saved', *A], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, 'PYTHONPATH': path, 'PYTHONSAFEPATH': '1'})
 
@@ -88,7 +89,7 @@ def test_it_draws_and_its_pictures_count(pipe):
 def test_saved_and_opened_in_another_process(pipe, tmp_path):
     pipe.save_pretrained(tmp_path/'saved')
     assert json.loads((tmp_path/'saved/model_index.json').read_text())['memory_encoder'] == ['my_encoder', 'MeanColour']
-    said = elsewhere(tmp_path, tmp_path)
+    said = in_another_process(tmp_path)
     assert said.returncode == 0, said.stderr
     assert 'Expected types' not in said.stderr
     assert torch.equal(torch.from_numpy(np.load(tmp_path/'drawn.npy')), latents(pipe))
@@ -96,11 +97,14 @@ def test_saved_and_opened_in_another_process(pipe, tmp_path):
     assert type(model.memory_encoder) is type(pipe.memory_encoder) and model.slot_width == 32
     assert torch.equal(latents(StoryPipeline.from_model(model)), latents(pipe))
 
-def test_a_class_that_cannot_be_imported_is_named(pipe, tmp_path):
+def test_a_class_that_cannot_be_imported_is_named(pipe, tmp_path, monkeypatch):
     "The folder is opened where the module is not: one line, and the encoder may be passed instead."
     pipe.save_pretrained(tmp_path/'saved')
-    said = elsewhere(tmp_path).stderr.splitlines()[-1]
-    assert said == ("arldm.core.StoryError: saved: the class of its memory encoder, MeanColour of my_encoder, cannot be "
+    with monkeypatch.context() as elsewhere, pytest.raises(StoryError) as e:
+        elsewhere.delitem(sys.modules, 'my_encoder')
+        elsewhere.setattr(sys, 'path', [place for place in sys.path if not Path(place, 'my_encoder.py').exists()])
+        StoryPipeline.from_pretrained(tmp_path/'saved')
+    assert str(e.value) == (f"{tmp_path/'saved'}: the class of its memory encoder, MeanColour of my_encoder, cannot be "
         "imported (No module named 'my_encoder'); set PYTHONPATH to where my_encoder lies")
     passed = StoryPipeline.from_pretrained(tmp_path/'saved', memory_encoder=pipe.memory_encoder)
     assert torch.equal(latents(passed), latents(pipe))

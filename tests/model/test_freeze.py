@@ -1,7 +1,6 @@
 "Training freezes what the settings name: all settings of the original, all presets, the command, a trap of torch's."
-import json, os, subprocess, sys
+import json
 from itertools import chain, combinations
-from pathlib import Path
 
 import pytest, recorded, torch
 
@@ -10,11 +9,12 @@ from arldm.toy import corpus as toy
 from arldm.train import loop as training
 from arldm.cli.convert import convert
 from arldm.core import StoryError
+from arldm.data.dataset import collate
 from arldm.model.arldm import ARLDM
 from arldm.cli.train import train
 from arldm.settings import FREEZE, resolve
 from arldm.train.checkpoint import read_log
-from elsewhere import PYTHONPATH
+from processes import end, fork
 
 SWITCHES = [*chain.from_iterable(combinations(('clip', 'blip', 'resnet'), n) for n in range(4))]   # the original's
 CHOICES = {**{'+'.join(x) or 'nothing': x for x in SWITCHES}, **FREEZE}
@@ -70,27 +70,18 @@ def test_what_is_frozen_keeps_still(choice, fresh, monkeypatch):
         if name in modes and (own or still): assert modes[name] == {not still}, name
     assert not any(m.training for m in net.modules())
 
-TRAP = """
-import sys; sys.path.insert(0, {tests!r})
-import recorded, torch
-from arldm.data.dataset import collate
-from arldm.model.arldm import ARLDM
-from arldm.cli.train import train
-net = ARLDM.create('tiny', recorded.vocabulary(12), resolution=32).freeze(('clip', 'blip', 'resnet')).train()
-net.unet.to(memory_format=torch.channels_last)
-tokens = net.vocab.encode(['a man walks', 'he sleeps'])
-frames = torch.randint(0, 256, (2, 32, 32, 3)).byte().permute(0, 3, 1, 2)
-batch = collate([dict(tokens, frames=frames, memory=frames, index=0, id='0')])
-moments = net.moments(batch['frames'])[0].contiguous(memory_format=torch.channels_last)[None]
-for b in batch, {{**batch, 'moments': moments}}: net.loss(b, torch.Generator().manual_seed(0)).backward()
-"""
+def backward_channels_last():
+    net = ARLDM.create('tiny', recorded.vocabulary(12), resolution=32).freeze(('clip', 'blip', 'resnet')).train()
+    net.unet.to(memory_format=torch.channels_last)
+    tokens = net.vocab.encode(['a man walks', 'he sleeps'])
+    frames = torch.randint(0, 256, (2, 32, 32, 3)).byte().permute(0, 3, 1, 2)
+    batch = collate([dict(tokens, frames=frames, memory=frames, index=0, id='0')])
+    moments = net.moments(batch['frames'])[0].contiguous(memory_format=torch.channels_last)[None]
+    for b in batch, {**batch, 'moments': moments}: net.loss(b, torch.Generator().manual_seed(0)).backward()
 
 def test_channels_last():
     "Group norm's backward on a CPU ends the process when its input lies channels last and needs no gradient."
-    tests = Path(__file__).resolve().parents[1]
-    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'OMP_NUM_THREADS': '1'}
-    r = subprocess.run([sys.executable, '-c', TRAP.format(tests=str(tests))], capture_output=True, text=True, env=env)
-    assert r.returncode == 0, (r.returncode, r.stderr[-300:])
+    assert end(*fork(backward_channels_last)) == (0, [])
 
 def test_the_command(tmp_path):
     "A preset's name or parts with commas; what was frozen is written down and stays."
