@@ -16,7 +16,7 @@ unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] |
 	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
 
 # What `make gpu` runs with: .venv if it is whole, else a Python that has the libraries already, else .venv made first.
-NEEDS := torch diffusers transformers accelerate torchmetrics safetensors tokenizers h5py matplotlib jinja2 PIL fastcore ftfy tqdm
+NEEDS := torch diffusers transformers accelerate peft torchmetrics safetensors tokenizers h5py matplotlib jinja2 PIL fastcore ftfy tqdm
 ABLE := import importlib.util as u, sys; lost = [n for n in "$(NEEDS)".split() if not u.find_spec(n)]; \
   print(sys.executable, "lacks", *lost) if lost else None; sys.exit(bool(lost))
 MINUTES := 9

@@ -13,7 +13,7 @@ from numbers import Integral
 
 import torch
 from diffusers import (AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin,
-                       UNet2DConditionModel)
+                       StableDiffusionMixin, UNet2DConditionModel)
 from diffusers.utils import BaseOutput
 from fastcore.basics import patch
 from PIL import Image
@@ -26,6 +26,7 @@ from ..model.arldm import ARLDM
 from ..model.config import PARTS, noise_like, vae_factor
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
+from .adapters import AdapterMixin
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
 from .inputs import (StoryBatch, check_latents, check_sampling, explain_out_of_memory,
                                make_batches, make_plan, make_plans, rgb_picture,
@@ -65,7 +66,7 @@ class StoryOutput(BaseOutput):
         return sheet(list(map(self.strip, drawn[:16])))._repr_png_()
 
 # %% ../../nbs/draw/42_pipeline.ipynb #b18367f5
-class StoryPipeline(PipelineFolder, DiffusionPipeline):
+class StoryPipeline(AdapterMixin, PipelineFolder, DiffusionPipeline, StableDiffusionMixin):
     "Draw stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
     # these three names belong to `DiffusionPipeline`
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
