@@ -633,8 +633,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'arldm.draw.adapters': { 'arldm.draw.adapters.AdapterMixin': ('draw/adapters.html#adaptermixin', 'arldm/draw/adapters.py'),
                                      'arldm.draw.adapters.AdapterMixin.load_lora_weights': ( 'draw/adapters.html#adaptermixin.load_lora_weights',
                                                                                              'arldm/draw/adapters.py'),
-                                     'arldm.draw.adapters.AdapterMixin.save_pretrained': ( 'draw/adapters.html#adaptermixin.save_pretrained',
-                                                                                           'arldm/draw/adapters.py'),
                                      'arldm.draw.adapters._remove_others': ('draw/adapters.html#_remove_others', 'arldm/draw/adapters.py'),
                                      'arldm.draw.adapters.adapter_layers': ('draw/adapters.html#adapter_layers', 'arldm/draw/adapters.py'),
                                      'arldm.draw.adapters.check_no_adapters': ( 'draw/adapters.html#check_no_adapters',

@@ -23,6 +23,7 @@ from ..model.config import (PARTS, check_whole, loading, memory_encoder_class,
                                 pipeline_index, vae_factor)
 from ..model.hub import find_pipeline, local_pipeline
 from ..model.pretrained import PUBLISHED
+from .adapters import check_no_adapters
 
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #5d52c8de
 # keywords of `from_pretrained` that say what to download
@@ -429,6 +430,7 @@ def save_pretrained(self:PipelineFolder,
     """
     folder = Path(folder)
     check_saveable(self)
+    check_no_adapters(self.components)
     super(PipelineFolder, self).save_pretrained(str(folder), **kwargs)
     write_pipeline_code(self, folder)
     if push_to_hub:
