@@ -59,15 +59,19 @@ def loading_lora(
     for name in before:
         for layer in adapter_layers(getattr(pipe, name)):
             active.append((layer, list(layer.active_adapters)))
-    try: yield
-    except BaseException as e:
-        _remove_others(pipe, before)
-        for layer, names in active: layer.set_adapter(names)
-        if not isinstance(e, (OSError, RuntimeError, ValueError)): raise
+    whole = False
+    try:
+        yield
+        whole = True
+    except (OSError, RuntimeError, ValueError) as e:
         where = 'state dict' if isinstance(source, dict) else source
         if 'mismatch' in str(e):
             raise StoryError(f'{where}: this LoRA was made for a model of other sizes') from e
         raise StoryError(f'{where}: expected a LoRA, but loading failed ({first_line(e)})') from e
+    finally:
+        if not whole:
+            _remove_others(pipe, before)
+            for layer, names in active: layer.set_adapter(names)
 
 def _remove_others(pipe, before):
     "Remove the adapters that `before`, of `get_list_adapters`, does not list."
