@@ -16,7 +16,7 @@ from torch import nn
 from ..core import StoryError, first_line
 
 # %% ../../nbs/draw/40a_adapters.ipynb #b49bab0f
-def adapter_layers(module) -> list: # of `BaseTunerLayer`
+def adapter_layers(module:nn.Module) -> list: # of `BaseTunerLayer`
     """List the layers that PEFT has put around others.
 
     Returns:
@@ -45,13 +45,13 @@ def check_no_adapters(
 # %% ../../nbs/draw/40a_adapters.ipynb #9cc83b29
 @contextlib.contextmanager
 def loading_lora(
-    pipe,                  # Any pipeline with diffusers' LoRA methods
-    source:str|Path|dict,  # What is loaded, for the message
+    pipe:StableDiffusionLoraLoaderMixin, # Any pipeline with diffusers' LoRA methods
+    source:str|Path|dict,                # What is loaded, for the message
 ):
     """Attach a LoRA in the block; if that fails, remove what was attached and raise `StoryError`.
 
     Args:
-        pipe: Any pipeline with diffusers' LoRA methods
+        pipe (StableDiffusionLoraLoaderMixin): Any pipeline with diffusers' LoRA methods
         source (str | Path | dict): What is loaded, for the message
     """
     before = pipe.get_list_adapters()
