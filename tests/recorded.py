@@ -21,11 +21,12 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm.model.pretrained import resize_grid
 from arldm.data.dataset import StoryDataset, Vocabulary, pixels, to_memory
-from arldm.draw.sampling import make_scheduler
+from arldm.draw.schedulers import make_scheduler
 from arldm.score.distances import frechet
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.encoders import encode_captions
 from arldm.draw.frames import draw_frames
+from arldm.draw.sampling import Sampling
 from arldm.score.inception import Inception, fid64_drawn
 from arldm.model.arldm import ARLDM
 from arldm.train.optim import learning_rates
@@ -160,7 +161,7 @@ def drawing(name): # two recorded stories, and ours with what went through the U
     opening = {k: memory[:, k] for k in range(given)}
     def draw(plain=False): # latents and frames; the start is recorded frame by frame
         drawn = draw_frames(net, scheduler, captions, r['init_latents'], opening,
-                            guidance_scale=6., num_inference_steps=STEPS[0], plain=plain)
+                            Sampling(STEPS[0], 6., plain=plain))
         latents, frames = zip(*drawn)
         return torch.stack(latents), torch.stack(frames)
     net.predict = predict

@@ -22,7 +22,7 @@ from ..core import StoryError, out_of_memory
 from ..model.arldm import ARLDM
 from ..model.encoders import quiet_loading
 from ..draw.pipeline import StoryPipeline
-from ..draw.sampling import make_scheduler
+from ..draw.schedulers import make_scheduler
 from .measure import (cost_line, count_flops, gpu_peak, matrix_rate, take_turns,
                                  timed_turns, wait)
 from .train import SIDES, TrainingBench

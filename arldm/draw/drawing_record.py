@@ -24,7 +24,7 @@ from ..train.cache import data_digest, weights_digest
 from .drawing_files import is_drawn, set_paths
 from .inputs import check_sampling
 from .pipeline import StoryPipeline
-from .sampling import make_scheduler
+from .schedulers import make_scheduler
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #d723e73e
 # what is read from settings.json, and the type of each value; '?' = may be missing

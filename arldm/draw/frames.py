@@ -18,7 +18,8 @@ from ..data.dataset import pixels, to_memory
 from ..data.strips import as_picture
 from ..model.arldm import ARLDM
 from ..model.history import context_visible
-from .sampling import decode_latents, denoise
+from .schedulers import step_generators
+from .sampling import Sampling, decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
@@ -158,12 +159,12 @@ def _pad_to_all_slots(model, caption, context, visible):
     n_tokens = (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
     return pad_context(context, visible, n_tokens)
 
-def _cond_and_uncond(memory, caption, null_cond, guided, plain):
-    "Return the context of the next frame and that of the null condition, None without guidance."
+def _cond_and_uncond(memory, caption, null_cond, plain):
+    "Return the context of the next frame and that of the null condition, or `None` without one."
     cond = memory.context(caption)
-    uncond = memory.context(caption, null_cond) if guided else None
+    uncond = None if null_cond is None else memory.context(caption, null_cond)
     if plain: cond = _pad_to_all_slots(memory.model, caption, *cond)
-    if plain and guided: uncond = _pad_to_all_slots(memory.model, caption, *uncond)
+    if plain and uncond: uncond = _pad_to_all_slots(memory.model, caption, *uncond)
     return cond, uncond
 
 def _number_of_leading(given): # how many of the first frames are given
@@ -179,16 +180,14 @@ def draw_frames(
     captions,              # Iterable, for each frame of the stories: ids and masks, each (B, S)
     noise,                 # Iterable, for each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
+    sampling:Sampling=Sampling(),
     *, opening:int=None,   # First frames that are never forgotten; default: those given, at least 1
-    null_cond:tuple=None,  # `model.null_cond()`, if it was computed already
-    guidance_scale:float=7.5,       # Guidance scale; 1 = no guidance
-    num_inference_steps:int=50,     # Denoising steps per frame
-    guidance_interval:tuple=(0, 1), # Guide only in this part of the steps
-    reuse:int=1,           # Compute deep features only in every `reuse`-th step
-    plain:bool=False,      # Compute everything again in every step; the same latents, slower
+    # `model.null_cond()`; default: computed here if there is guidance. A callback that switches
+    # guidance on needs it
+    null_cond:tuple=None,
+    generators:list=None,  # One `torch.Generator` per story, whose seeds schedulers that add noise use
+    on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
-    generator=None,        # List of one `torch.Generator` per story, for schedulers that add noise
-    on_step=None,          # Called with (i, t, z) after every step; returns the latents to use next
 ): # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
     """Draw the frames of several stories, the same frame of all of them at a time.
 
@@ -202,23 +201,18 @@ def draw_frames(
             0
         opening (int, optional): First frames that are never forgotten; default: those given, at
             least 1
-        null_cond (tuple, optional): `model.null_cond()`, if it was computed already
-        guidance_scale (float, default 7.5): Guidance scale; 1 = no guidance
-        num_inference_steps (int, default 50): Denoising steps per frame
-        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps
-        reuse (int, default 1): Compute deep features only in every `reuse`-th step
-        plain (bool, default False): Compute everything again in every step; the same latents,
-            slower
+        null_cond (tuple, optional): `model.null_cond()`; default: computed here if there is
+            guidance. A callback that switches guidance on needs it
+        generators (list, optional): One `torch.Generator` per story, whose seeds schedulers that
+            add noise use
+        on_step (optional): Called with a `Step` after every step, and may change it
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
             `reuse=1`
-        generator (optional): List of one `torch.Generator` per story, for schedulers that add noise
-        on_step (optional): Called with (i, t, z) after every step; returns the latents to use next
     """
     if opening is None: opening = max(1, _number_of_leading(given))
     memory = Memory(model, opening)
     next_noise = iter(noise)
-    guided = guidance_scale != 1
-    if guided and null_cond is None: null_cond = model.null_cond()
+    if null_cond is None and sampling.guidance_scale > 1: null_cond = model.null_cond()
     previous_pictures = previous_caption = None    # of the frame before, not yet in memory
     for k, caption in enumerate(captions):
         if previous_pictures is not None: memory.add(previous_pictures, previous_caption)
@@ -226,10 +220,10 @@ def draw_frames(
         if k in given:
             previous_pictures = given[k]
             continue
-        cond, uncond = _cond_and_uncond(memory, caption, null_cond, guided, plain)
-        z = denoise(model, scheduler, next(next_noise), cond, uncond, guidance_scale,
-                    num_inference_steps, generator=generator, on_step=on_step, reuse=reuse,
-                    guidance_interval=guidance_interval, plain=plain, graphs=graphs)
+        cond, uncond = _cond_and_uncond(memory, caption, null_cond, sampling.plain)
+        z = next(next_noise)
+        z = denoise(model, scheduler, z, cond, uncond, sampling, on_step=on_step, graphs=graphs,
+                    generators=step_generators(z, generators))
         frame = decode_latents(model, z)
         yield z, frame
         # on the device and in the dtype of the context

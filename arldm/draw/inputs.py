@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Plan', 'rgb_picture', 'make_plan', 'make_plans', 'story_generators', 'check_latents', 'StoryBatch', 'make_batches',
-           'Sampling', 'check_sampling', 'explain_out_of_memory']
+           'check_sampling', 'explain_out_of_memory']
 
 # %% ../../nbs/draw/41_inputs.ipynb #81728f4b
 import warnings
@@ -20,7 +20,8 @@ from PIL import Image
 from ..core import StoryError, counted, memory_advice, story_generator
 from ..files.pictures import upright
 from .frames import initial_noise
-from .sampling import set_timesteps
+from .schedulers import set_timesteps
+from .sampling import Sampling
 
 # %% ../../nbs/draw/41_inputs.ipynb #0da783db
 @dataclass
@@ -292,23 +293,6 @@ def make_batches(
     return batches
 
 # %% ../../nbs/draw/41_inputs.ipynb #5b6b0644
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of one call of the pipeline; the fields are keyword parameters of `denoise`.
-
-    Args:
-        num_inference_steps (int): Denoising steps per frame
-        guidance_scale (float): 1 = no guidance
-        guidance_interval (tuple): (begin, end) of the part of the steps that is guided, 0 to 1
-        reuse (int): Compute deep features only in every `reuse`-th step
-        plain (bool): Compute everything again in every step
-    """
-    num_inference_steps:int   # Denoising steps per frame
-    guidance_scale:float      # 1 = no guidance
-    guidance_interval:tuple   # (begin, end) of the part of the steps that is guided, 0 to 1
-    reuse:int                 # Compute deep features only in every `reuse`-th step
-    plain:bool                # Compute everything again in every step
-
 def check_sampling(
     scheduler,                       # From `make_scheduler`, or any other scheduler of diffusers
     num_inference_steps:int=50,      # Denoising steps per frame
@@ -334,8 +318,9 @@ def check_sampling(
     for name, n in dict(num_inference_steps=num_inference_steps, reuse=reuse).items():
         if not isinstance(n, Integral) or not 1 <= n <= max_steps:
             raise StoryError(f'{name} must be a whole number between 1 and {max_steps}, got {n!r}')
-    if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < float('inf'):
-        raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {guidance_scale}')
+    if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float('inf'):
+        raise StoryError(f'guidance_scale must be 0 or more (up to 1: no guidance), '
+                         f'got {guidance_scale}')
     try: begin, end = map(float, guidance_interval)
     except (TypeError, ValueError):
         raise StoryError('guidance_interval must be two numbers, got '
@@ -343,7 +328,7 @@ def check_sampling(
     if not 0 <= begin <= end <= 1:
         raise StoryError(f'guidance_interval must be between 0 and 1, got {begin} to {end}')
     set_timesteps(scheduler, num_inference_steps)
-    return Sampling(num_inference_steps, guidance_scale, (begin, end), reuse, plain)
+    return Sampling(num_inference_steps, guidance_scale, (begin, end), reuse=reuse, plain=plain)
 
 # %% ../../nbs/draw/41_inputs.ipynb #4c1380be
 def explain_out_of_memory(

@@ -6,7 +6,7 @@
 __all__ = ['OUTPUT_TYPES', 'StoryOutput', 'StoryPipeline', 'to_output']
 
 # %% ../../nbs/draw/42_pipeline.ipynb #715144ac
-import operator
+import copy, operator
 from dataclasses import dataclass
 from itertools import chain, islice
 from numbers import Integral
@@ -27,12 +27,14 @@ from ..model.config import PARTS, noise_like, vae_factor
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
 from .adapters import AdapterMixin
+from .call_state import (CALLBACK_TENSORS, CallState, CallStates, callback_tensors,
+                                   run_callback)
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
 from .inputs import (StoryBatch, check_latents, check_sampling, explain_out_of_memory,
                                make_batches, make_plan, make_plans, rgb_picture,
                                story_generators)
 from .pipeline_folder import PipelineFolder
-from .sampling import make_scheduler
+from .schedulers import make_scheduler
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c9755c17
 @dataclass(repr=False)
@@ -66,23 +68,20 @@ class StoryOutput(BaseOutput):
         return sheet(list(map(self.strip, drawn[:16])))._repr_png_()
 
 # %% ../../nbs/draw/42_pipeline.ipynb #b18367f5
-class StoryPipeline(AdapterMixin, PipelineFolder, DiffusionPipeline, StableDiffusionMixin):
+class StoryPipeline(CallStates, AdapterMixin, PipelineFolder, DiffusionPipeline,
+                    StableDiffusionMixin):
     "Draw stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
-    # these three names belong to `DiffusionPipeline`
+    # these two names belong to `DiffusionPipeline`
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
-    _callback_tensor_inputs = ['latents']
-    _exclude_from_cpu_offload = ['history']
-    # cache of the property `model`, and the parts that it was made of
-    _model = _model_parts = None
-    # cache of the property `null_cond`, and the state of the weights that it was computed with
-    _null_cond = _null_weights = None
+    _callback_tensor_inputs = list(CALLBACK_TENSORS)
+    _model = None, ()  # cache of the property `model`, and the parts that it was made of
     _graphs = False    # whether calls of the UNet are recorded as CUDA graphs
 
     def __init__(self, vae:AutoencoderKL, unet:UNet2DConditionModel, text_encoder:CLIPTextModel,
                  memory_encoder:MemoryEncoder|ModelMixin, history:HistoryEmbeddings,
                  tokenizer:CLIPTokenizer, memory_tokenizer:BertTokenizer,
                  scheduler:SchedulerMixin):
-        super().__init__()
+        super().__init__()    # of `CallStates`
         # kept in the configuration for DDIM and PNDM, to which a caller may switch; the defaults
         # of diffusers for these two settings would draw something else
         for name, value in dict(clip_sample=False, skip_prk_steps=True).items():
@@ -116,39 +115,15 @@ class StoryPipeline(AdapterMixin, PipelineFolder, DiffusionPipeline, StableDiffu
 def model(self:StoryPipeline) -> ARLDM:
     "The parts of the pipeline as an `ARLDM`; made again when a part was replaced."
     parts = [getattr(self, name) for name in (*PARTS, 'tokenizer', 'memory_tokenizer')]
-    if self._model is None or not all(map(operator.is_, self._model_parts, parts)):
+    model, model_parts = self._model
+    if model is None or not all(map(operator.is_, model_parts, parts)):
         *networks, tokenizer, memory_tokenizer = parts
         n_tokens = self.text_encoder.config.max_position_embeddings
         vocab = Vocabulary(tokenizer, memory_tokenizer, n_tokens)
-        self._model = ARLDM(*networks, vocab=vocab).eval()
-        self._model_parts = parts
-    self._model.noise_scheduler = noise_like(self.scheduler.config)
-    return self._model
-
-@patch(as_prop=True)
-def null_cond(self:StoryPipeline) -> tuple: # null caption and null slot, each (S, D)
-    """The null condition, which guidance moves away from; computed again when weights have changed.
-
-    Returns:
-        tuple: null caption and null slot, each (S, D)
-    """
-    state = _weights_state([*self.text_encoder.parameters(), *self.memory_encoder.parameters()])
-    if self._null_weights != state:
-        with torch.no_grad(): self._null_cond = self.model.null_cond()
-        self._null_weights = state
-    return self._null_cond
-
-def _weights_state(weights):
-    "Return a list that differs if weights were replaced or changed; cheaper than their digest."
-    state = []
-    total = 0    # of the vectors (biases, norms); changes through `.data` show only in values
-    for weight in weights:
-        # PyTorch counts changes in place, but not in tensors made in inference mode
-        version = 0 if weight.is_inference() else weight._version
-        state.append((weight.data_ptr(), weight.dtype, version))
-        if weight.ndim == 1 and not weight.is_meta: total = total + weight.detach().double().sum()
-    state.append(float(total))
-    return state
+        model = ARLDM(*networks, vocab=vocab).eval()
+        self._model = model, parts    # at once, for other threads
+    model.noise_scheduler = noise_like(self.scheduler.config)
+    return model
 
 # %% ../../nbs/draw/42_pipeline.ipynb #ccdac87e
 @patch
@@ -168,8 +143,9 @@ def _latent_shape(self:StoryPipeline, height, width):
 
 # %% ../../nbs/draw/42_pipeline.ipynb #5d62d939
 @patch
-def _draw(self:StoryPipeline, batch, sampling, on_step=None):
-    "Draw the frames of a `StoryBatch`; yields latents (B, 4, h, w) and frames uint8 (B, 3, H, W)."
+def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, with_null=False):
+    """Draw the frames of a `StoryBatch`; yields latents (B, 4, h, w) and frames uint8 (B, 3, H, W).
+    `with_null`: encode the null condition, also if no guidance is asked for yet."""
     device = self._execution_device
     def to_device(x): return x.to(device)
     def encode(texts): # the captions of one frame
@@ -183,12 +159,14 @@ def _draw(self:StoryPipeline, batch, sampling, on_step=None):
         if k in batch.photos: frames = to_memory(pixels([center_crop(p, side) for p in pictures]))
         else: frames = preprocess_frame(pictures, side)
         given[k] = frames.to(device=device, dtype=self.unet.dtype)
-    # with offloading, the parts and what they compute wait on the CPU
-    null_cond = tuple(map(to_device, self.null_cond))
-    return draw_frames(self.model, self.scheduler, map(encode, batch.captions),
-                       map(to_device, batch.noise), given, opening=batch.opening,
-                       null_cond=null_cond, **vars(sampling), generator=batch.generators,
-                       on_step=on_step, graphs=self._graphs)
+    null_cond = None
+    if with_null or sampling.guidance_scale > 1:
+        # with offloading, the encoders and what they compute wait on the CPU
+        with torch.no_grad(): null_cond = tuple(map(to_device, self.model.null_cond()))
+    return draw_frames(self.model, scheduler, map(encode, batch.captions),
+                       map(to_device, batch.noise), given, sampling, opening=batch.opening,
+                       null_cond=null_cond, generators=batch.generators, on_step=on_step,
+                       graphs=self._graphs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #2df1cee9
 OUTPUT_TYPES = 'pil', 'np', 'pt', 'latent'
@@ -231,7 +209,7 @@ def __call__(self:StoryPipeline,
     redraw:list=None,   # Numbers of frames to draw again, from 1; `given` then holds all frames
     generator=None,     # Instead of `seed`: a `torch.Generator`, or one per story
     return_dict:bool=True,            # False = return a tuple of the fields
-    # Tensors that the callback takes; as in diffusers, but only 'latents' is available
+    # Tensors that the callback takes: 'latents', and 'prompt_embeds', which is the context
     callback_on_step_end_tensor_inputs:list=('latents',),
     # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
     guidance_interval:tuple=(0, 1),
@@ -259,7 +237,7 @@ def __call__(self:StoryPipeline,
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
         return_dict (bool, default True): False = return a tuple of the fields
         callback_on_step_end_tensor_inputs (list, default ('latents',)): Tensors that the callback
-            takes; as in diffusers, but only 'latents' is available
+            takes: 'latents', and 'prompt_embeds', which is the context
         guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
             neither first nor last fifth
         reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1
@@ -269,9 +247,10 @@ def __call__(self:StoryPipeline,
     """
     one_of('output type', output_type, OUTPUT_TYPES)
     shape = self._latent_shape(height, width)
-    tensor_inputs = _tensor_inputs(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-    sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale,
-                              guidance_interval, reuse, plain)
+    tensor_names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
+    scheduler = copy.deepcopy(self.scheduler)    # it has a state, and other threads use it
+    sampling = check_sampling(scheduler, num_inference_steps, guidance_scale, guidance_interval,
+                              reuse, plain)
     plans, bad = make_plans(captions, given, redraw)
     all_captions = []
     for plan in plans.values(): all_captions += plan.captions
@@ -279,50 +258,51 @@ def __call__(self:StoryPipeline,
     generators = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
     batches = make_batches(plans, generators, latents, shape)
-    drawn = self._draw_batches(plans, batches, sampling, callback_on_step_end, tensor_inputs)
+    try: drawn = self._draw_batches(plans, batches, scheduler, sampling, callback_on_step_end,
+                                    tensor_names)
+    finally: self.maybe_free_model_hooks()
     out = _output(plans, bad, drawn, output_type)
     return out if return_dict else out.to_tuple()
 
-# %% ../../nbs/draw/42_pipeline.ipynb #e9aa21e4
-def _tensor_inputs(pipe, callback, names):
-    "Return which tensors the callback takes; raise `StoryError` if one is not available."
-    # diffusers' callback classes name them themselves
-    names = getattr(callback, 'tensor_inputs', names) or ()
-    for name in names: one_of('callback tensor', name, pipe._callback_tensor_inputs)
-    return names
-
 # %% ../../nbs/draw/42_pipeline.ipynb #e3d7dbee
 @patch
-def _draw_batches(self:StoryPipeline, plans, batches, sampling, callback, tensor_inputs):
+def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callback, tensor_names):
     "Draw all batches; return {i: [(latents (4, h, w), frame uint8 (3, H, W)) of each frame]}."
     drawn = {i: [] for i in plans}
+    n_steps = len(scheduler.timesteps)
     n_frames = 0    # frames of a batch are drawn at once, and its first story stands for all
     for stories, _ in batches: n_frames += len(plans[stories[0]].todo)
-    with self.progress_bar(total=n_frames*len(self.scheduler.timesteps)) as bar:
-        def on_step(i, t, z):
+    call = CallState(num_timesteps=n_steps)
+    with self._call(call), self.progress_bar(total=n_frames*n_steps) as bar:
+        def on_step(step):
             bar.update()
-            if not callback: return z
-            changed = callback(self, i, t, dict.fromkeys(tensor_inputs, z)) or {}
-            return changed.get('latents', z)
+            call.current_timestep = step.t
+            if callback: run_callback(callback, self, tensor_names, call, step)
+            step.interrupt = call.interrupt
         for stories, batch in batches:
+            if call.interrupt: break
             numbers = [k + 1 for k in plans[stories[0]].todo]
-            bar.set_postfix_str(f'frame {numbers[0]}')
             with explain_out_of_memory(len(stories)):
-                for n_drawn, (z, frames) in enumerate(self._draw(batch, sampling, on_step), 1):
+                call.guidance_scale = sampling.guidance_scale
+                bar.set_postfix_str(f'frame {numbers[0]}')
+                frames_of_batch = self._draw(batch, scheduler, sampling, on_step, bool(callback))
+                for n_drawn, (z, frames) in enumerate(frames_of_batch, 1):
                     for b, i in enumerate(stories):
                         drawn[i].append((z[b].cpu(), frames[b].cpu()))
+                    if call.interrupt: break
+                    call.guidance_scale = sampling.guidance_scale
                     if n_drawn < len(numbers): bar.set_postfix_str(f'frame {numbers[n_drawn]}')
-    self.maybe_free_model_hooks()
     return drawn
 
 # %% ../../nbs/draw/42_pipeline.ipynb #1a2283cf
 def _all_pictures(plan, frames):
     "List all pictures of a story: the given ones, and `frames` where pictures were drawn."
-    pictures = [None for _ in plan.captions]
+    pictures = {}
     for k, picture in plan.given.items():
         pictures[k] = picture if plan.redraw else center_crop(picture, min(picture.size))
+    # fewer than there are to draw, if the call was interrupted
     for k, frame in zip(plan.todo, frames): pictures[k] = as_picture(frame)
-    return pictures
+    return [pictures[k] for k in sorted(pictures)]
 
 def _output(plans, bad, drawn, output_type):
     "Collect what was drawn story by story; stories in `bad` get empty lists."
@@ -333,8 +313,9 @@ def _output(plans, bad, drawn, output_type):
             out.stories.append([])
             out.captions.append([])
             continue
-        latents, frames = zip(*drawn[i])
-        out.frames.append(to_output(latents, frames, output_type))
+        latents = [z for z, _ in drawn[i]]
+        frames = [frame for _, frame in drawn[i]]
+        out.frames.append(to_output(latents, frames, output_type) if frames else [])
         out.stories.append(_all_pictures(plans[i], frames))
         out.captions.append(plans[i].captions)
     return out
@@ -377,14 +358,15 @@ def stream(self:StoryPipeline,
     """
     shape = self._latent_shape(height, width)
     generators = story_generators(1, seed)
-    sampling = check_sampling(self.scheduler, num_inference_steps, guidance_scale,
+    scheduler = copy.deepcopy(self.scheduler)
+    sampling = check_sampling(scheduler, num_inference_steps, guidance_scale,
                               guidance_interval, reuse, plain)
     given_frames = given if isinstance(given, (list, tuple)) else [given]
     batch = _continued_batch(self.model, captions, list(map(rgb_picture, given_frames)), drawn,
                              generators, shape)
     n_drawn = 0
     with explain_out_of_memory(1):
-        for _, frame in self._draw(batch, sampling):
+        for _, frame in self._draw(batch, scheduler, sampling):
             yield as_picture(frame[0])
             n_drawn += 1
     if not n_drawn: raise StoryError('no captions are left for frames to draw')

@@ -147,9 +147,10 @@ class HistoryEmbeddings(ModelMixin, ConfigMixin):
         if N > self.config.n_slots:
             raise StoryError(f'{N} slots of history, but the model has time embeddings for '
                              f'{self.config.n_slots}')
-        captions = captions + self.type_embedding.weight[0]
-        slots = self.slot_projection(slots) + self.type_embedding.weight[1]
-        slots = slots + self.time_embedding.weight[:N, None]            # (B, V, N, S, D)
+        caption_type, slot_type = self.type_embedding(torch.arange(2, device=captions.device))
+        times = self.time_embedding(torch.arange(N, device=captions.device))[:, None]
+        captions = captions + caption_type
+        slots = self.slot_projection(slots) + slot_type + times         # (B, V, N, S, D)
         slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
         return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)
 

@@ -5,9 +5,11 @@ import numpy as np, pytest, torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
-from arldm.draw import sampling as module
+from arldm.draw import schedulers as module
 from arldm.core import StoryError, asset
-from arldm.draw.sampling import SCHEDULERS, decode_latents, denoise, make_scheduler
+from arldm.settings import SCHEDULERS
+from arldm.draw.sampling import Sampling, decode_latents, denoise
+from arldm.draw.schedulers import make_scheduler
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.config import noise_schedule
 
@@ -127,10 +129,10 @@ class Gaussian:
         x0 = (a**.5*S**2*x + (1 - a)*mu)/(a*S**2 + 1 - a)
         return a**.5*e - (1 - a)**.5*x0 if self.v else e
 
-def drawn(name, steps, kind='epsilon', zero_snr=False, **options):
+def drawn(name, steps, kind='epsilon', zero_snr=False, uncond=None, **options):
     scheduler = make_scheduler(name, noise_schedule(kind, zero_snr).config)
     model = Gaussian(scheduler, alphas(zero_snr))
-    return denoise(model, scheduler, Z.float(), COND, num_inference_steps=steps, **options), model.called
+    return denoise(model, scheduler, Z.float(), COND, uncond, Sampling(steps, **options)), model.called
 
 def off(a, b): return float((a - b).abs().max())
 
@@ -153,7 +155,7 @@ def test_few_steps_from_pure_noise(name, steps):
     # diffusers' stand-in for infinite noise
     if name != 'ddim': A[-1] = 2**-24
     scheduler = make_scheduler(name, noise_schedule('v_prediction', True).config)
-    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, num_inference_steps=steps)
+    z = denoise(Gaussian(scheduler, A), scheduler, Z.float(), COND, sampling=Sampling(steps))
     assert off(z, BOOK[name](TRAILING[steps - 1], A)) < 2e-3
 
 @pytest.mark.parametrize('name', ['ddim', 'pndm'])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, recorded, torch
 
 from arldm.data.dataset import to_memory, to_target
-from arldm.draw.sampling import make_scheduler
+from arldm.draw.schedulers import make_scheduler
 from arldm.model.history import history_visible
 from arldm.model.arldm import ARLDM
 from recorded import COMPARISONS, PARITY, gap
