@@ -70,16 +70,10 @@ def set_timesteps(
         timesteps (list, optional): These timesteps instead, from noise to picture
         sigmas (list, optional): These noise levels instead, from noise to picture
     """
-    custom = {}
-    if timesteps is not None: custom['timesteps'] = list(timesteps)
-    if sigmas is not None: custom['sigmas'] = list(sigmas)
-    for option in custom:
-        if option not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise StoryError(f'{type(scheduler).__name__} takes no {option} of your own')
-    if not custom: custom['num_inference_steps'] = steps
-    try: scheduler.set_timesteps(device=device, **custom)
+    custom = _custom_timesteps(scheduler, timesteps, sigmas)
+    try: scheduler.set_timesteps(**(custom or {'num_inference_steps': steps}), device=device)
     except ValueError as e: raise StoryError(f'{steps} steps: {first_line(e)}') from None
-    name = _name_if_leading(scheduler) if 'num_inference_steps' in custom else ''
+    name = '' if custom else _name_if_leading(scheduler)
     if name and steps <= FEW_STEPS:
         stride = scheduler.config.num_train_timesteps//steps
         timesteps = [stride*k - 1 for k in range(steps, 0, -1)]    # 2 steps: 999, 499
@@ -93,6 +87,7 @@ def set_timesteps(
         raise StoryError(f'{steps} step of {kind} would start at timestep {first}, where a picture '
                          "has no noise; use more steps, or timestep_spacing='trailing'")
 
+# %% ../../nbs/draw/38a_schedulers.ipynb #d2d38805
 def _name_if_leading(scheduler):
     "Return 'ddim' or 'pndm' for such a scheduler as `make_scheduler` configures it, else ''."
     name = {DDIMScheduler: 'ddim', PNDMScheduler: 'pndm'}.get(type(scheduler), '')
@@ -101,6 +96,16 @@ def _name_if_leading(scheduler):
     for key, value in ours.items():
         if not key.startswith('_') and scheduler.config.get(key) != value: return ''
     return name
+
+def _custom_timesteps(scheduler, timesteps, sigmas):
+    "Return those that are given as arguments of `set_timesteps`, if this scheduler takes them."
+    custom = {}
+    if timesteps is not None: custom['timesteps'] = list(timesteps)
+    if sigmas is not None: custom['sigmas'] = list(sigmas)
+    for option in custom:
+        if option not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise StoryError(f'{type(scheduler).__name__} takes no {option} of your own')
+    return custom
 
 # %% ../../nbs/draw/38a_schedulers.ipynb #7726d241
 def step_generators(
