@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/draw/38b_caching.ipynb #4036ea91
 class CachedContext(Tensor):
-    "A context (B, tokens, D) whose product with a weight is computed once, as long as neither changes."
+    "A context (B, tokens, D) whose product with a weight is computed once, until one changes."
     @staticmethod
     def of(context:Tensor) -> 'CachedContext': # with the same data, and an empty cache
         """Return a context that caches its products.

@@ -185,7 +185,7 @@ def draw_frames(
     # `model.null_cond()`; default: computed here if there is guidance. A callback that switches
     # guidance on needs it
     null_cond:tuple=None,
-    generators:list=None,  # One `torch.Generator` per story, whose seeds schedulers that add noise use
+    generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
 ): # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
@@ -203,8 +203,8 @@ def draw_frames(
             least 1
         null_cond (tuple, optional): `model.null_cond()`; default: computed here if there is
             guidance. A callback that switches guidance on needs it
-        generators (list, optional): One `torch.Generator` per story, whose seeds schedulers that
-            add noise use
+        generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
+            the steps
         on_step (optional): Called with a `Step` after every step, and may change it
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
             `reuse=1`

@@ -211,8 +211,7 @@ def __call__(self:StoryPipeline,
     return_dict:bool=True,            # False = return a tuple of the fields
     # Tensors that the callback takes: 'latents', and 'prompt_embeds', which is the context
     callback_on_step_end_tensor_inputs:list=('latents',),
-    # Guide only in this part of the steps; (.2, .8) = neither first nor last fifth
-    guidance_interval:tuple=(0, 1),
+    guidance_interval:tuple=(0, 1),   # Guide only in this part of the steps, (begin, end)
     reuse:int=1,        # Compute deep features only in every `reuse`-th step; above 1 approximate
     plain:bool=False,   # Compute everything again in every step; the same latents, slower
 )->StoryOutput:
@@ -238,8 +237,8 @@ def __call__(self:StoryPipeline,
         return_dict (bool, default True): False = return a tuple of the fields
         callback_on_step_end_tensor_inputs (list, default ('latents',)): Tensors that the callback
             takes: 'latents', and 'prompt_embeds', which is the context
-        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps; (.2, .8) =
-            neither first nor last fifth
+        guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps, (begin,
+            end)
         reuse (int, default 1): Compute deep features only in every `reuse`-th step; above 1
             approximate
         plain (bool, default False): Compute everything again in every step; the same latents,
@@ -252,15 +251,12 @@ def __call__(self:StoryPipeline,
     sampling = check_sampling(scheduler, num_inference_steps, guidance_scale, guidance_interval,
                               reuse, plain)
     plans, bad = make_plans(captions, given, redraw)
-    all_captions = []
-    for plan in plans.values(): all_captions += plan.captions
-    self.model.vocab.note_unknown(all_captions)
+    self.model.vocab.note_unknown(list(chain(*[plan.captions for plan in plans.values()])))
     generators = story_generators(len(plans) + len(bad), seed, generator)
     if latents is not None: check_latents(latents, plans, shape)
     batches = make_batches(plans, generators, latents, shape)
-    try: drawn = self._draw_batches(plans, batches, scheduler, sampling, callback_on_step_end,
-                                    tensor_names)
-    finally: self.maybe_free_model_hooks()
+    drawn = self._draw_batches(plans, batches, scheduler, sampling, callback_on_step_end,
+                               tensor_names)
     out = _output(plans, bad, drawn, output_type)
     return out if return_dict else out.to_tuple()
 
@@ -292,6 +288,7 @@ def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callb
                     if call.interrupt: break
                     call.guidance_scale = sampling.guidance_scale
                     if n_drawn < len(numbers): bar.set_postfix_str(f'frame {numbers[n_drawn]}')
+    self.maybe_free_model_hooks()
     return drawn
 
 # %% ../../nbs/draw/42_pipeline.ipynb #1a2283cf

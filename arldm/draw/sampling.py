@@ -31,8 +31,8 @@ class Sampling:
             guidance
         guidance_interval (tuple, default (0, 1)): Guide only in this part of the steps, (begin,
             end)
-        guidance_rescale (float, default 0.0): How much of the guided prediction gets the contrast
-            of pred_cond
+        guidance_rescale (float, default 0.0): How much of the prediction gets the contrast of
+            `pred_cond`
         eta (float, default 0.0): Noise added in every step by DDIM (arXiv 2010.02502), 0 to 1
         timesteps (list, optional): Timesteps of the steps, instead of those of the scheduler
         sigmas (list, optional): Noise levels of the steps, instead of those of the scheduler
@@ -42,7 +42,7 @@ class Sampling:
     num_inference_steps:int=50      # Denoising steps per frame; PNDM calls the UNet once more
     guidance_scale:float=7.5        # `g` of classifier-free guidance; 1 or less = no guidance
     guidance_interval:tuple=(0, 1)  # Guide only in this part of the steps, (begin, end)
-    guidance_rescale:float=0.       # How much of the guided prediction gets the contrast of pred_cond
+    guidance_rescale:float=0.       # How much of the prediction gets the contrast of `pred_cond`
     eta:float=0.                    # Noise added in every step by DDIM (arXiv 2010.02502), 0 to 1
     timesteps:list=None             # Timesteps of the steps, instead of those of the scheduler
     sigmas:list=None                # Noise levels of the steps, instead of those of the scheduler
@@ -77,9 +77,10 @@ def guide(
 # %% ../../nbs/draw/39_sampling.ipynb #9e2557b5
 class GuidedUNet:
     "Call the UNet with the conditions of one frame, and cache what several steps share."
-    def __init__(self, model, cond, uncond=None, *, reuse=1, plain=False, graphs=False):
+    def __init__(self, model, cond, uncond=None, sampling=Sampling(), graphs=False):
         self.model = model
-        self.reuse = 1 if plain else reuse
+        plain = sampling.plain
+        self.reuse = 1 if plain else sampling.reuse
         self.record_graphs = graphs and self.reuse == 1
         self.conditions = {False: cond}    # {is the step guided: (context, visible)}
         if uncond is not None:
@@ -139,16 +140,14 @@ class Step:
         i (int): Number of the step, from 0
         t (Tensor): Its timestep
         latents (Tensor): (B, 4, h, w)
-        context (Tensor): (B, tokens, D), or (2B, tokens, D) with that of the null condition first
-            if the step was guided
+        context (Tensor): (B, tokens, D); if guided, (2B, tokens, D), the null condition first
         guidance_scale (float): Of the next step
         interrupt (bool, default False): Whether to make no further step
     """
     i:int                # Number of the step, from 0
     t:Tensor             # Its timestep
     latents:Tensor       # (B, 4, h, w)
-    # (B, tokens, D), or (2B, tokens, D) with that of the null condition first if the step was guided
-    context:Tensor
+    context:Tensor       # (B, tokens, D); if guided, (2B, tokens, D), the null condition first
     guidance_scale:float # Of the next step
     interrupt:bool=False # Whether to make no further step
 
@@ -167,10 +166,18 @@ def replace_context(self:GuidedUNet, context:Tensor):
     self.conditions[False] = self._cached(context[-B:]), visible[-B:]
     self.predict = None    # a CUDA graph has recorded the old one
 
+def _step_options(scheduler, generators, eta):
+    "Return the keyword arguments of `scheduler.step` that it knows, as not every scheduler does."
+    known = inspect.signature(scheduler.step).parameters
+    options = {}
+    if 'generator' in known: options['generator'] = generators
+    if 'eta' in known: options['eta'] = eta
+    return options
+
 # %% ../../nbs/draw/39_sampling.ipynb #6c136360
 def denoise(
     model:ARLDM,
-    scheduler,             # From `make_scheduler`, or another one of diffusers; its state is changed
+    scheduler,             # From `make_scheduler`, or another one of diffusers; it changes state
     z:Tensor,              # (B, 4, h, w) pure noise of unit variance
     cond:tuple,            # (context (B, tokens, D), visible bool (B, tokens)) of the frame
     # Context and visible tokens of the null condition, of the same shapes; `None` = no guidance
@@ -183,7 +190,7 @@ def denoise(
     """Turn noise into the latents of one frame per story.
 
     Args:
-        scheduler: From `make_scheduler`, or another one of diffusers; its state is changed
+        scheduler: From `make_scheduler`, or another one of diffusers; it changes state
         z (Tensor): (B, 4, h, w) pure noise of unit variance
         cond (tuple): (context (B, tokens, D), visible bool (B, tokens)) of the frame
         uncond (tuple, optional): Context and visible tokens of the null condition, of the same
@@ -202,15 +209,12 @@ def denoise(
     z = z.float()*scheduler.init_noise_sigma
     begin, end = sampling.guidance_interval
     scale = sampling.guidance_scale
-    unet = GuidedUNet(model, cond, uncond, reuse=sampling.reuse, plain=sampling.plain,
-                      graphs=graphs)
+    unet = GuidedUNet(model, cond, uncond, sampling, graphs)
     for i, t in enumerate(scheduler.timesteps):
         in_interval = begin <= i/len(scheduler.timesteps) < end
         guided = uncond is not None and scale > 1 and in_interval
         model_output = unet(scheduler.scale_model_input(z, t), t, guided)
-        if guided:
-            pred_uncond, pred_cond = model_output.chunk(2)
-            model_output = guide(pred_uncond, pred_cond, scale, sampling.guidance_rescale)
+        if guided: model_output = guide(*model_output.chunk(2), scale, sampling.guidance_rescale)
         z = scheduler.step(model_output, t, z, **step_options).prev_sample
         if on_step is None: continue
         step = Step(i, t, z, unet.context, scale)
@@ -220,14 +224,6 @@ def denoise(
         unet.replace_context(step.context)
         if step.interrupt: break
     return z
-
-def _step_options(scheduler, generators, eta):
-    "Return the keyword arguments of `scheduler.step` that it knows, as not every scheduler does."
-    known = inspect.signature(scheduler.step).parameters
-    options = {}
-    if 'generator' in known: options['generator'] = generators
-    if 'eta' in known: options['eta'] = eta
-    return options
 
 # %% ../../nbs/draw/39_sampling.ipynb #8ba73d12
 def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)

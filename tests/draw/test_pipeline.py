@@ -688,10 +688,10 @@ def test_put_back_after_failing_layer(tiny, monkeypatch):
 def requests(): # twelve different ones
     for k in range(12):
         texts = [A, B[:2], [A, B], A[:1]][k % 4]
-        yield texts, dict(num_inference_steps=2 + k % 3, guidance_scale=[2., 1, 3.][k % 3], seed=k,
+        yield texts, dict(num_inference_steps=1 + k % 3, guidance_scale=[2., 1, 3.][k % 3], seed=k,
                           reuse=1 + (k % 4 == 2), plain=k == 5)
 
-@pytest.mark.parametrize('name', ['dpm++', 'pndm', 'ancestral'])
+@pytest.mark.parametrize('name', ['pndm', 'ancestral'])
 def test_threads(tiny, name):
     "Four threads share a pipeline, and copies with its parts: they draw what one after the other draws, bit for bit."
     if name == 'ancestral': tiny.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(tiny.scheduler.config)
