@@ -26,7 +26,7 @@ def _check_options(captions, given, redraw, batch_size, sets, limit):
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command(**_DRAW)
 def draw(
-    run:str|Path,           # Run folder or pipeline folder
+    run:str|Path,           # Run folder, pipeline folder, or a pipeline's name on the hub
     *,
     data:str|Path=None,     # Story file; default: the one that the run was trained on
     split:str='test',       # Split of the story file to draw
@@ -55,7 +55,7 @@ def draw(
         arldm-draw runs/toy --captions story.txt
 
     Args:
-        run (str | Path): Run folder or pipeline folder
+        run (str | Path): Run folder, pipeline folder, or a pipeline's name on the hub
         data (str | Path, optional): Story file; default: the one that the run was trained on
         split (str, default 'test'): Split of the story file to draw
         limit (int, optional): Number of stories to draw, from the first on; default: all
@@ -79,12 +79,14 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     _check_options(captions, given, redraw, batch_size, sets, limit)
+    from arldm.draw.drawing_record import run_folder
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, sampling_of
     quiet_libraries()
+    run = run_folder(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
     if captions is not None:
-        return draw_text(Path(run), captions, sampling, given, redraw, out, dry_run)
-    return draw_stories(Path(run), data, split, sampling, batch_size=batch_size, limit=limit,
+        return draw_text(run, captions, sampling, given, redraw, out, dry_run)
+    return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
                         sets=sets, fast=fast, out=out, dry_run=dry_run)

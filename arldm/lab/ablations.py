@@ -30,6 +30,7 @@ from ..data.story import StoryFile
 from ..data.strips import markdown_table
 from ..toy.facts import check_facts
 from ..model.arldm import ARLDM
+from ..model.hub import find_pipeline
 from ..train.cache import build_cache, data_digest
 from ..train.log import bar
 from ..train.loop import train_steps
@@ -219,15 +220,14 @@ def open_ladder_stories(path:Path) -> StoryFile:
     return StoryFile(path)
 
 def start_digest(
-    base:str|Path,  # A pipeline folder, or a run folder that holds one
+    base:str|Path,  # A pipeline folder, a run folder that holds one, or a name on the hub
 ) -> str:
     """Return the digest of a pipeline, or raise `StoryError` if there is none.
 
     Args:
-        base (str | Path): A pipeline folder, or a run folder that holds one
+        base (str | Path): A pipeline folder, a run folder that holds one, or a name on the hub
     """
-    folder = Path(base)/'pipeline'
-    if not folder.is_dir(): folder = Path(base)
+    folder, _ = find_pipeline(base)
     if (folder/'model_index.json').is_file(): return folder_digest(folder)
     raise StoryError(f'{base}: no pipeline there; name one to start from')
 

@@ -19,10 +19,10 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 from ..core import CORPORA, Corpus, StoryError, one_of
 from ..settings import FREEZABLE
 from ..files.atomic import load_json
-from ..files.manifest import recover_folder
 from ..data.dataset import Vocabulary, to_memory, to_target
 from .config import (PARTS, SIZES, check_finite, check_whole, loading, make_vae,
                                 memory_encoder_class, noise_like, noise_schedule, vae_factor)
+from .hub import find_pipeline
 from .encoders import (MemoryEncoder, encode_captions as encode_text,
                                   resize_vocabulary)
 from .history import (HistoryEmbeddings, context_visible, drop_frames, history_visible,
@@ -314,31 +314,29 @@ def predict(self:ARLDM,
 # %% ../../nbs/model/27_arldm.ipynb #d6e1e237
 @patch(cls_method=True)
 def load(cls:ARLDM,
-    folder:str|Path,  # A pipeline folder, or the folder of a run
+    folder:str|Path,  # A pipeline folder, the folder of a run, or a name on the hub
 )->ARLDM:             # On the CPU, in evaluation mode
     """Load a model, or raise `StoryError` if a part is missing or damaged.
 
     Args:
-        folder (str | Path): A pipeline folder, or the folder of a run
+        folder (str | Path): A pipeline folder, the folder of a run, or a name on the hub
 
     Returns:
         ARLDM: On the CPU, in evaluation mode
     """
-    folder = Path(folder)
-    # A killed process may have left the folder of a run without its pipeline
-    if not (folder/'pipeline').is_dir(): recover_folder(folder/'pipeline')
-    if (folder/'pipeline').is_dir(): folder = folder/'pipeline'
+    folder, hub_name = find_pipeline(folder)
     missing = [name for name in PARTS if not (folder/name/'config.json').is_file()]
     if missing:
-        raise StoryError(f'{folder}: no finished pipeline in it, {", ".join(missing)} missing')
+        raise StoryError(f'{hub_name or folder}: no finished pipeline in it, '
+                         f'{", ".join(missing)} missing')
     def load_part(name, kind):
-        with loading(folder/name, f'a {kind.__name__}'):
+        with loading(Path(hub_name or folder)/name, f'a {kind.__name__}'):
             return kind.from_pretrained(folder/name)
-    kinds = {**PARTS, 'memory_encoder': memory_encoder_class(folder)}
+    kinds = {**PARTS, 'memory_encoder': memory_encoder_class(folder, hub_name)}
     parts = {name: load_part(name, kind) for name, kind in kinds.items()}
     caption_tokenizer = load_part('tokenizer', CLIPTokenizer)
     memory_tokenizer = load_part('memory_tokenizer', BertTokenizer)
-    check_whole(folder, parts)
+    check_whole(folder, parts, hub_name)
     length = parts['text_encoder'].config.max_position_embeddings
     vocab = Vocabulary(caption_tokenizer, memory_tokenizer, length)
     model = cls(**parts, vocab=vocab).eval()

@@ -20,6 +20,7 @@ from ..data.dataset import Vocabulary, word_tokenizers
 from ..data.story import StoryFile, StorySplit
 from ..model.arldm import ARLDM
 from ..model.config import SIZES, vae_factor
+from ..model.hub import download_pipeline, hub_name
 from ..model.port import kind_of, read_weights
 from ..model.pretrained import PUBLISHED, published
 from .checkpoint import checkpoints
@@ -101,12 +102,21 @@ def validation_split(file:StoryFile) -> StorySplit|None:
     "Return the validation split, or `None` if it is missing or empty."
     return file['val'] if 'val' in file.splits and len(file['val']) else None
 
+_MODELS = (f'{", ".join(SHIPPED)}, a size ({", ".join(SIZES)}), a pipeline or run, here or on the '
+           'hub, or a Stable Diffusion model with BLIP weights beside it: --blip '
+           f'{PUBLISHED["blip-large"]}')
+
 def _pipeline(s): # the folder that holds a pipeline to start from, or `None`
     if s.model in SIZES: return None
     folder = asset(SHIPPED[s.model]) if s.model in SHIPPED else Path(s.model)
     for path in folder, folder/'pipeline':
         if (path/'memory_encoder').is_dir(): return folder
-    return None
+    name = hub_name(s.model)
+    if not name or folder.exists() or name in PUBLISHED.values(): return None
+    try: return download_pipeline(name)
+    except StoryError as e:
+        if s.blip: return None    # a Stable Diffusion
+        raise StoryError(f'{e}; --model takes {_MODELS}') from e
 
 def _model(s, file, folder):
     "Load a shipped model, a pipeline or published weights, or make a model of random weights."
@@ -115,10 +125,7 @@ def _model(s, file, folder):
     if Path(s.model).is_file():
         raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? '
                          f'port it first: arldm-port {s.model} models/ported')
-    if not s.blip:
-        raise StoryError(f'model {s.model!r} is neither {", ".join(SHIPPED)}, a size '
-                         f'({", ".join(SIZES)}) nor a pipeline or run; a Stable Diffusion model '
-                         f'needs BLIP weights with it: --blip {PUBLISHED["blip-large"]}')
+    if not s.blip: raise StoryError(f'no model {s.model!r}; --model takes {_MODELS}')
     return _published_model(s, file)
 
 # %% ../../nbs/train/35_setup.ipynb #8a609290

@@ -161,7 +161,7 @@ WRONG = [
     ('train', ['OUT/new', '--data', 'FILE', '--preset', 'huge'], "no preset 'huge'"),
     ('train', ['OUT/new', '--data', 'FILE', '--task', 'drawing'], "no task 'drawing'"),
     ('train', ['OUT/new', '--data', 'FILE', '--max-train-steps', 'many'], 'invalid int'),
-    ('train', ['OUT/new', '--data', 'FILE', '--model', 'OUT/nothing'], 'neither toy-base'),
+    ('train', ['OUT/new', '--data', 'FILE', '--model', 'OUT/nothing'], "nothing'; --model takes toy-base"),
     ('train', ['RUN', '--seed', '7'], 'was trained with seed=0'),
     ('train', ['RUN', '--preset', 'toy'], 'was trained with model=tiny, not toy-base, '),
     ('train', ['OUT/new', '--data', 'FILE', '--train-batch-size', '0'], 'train_batch_size must be at least 1'),

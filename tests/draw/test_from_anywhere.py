@@ -12,12 +12,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hub import Repo, read_folder, serve
+from arldm.cli.draw import draw
 from arldm.core import StoryError, asset
+from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryOutput, StoryPipeline
 from arldm.draw.pipeline_folder import EXAMPLE, publish
 from arldm.model.arldm import ARLDM
 from arldm.model.config import PARTS
 from arldm.model.hub import hub_name
+from arldm.settings import resolve
+from arldm.train.setup import make_model
 
 GOOD = 'hf_good'
 
@@ -71,6 +75,7 @@ def test_hub(hub, tiny, tmp_path):
     hub.requests.clear()
     assert same(StoryPipeline.from_pretrained('someone/stories', local_files_only=True), tiny)
     assert hub.requests == []
+    assert same(StoryPipeline.from_model(ARLDM.load('someone/stories')), tiny)
 
 def test_hub_without_network(hub, tiny, monkeypatch):
     StoryPipeline.from_pretrained('someone/stories')
@@ -128,7 +133,7 @@ def test_refused(hub, monkeypatch):
     assert line('someone/else') == (f'someone/else: no such folder here, and {url} shows no model of this name; if it is private, '
                                     'log in with hf auth login, or pass token=')
     assert line(revision='v2') == f"someone/stories: {url} has no revision 'v2' of it"
-    assert line(local_files_only=True) == ('someone/stories: no such folder here, and it was not downloaded before; '
+    assert line(local_files_only=True) == ('someone/stories: no such folder here, and it is not among the downloads from the hub; '
                                            'local_files_only and HF_HUB_OFFLINE allow no download')
     hub.repos['someone/gated'] = Repo(hub.repos['someone/stories'].branches['main'], gated=True)
     assert line('someone/gated') == (f'someone/gated is gated: ask for access on {url}/someone/gated, then log in with '
@@ -142,8 +147,8 @@ def test_refused(hub, monkeypatch):
                                   'StableDiffusionPipeline')
     assert hub.paths() == ['model_index.json']
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
-    assert re.fullmatch('someone/stories: no such folder here, and it cannot be downloaded from http://127.0.0.1:9 \\(.*refused.*\\)',
-                        line())
+    assert re.fullmatch('someone/stories: no such folder here, and it cannot be downloaded from http://127.0.0.1:9 '
+                        '\\(.*refused.*\\); try again when the network is back', line())
     assert line('stories') == ('stories: no such folder; expected a pipeline folder, a run folder, or a name on the hub such as '
                                'user/name')
 
@@ -319,3 +324,44 @@ def test_push_refused(hub, tiny, saved, monkeypatch):
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
     assert 'could not be pushed' in one_line(publish, tiny, saved, 'me/stories', False, token=GOOD)
     assert 'could not be pushed' in one_line(publish, tiny, saved, 'a b', False, token=GOOD)
+
+
+# commands
+
+def test_draw_by_name(hub, saved, tmp_path, monkeypatch):
+    "arldm-draw draws with a pipeline on the hub as with its folder, and into no folder of its name."
+    monkeypatch.chdir(tmp_path)
+    Path('story.txt').write_text('it jumps\n')
+    options = dict(captions='story.txt', num_inference_steps=1)
+    draw('someone/stories', out='a', **options)
+    draw(saved, out='b', **options)
+    assert (tmp_path/'a'/'1.png').read_bytes() == (tmp_path/'b'/'1.png').read_bytes()
+    assert not (tmp_path/'someone').exists()
+    with pytest.raises(StoryError, match='; name another place: --out FOLDER'):
+        draw('someone/stories', data=toy_stories(tmp_path), split='train')
+    url = hub.url
+    assert one_line(draw, 'runs/new', **options) == (
+        f'runs/new: no pipeline there, and {url} shows no model of this name; train it first: arldm-train runs/new')
+    Path('runs/new').mkdir(parents=True)
+    assert one_line(draw, 'runs/new', **options) == 'runs/new: no pipeline there; train it first: arldm-train runs/new'
+
+def toy_stories(folder):
+    "A file of two small stories."
+    red = Image.new('RGB', (32, 32), 'red')
+    write_stories(folder/'toy.h5', dict(train=[Story(str(i), '', ['it jumps']*2, [red]*2) for i in range(2)]), 'toy')
+    return folder/'toy.h5'
+
+def test_train_from_name(hub, tiny, tmp_path):
+    "arldm-train starts from a pipeline on the hub, whether or not the preset names BLIP weights."
+    file = StoryFile(toy_stories(tmp_path))
+    for blip in '', 'blip-large':
+        model = make_model(resolve('tiny', model='someone/stories', blip=blip, resolution=32), file, tmp_path, quiet=True)
+        assert same(StoryPipeline.from_model(model), tiny)
+    line = one_line(make_model, resolve('tiny', model='someone/else', resolution=32), file, tmp_path, quiet=True)
+    assert line == (
+        f'someone/else: no such folder here, and {hub.url} shows no model of this name; if it is private, log in with hf auth '
+        'login, or pass token=; --model takes toy-base, toy-arldm, a size (full, toy, tiny), a pipeline or run, here or on the '
+        'hub, or a Stable Diffusion model with BLIP weights beside it: --blip model_large.pth')
+    hub.repos['someone/sd'] = Repo({'model_index.json': b'{"_class_name": "StableDiffusionPipeline"}'})
+    line = one_line(make_model, resolve('tiny', model='someone/sd', resolution=32), file, tmp_path, quiet=True)
+    assert line.startswith('someone/sd: expected a StoryPipeline, as arldm-train makes it, found a StableDiffusionPipeline; --model')

@@ -940,8 +940,8 @@ def test_no_pipeline(saved, tmp_path, monkeypatch):
         assert one_line(StoryPipeline.from_pretrained, where) == (
             f'{where}: no such folder; expected a pipeline folder, a run folder, or a name on the hub such as user/name')
     assert one_line(StoryPipeline.from_pretrained, 'somebody/stories', cache_dir=tmp_path) == (
-        'somebody/stories: no such folder here, and it was not downloaded before; local_files_only and HF_HUB_OFFLINE allow '
-        'no download')
+        'somebody/stories: no such folder here, and it is not among the downloads from the hub; local_files_only and '
+        'HF_HUB_OFFLINE allow no download')
 
 
 # memory
