@@ -79,14 +79,12 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     _check_options(captions, given, redraw, batch_size, sets, limit)
-    from arldm.draw.drawing_record import run_folder
     from arldm.draw.own_stories import draw_text
-    from arldm.cli.drawing_run import draw_stories, sampling_of
+    from arldm.cli.drawing_run import draw_stories, run_folder, sampling_of
     quiet_libraries()
     run = run_folder(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
-    if captions is not None:
-        return draw_text(run, captions, sampling, given, redraw, out, dry_run)
+    if captions is not None: return draw_text(run, captions, sampling, given, redraw, out, dry_run)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
                         sets=sets, fast=fast, out=out, dry_run=dry_run)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS_PER_SET', 'run_settings', 'default_dtype', 'parse_numbers', 'SamplingSettings', 'recorded_sampling',
-           'run_folder', 'pipeline_folder', 'warn_if_outdated', 'open_pipeline', 'sampling_facts', 'write_record',
+           'pipeline_folder', 'warn_if_outdated', 'open_pipeline', 'sampling_facts', 'write_record',
            'check_same_drawings', 'named_folder', 'check_output_folder', 'pipeline_digest', 'drawing_provenance']
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #8e473217
@@ -20,7 +20,7 @@ from ..files.atomic import check_shape, load_json
 from ..files.manifest import folder_digest, read_manifest, record_provenance, recover_folder
 from ..data.story import StorySplit
 from ..model.config import PARTS
-from ..model.hub import NotOnHub, download_pipeline, hub_name
+
 from ..train.cache import data_digest, weights_digest
 from .drawing_files import is_drawn, set_paths
 from .inputs import check_sampling
@@ -148,24 +148,6 @@ def recorded_sampling(
     return SamplingSettings(**settings)
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #8a82a55a
-def run_folder(
-    run:str|Path,  # Run folder, pipeline folder, or a pipeline's name on the hub
-)->Path:           # The same folder, or that of the download
-    """Download a pipeline that is no folder here, or raise `StoryError` if the hub has none.
-
-    Args:
-        run (str | Path): Run folder, pipeline folder, or a pipeline's name on the hub
-
-    Returns:
-        Path: The same folder, or that of the download
-    """
-    name = hub_name(run)
-    if not name or Path(run).exists(): return Path(run)
-    try: return download_pipeline(name)
-    except NotOnHub as e:
-        raise StoryError(f'{run}: no pipeline there, and {e.why}; train it first: arldm-train '
-                         f'{run}') from e
-
 def pipeline_folder(
     run:Path, # Run folder, or a pipeline folder
 )->Path:
