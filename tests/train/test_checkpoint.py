@@ -1,5 +1,5 @@
 "A run that is killed, stopped, damaged or split over processes computes what an undisturbed one does."
-import os, random, shutil, signal, subprocess, sys, time
+import os, random, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
@@ -16,7 +16,7 @@ from arldm.settings import resolve
 from arldm.data.story import StoryFile
 from arldm.train.checkpoint import load_checkpoint, read_log, save_checkpoint
 from elsewhere import PYTHONPATH
-from processes import family, kill
+from processes import end, family, fork, kill
 
 SOAK = bool(os.environ.get('ARLDM_SOAK'))
 KILLS, LONG = (20, dict(max_train_steps=80, checkpointing_steps=5)) if SOAK else (1, {})   # kill -9, and the run that survives it
@@ -154,15 +154,16 @@ def test_the_newest_is_the_one_of_most_steps(tmp_path):
     assert load_checkpoint(tmp_path, parts) == 1_000_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ['1000000.pt', '999500.pt']
 
-FULL = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,)*2); ' + CODE
-
-def test_a_full_disk_at_the_very_end(whole, data, tmp_path, monkeypatch):
+def test_a_full_disk_at_the_very_end(whole, tmp_path, monkeypatch):
     "The finished pipeline cannot be written: one line, and all checkpoints stay."
     run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))
-    monkeypatch.setattr(sys.modules[__name__], 'CODE', FULL)
-    said, _ = (p := start(run, data)).communicate(timeout=300)
-    assert p.returncode == 1 and 'Traceback' not in said, said
-    assert 'pipeline could not be written' in said.splitlines()[-1]
+    monkeypatch.setattr(sys, 'argv', ['arldm-train', str(run)])
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,)*2)
+        train()
+    status, said = end(*fork(work))
+    assert status == 1 and said[-1].startswith('arldm-train: ') and 'Traceback' not in '\n'.join(said), said
+    assert 'pipeline could not be written' in said[-1]
     assert not (run/'pipeline').exists() and not differ(last(run), last(whole))
 
 def test_a_checkpoint_of_another_size(whole, data, tmp_path):
