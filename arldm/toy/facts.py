@@ -66,18 +66,18 @@ def _squared_lengths(j): # (18, 577)
     return np.concatenate([with_nobody, with_figure], 1)
 
 # %% ../../nbs/toy/20_facts.ipynb #fbf5cde4
-def _nearest_figures(frames, land, j): # frames (n, 64, 64, 3) that show landscape `land` -> (n,)
+def _nearest_figures(frames, lands, j): # (n, 64, 64, 3), the landscape of each (n,) -> (n,)
     "Return who is at position j of each frame: 0 = nobody, else 1 + index in `_LOOKS_AND_ACTIONS`."
     art, through = _figure_pixels(j)
     x = _column_of(frames, j)
-    back = _column_of(_landscape_pixels()[land], j)
+    back = _column_of(_landscape_pixels()[lands], j)
     # x·t for each possibility t = art + through*back
     x_times_back = _flat((x*back).sum(-1))
     with_nobody = x_times_back.sum(1, keepdims=True)
     with_figure = _flat(x)@_flat(art).T + x_times_back@_flat(through).T
     products = np.concatenate([with_nobody, with_figure], 1)
     # the squared distance |x|² - 2 x·t + |t|² without |x|², which is the same for all t
-    return (_squared_lengths(j)[land] - 2*products).argmin(1)
+    return (_squared_lengths(j)[lands] - 2*products).argmin(1)
 
 def _toy_pixels(picture): # PIL picture or array of any size and mode -> float (64, 64, 3)
     im = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
@@ -85,8 +85,9 @@ def _toy_pixels(picture): # PIL picture or array of any size and mode -> float (
 
 def _nearest_landscapes(frames): # (n, 64, 64, 3) -> (n,), indices of `_PLACES_AND_TIMES`
     distances = []
-    for land in _landscape_pixels():
-        differences = np.abs(frames - land)[:, ::2, ::2].sum(-1)  # every fourth pixel is enough
+    few = frames[:, ::2, ::2]  # every fourth pixel is enough
+    for land in _landscape_pixels()[:, ::2, ::2]:
+        differences = np.abs(few - land).sum(-1)
         distances.append(np.median(_flat(differences), 1))
     return np.argmin(distances, 0)
 
@@ -104,17 +105,15 @@ def read(
     """
     frames = np.stack([_toy_pixels(picture) for picture in pictures])
     lands = _nearest_landscapes(frames)
-    scenes = [None]*len(frames)
-    for land in {*lands.tolist()}:  # all frames of a landscape at once
-        rows = np.flatnonzero(lands == land)
-        nearest = np.stack([_nearest_figures(frames[rows], land, j) for j in range(3)], 1)
-        for row, numbers in zip(rows, nearest):
-            figures = []
-            for position, number in zip(POSITIONS, numbers):
-                if number:
-                    look, action = _LOOKS_AND_ACTIONS[number-1]
-                    figures.append(Figure(look, position, action))
-            scenes[row] = Scene(*_PLACES_AND_TIMES[land], tuple(figures))
+    nearest = np.stack([_nearest_figures(frames, lands, j) for j in range(3)], 1)
+    scenes = []
+    for land, numbers in zip(lands, nearest):
+        figures = []
+        for position, number in zip(POSITIONS, numbers):
+            if number:
+                look, action = _LOOKS_AND_ACTIONS[number-1]
+                figures.append(Figure(look, position, action))
+        scenes.append(Scene(*_PLACES_AND_TIMES[land], tuple(figures)))
     return scenes
 
 # %% ../../nbs/toy/20_facts.ipynb #5fcaba1b
