@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CORPORA', 'ROOT', 'printable', 'say', 'StoryError', 'BadStory', 'first_line', 'counted', 'story_name', 'Corpus',
            'one_of', 'at_least_one', 'asset', 'machine', 'story_generator', 'environment_number', 'rank_and_world_size',
-           'pick_device', 'out_of_memory', 'memory_advice', 'error_line', 'stopped', 'end_stopped', 'expand_user']
+           'pick_device', 'has_bfloat16_units', 'out_of_memory', 'memory_advice', 'error_line', 'stopped',
+           'end_stopped', 'expand_user']
 
 # %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, importlib.metadata as metadata, importlib.util
@@ -210,6 +211,18 @@ def pick_device()->'torch.device':
         # torchrun numbers the processes of a machine in LOCAL_RANK; they share too few GPUs in turn
         return torch.device('cuda', environment_number('LOCAL_RANK', 0) % torch.cuda.device_count())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+
+# %% ../nbs/00_core.ipynb #e7c1be6e
+def has_bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
+    """Return whether this CPU has units for bfloat16, so that PyTorch need not imitate it.
+
+    Returns:
+        bool: Of x86 (AVX-512 or AMX) or Arm
+    """
+    import torch
+    capabilities = torch.cpu.get_capabilities()
+    # some values are no truth values, such as the name of the CPU
+    return any(has is True and 'bf16' in name for name, has in capabilities.items())
 
 # %% ../nbs/00_core.ipynb #1607d2da
 # parts of the messages that torch, numpy, C++, oneDNN (two) and cuBLAS give for lack of memory

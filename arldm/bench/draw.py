@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCH_STEPS', 'PIPELINE_KINDS', 'BATCHES', 'DrawingBench', 'unet_calls', 'story_flops', 'Comparison', 'comparisons',
-           'compare_drawing', 'has_bfloat16_units', 'in_bfloat16', 'drawing_rows', 'release_memory', 'measure_drawing',
-           'make_drawing_bench', 'part_seconds', 'drawing_flops', 'bench_draw']
+           'compare_drawing', 'in_bfloat16', 'drawing_rows', 'release_memory', 'measure_drawing', 'make_drawing_bench',
+           'part_seconds', 'drawing_flops', 'bench_draw']
 
 # %% ../../nbs/bench/83_draw.ipynb #1032d641
 import gc, tempfile, time
@@ -18,7 +18,7 @@ from typing import Callable
 
 import torch
 
-from ..core import StoryError, out_of_memory
+from ..core import StoryError, has_bfloat16_units, out_of_memory
 from ..model.arldm import ARLDM
 from ..model.encoders import quiet_loading
 from ..draw.pipeline import StoryPipeline
@@ -212,16 +212,6 @@ def _compare(drawing, comparison, rate): # `rate`: FLOP/s of the machine
             dict(what="share of the machine's matrix rate", unit='%', **rate_percent)]
 
 # %% ../../nbs/bench/83_draw.ipynb #df28386b
-def has_bfloat16_units()->bool: # Of x86 (AVX-512 or AMX) or Arm
-    """Return whether this CPU has units for bfloat16, so that PyTorch need not imitate it.
-
-    Returns:
-        bool: Of x86 (AVX-512 or AMX) or Arm
-    """
-    capabilities = torch.cpu.get_capabilities()
-    # some values are no truth values, such as the name of the CPU
-    return any(has is True and 'bf16' in name for name, has in capabilities.items())
-
 def in_bfloat16(
     drawing:DrawingBench,
     size:str,      # 'tiny' or 'full'

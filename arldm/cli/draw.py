@@ -15,7 +15,7 @@ from ..settings import DTYPES, SCHEDULERS
 # %% ../../nbs/cli/69_draw.ipynb #c213c6c1
 _DRAW = dict(headings=dict(data='what to draw', captions='your own captions instead',
                            scheduler='how to draw', dtype='speed', out='output'),
-             choices=dict(scheduler=SCHEDULERS, dtype=DTYPES.values()))
+             choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values())))
 
 def _check_options(captions, given, redraw, batch_size, sets, limit):
     "Raise a `StoryError` for a number below 1, and for options that are for captions only."
@@ -41,7 +41,7 @@ def draw(
     guidance_interval:str='0,1', # Part of the steps that is guided, from,to, such as 0.2,0.8
     reuse:int=1,            # Steps that share the UNet's deep features; above 1 is approximate
     seed:int=0,             # Random seed; story i is drawn with seed + i
-    dtype:str=None,         # Type of the weights; default: bfloat16 on a GPU, else float32
+    dtype:str='auto',       # Type of the weights; auto: bfloat16 if that is faster, else float32
     fast:bool=False,        # Compile the model for the GPU first; pays off for many stories
     batch_size:int=16,      # Stories drawn together; changes pictures by rounding only
     out:str|Path=None,      # Folder for drawings; default: the run, or for mine.txt mine-drawn
@@ -71,7 +71,8 @@ def draw(
             0.2,0.8
         reuse (int, default 1): Steps that share the UNet's deep features; above 1 is approximate
         seed (int, default 0): Random seed; story i is drawn with seed + i
-        dtype (str, optional): Type of the weights; default: bfloat16 on a GPU, else float32
+        dtype (str, default 'auto'): Type of the weights; auto: bfloat16 if that is faster, else
+            float32
         fast (bool, default False): Compile the model for the GPU first; pays off for many stories
         batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
         out (str | Path, optional): Folder for drawings; default: the run, or for mine.txt

@@ -21,9 +21,9 @@ from ..model.hub import NotOnHub, download_pipeline, hub_name
 from ..train.digest import holds_stories
 from ..draw.drawing_files import is_drawn, set_name
 from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, check_output_folder,
-                                       check_same_drawings, default_dtype, named_folder,
-                                       open_pipeline, parse_numbers, pipeline_folder,
-                                       run_settings, sampling_facts, write_record)
+                                       check_same_drawings, named_folder, open_pipeline,
+                                       parse_numbers, pipeline_folder, run_settings,
+                                       sampling_facts, write_record)
 from ..draw.test_set import draw_split
 from ..score.provenance import read_drawing
 
@@ -53,7 +53,7 @@ def sampling_of(
     guidance_scale:float|None,  # `None` = the run's setting
     guidance_interval:str,   # Begin and end, with a comma between them
     reuse:int,
-    dtype:str|None,          # `None` = the best of this machine
+    dtype:str,               # 'auto' is replaced when the folder and the model are known
     seed:int,
 )->SamplingSettings:
     """Return the settings of a drawing from the options of arldm-draw.
@@ -63,12 +63,12 @@ def sampling_of(
         scheduler (str): Key of `SCHEDULERS`
         guidance_scale (float | None): `None` = the run's setting
         guidance_interval (str): Begin and end, with a comma between them
-        dtype (str | None): `None` = the best of this machine
+        dtype (str): 'auto' is replaced when the folder and the model are known
     """
     if guidance_scale is None: guidance_scale = run_settings(Path(run))['guidance_scale']
     interval = tuple(parse_numbers('guidance_interval', guidance_interval, float))
     return SamplingSettings(scheduler, num_inference_steps, guidance_scale, interval, reuse,
-                            dtype or default_dtype(), seed)
+                            dtype, seed)
 
 # %% ../../nbs/cli/68a_drawing_run.ipynb #97650a36
 def stories_to_draw(
@@ -132,6 +132,7 @@ def draw_stories(
     folder = named_folder(out, run)
     n = min(len(stories), limit or len(stories))
     sampling.check(n, sets)
+    sampling = sampling.with_dtype(pipeline_folder(run), read_drawing(folder))
     facts = _checked_facts(run, folder, stories, settings, sampling)
     _warn_of_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
@@ -139,7 +140,8 @@ def draw_stories(
     pipe._latent_shape(settings['resolution'], settings['resolution'])
     if dry_run:
         count = counted(n, 'story', 'stories')
-        return print(f'would draw {count} of split {split}; nothing was written')
+        return print(f'would draw {count} of split {split} in {sampling.dtype}; nothing was '
+                     'written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
     folders = [folder/set_name(j) for j in range(sets)]
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
@@ -175,7 +177,7 @@ def _draw_sets(pipe, stories, folders, settings, sampling, *, n, batch_size):
         done = draw_split(pipe, stories, folder, TASKS[settings['task']], limit=n, batch=batch_size,
                           rank=rank, world_size=world_size, seed=sampling.seed + j*SEEDS_PER_SET,
                           height=side, width=side, **sampling.options())
-        label = f'drawing {stories.name} set'
+        label = f'drawing {stories.name} set in {sampling.dtype}'
         if len(folders) > 1: label += f', {j + 1} of {len(folders)}'
         with progress_bar(label, 'stories', total=len(own_ids), quiet=rank > 0,
                           initial=_count_drawn(folder, own_ids)) as bar:

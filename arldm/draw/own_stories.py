@@ -108,8 +108,8 @@ def _draw_all(story, pipe, todo):
         frames = pipe.stream(story.captions, story.given, story.sampling.seed, drawn=drawn,
                              **story.sampling.options())
     n = len(story.captions)
-    bar = progress_bar(f'drawing {story.folder.name}', 'frames', zip(todo, frames), n,
-                       initial=n - len(todo))
+    label = f'drawing {story.folder.name} in {story.sampling.dtype}'
+    bar = progress_bar(label, 'frames', zip(todo, frames), n, initial=n - len(todo))
     try:
         for k, picture in bar: _keep(story, files, k, picture)
     finally:
@@ -155,7 +155,8 @@ def _draw_again(story, pipe, todo):
     n_given = sum('given' in frame for frame in story.frames)
     def redraw(folder): # a copy of the story
         given = story.given or [*FrameFiles(folder, 1, n_given)]
-        for k in progress_bar(f'redrawing {story.folder.name}', 'frames', todo):
+        label = f'redrawing {story.folder.name} in {story.sampling.dtype}'
+        for k in progress_bar(label, 'frames', todo):
             drawn = FrameFiles(folder, n_given + 1, k)
             frames = pipe.stream(story.captions[:k + 1], given, story.sampling.seed, drawn=drawn,
                                  **story.sampling.options())
@@ -193,8 +194,9 @@ def draw_text(
     if not dry_run: recover_folder(story.folder)
     todo = frames_to_draw(story, to_redraw)    # raises before anything is loaded
     if dry_run:
-        if todo is not None: open_pipeline(run, sampling, weights=story.weights)
-        print(f'would draw {counted(len(todo or []), "frame")}; nothing was written')
+        if todo is not None: open_pipeline(run, story.sampling, weights=story.weights)
+        frames = counted(len(todo or []), 'frame')
+        print(f'would draw {frames} in {story.sampling.dtype}; nothing was written')
         return
     with locked_story(story): _draw_missing(run, story, to_redraw)
     print(printable(story.folder/STORY_STRIP))

@@ -86,11 +86,19 @@ def own_story(
     sampling.check()
     pipeline = pipeline_folder(run)
     frames = [dict(given=file_digest(file)) for file in given_files]
-    while len(frames) < len(captions): frames.append(asdict(sampling))
     story = OwnStory(folder=_place(path, out), captions=captions, given=pictures,
                      weights=folder_digest(pipeline), frames=frames, sampling=sampling)
     for folder in story.folder, story.part: check_output_folder(folder, pipeline)
+    story.sampling = sampling.with_dtype(pipeline, _drawn_before(story))
+    while len(frames) < len(captions): frames.append(asdict(story.sampling))
     return story
+
+def _drawn_before(story):
+    "Return the settings of the first frame that was drawn into the story's folders, or {}."
+    for manifest in checked_manifest(story.folder), checked_manifest(story.part, True):
+        for frame in manifest.get('frames', []):
+            if 'dtype' in frame: return frame
+    return {}
 
 def _place(text, out):
     "Choose the folder to draw into: `out`, or beside the text, or in the working folder."

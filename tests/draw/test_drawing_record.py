@@ -7,8 +7,9 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.cli import drawing_run as engine
-from arldm.core import StoryError
+from arldm.core import StoryError, has_bfloat16_units
 from arldm.data.dataset import Vocabulary, word_tokenizers
+from arldm.draw import drawing_record as records
 from arldm.draw.pipeline import StoryPipeline
 from arldm.files.atomic import save_json
 from arldm.model.arldm import ARLDM
@@ -35,14 +36,15 @@ def models(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope='module')
 def opened_once(models):
-    "The two models are opened once for all tests."
+    "The two models are opened once for all tests, in each precision."
     opened = StoryPipeline.from_pretrained
     pipes = {}
     def from_pretrained(folder, **kwargs):
         for place in Path(folder).resolve(), (Path(folder)/'pipeline').resolve():
             if place not in models: continue
-            if place not in pipes: pipes[place] = opened(folder, **kwargs)
-            return pipes[place]
+            key = place, kwargs.get('dtype')
+            if key not in pipes: pipes[key] = opened(folder, **kwargs)
+            return pipes[key]
         return opened(folder, **kwargs)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
@@ -243,7 +245,7 @@ def test_weights_that_are_no_numbers(run, tmp_path):
 def test_dry_run_says_what_would_be_drawn(run, capsys):
     cli.draw(run, dry_run=True, limit=1)
     cli.draw(run, dry_run=True)
-    assert capsys.readouterr().out.splitlines() == [f'would draw {n} of split test; nothing was written' for n in ('1 story', '4 stories')]
+    assert capsys.readouterr().out.splitlines() == [f'would draw {n} of split test in float32; nothing was written' for n in ('1 story', '4 stories')]
     assert not (run/'drawn').exists() and not (run/'drawing.json').exists()
 
 @pytest.mark.parametrize('name, value, said', [
@@ -259,6 +261,63 @@ def test_files_of_odd_shapes(fixed, name, value, said):
     save_json(path, {**json.loads(old), **value} if isinstance(value, dict) else value)
     try: one_line(said, fixed if name == 'drawing' else path, run=fixed, dtype='float32')
     finally: path.write_text(old)
+
+
+# precision
+
+@pytest.mark.parametrize('name', ['avx512_bf16', 'amx_bf16', 'bf16'])
+def test_bfloat16_units(monkeypatch, name):
+    "Of any CPU; a name or a unit that is not there does not count."
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, name: True})
+    assert has_bfloat16_units()
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, name: False, 'cpu_name': 'bf16'})
+    assert not has_bfloat16_units()
+
+def on(monkeypatch, device='cpu', units=True, channels=16):
+    "From now on the machine seems to be such, and a UNet of so many channels is full-size; the tiny one has 16."
+    monkeypatch.setattr(records, 'pick_device', lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: units)
+    monkeypatch.setattr(records, 'has_bfloat16_units', lambda: units)
+    monkeypatch.setattr(records, 'FULL_SIZE_CHANNELS', channels)
+
+@pytest.mark.parametrize('device, units, channels, dtype', [
+    ('cpu', True, 16, 'bfloat16'), ('cpu', True, 17, 'float32'), ('cpu', False, 16, 'float32'),
+    ('cuda', True, 17, 'bfloat16'), ('cuda', False, 16, 'float32'), ('mps', True, 16, 'float32')])
+def test_auto(models, monkeypatch, device, units, channels, dtype):
+    "bfloat16 on a GPU that has it, and for full-size models on a CPU that has units for it."
+    on(monkeypatch, device, units, channels)
+    auto = records.SamplingSettings(dtype='auto')
+    assert auto.with_dtype(models[0]).dtype == dtype
+    for named in 'float32', 'bfloat16', 'float16':
+        assert auto.with_dtype(models[0], dict(dtype=named)).dtype == named
+        assert records.SamplingSettings(dtype=named).with_dtype(models[0], dict(dtype='float32')).dtype == named
+    assert auto.with_dtype(models[0], dict(dtype='auto')).dtype == dtype
+
+def test_auto_of_a_damaged_pipeline(tmp_path, monkeypatch):
+    "Opening it says what is wrong, not this."
+    on(monkeypatch)
+    assert records.default_dtype(tmp_path) == 'float32'
+    (tmp_path/'unet').mkdir()
+    for text in '', '{}', '{"block_out_channels": []}':
+        (tmp_path/'unet/config.json').write_text(text)
+        assert records.default_dtype(tmp_path) == 'float32'
+
+@pytest.mark.parametrize('begun', ['float32', 'bfloat16'])
+def test_a_folder_keeps_its_precision(run, monkeypatch, capsys, begun):
+    "Also on a machine that would begin in another one; the precision is said and written down."
+    on(monkeypatch, units=begun == 'bfloat16')
+    cli.draw(run, limit=1, **FEW)
+    on(monkeypatch, units=begun != 'bfloat16')
+    capsys.readouterr()
+    cli.draw(run, limit=3, dry_run=True, **FEW)
+    assert capsys.readouterr().out == f'would draw 3 stories of split test in {begun}; nothing was written\n'
+    pipes = []
+    opened = engine.open_pipeline
+    monkeypatch.setattr(engine, 'open_pipeline', lambda *args: pipes.append(opened(*args)) or pipes[-1])
+    cli.draw(run, limit=3, **FEW)
+    assert record(run)['dtype'] == begun and pipes[0].unet.dtype == getattr(torch, begun) and len(drawn(run)) == 6
+    other = 'float32' if begun == 'bfloat16' else 'bfloat16'
+    one_line(f'{run} was made with dtype={begun}, not {other}; --out ANOTHER_FOLDER draws elsewhere', run=run, dtype=other)
 
 
 # which pipeline

@@ -33,12 +33,13 @@ def model(models): return models[0]
 
 @pytest.fixture(autouse=True, scope='module')
 def opened_once(models):
-    "The two models are opened once for all tests."
+    "The two models are opened once for all tests, in each precision."
     opened = StoryPipeline.from_pretrained
     pipes = {}
     def from_pretrained(folder, **options):
         if Path(folder) not in models: return opened(folder, **options)
-        return pipes.setdefault(folder, pipes.get(folder) or opened(folder, **options))
+        key = folder, options.get('dtype')
+        return pipes.setdefault(key, pipes.get(key) or opened(folder, **options))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StoryPipeline, 'from_pretrained', from_pretrained)
         yield
@@ -285,6 +286,23 @@ def test_a_stopped_story_goes_on(model, tmp_path, monkeypatch, n_given):
     assert off(look(folder, 7), look(calm, 7)) <= 1 and not part.exists()
     assert made(folder)['captions'] == LINES and {*content(folder)} == {*content(calm)}
 
+def test_a_story_keeps_its_precision(model, tmp_path, monkeypatch):
+    "Unfinished, finished or drawn again: another machine's own choice never mixes two in a story."
+    from arldm.draw import drawing_record
+    text = write(tmp_path/'story.txt', LINES[:3])
+    with monkeypatch.context() as patched, warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter('ignore')
+        stop_after(patched, 1)
+        cli.draw(model, captions=str(text), **FEW)
+    monkeypatch.setattr(drawing_record, 'default_dtype', lambda pipeline: 'bfloat16')
+    for redraw in None, None, '2', 'all':
+        folder = cli.draw(model, captions=str(text), redraw=redraw, **FEW)
+        assert [frame['dtype'] for frame in made(folder)['frames']] == ['float32']*3
+    pipes, opened = [], own.open_pipeline
+    monkeypatch.setattr(own, 'open_pipeline', lambda *args, **options: pipes.append(opened(*args, **options)) or pipes[-1])
+    new = cli.draw(model, captions=str(text), out=tmp_path/'new', **FEW)
+    assert [frame['dtype'] for frame in made(new)['frames']] == ['bfloat16']*3 and pipes[0].unet.dtype == torch.bfloat16
+
 def test_another_story_does_not_go_on_from_these(models, tmp_path, monkeypatch):
     text = write(tmp_path/'story.txt', LINES[:3])
     with monkeypatch.context() as patched, warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
@@ -481,7 +499,7 @@ def test_dry_run_opens_the_model(model, tmp_path, capsys):
     text = write(tmp_path/'story.txt')
     run = shutil.copytree(model, tmp_path/'model')
     cli.draw(run, captions=str(text), dry_run=True, **FEW)
-    assert capsys.readouterr().out == 'would draw 2 frames; nothing was written\n'
+    assert capsys.readouterr().out == 'would draw 2 frames in float32; nothing was written\n'
     (run/'unet/diffusion_pytorch_model.safetensors').unlink()
     one_line('expected a pipeline, but loading failed', run=run, captions=str(text), dry_run=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'story.txt']

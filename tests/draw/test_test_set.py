@@ -163,8 +163,8 @@ def test_progress_names_story_and_frame(small, tmp_path, capsys, monkeypatch):
     out, said = capsys.readouterr()
     assert out == f"{tmp_path/'run'}: 3 of 3 stories drawn\n"
     lines = [line.partition(' [')[0] for line in said.splitlines()]
-    assert lines[0] == 'drawing test set: 0/3 stories' and lines[-1] == 'drawing test set: 3/3 stories, frame 2'
-    assert {f'drawing test set: 0/3 stories, frame {k}' for k in (1, 2)} | {'drawing test set: 2/3 stories, frame 1'} <= {*lines}
+    assert lines[0] == 'drawing test set in float32: 0/3 stories' and lines[-1] == 'drawing test set in float32: 3/3 stories, frame 2'
+    assert {f'drawing test set in float32: 0/3 stories, frame {k}' for k in (1, 2)} | {'drawing test set in float32: 2/3 stories, frame 1'} <= {*lines}
     assert not set(said) & {'\r', '\x1b'}
 
 @pytest.mark.parametrize('k', range(1, 40) if SOAK else (3, 8, 14, 21, 27, 33))
