@@ -209,8 +209,8 @@ def open_pipeline(
     return pipe
 
 # %% ../../nbs/draw/45_drawing_record.ipynb #5c5bc6b1
-# a UNet with a level of so many channels is full-size; Stable Diffusion's widest has 1,280
-FULL_SIZE_CHANNELS = 512
+# a UNet is full-size if every level has at least so many channels; Stable Diffusion's first has 320
+FULL_SIZE_CHANNELS = 128
 
 def is_full_size(
     pipeline:Path, # Pipeline folder
@@ -223,7 +223,7 @@ def is_full_size(
     try: config = load_json(pipeline/'unet/config.json', dict(block_out_channels=[int]))
     # opening the pipeline will say what is wrong
     except (OSError, StoryError): return False
-    return max(config['block_out_channels'], default=0) >= FULL_SIZE_CHANNELS
+    return min(config['block_out_channels'], default=0) >= FULL_SIZE_CHANNELS
 
 def default_dtype(
     pipeline:Path, # Pipeline folder

@@ -14,7 +14,7 @@ from arldm.cli import drawing_run as engine
 from arldm.files import atomic as files
 from arldm.toy import corpus as toy
 from arldm.cli.convert import convert
-from arldm.core import StoryError, asset
+from arldm.core import StoryError, asset, has_bfloat16_units
 from arldm.files.atomic import save_json
 from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw.pipeline import StoryPipeline
@@ -298,6 +298,22 @@ def test_batches_and_processes_change_nothing(toys, tmp_path):
     assert levels(first(whole, 7), gallery(3, range(7), world=2)) <= 1
     different = {Image.open(io.BytesIO(png)).tobytes() for png in whole.values()}
     assert len(different) == len(whole), 'no two frames are the same'
+
+@pytest.mark.skipif(not has_bfloat16_units(), reason='this CPU has no units for bfloat16')
+@pytest.mark.parametrize('guidance_scale', [1., 2.])
+def test_batches_and_processes_in_bfloat16(toys, tmp_path, guidance_scale):
+    "Alone, all at once, dealt out to two: the same files on a CPU, also where no guidance shows all tokens."
+    write_stories(tmp_path/'s.h5', dict(test=[cut(s, 3, i) for i, s in enumerate(toys[:5])]), 'toy')
+    stories = StoryFile(tmp_path/'s.h5')['test']
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'), dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    def gallery(batch, world=1):
+        for rank in range(world):
+            for _ in draw_split(pipe, stories, tmp_path/f'{batch}-{world}'/'drawn', batch=batch, rank=rank, world_size=world,
+                                num_inference_steps=2, guidance_scale=guidance_scale): pass
+        return drawn(tmp_path/f'{batch}-{world}')
+    whole = gallery(5)
+    assert len(whole) == 15 and gallery(1) == whole and gallery(2, world=2) == whole
 
 WATCHED = '''
 import re, sys
