@@ -233,7 +233,10 @@ def in_bfloat16(
     bfloat16_lines = []
     has_units = has_bfloat16_units()
     if has_units:
-        drawing.pipe.to(torch.bfloat16).unet.to(memory_format=torch.channels_last)
+        drawing.pipe.to(torch.bfloat16)
+        # as arldm-draw does
+        for part in drawing.pipe.unet, drawing.pipe.vae:
+            part.to(memory_format=torch.channels_last)
         drawing.draw('dpm++', 1)
     float32_lines = [line for line in lines if line['what'].endswith('CPU time')]
     for line, comparison in zip(float32_lines, comparisons(drawing, size, rounds)):
