@@ -245,7 +245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'arldm/cli/drawing_run.py'),
                                        'arldm.cli.drawing_run.gather_lists': ( 'cli/drawing_run.html#gather_lists',
                                                                                'arldm/cli/drawing_run.py'),
-                                       'arldm.cli.drawing_run.run_folder': ('cli/drawing_run.html#run_folder', 'arldm/cli/drawing_run.py'),
+                                       'arldm.cli.drawing_run.local_run': ('cli/drawing_run.html#local_run', 'arldm/cli/drawing_run.py'),
                                        'arldm.cli.drawing_run.sampling_of': ( 'cli/drawing_run.html#sampling_of',
                                                                               'arldm/cli/drawing_run.py'),
                                        'arldm.cli.drawing_run.stories_to_draw': ( 'cli/drawing_run.html#stories_to_draw',

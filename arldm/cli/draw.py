@@ -81,9 +81,9 @@ def draw(
     """
     _check_options(captions, given, redraw, batch_size, sets, limit)
     from arldm.draw.own_stories import draw_text
-    from arldm.cli.drawing_run import draw_stories, run_folder, sampling_of
+    from arldm.cli.drawing_run import draw_stories, local_run, sampling_of
     quiet_libraries()
-    run = run_folder(run)
+    run = local_run(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
     if captions is not None: return draw_text(run, captions, sampling, given, redraw, out, dry_run)

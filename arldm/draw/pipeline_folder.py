@@ -141,7 +141,7 @@ def write_pipeline_code(
     lines = ["# DiffusionPipeline.from_pretrained(…, custom_pipeline='pipeline', "
              'trust_remote_code=True)']
     # a memory encoder of your own: diffusers takes its class from what is imported
-    module = type(pipe.memory_encoder).__module__
+    module = pipeline_index(folder)['memory_encoder'][0]
     if module.split('.')[0] not in ('arldm', 'diffusers'): lines.append(f'import {module}')
     # a class from a notebook opens elsewhere as what it was derived from
     for kind in type(pipe).__mro__:

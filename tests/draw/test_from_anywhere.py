@@ -1,7 +1,6 @@
 "A pipeline opens from disk and from the hub, in our class, in a subclass and in diffusers, and is pushed with a card."
-import json, os, re, shutil, sys
+import copy, json, re, shutil, sys
 from pathlib import Path, PureWindowsPath
-from types import ModuleType
 
 import pytest, torch
 from diffusers import DiffusionPipeline
@@ -16,7 +15,7 @@ from arldm.cli.draw import draw
 from arldm.core import StoryError, asset
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryOutput, StoryPipeline
-from arldm.draw.pipeline_folder import EXAMPLE, publish
+from arldm.draw.pipeline_folder import EXAMPLE, card_rows, publish
 from arldm.model.arldm import ARLDM
 from arldm.model.config import PARTS
 from arldm.model.hub import hub_name
@@ -210,6 +209,21 @@ def test_diffusers_opens_hub(hub, tiny):
     with pytest.raises(StoryError, match='division by zero'): StoryPipeline.from_pretrained('me/stories', trust_remote_code=True)
 
 
+def test_own_encoder(saved, tmp_path, monkeypatch, hub):
+    "pipeline.py imports the module of a memory encoder of one's own, which diffusers does not."
+    (tmp_path/'other_encoder.py').write_text(
+        # diffusers looks for ModelMixin in the module itself
+        'from diffusers import ModelMixin\nfrom arldm.model.encoders import MemoryEncoder\nclass Other(MemoryEncoder): pass')
+    monkeypatch.syspath_prepend(tmp_path)
+    from other_encoder import Other
+    own = Other.from_pretrained(saved/'memory_encoder')
+    StoryPipeline.from_pretrained(saved, memory_encoder=own).save_pretrained(tmp_path/'own')
+    assert 'import other_encoder\n' in (tmp_path/'own'/'pipeline.py').read_text()
+    monkeypatch.delitem(sys.modules, 'other_encoder')
+    pipe = DiffusionPipeline.from_pretrained(tmp_path/'own', custom_pipeline='pipeline', trust_remote_code=True)
+    assert type(pipe.memory_encoder).__name__ == 'Other' and type(pipe) is StoryPipeline
+
+
 # subclasses
 
 def test_subclass(tiny, tmp_path):
@@ -284,6 +298,15 @@ def test_card_of_run(hub, tiny, tmp_path):
         assert 'secret' not in text and 'private' not in text and 'strip.png' not in text
         data = ModelCard(text).data
         assert data.base_model == 'stable-diffusion-v1-5/stable-diffusion-v1-5' and 'story-continuation' in data.tags
+
+def test_names_in_card(tiny):
+    "Names with a token of their own are listed if they are few."
+    assert 'Names' not in card_rows(tiny)
+    pipe = StoryPipeline(**tiny.components | dict(tokenizer=copy.deepcopy(tiny.tokenizer)))
+    pipe.tokenizer.add_tokens(['poby', 'loopy'])
+    assert card_rows(pipe)['Names'] == 'loopy, poby'
+    pipe.tokenizer.add_tokens([f'name{i}' for i in range(20)])
+    assert 'Names' not in card_rows(pipe)
 
 def test_strip(hub, tiny):
     "A strip of one's own is shown, with its captions; a large model draws none unasked."
