@@ -99,6 +99,7 @@ def test_options(hub, tiny, tmp_path):
     repo = hub.repos['someone/stories']
     repo.gated = True
     repo.branches['old'] = {name: data for name, data in repo.branches['main'].items() if not name.startswith('unet/')}
+    repo.branches['main']['history/diffusion_pytorch_model.safetensors'] = b'0'
     pipe = StoryPipeline.from_pretrained('someone/stories', revision='old', token=GOOD, cache_dir=tmp_path/'own', unet=tiny.unet)
     assert same(pipe, tiny) and pipe.unet is tiny.unet
     assert (tmp_path/'own'/'models--someone--stories').is_dir() and not (tmp_path/'cache').exists()
