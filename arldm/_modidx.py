@@ -972,6 +972,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'arldm/draw/schedulers.py'),
                                        'arldm.draw.schedulers._name_if_leading': ( 'draw/schedulers.html#_name_if_leading',
                                                                                    'arldm/draw/schedulers.py'),
+                                       'arldm.draw.schedulers.check_scheduler': ( 'draw/schedulers.html#check_scheduler',
+                                                                                  'arldm/draw/schedulers.py'),
                                        'arldm.draw.schedulers.make_scheduler': ( 'draw/schedulers.html#make_scheduler',
                                                                                  'arldm/draw/schedulers.py'),
                                        'arldm.draw.schedulers.set_timesteps': ( 'draw/schedulers.html#set_timesteps',

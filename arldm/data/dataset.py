@@ -52,6 +52,7 @@ class Vocabulary:
         self.length = length
         self.legacy = legacy
         caption_tokenizer.pad_token = caption_tokenizer.eos_token
+        caption_tokenizer.model_max_length = memory_tokenizer.model_max_length = length
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
         _add_tokens(caption_tokenizer, names, normalized=not legacy)

@@ -167,11 +167,14 @@ def replace_context(self:GuidedUNet, context:Tensor):
     self.predict = None    # a CUDA graph has recorded the old one
 
 def _step_options(scheduler, generators, eta):
-    "Return the keyword arguments of `scheduler.step` that it knows, as not every scheduler does."
+    "Return the keyword arguments of `scheduler.step`, of which not every scheduler knows all."
     known = inspect.signature(scheduler.step).parameters
     options = {}
     if 'generator' in known: options['generator'] = generators
     if 'eta' in known: options['eta'] = eta
+    # DPMSolverSDEScheduler makes its noise by itself, from a seed for each story
+    if hasattr(scheduler, 'noise_sampler_seed'):
+        scheduler.noise_sampler_seed = [g.initial_seed() for g in generators or ()] or None
     return options
 
 # %% ../../nbs/draw/39_sampling.ipynb #6c136360

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import accelerate, diffusers, numpy as np, pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers import callbacks
+from diffusers import DDIMScheduler, callbacks
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -682,6 +682,47 @@ def test_put_back_after_failing_layer(tiny, monkeypatch):
     with pytest.raises(TypeError): latents(tiny, A, reuse=2)
     monkeypatch.undo()
     assert shape_of(tiny) == before
+
+
+# all schedulers that fit
+
+FITTING = sorted(kind.__name__ for kind in DDIMScheduler().compatibles)
+SDE = dict(algorithm_type='sde-dpmsolver++')
+
+@pytest.mark.parametrize('name,options', [*[(name, {}) for name in FITTING], ('DPMSolverMultistepScheduler', SDE),
+    ('DDPMScheduler', {}), ('LCMScheduler', {}), ('SASolverScheduler', {})])
+def test_every_scheduler_follows_the_seed(tiny, name, options):
+    "Also one that adds noise in its steps, in a batch, and when a frame is drawn again."
+    try: tiny.scheduler = getattr(diffusers, name).from_config(tiny.scheduler.config, **options)
+    except ImportError as e: pytest.skip(f'a package is not installed: {str(e).strip()[:80]}')
+    more = dict(num_inference_steps=3, seed=[8, 3])
+    first = tiny([B[:2], A[:2]], **FEW | more, output_type='latent')
+    alone = latents(tiny, A[:2], **FEW | more | dict(seed=3))
+    assert relative(first.frames[1], alone) < 1e-4 and alone.isfinite().all()
+    assert torch.equal(alone, latents(tiny, A[:2], **FEW | more | dict(seed=3)))
+    assert relative(first.frames[0], alone) > .1
+    again = latents(tiny, A[:2], given=first.stories[1], redraw=[2], **FEW | more | dict(seed=3))
+    # the given first frame has 8 bits, as memory has it
+    assert relative(again[0], alone[1]) < .01
+
+@pytest.mark.parametrize('name', ['EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler', 'FlowMatchEulerDiscreteScheduler',
+    'FlowMatchHeunDiscreteScheduler', 'CMStochasticIterativeScheduler', 'SCMScheduler', 'IPNDMScheduler', 'KarrasVeScheduler',
+    'DDIMInverseScheduler', 'DPMSolverMultistepInverseScheduler', 'CogVideoXDDIMScheduler', 'RePaintScheduler', 'ScoreSdeVeScheduler',
+    'DDPMWuerstchenScheduler'])
+def test_schedulers_of_other_models(tiny, name):
+    tiny.scheduler = getattr(diffusers, name).from_config(tiny.scheduler.config)
+    text = one_line(tiny, A, **FEW, match=f'^{name} was made for other models or tasks; use ')
+    assert 'DPMSolverMultistepScheduler' in text
+
+@pytest.mark.parametrize('own', [dict(), dict(beta_schedule='linear', beta_start=.00085, beta_end=.012)], ids=['default', 'linear'])
+def test_another_noise_schedule(tiny, own):
+    tiny.scheduler = DDIMScheduler(**own)
+    one_line(tiny, A, **FEW, match='the model was trained with .*; make it by DDIMScheduler.from_config')
+
+def test_maximum_length(tiny, saved):
+    for pipe in tiny, StoryPipeline.from_pretrained(saved):
+        n = pipe.text_encoder.config.max_position_embeddings
+        assert pipe.model and pipe.tokenizer.model_max_length == pipe.memory_tokenizer.model_max_length == n
 
 
 # threads
