@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name -> its module, imported when the name is first used
     'ARLDM': 'model.arldm', 'Settings': 'settings', 'Story': 'data.story', 'StoryDataset': 'data.dataset', 'StoryError': 'core',
-    'StoryFile': 'data.story', 'StoryOutput': 'draw.pipeline', 'StoryPipeline': 'draw.pipeline', 'asset': 'core', 'draw_split': 'draw.test_set',
+    'StoryFile': 'data.story', 'StoryOutput': 'draw.story_output', 'StoryPipeline': 'draw.pipeline', 'asset': 'core', 'draw_split': 'draw.test_set',
     'evaluate': 'score.evaluate', 'resolve': 'settings', 'story_panel': 'draw.panel', 'train_steps': 'train.loop', 'write_report': 'report.report', 'write_stories': 'data.story'}
 
 __all__ = ['__version__', *_HOME]

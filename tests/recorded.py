@@ -163,7 +163,7 @@ def drawing(name): # two recorded stories, and ours with what went through the U
         drawn = draw_frames(net, scheduler, captions, r['init_latents'], opening,
                             Sampling(STEPS[0], 6., plain=plain))
         latents, frames = zip(*drawn)
-        return torch.stack(latents), torch.stack(frames)
+        return torch.stack(latents), ((torch.stack(frames) + 1)*127.5).round().byte()
     net.predict = predict
     try: latents, frames = draw(plain=True)
     finally: del net.predict

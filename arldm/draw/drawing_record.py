@@ -27,6 +27,7 @@ from ..model.config import PARTS
 from ..train.cache import data_digest, weights_digest
 from .drawing_files import is_drawn, set_paths
 from .inputs import check_sampling
+from .sampling import Sampling
 from .pipeline import StoryPipeline
 from .schedulers import make_scheduler
 
@@ -119,7 +120,7 @@ class SamplingSettings:
         one_of('dtype', self.dtype, ('auto', *DTYPES.values()))
         at_least_one(num_inference_steps=self.num_inference_steps, reuse=self.reuse,
                      guidance_scale=self.guidance_scale)
-        check_sampling(scheduler, **self.options())
+        check_sampling(scheduler, Sampling(**self.options()))
         last = self.seed + n_stories - 1 + (sets - 1)*SEEDS_PER_SET
         # what `torch.Generator.manual_seed` takes
         if not -2**63 <= self.seed <= last < 2**64:

@@ -7,6 +7,7 @@ __all__ = ['Memory', 'preprocess_frame', 'pad_context', 'draw_frames', 'initial_
 
 # %% ../../nbs/draw/40_frames.ipynb #5bce3ff1
 import warnings
+from itertools import repeat
 
 import torch
 from fastcore.basics import patch
@@ -78,13 +79,13 @@ def _forget(self:Memory):
     del self.real[self.n_opening]
 
 def preprocess_frame(
-    frames:list|Tensor,  # n PIL pictures, or uint8 (n, 3, H, W)
+    frames:list|Tensor,  # n PIL pictures, or (n, 3, H, W), uint8 or float in [-1, 1]
     side:int,            # Memory encoder's picture size
 )->Tensor:               # float (n, 3, side, side), CLIP-normalised
     """Resize frames to squares and normalise them for the memory encoder.
 
     Args:
-        frames (list | Tensor): n PIL pictures, or uint8 (n, 3, H, W)
+        frames (list | Tensor): n PIL pictures, or (n, 3, H, W), uint8 or float in [-1, 1]
         side (int): Memory encoder's picture size
 
     Returns:
@@ -99,6 +100,8 @@ def context(self:Memory,
     tokens:dict,           # The caption of the frame to draw: ids and masks, each (B, S)
     # (null caption, null slot), each (S, D): take these instead, for the null condition
     null_cond:tuple=None,
+    # Of the null condition: negative prompts in place of the null caption, ids and masks (B, S)
+    negative:dict=None,
 ):                         # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
     """Return the context of each story's next frame: its caption and the N slots in memory.
 
@@ -108,31 +111,37 @@ def context(self:Memory,
         tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
         null_cond (tuple, optional): (null caption, null slot), each (S, D): take these instead, for
             the null condition
+        negative (dict, optional): Of the null condition: negative prompts in place of the null
+            caption, ids and masks (B, S)
     """
     model = self.model
     B, S = tokens['caption_ids'].shape
     N = len(self)
-    is_null = null_cond is not None
-    if is_null:
-        null_caption, null_slot = null_cond
-        caption = null_caption.expand(B, -1, -1)
-        slots = [null_slot.expand(B, -1, -1) for _ in range(N)]
-    else:
+    if null_cond is None:
         caption = model.encode_captions(tokens)
+        caption_real = tokens['caption_real']
         slots = self.slots
+        slots_real = self.real
+    else:
+        null_caption, null_slot = null_cond
+        # as of a condition dropped in training, all tokens are visible
+        caption_real = torch.ones_like(tokens['caption_real'])
+        caption = null_caption.expand(B, -1, -1)
+        slots = [null_slot.expand(B, -1, -1)]*N
+        slots_real = [caption_real]*N
+        if negative is not None:
+            caption = model.encode_captions(negative)
+            caption_real = negative['caption_real']
     if N:
-        past = torch.stack(slots, 1)        # (B, N, S, D')
-        real = torch.stack(self.real, 1)    # (B, N, S)
+        past = torch.stack(slots, 1)          # (B, N, S, D')
+        real = torch.stack(slots_real, 1)     # (B, N, S)
     else:
         past = caption.new_zeros(B, 0, S, model.slot_width)
-        real = tokens['memory_real'].new_zeros(B, 0, S)
+        real = caption_real.new_zeros(B, 0, S)
     # the next frame may look at all slots: `history_visible` of one frame
     every_slot = torch.ones(1, N, dtype=torch.bool)
-    # of the null condition, as of a condition dropped in training, all tokens are visible
-    dropped = torch.full((B, 1), is_null, device=caption.device)
     # both functions take V frames per story; here V = 1, the second axis
-    caption_real = tokens['caption_real'][:, None]    # (B, 1, S)
-    visible = context_visible(caption_real, real, every_slot, dropped)
+    visible = context_visible(caption_real[:, None], real, every_slot)
     return model.history(caption[:, None], past[:, None]), visible
 
 # %% ../../nbs/draw/40_frames.ipynb #6a2f8445
@@ -159,10 +168,10 @@ def _pad_to_all_slots(model, caption, context, visible):
     n_tokens = (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
     return pad_context(context, visible, n_tokens)
 
-def _cond_and_uncond(memory, caption, null_cond, plain):
+def _cond_and_uncond(memory, caption, null_cond, negative, plain):
     "Return the context of the next frame and that of the null condition, or `None` without one."
     cond = memory.context(caption)
-    uncond = None if null_cond is None else memory.context(caption, null_cond)
+    uncond = None if null_cond is None else memory.context(caption, null_cond, negative)
     if plain: cond = _pad_to_all_slots(memory.model, caption, *cond)
     if plain and uncond: uncond = _pad_to_all_slots(memory.model, caption, *uncond)
     return cond, uncond
@@ -185,13 +194,14 @@ def draw_frames(
     # `model.null_cond()`; default: computed here if there is guidance. A callback that switches
     # guidance on needs it
     null_cond:tuple=None,
-    generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
+    negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
+    generators:list=None,  # One `torch.Generator` per story, whose seeds schedulers that add noise use
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
-): # -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
+): # -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
     """Draw the frames of several stories, the same frame of all of them at a time.
 
-    -> yields latents (B, 4, h, w) and frame uint8 (B, 3, H, W) of each drawn frame
+    -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
 
     Args:
         scheduler: From `make_scheduler`, or any other scheduler of diffusers
@@ -203,8 +213,9 @@ def draw_frames(
             least 1
         null_cond (tuple, optional): `model.null_cond()`; default: computed here if there is
             guidance. A callback that switches guidance on needs it
-        generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
-            the steps
+        negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
+        generators (list, optional): One `torch.Generator` per story, whose seeds schedulers that
+            add noise use
         on_step (optional): Called with a `Step` after every step, and may change it
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
             `reuse=1`
@@ -214,13 +225,15 @@ def draw_frames(
     next_noise = iter(noise)
     if null_cond is None and sampling.guidance_scale > 1: null_cond = model.null_cond()
     previous_pictures = previous_caption = None    # of the frame before, not yet in memory
-    for k, caption in enumerate(captions):
+    if negative is None or null_cond is None: negative = repeat(None)
+    for k, (caption, negative_caption) in enumerate(zip(captions, negative)):
         if previous_pictures is not None: memory.add(previous_pictures, previous_caption)
         previous_caption = caption
         if k in given:
             previous_pictures = given[k]
             continue
-        cond, uncond = _cond_and_uncond(memory, caption, null_cond, sampling.plain)
+        cond, uncond = _cond_and_uncond(memory, caption, null_cond, negative_caption,
+                                        sampling.plain)
         z = next(next_noise)
         z = denoise(model, scheduler, z, cond, uncond, sampling, on_step=on_step, graphs=graphs,
                     generators=step_generators(z, generators))

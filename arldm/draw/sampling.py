@@ -229,11 +229,11 @@ def denoise(
     return z
 
 # %% ../../nbs/draw/39_sampling.ipynb #8ba73d12
-def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
+def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # float32 (B, 3, H, W) in [-1, 1]
     """Decode latents to pictures, or raise `StoryError` if the decoder returns NaN or infinity.
 
     Returns:
-        Tensor: uint8 (B, 3, H, W)
+        Tensor: float32 (B, 3, H, W) in [-1, 1]
     """
     dtype = model.vae.dtype
     x = model.vae.decode((z/model.vae.config.scaling_factor).to(dtype)).sample
@@ -243,5 +243,4 @@ def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # uint8 (B, 3, H, W)
             advice = f'draw in bfloat16 or float32 (--dtype float32); if that fails, {advice}'
         name = str(dtype).removeprefix('torch.')
         raise StoryError(f'a frame drawn in {name} has values that are not finite; {advice}')
-    # from [-1, 1] to 0 … 255
-    return ((x.float()/2 + .5).clamp(0, 1)*255).round().byte()
+    return x.float().clamp(-1, 1)

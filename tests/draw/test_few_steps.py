@@ -234,9 +234,10 @@ def test_a_frame_that_is_not_finite(value, dtype, said):
     with pytest.raises(StoryError, match=said) as e: decode_latents(SimpleNamespace(vae=Broken(value, dtype)), torch.zeros(2, 4, 1, 1))
     assert '\n' not in str(e.value)
 
-def test_a_finite_frame_is_rounded_as_before():
-    x = decode_latents(SimpleNamespace(vae=Broken(.5, torch.float32)), torch.zeros(1, 4, 1, 1))
-    assert x.dtype == torch.uint8 and x[0, 0, 3, 3] == 191 and x[0, 1, 0, 0] == 128
+def test_a_finite_frame_is_clipped():
+    for value, want in (.5, .5), (7., 1.), (-7., -1.):
+        x = decode_latents(SimpleNamespace(vae=Broken(value, torch.bfloat16)), torch.zeros(1, 4, 1, 1))
+        assert x.dtype == torch.float32 and x[0, 0, 3, 3] == want and x[0, 1, 0, 0] == 0
 
 def test_damaged_weights_end_in_a_line():
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))

@@ -323,7 +323,7 @@ def test_output_types(tiny):
         pil = np.stack([np.asarray(p) for p in out['pil'][i]])
         assert pil.shape == (n, 24, 40, 3) and {p.mode for p in out['pil'][i]} == {'RGB'} and pil.std() > 0
         assert isinstance(out['np'][i], np.ndarray) and out['np'][i].dtype == np.float32
-        assert (out['np'][i] == pil.astype('float32')/255).all() and 0 <= out['np'][i].min() <= out['np'][i].max() <= 1
+        assert ((out['np'][i]*255).round() == pil).all() and 0 <= out['np'][i].min() <= out['np'][i].max() <= 1
         assert out['pt'][i].dtype == torch.float32 and tuple(out['pt'][i].shape) == (n, 3, 24, 40)
         assert np.allclose(out['pt'][i].permute(0, 2, 3, 1).numpy(), out['np'][i], atol=1e-7)
         z = out['latent'][i]
@@ -403,8 +403,8 @@ def test_generators(tiny):
     # one for all, as in diffusers
     x, y = latents(tiny, [A, A], generator=fresh(7)[0])
     assert not torch.equal(x, y)
-    one_line(tiny, [A, B], **FEW, generator=fresh(0), match='2 stories, but 1 seeds')
-    one_line(tiny, [A, B], **FEW, seed=[1, 2, 3], match='2 stories, but 3 seeds')
+    one_line(tiny, [A, B], **FEW, generator=fresh(0), match='2 stories to draw, but 1 seeds')
+    one_line(tiny, [A, B], **FEW, seed=[1, 2, 3], match='2 stories to draw, but 3 seeds')
 
 def test_latents(tiny):
     g = story_generator(0)
@@ -840,7 +840,7 @@ LATER = [
     ('lone surrogate', (['a \ud800'],), {}), ('one picture for two', ([A, B], P3[0]), {}),
     ('five channels', (A, np.zeros((8, 8, 5), np.uint8)), {}),
     ('four dimensions', (A, np.zeros((1, 8, 8, 3), np.uint8)), {}), ('no pixels', (A, Image.new('RGB', (0, 9))), {}),
-    ('redraw 2', (A, P3), dict(redraw=2)), ('redraw 2.', (A, P3), dict(redraw=[2.])),
+    ('redraw 2.', (A, P3), dict(redraw=[2.])),
     ('NaN', (A,), dict(latents=[EXACT*float('nan')])), ('lists', (A,), dict(latents=[EXACT.tolist()])),
     ('numpy', (A,), dict(latents=[EXACT.numpy()])), ('no latents', ([A, B],), dict(latents=[EXACT, None]))]
 
