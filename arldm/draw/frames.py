@@ -195,7 +195,7 @@ def draw_frames(
     # guidance on needs it
     null_cond:tuple=None,
     negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
-    generators:list=None,  # One `torch.Generator` per story, whose seeds schedulers that add noise use
+    generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
 ): # -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
@@ -214,8 +214,8 @@ def draw_frames(
         null_cond (tuple, optional): `model.null_cond()`; default: computed here if there is
             guidance. A callback that switches guidance on needs it
         negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
-        generators (list, optional): One `torch.Generator` per story, whose seeds schedulers that
-            add noise use
+        generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
+            the steps
         on_step (optional): Called with a `Step` after every step, and may change it
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
             `reuse=1`

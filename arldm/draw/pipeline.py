@@ -13,7 +13,7 @@ from numbers import Integral
 
 import torch
 from diffusers import (AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin,
-                       UNet2DConditionModel)
+                       StableDiffusionMixin, UNet2DConditionModel)
 from fastcore.basics import patch
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
 
@@ -24,6 +24,7 @@ from ..model.arldm import ARLDM
 from ..model.config import PARTS, noise_like, vae_factor
 from ..model.encoders import MemoryEncoder
 from ..model.history import HistoryEmbeddings
+from .adapters import AdapterMixin
 from .call_state import (CALLBACK_TENSORS, CallState, CallStates, callback_tensors,
                                    run_callback)
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
@@ -36,7 +37,8 @@ from .schedulers import make_scheduler
 from .story_output import OUTPUT_TYPES, StoryOutput, collect_output
 
 # %% ../../nbs/draw/42_pipeline.ipynb #b18367f5
-class StoryPipeline(CallStates, PipelineFolder, DiffusionPipeline):
+class StoryPipeline(CallStates, AdapterMixin, PipelineFolder, DiffusionPipeline,
+                    StableDiffusionMixin):
     "Draw stories: `pipe(['Ada is a big red star.', 'She jumps.'])`."
     # these two names belong to `DiffusionPipeline`
     model_cpu_offload_seq = 'memory_encoder->text_encoder->history->unet->vae'
@@ -159,7 +161,7 @@ def __call__(self:StoryPipeline,
     guidance_interval:tuple=(0, 1), # Guide only in this part of the steps, such as (.2, .8)
     reuse:int=1,       # Compute deep features only in every `reuse`-th step; above 1 approximate
     plain:bool=False,  # Compute everything again in every step; the same latents, slower
-    callback_on_step_end=None,  # f(pipe, i, t, {'latents': z}) -> dict of what it changes
+    callback_on_step_end=None,  # After each step: f(pipe, i, t, {'latents': z}) -> dict of changes
     callback_on_step_end_tensor_inputs:list=('latents',), # … and 'prompt_embeds', the context
     return_dict:bool=True,      # False = return a tuple of the fields
 )->StoryOutput:
@@ -197,7 +199,8 @@ def __call__(self:StoryPipeline,
             approximate
         plain (bool, default False): Compute everything again in every step; the same latents,
             slower
-        callback_on_step_end (optional): f(pipe, i, t, {'latents': z}) -> dict of what it changes
+        callback_on_step_end (optional): After each step: f(pipe, i, t, {'latents': z}) -> dict of
+            changes
         callback_on_step_end_tensor_inputs (list, default ('latents',)): … and 'prompt_embeds', the
             context
         return_dict (bool, default True): False = return a tuple of the fields
@@ -257,6 +260,7 @@ def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callb
                     if call.interrupt: break
                     call.guidance_scale = sampling.guidance_scale
                     if n_drawn < len(numbers): bar.set_postfix_str(f'frame {numbers[n_drawn]}')
+    self.maybe_free_model_hooks()
     return drawn
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c23bc0d6
