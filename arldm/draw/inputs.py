@@ -40,10 +40,15 @@ def one_value(
         raise StoryError(f'{" and ".join(passed)} are names of the same parameter; pass only one')
     return values[passed[0]] if passed else None
 
-def captions_or_prompt(captions, prompt): # -> the one that was passed
-    """Return the captions, which may be passed as `prompt`, too; there must be some.
+def captions_or_prompt(
+    captions:list, # As passed to the pipeline, or `None`
+    prompt:list,   # The same under its name in diffusers
+)->list:
+    """Return the one that was passed, or raise `StoryError`.
 
-    -> the one that was passed
+    Args:
+        captions (list): As passed to the pipeline, or `None`
+        prompt (list): The same under its name in diffusers
     """
     texts = one_value(captions=captions, prompt=prompt)
     if texts is None: raise StoryError('no captions; pass a list with one for each frame')
