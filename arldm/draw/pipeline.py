@@ -119,7 +119,9 @@ def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, with_nul
     def to_device(x): return x.to(device)
     def encode(texts): # the captions of one frame
         self.model.vocab.note_unknown(texts)
-        tokens = self.model.vocab.encode(list(texts))
+        # words of several vectors, which textual inversion has taught, become several tokens
+        texts = self.maybe_convert_prompt(list(texts), self.tokenizer)
+        tokens = self.model.vocab.encode(texts)
         for name in tokens: tokens[name] = to_device(tokens[name])
         return tokens
     side = self.model.memory_side
@@ -258,9 +260,9 @@ def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callb
                     for b, i in enumerate(stories):
                         drawn[i].append((z[b].cpu(), frames[b].cpu()))
                     if call.interrupt: break
-                    call.guidance_scale = sampling.guidance_scale
-                    if n_drawn < len(numbers): bar.set_postfix_str(f'frame {numbers[n_drawn]}')
-    self.maybe_free_model_hooks()
+                    if n_drawn < len(numbers):
+                        call.guidance_scale = sampling.guidance_scale
+                        bar.set_postfix_str(f'frame {numbers[n_drawn]}')
     return drawn
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c23bc0d6
