@@ -7,6 +7,7 @@ __all__ = ['Sampling', 'guide', 'GuidedUNet', 'Step', 'denoise', 'decode_latents
 
 # %% ../../nbs/draw/39_sampling.ipynb #d0f1812d
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from ..model.arldm import ARLDM
 from ..model.history import pack_visible
 from .caching import CachedContext, DeepFeatureReuse, GraphCallable, with_submodules
 from .schedulers import set_timesteps
+from .small_convolutions import SmallConvolutions, has_channels_last
 
 # %% ../../nbs/draw/39_sampling.ipynb #3a866961
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class GuidedUNet:
             for guided, condition in self.conditions.items():
                 context, visible = pack_visible(*condition)
                 self.conditions[guided] = self._cached(context), visible
+        self.kernels = nullcontext()
+        if self.is_caching and _small_convolutions_pay_off(model.unet):
+            self.kernels = SmallConvolutions()
         self.deep_features = None
         if self.reuse != 1:
             self.deep_features = DeepFeatureReuse(model.unet)
@@ -99,6 +104,10 @@ class GuidedUNet:
         self.calls = 0
 
     def _cached(self, context): return CachedContext.of(context) if self.is_caching else context
+
+def _small_convolutions_pay_off(unet): # on a CPU, if the weights of convolutions are channels-last
+    weight = next((w for w in unet.parameters() if w.ndim == 4), None)
+    return weight is not None and weight.device.type == 'cpu' and has_channels_last(weight)
 
 def _is_compiled(unet):
     "Whether `torch.compile` runs the UNet or a part of it; it cannot look into `CachedContext`."
@@ -129,7 +138,7 @@ def __call__(self:GuidedUNet, x:Tensor, t:Tensor, guided:bool) -> Tensor:
     context, visible = self.conditions[guided]
     x = x.to(context.dtype)
     if guided: x = torch.cat([x, x])
-    return self.predict(x, t, context, visible).float()
+    with self.kernels: return self.predict(x, t, context, visible).float()
 
 # %% ../../nbs/draw/39_sampling.ipynb #bc10ae91
 @dataclass
