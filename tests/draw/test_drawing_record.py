@@ -11,6 +11,7 @@ from arldm.core import StoryError, has_bfloat16_units
 from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw import drawing_record as records
 from arldm.draw.pipeline import StoryPipeline
+from arldm.draw.small_convolutions import has_channels_last
 from arldm.files.atomic import save_json
 from arldm.model.arldm import ARLDM
 from arldm.files.pictures import to_png
@@ -316,6 +317,7 @@ def test_a_folder_keeps_its_precision(run, monkeypatch, capsys, begun):
     monkeypatch.setattr(engine, 'open_pipeline', lambda *args: pipes.append(opened(*args)) or pipes[-1])
     cli.draw(run, limit=3, **FEW)
     assert record(run)['dtype'] == begun and pipes[0].unet.dtype == getattr(torch, begun) and len(drawn(run)) == 6
+    assert has_channels_last(pipes[0].unet.conv_in.weight) == has_channels_last(pipes[0].vae.encoder.conv_in.weight) == (begun == 'bfloat16')
     other = 'float32' if begun == 'bfloat16' else 'bfloat16'
     one_line(f'{run} was made with dtype={begun}, not {other}; --out ANOTHER_FOLDER draws elsewhere', run=run, dtype=other)
 
