@@ -110,9 +110,10 @@ TIMES |= {'pndm': TIMES['ddim'], 'unipc': TIMES['dpm++']}
 # of `timestep_spacing`
 TRAILING = [[999], [999, 499], [999, 666, 332]]
 
-class Gaussian:
+class Gaussian(nn.Module):
     "The exact answer for data N(MU, S²), whatever is asked for."
     def __init__(self, scheduler, A):
+        super().__init__()
         self.A = A
         self.called = []
         self.v = scheduler.config.prediction_type == 'v_prediction'
