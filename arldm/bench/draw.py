@@ -108,8 +108,6 @@ def story_flops(
         Callable: flops(UNet calls of a frame) -> floating-point operations of a story
     """
     def draw(steps): return drawing.draw('dpm++', steps, given=given, plain=plain)
-    # the first drawing computes the null condition, which is then kept
-    draw(1)
     one_step = count_flops(lambda: draw(1))
     two_steps = count_flops(lambda: draw(2))
     return lambda n_calls: one_step + (n_calls - 1)*(two_steps - one_step)
