@@ -205,8 +205,8 @@ def open_pipeline(
     if weights and folder_digest(folder) != weights:
         raise StoryError(f'{folder} was replaced while it was opened; run the same command again')
     pipe = pipe.to(pick_device())
-    if pipe.device.type == 'cpu' and sampling.dtype == 'bfloat16':
-        # the order of weights in which a CPU's convolutions are fastest
+    if pipe.device.type == 'cpu' and is_full_size(folder):
+        # the order of weights in which the convolutions of a large model are fastest on a CPU
         for part in pipe.unet, pipe.vae: part.to(memory_format=torch.channels_last)
     pipe.scheduler = make_scheduler(sampling.scheduler, pipe.scheduler.config)
     if fast: pipe.enable_fast_kernels(graphs=True)
