@@ -185,6 +185,32 @@ def test_sequential_offload(saved, tiny):
             accelerate.cpu_offload(part, 'cpu', offload_buffers=len(part._parameters) > 0)
     assert relative(latents(pipe, A), latents(tiny, A)) < 1e-4
 
+@pytest.mark.parametrize('options', [dict(offload_type='block_level', num_blocks_per_group=1), dict(offload_type='leaf_level')],
+    ids=lambda options: options['offload_type'])
+def test_group_offload(saved, tiny, options):
+    "All parts, the history embeddings included; weights are read through their modules."
+    pipe = quiet(StoryPipeline.from_pretrained(saved))
+    pipe.enable_group_offload(torch.device('cpu'), **options)
+    assert torch.equal(latents(pipe, A), latents(tiny, A))
+    # where a hook has replaced the UNet's `forward`, nothing is reused, and the result is the exact one
+    reuse = 1 if 'forward' in vars(pipe.unet) else 2
+    want = latents(tiny, A, num_inference_steps=3, reuse=reuse)
+    assert torch.equal(latents(pipe, A, num_inference_steps=3, reuse=2), want)
+
+def test_layerwise_casting(saved, tiny):
+    "Weights that are kept in 8 bits and computed with in 32 draw as weights that were rounded once."
+    pipe = quiet(StoryPipeline.from_pretrained(saved))
+    rounded = quiet(StoryPipeline.from_pretrained(saved))
+    for name in 'unet', 'memory_encoder', 'history':
+        getattr(pipe, name).enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        weights = dict(getattr(rounded, name).named_parameters())
+        for key, w in getattr(pipe, name).named_parameters():
+            if w.dtype == torch.float8_e4m3fn: weights[key].data = w.data.float()
+    for options in dict(), dict(plain=True), dict(reuse=2, num_inference_steps=3):
+        assert torch.equal(latents(pipe, A, **options), latents(rounded, A, **options))
+    assert pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.dtype == torch.float8_e4m3fn
+    assert relative(latents(pipe, A), latents(tiny, A)) > .01
+
 def test_training_needs_no_grad(tiny):
     assert not latents(tiny, A).requires_grad and torch.is_grad_enabled()
 
