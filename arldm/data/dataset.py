@@ -52,7 +52,10 @@ class Vocabulary:
         self.length = length
         self.legacy = legacy
         caption_tokenizer.pad_token = caption_tokenizer.eos_token
-        caption_tokenizer.model_max_length = memory_tokenizer.model_max_length = length
+        for tokenizer in caption_tokenizer, memory_tokenizer:
+            tokenizer.model_max_length = length
+            # the same in every call: switching it in between would disturb other threads
+            tokenizer.split_special_tokens = not legacy
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
         _add_tokens(caption_tokenizer, names, normalized=not legacy)
@@ -163,8 +166,7 @@ def unknown_words(self:Vocabulary,
     Returns:
         list: Each word once, in the order in which they occur
     """
-    if not self._known:
-        for word in self._words_of_names(): self._known[word] = True
+    if not self._known: self._known = dict.fromkeys(self._words_of_names(), True)
     tokenizers = self.caption_tokenizer, self.memory_tokenizer
     unknown = {}
     for caption in captions:

@@ -105,4 +105,19 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
         """
         source = pretrained_model_name_or_path_or_dict
         with loading_lora(self, source):
+            before = self._n_lora_layers()
             super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
+            if not hotswap: self._check_attached(source, self._n_lora_layers() - before, kwargs)
+
+    def _n_lora_layers(self): # an adapter counts in each layer that it is attached to
+        parts = self.unet, self.text_encoder
+        return sum(len(layer.lora_A) for part in parts for layer in adapter_layers(part))
+
+    def _check_attached(self, source, n_attached, options):
+        "Raise `ValueError` if layers of a LoRA are not in this model; diffusers leaves them out."
+        if isinstance(source, dict): source = dict(source)    # diffusers changes it
+        weights = self.lora_state_dict(source, **options)[0]
+        ends = '.lora_A.weight', '.down.weight', '.lora_down.weight'
+        n = len([name for name in weights if name.endswith(ends)])
+        if n_attached == n > 0: return
+        raise ValueError(f'{n_attached} of its {n} layers are in the UNet or the text encoder')

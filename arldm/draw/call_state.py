@@ -56,8 +56,9 @@ class CallStates:
         "The state of this thread's innermost call; else of another thread's, or of the last call."
         own = self._calls.get(threading.get_ident())
         if own: return own[-1]
-        running = list(self._calls.values())
-        return running[-1][-1] if running else self._last_call
+        running = []
+        for calls in list(self._calls.values()): running += calls[-1:]
+        return running[-1] if running else self._last_call
 
 # %% ../../nbs/draw/39a_call_state.ipynb #88cecc14
 @patch(as_prop=True)

@@ -185,7 +185,7 @@ def _number_of_leading(given): # how many of the first frames are given
 @torch.no_grad()
 def draw_frames(
     model:ARLDM,
-    scheduler,             # From `make_scheduler`, or any other scheduler of diffusers
+    scheduler,             # From `make_scheduler`, or another one that fits
     captions,              # Iterable, for each frame of the stories: ids and masks, each (B, S)
     noise,                 # Iterable, for each drawn frame: (B, 4, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
@@ -204,7 +204,7 @@ def draw_frames(
     -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
 
     Args:
-        scheduler: From `make_scheduler`, or any other scheduler of diffusers
+        scheduler: From `make_scheduler`, or another one that fits
         captions: Iterable, for each frame of the stories: ids and masks, each (B, S)
         noise: Iterable, for each drawn frame: (B, 4, h, w) of unit variance
         given (dict, default {}): {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from

@@ -448,6 +448,8 @@ def _check_guidance(sampling):
 
 def _check_falling(name, values, example):
     "Raise `StoryError` unless these are numbers from 0, each smaller than the one before."
+    if not hasattr(values, '__getitem__'):
+        raise StoryError(f'{name} must be a list, got {type(values).__name__}')
     try: numbers = list(map(float, values))
     except (TypeError, ValueError): numbers = []
     falls = all(a > b for a, b in zip(numbers, numbers[1:]))    # NaN does not fall
@@ -456,7 +458,7 @@ def _check_falling(name, values, example):
 
 # %% ../../nbs/draw/41_inputs.ipynb #57f80c86
 def check_sampling(
-    scheduler,          # From `make_scheduler`, or another one of diffusers; is not changed
+    scheduler,          # From `make_scheduler`, or another one that fits; is not changed
     sampling:Sampling,
 ):                      # -> a copy of the scheduler, for one call, with its timesteps set
     """Raise `StoryError` for the first setting that is not possible with this scheduler.
@@ -464,7 +466,7 @@ def check_sampling(
     -> a copy of the scheduler, for one call, with its timesteps set
 
     Args:
-        scheduler: From `make_scheduler`, or another one of diffusers; is not changed
+        scheduler: From `make_scheduler`, or another one that fits; is not changed
     """
     # one less than the training timesteps, which every scheduler can make
     max_steps = scheduler.config.num_train_timesteps - 1

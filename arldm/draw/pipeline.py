@@ -322,10 +322,12 @@ def stream(self:StoryPipeline,
         self.model, captions_or_prompt(captions, prompt), list(map(rgb_picture, pictures)), drawn,
         negative_prompt, story_generators(1, seed), self._latent_shape(height, width))
     n_drawn = 0
-    with explain_out_of_memory(1):
-        for _, frame in self._draw(batch, scheduler, sampling):
-            yield as_picture(frame[0])
-            n_drawn += 1
+    try:
+        with explain_out_of_memory(1):
+            for _, frame in self._draw(batch, scheduler, sampling):
+                yield as_picture(frame[0])
+                n_drawn += 1
+    finally: self.maybe_free_model_hooks()
     if not n_drawn: raise StoryError('no captions are left for frames to draw')
 
 # %% ../../nbs/draw/42_pipeline.ipynb #a52d087d

@@ -152,7 +152,7 @@ def write_pipeline_code(
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #429e5e54
 EXAMPLE = ['a big red star is at the beach on the left', 'it jumps', 'it goes to the right']
 # settings of a run that the card tells
-_TOLD = dict(corpus=str, task=str, model=str, max_train_steps=int, train_batch_size=int,
+_CARD_SETTINGS = dict(corpus=str, task=str, model=str, max_train_steps=int, train_batch_size=int,
              gradient_accumulation_steps=int, processes=int)
 
 def training_facts(
@@ -166,13 +166,14 @@ def training_facts(
     Returns:
         dict: Empty if that was no run
     """
+    if not source: return {}    # it was made in memory
     folder = local_pipeline(source)
     if not folder: return {}
     path = folder/'settings.json'
     if folder.name == 'pipeline': path = folder.parent/'settings.json'
     if not path.is_file(): return {}
-    settings = load_json(path, {f'{key}?': kind for key, kind in _TOLD.items()})
-    return {key: settings[key] for key in _TOLD if key in settings}
+    settings = load_json(path, {f'{key}?': kind for key, kind in _CARD_SETTINGS.items()})
+    return {key: settings[key] for key in _CARD_SETTINGS if key in settings}
 
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #ae30d0a9
 def card_rows(

@@ -189,7 +189,7 @@ def _step_options(scheduler, generators, eta):
 # %% ../../nbs/draw/39_sampling.ipynb #6c136360
 def denoise(
     model:ARLDM,
-    scheduler,             # From `make_scheduler`, or another one of diffusers; it changes state
+    scheduler,             # From `make_scheduler`, or another one that fits; it changes state
     z:Tensor,              # (B, 4, h, w) pure noise of unit variance
     cond:tuple,            # (context (B, tokens, D), visible bool (B, tokens)) of the frame
     # Context and visible tokens of the null condition, of the same shapes; `None` = no guidance
@@ -202,7 +202,7 @@ def denoise(
     """Turn noise into the latents of one frame per story.
 
     Args:
-        scheduler: From `make_scheduler`, or another one of diffusers; it changes state
+        scheduler: From `make_scheduler`, or another one that fits; it changes state
         z (Tensor): (B, 4, h, w) pure noise of unit variance
         cond (tuple): (context (B, tokens, D), visible bool (B, tokens)) of the frame
         uncond (tuple, optional): Context and visible tokens of the null condition, of the same

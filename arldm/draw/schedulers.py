@@ -12,7 +12,7 @@ import diffusers, torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch import Tensor
 
-from ..core import StoryError, first_line, one_of
+from ..core import StoryError, counted, first_line, one_of
 from ..settings import SCHEDULERS
 from ..model.config import noise_schedule
 
@@ -21,7 +21,7 @@ from ..model.config import noise_schedule
 _noise = {'steps_offset': 0}
 for _key in 'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule':
     _noise[_key] = noise_schedule().config[_key]
-# what some samplers are told besides
+# further settings of some schedulers
 _OPTIONS = {'ddim': dict(clip_sample=False, set_alpha_to_one=True),
             'pndm': dict(skip_prk_steps=True)}
 
@@ -100,8 +100,9 @@ def set_timesteps(
     """
     check_scheduler(scheduler)
     custom = _custom_timesteps(scheduler, timesteps, sigmas)
+    what = f'{", ".join(custom)} of your own' if custom else counted(steps, 'step')
     try: scheduler.set_timesteps(**(custom or {'num_inference_steps': steps}), device=device)
-    except ValueError as e: raise StoryError(f'{steps} steps: {first_line(e)}') from None
+    except ValueError as e: raise StoryError(f'{what}: {first_line(e)}') from None
     name = '' if custom else _name_if_leading(scheduler)
     if name and steps <= FEW_STEPS:
         stride = scheduler.config.num_train_timesteps//steps
@@ -113,8 +114,10 @@ def set_timesteps(
     if 'timestep_spacing' in scheduler.config and float(scheduler.timesteps[0]) <= 1:
         kind = type(scheduler).__name__
         first = int(scheduler.timesteps[0])
-        raise StoryError(f'{steps} step of {kind} would start at timestep {first}, where a picture '
-                         "has no noise; use more steps, or timestep_spacing='trailing'")
+        advice = "use more steps, or timestep_spacing='trailing'"
+        if custom: advice = 'begin with a higher one'
+        raise StoryError(f'{what} of {kind} would start at timestep {first}, where a picture has '
+                         f'no noise; {advice}')
 
 # %% ../../nbs/draw/38a_schedulers.ipynb #d2d38805
 def _name_if_leading(scheduler):

@@ -53,8 +53,8 @@ class StoryOutput(BaseOutput):
         return strips([self.stories[i]], self.captions[i])
 
     def __repr__(self):
-        told = self.frames if self.captions is None else self.captions    # as long as the stories
-        drawn = [f'{len(a)} of {len(b)}' for a, b in zip(self.frames, told)]
+        captions = self.frames if self.captions is None else self.captions
+        drawn = [f'{len(a)} of {len(b)}' for a, b in zip(self.frames, captions)]
         n = counted(len(drawn), 'story', 'stories')
         return f'StoryOutput of {n}; frames drawn: {", ".join(drawn)}'
 

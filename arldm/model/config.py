@@ -162,6 +162,10 @@ def pipeline_index(
     if not isinstance(kind, str) or kind != 'StoryPipeline' and not PARTS.keys() <= index.keys():
         raise StoryError(f'{where}: expected a StoryPipeline, as arldm-train makes it, found a '
                          f'{kind}')
+    for part, value in index.items():
+        if isinstance(value, list) and len(value) != 2:
+            raise StoryError(f'{where}: model_index.json has {part}={value!r}, expected [module, '
+                             'class]')
     return index
 
 # %% ../../nbs/model/24_config.ipynb #5f1c0a77

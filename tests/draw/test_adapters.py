@@ -186,6 +186,12 @@ def test_no_lora(pipe, lora, weights, tmp_path):
     one_line(pipe.load_lora_weights, {'a': torch.ones(1)}, match="Make sure all LoRA param names contain `'lora'`")
     stranger = {'unet.stranger.lora_A.weight': torch.ones(2, 2), 'unet.stranger.lora_B.weight': torch.ones(2, 2)}
     one_line(pipe.load_lora_weights, stranger, match='stranger')
+    one_line(pipe.load_lora_weights, {}, match='0 of its 0 layers are in the UNet')
+    one_line(pipe.load_lora_weights, {name.replace('unet.', 'transformer.'): x for name, x in share(lora).items() if name.startswith('unet.')},
+             match='0 of its')
+    more = {name.replace('down_blocks.0', 'down_blocks.7'): x for name, x in share(lora).items() if 'down_blocks.0' in name}
+    assert more
+    one_line(pipe.load_lora_weights, {**share(lora), **more}, match=r'\d+ of its \d+ layers are in the UNet or the text encoder')
     (tmp_path/'broken.safetensors').write_bytes(b'nothing')
     one_line(pipe.load_lora_weights, tmp_path/'broken.safetensors')
     assert_whole(pipe, weights)
@@ -293,6 +299,11 @@ def test_vae_slicing_and_tiling(pipe):
     pipe.vae.disable_slicing()
     assert np.abs(np.subtract(whole, sliced)).max() < 1e-2
     pipe.vae.enable_tiling()
+    pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 4, 32
+    calls = []
+    handle = pipe.vae.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
     tiled = pipe([A, A], output_type='np', height=64, width=64, **FEW).frames
+    handle.remove()
     pipe.vae.disable_tiling()
+    assert len(calls) > len(A)
     assert np.abs(np.subtract(whole, tiled)).mean() < .1

@@ -194,7 +194,7 @@ def test_another_scheduler_of_diffusers_stays_as_it_is():
     module.set_timesteps(own, 2)
     assert own.timesteps.tolist() == plain.timesteps.tolist() == [501, 1] and dict(own.config) == before
     with pytest.raises(StoryError, match="1 step of DDIMScheduler would start at timestep 1, .*use more steps"): module.set_timesteps(own, 1)
-    with pytest.raises(StoryError, match='^5000 steps: '): module.set_timesteps(own, 5000)
+    with pytest.raises(StoryError, match='^5,000 steps: '): module.set_timesteps(own, 5000)
 
 def test_a_saved_scheduler_begins_where_it_did(tmp_path):
     for name, kind in ('ddim', DDIMScheduler), ('pndm', PNDMScheduler):

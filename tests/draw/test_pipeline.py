@@ -1,6 +1,7 @@
 "`StoryPipeline` keeps to the conventions of diffusers, draws what a plain loop draws, and refuses what makes no sense."
 import io, multiprocessing, os, resource, shutil, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import accelerate, diffusers, numpy as np, pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -477,7 +478,7 @@ def test_reuse(tiny):
     assert torch.equal(latents(tiny, A, num_inference_steps=4), want)
 
 def test_encoded_once(tiny):
-    "A slot is encoded once, the last frame's never; the null context once in a call."
+    "A slot is encoded once, the last frame's never; the null context once in a batch of a call."
     with Count(tiny.memory_encoder) as slots, Count(tiny.text_encoder, 'input_ids') as captions:
         for _ in range(2): latents(tiny, [A, B])
     assert slots == [1, 2, 2]*2 and captions == [1, 2, 2, 2]*2
@@ -486,7 +487,7 @@ def test_encoded_once(tiny):
     with Count(tiny.memory_encoder) as slots: latents(tiny, A[:1], guidance_scale=1)
     assert slots == []
 
-def test_keys_once(tiny):
+def test_keys_and_values_once_per_frame(tiny):
     attention = tiny.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     def products(**options): # how often the weights of keys and values are multiplied with a context
         with Products({attention.to_k.weight, attention.to_v.weight}) as counter:
@@ -731,6 +732,12 @@ def test_every_scheduler_follows_the_seed(tiny, name, options):
     # the given first frame has 8 bits, as memory has it
     assert relative(again[0], alone[1]) < .01
 
+def test_seeds_of_brownian_noise():
+    "DPMSolverSDEScheduler, which needs torchsde, makes its noise from a seed for each story."
+    scheduler = SimpleNamespace(step=lambda model_output, timestep, sample: None, noise_sampler_seed=None)
+    assert denoise._step_options(scheduler, [torch.Generator().manual_seed(i) for i in (5, 6)], 0.) == {}
+    assert scheduler.noise_sampler_seed == [5, 6]
+
 @pytest.mark.parametrize('name', ['EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler', 'FlowMatchEulerDiscreteScheduler',
     'FlowMatchHeunDiscreteScheduler', 'CMStochasticIterativeScheduler', 'SCMScheduler', 'IPNDMScheduler', 'KarrasVeScheduler',
     'DDIMInverseScheduler', 'DPMSolverMultistepInverseScheduler', 'CogVideoXDDIMScheduler', 'RePaintScheduler', 'ScoreSdeVeScheduler',
@@ -745,6 +752,13 @@ def test_another_noise_schedule(tiny, own):
     tiny.scheduler = DDIMScheduler(**own)
     one_line(tiny, A, **FEW, match='the model was trained with .*; make it by DDIMScheduler.from_config')
 
+def test_tokenizers_stay_as_they_are(tiny):
+    "Whether '[SEP]' in a caption is special is a setting of a tokenizer: calls in other threads must not see it switched."
+    latents(tiny, A[:1])
+    for tokenizer in tiny.tokenizer, tiny.memory_tokenizer:
+        tiny.maybe_convert_prompt(['a [SEP] b'], tokenizer)
+        assert tokenizer._tokenizer.encode_special_tokens
+
 def test_maximum_length(tiny, saved):
     for pipe in tiny, StoryPipeline.from_pretrained(saved):
         n = pipe.text_encoder.config.max_position_embeddings
@@ -755,7 +769,7 @@ def test_maximum_length(tiny, saved):
 
 def requests(): # twelve different ones
     for k in range(12):
-        texts = [A, B[:2], [A, B], A[:1]][k % 4]
+        texts = [A, B[:2], [A, B], ['[SEP] <|endoftext|> a star']][k % 4]
         yield texts, dict(num_inference_steps=2 + k % 2, guidance_scale=[2., 1, 3.][k % 3], seed=k,
                           reuse=1 + (k % 4 == 2), plain=k == 5)
 
