@@ -23,7 +23,7 @@ class CachedContext(Tensor):
             'CachedContext': with the same data, and an empty cache
         """
         cached = context.as_subclass(CachedContext)
-        cached.products = {}    # id of a weight -> weight, its version, product, its version
+        cached.products = {}    # id of a weight -> weight, `_state` of it, product
         return cached
 
     @classmethod
@@ -35,17 +35,21 @@ class CachedContext(Tensor):
 
     @classmethod
     def _is_cached(cls, context, weight, bias=None): # keys and values have no bias
-        if bias is not None or torch.is_inference_mode_enabled(): return False
+        if bias is not None or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return False
         # a weight that is computed anew in every step would fill the cache
-        return isinstance(context, cls) and isinstance(weight, nn.Parameter)
+        if not isinstance(context, cls) or not isinstance(weight, nn.Parameter): return False
+        return not context.is_inference() and not weight.is_inference()
 
     def _times(self, weight): # (B, tokens, width)
-        known, weight_version, product, version = self.products.get(id(weight), (None,)*4)
-        if known is weight and weight._version == weight_version and product._version == version:
-            return product
+        known, state, product = self.products.get(id(weight), (None,)*3)
+        if known is weight and state == self._state(weight, product): return product
         product = F.linear(self, weight)
-        self.products[id(weight)] = weight, weight._version, product, product._version
+        self.products[id(weight)] = weight, self._state(weight, product), product
         return product
+
+    def _state(self, weight, product): # differs if one of the three was replaced or changed
+        return self._version, weight._version, weight.data_ptr(), product._version
 
 def clear_cache(context:Tensor):
     "Forget the products of a context, if it is a `CachedContext`."

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastcore.basics import patch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
-from ..core import one_of
+from ..core import StoryError, one_of
 from .caching import clear_cache
 from .sampling import Step
 
@@ -27,11 +28,13 @@ class CallState:
         num_timesteps (int, default 0): UNet calls per frame
         current_timestep (Tensor, optional): Of the step that was made last, `None` after the call
         interrupt (bool, default False): Whether to make no further step
+        scheduler (SchedulerMixin, optional): The call's own copy, in the state of the step
     """
     guidance_scale:float=1.       # Of the next step
     num_timesteps:int=0           # UNet calls per frame
     current_timestep:Tensor=None  # Of the step that was made last, `None` after the call
     interrupt:bool=False          # Whether to make no further step
+    scheduler:SchedulerMixin=None # The call's own copy, in the state of the step
 
 class CallStates:
     "A pipeline's properties that show the state of the call from which they are read."
@@ -95,7 +98,15 @@ def _set_interrupt(self, stop):
     calls = [own[-1]] if own else [c for calls in list(self._calls.values()) for c in calls]
     for call in calls: call.interrupt = stop
 
-# the names by which callbacks of diffusers set them
+def _scheduler(self):
+    "The scheduler of this thread's call, else that of the pipeline."
+    own = self._calls.get(threading.get_ident())
+    return own[-1].scheduler if own else vars(self).get('scheduler')
+
+def _set_scheduler(self, scheduler): vars(self)['scheduler'] = scheduler    # for the next call
+
+# the names by which callbacks of diffusers read and set them
+CallStates.scheduler = property(_scheduler, _set_scheduler)
 CallStates._guidance_scale = property(lambda self: self.guidance_scale, _set_guidance_scale)
 CallStates._interrupt = property(lambda self: self.interrupt, _set_interrupt)
 
@@ -134,10 +145,19 @@ def run_callback(
         names (tuple): From `callback_tensors`
         step (Step): What the callback changes is put in here
     """
-    tensors = dict(latents=step.latents, prompt_embeds=step.context)
-    changed = callback(pipe, step.i, step.t, {name: tensors[name] for name in names}) or {}
-    step.latents = changed.get('latents', step.latents)
-    step.context = changed.get('prompt_embeds', step.context)
+    context = step.context.as_subclass(Tensor)    # without the cache
+    version = context._version
+    tensors = dict(latents=step.latents, prompt_embeds=context)
+    changed = callback(pipe, step.i, step.t, {name: tensors[name] for name in names})
+    clear_cache(step.context)    # weights may have changed
+    if not isinstance(changed, dict | None):
+        raise StoryError('a callback must return a dict of the tensors that it changes, or None; '
+                         f'it returned {type(changed).__name__}')
+    tensors.update(changed or {})
+    if tensors['latents'].shape != step.latents.shape:
+        raise StoryError(f'a callback returned latents of the shape '
+                         f'{tuple(tensors["latents"].shape)}, expected {tuple(step.latents.shape)}')
+    step.latents = tensors['latents']
+    if tensors['prompt_embeds'] is not context: step.context = tensors['prompt_embeds']
+    elif context._version != version: step.context = context.clone()    # changed in place
     step.guidance_scale = call.guidance_scale
-    # it may have changed weights, or the context in place
-    clear_cache(tensors['prompt_embeds'])

@@ -191,8 +191,8 @@ def draw_frames(
     given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
     sampling:Sampling=Sampling(),
     *, opening:int=None,   # First frames that are never forgotten; default: those given, at least 1
-    # `model.null_cond()`; default: computed here if there is guidance. A callback that switches
-    # guidance on needs it
+    # `model.null_cond()`, or an iterator with one for each drawn frame; default: computed here if
+    # there is guidance. A callback that switches guidance on needs it
     null_cond:tuple=None,
     negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
     generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
@@ -211,8 +211,9 @@ def draw_frames(
             0
         opening (int, optional): First frames that are never forgotten; default: those given, at
             least 1
-        null_cond (tuple, optional): `model.null_cond()`; default: computed here if there is
-            guidance. A callback that switches guidance on needs it
+        null_cond (tuple, optional): `model.null_cond()`, or an iterator with one for each drawn
+            frame; default: computed here if there is guidance. A callback that switches guidance on
+            needs it
         negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
         generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
             the steps
@@ -224,6 +225,7 @@ def draw_frames(
     memory = Memory(model, opening)
     next_noise = iter(noise)
     if null_cond is None and sampling.guidance_scale > 1: null_cond = model.null_cond()
+    null_conds = null_cond if hasattr(null_cond, '__next__') else repeat(null_cond)
     previous_pictures = previous_caption = None    # of the frame before, not yet in memory
     if negative is None or null_cond is None: negative = repeat(None)
     for k, (caption, negative_caption) in enumerate(zip(captions, negative)):
@@ -232,7 +234,7 @@ def draw_frames(
         if k in given:
             previous_pictures = given[k]
             continue
-        cond, uncond = _cond_and_uncond(memory, caption, null_cond, negative_caption,
+        cond, uncond = _cond_and_uncond(memory, caption, next(null_conds), negative_caption,
                                         sampling.plain)
         z = next(next_noise)
         z = denoise(model, scheduler, z, cond, uncond, sampling, on_step=on_step, graphs=graphs,

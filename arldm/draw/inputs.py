@@ -176,6 +176,7 @@ def _negative_of_frames(negative, n): # a negative prompt for each of `n` frames
     texts = _as_texts(negative, 'negative_prompt')
     if isinstance(negative, str): return texts*n
     if len(texts) == n: return texts
+    if len(texts) == 1: return texts*n
     raise StoryError(f'{counted(n, "caption")}, {counted(len(texts), "negative prompt")}; pass one '
                      'text for all frames, or a list with one for each')
 

@@ -112,9 +112,9 @@ def _latent_shape(self:StoryPipeline, height, width):
 
 # %% ../../nbs/draw/42_pipeline.ipynb #5d62d939
 @patch
-def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, with_null=False):
+def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, may_change=False):
     """Draw the frames of a `StoryBatch`; yields latents (B, 4, h, w) and frames (B, 3, H, W).
-    `with_null`: encode the null condition, also if no guidance is asked for yet."""
+    `may_change`: others may change weights, or switch guidance on, while it draws."""
     device = self._execution_device
     def to_device(x): return x.to(device)
     def encode(texts): # the captions of one frame
@@ -131,10 +131,12 @@ def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, with_nul
         else: frames = preprocess_frame(pictures, side)
         given[k] = frames.to(device=device, dtype=self.unet.dtype)
     negative = None if batch.negative is None else map(encode, batch.negative)
+    def null_conds(): # with offloading, the encoders and what they compute wait on the CPU
+        while True: yield tuple(map(to_device, self.model.null_cond()))
     null_cond = None
-    if with_null or sampling.guidance_scale > 1:
-        # with offloading, the encoders and what they compute wait on the CPU
-        with torch.no_grad(): null_cond = tuple(map(to_device, self.model.null_cond()))
+    if may_change: null_cond = null_conds()
+    elif sampling.guidance_scale > 1:
+        with torch.no_grad(): null_cond = next(null_conds())
     return draw_frames(self.model, scheduler, map(encode, batch.captions),
                        map(to_device, batch.noise), given, sampling, opening=batch.opening,
                        null_cond=null_cond, negative=negative, generators=batch.generators,
@@ -142,7 +144,6 @@ def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, with_nul
 
 # %% ../../nbs/draw/42_pipeline.ipynb #45e474ab
 @patch
-@check_keywords
 def __call__(self:StoryPipeline,
     captions:list=None,  # One story (list of str) or several; given frames need captions, too
     given:list=None,     # Pictures of the first frames; for several stories, a list for each
@@ -239,7 +240,7 @@ def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callb
     n_steps = len(scheduler.timesteps)
     n_frames = 0    # frames of a batch are drawn at once, and its first story stands for all
     for stories, _ in batches: n_frames += len(plans[stories[0]].todo)
-    call = CallState(num_timesteps=n_steps)
+    call = CallState(num_timesteps=n_steps, scheduler=scheduler)
     with ExitStack() as stack:
         stack.callback(self.maybe_free_model_hooks)
         stack.enter_context(self._call(call))
@@ -267,7 +268,6 @@ def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callb
 
 # %% ../../nbs/draw/42_pipeline.ipynb #c23bc0d6
 @patch
-@check_keywords
 def stream(self:StoryPipeline,
     captions=None,                    # Any iterable of captions, those of given frames first
     given:list=None,                  # Pictures of the first frames, one or a list
@@ -324,7 +324,7 @@ def stream(self:StoryPipeline,
     n_drawn = 0
     try:
         with explain_out_of_memory(1):
-            for _, frame in self._draw(batch, scheduler, sampling):
+            for _, frame in self._draw(batch, scheduler, sampling, may_change=True):
                 yield as_picture(frame[0])
                 n_drawn += 1
     finally: self.maybe_free_model_hooks()
@@ -366,6 +366,11 @@ def _continued_batch(model, captions, given, drawn, negative_prompt, generators,
         # skip the noise of the frames that exist: frame k has the same noise as in one go
         noise=islice(initial_noise(generators, shape), n_past, None), generators=generators)
 
+# %% ../../nbs/draw/42_pipeline.ipynb #a5bde4d8
+# an error for an unknown keyword names the one that was probably meant
+StoryPipeline.__call__ = check_keywords(StoryPipeline.__call__)
+StoryPipeline.stream = check_keywords(StoryPipeline.stream)
+
 # %% ../../nbs/draw/42_pipeline.ipynb #206d0bcb
 @patch
 def enable_fast_kernels(self:StoryPipeline,
@@ -384,3 +389,23 @@ def enable_fast_kernels(self:StoryPipeline,
     torch.fx.experimental._config.use_duck_shape = False
     self.unet.compile_repeated_blocks(dynamic=True)
     self._graphs = graphs and torch.cuda.is_available()
+
+@patch
+def enable_vae_slicing(self:StoryPipeline):
+    "Decode the pictures of a batch one by one, which takes less memory."
+    self.vae.enable_slicing()
+
+@patch
+def disable_vae_slicing(self:StoryPipeline):
+    "Decode the pictures of a batch together again."
+    self.vae.disable_slicing()
+
+@patch
+def enable_vae_tiling(self:StoryPipeline):
+    "Decode large pictures in overlapping tiles, which takes less memory and is approximate."
+    self.vae.enable_tiling()
+
+@patch
+def disable_vae_tiling(self:StoryPipeline):
+    "Decode pictures in one piece again."
+    self.vae.disable_tiling()

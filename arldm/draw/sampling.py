@@ -171,8 +171,15 @@ def replace_context(self:GuidedUNet, context:Tensor):
     if context.shape[1:] != last.shape[1:] or len(context) not in (B, len(last)):
         raise StoryError(f'a callback returned prompt_embeds of the shape {tuple(context.shape)}, '
                          f'expected {tuple(last.shape)}')
-    if len(context) > B: self.conditions[True] = self._cached(context), visible
-    self.conditions[False] = self._cached(context[-B:]), visible[-B:]
+    cond = context[-B:]
+    self.conditions[False] = self._cached(cond), visible[-B:]
+    if True in self.conditions:
+        joint, joint_visible = self.conditions[True]
+        joint = joint.as_subclass(Tensor).clone()
+        joint[:-B] = context[:-B] if len(context) > B else joint[:-B]
+        # that of an unguided step may be shorter; its visible tokens come first in both
+        joint[-B:, :cond.shape[1]] = cond
+        self.conditions[True] = self._cached(joint), joint_visible
     self.predict = None    # a CUDA graph has recorded the old one
 
 def _step_options(scheduler, generators, eta):

@@ -305,10 +305,6 @@ def predict(self:ARLDM,
     Returns:
         Tensor: (n, 4, h, w)
     """
-    # What diffusers calls attention_head_dim is the number of heads
-    heads = self.unet.config.attention_head_dim
-    # Repeated once here, diffusers need not do it in every layer
-    if isinstance(heads, int): visible = visible.repeat_interleave(heads, 0)
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
 
 # %% ../../nbs/model/27_arldm.ipynb #d6e1e237

@@ -294,16 +294,16 @@ def test_fused_projections(base, tmp_path):
 
 def test_vae_slicing_and_tiling(pipe):
     whole = pipe([A, A], output_type='np', height=64, width=64, **FEW).frames
-    pipe.vae.enable_slicing()
+    pipe.enable_vae_slicing()
     sliced = pipe([A, A], output_type='np', height=64, width=64, **FEW).frames
-    pipe.vae.disable_slicing()
+    pipe.disable_vae_slicing()
     assert np.abs(np.subtract(whole, sliced)).max() < 1e-2
-    pipe.vae.enable_tiling()
+    pipe.enable_vae_tiling()
     pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 4, 32
     calls = []
     handle = pipe.vae.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
     tiled = pipe([A, A], output_type='np', height=64, width=64, **FEW).frames
     handle.remove()
-    pipe.vae.disable_tiling()
+    pipe.disable_vae_tiling()
     assert len(calls) > len(A)
     assert np.abs(np.subtract(whole, tiled)).mean() < .1
