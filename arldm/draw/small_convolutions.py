@@ -7,7 +7,7 @@ __all__ = ['SmallConvolutions', 'has_channels_last']
 
 # %% ../../nbs/draw/38c_small_convolutions.ipynb #34c2a2ef
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 

@@ -161,7 +161,7 @@ def test_negative_prompt_without_guidance(tiny):
 @pytest.mark.parametrize('captions,negative,match', [
     (A, ['x', 'y'], '3 captions, 2 negative prompts; pass one text for all frames, or a list with one for each'),
     (A, 5, 'negative_prompt must be a list, got 5'), (A, ['x', 'y', 5], 'negative_prompt must be text, got 5'),
-    ([A, B], ['x'], '2 stories, but negative_prompt for 1'), ([A, B], [['x'], ['y']], 'story 0: 3 captions, 1 negative prompt;')])
+    ([A, B], ['x'], '2 stories, but negative_prompt for 1'), ([A, B], [['x', 'y'], ['y', 'x']], 'story 0: 3 captions, 2 negative prompts;')])
 def test_bad_negative_prompts(tiny, captions, negative, match):
     one_line(tiny, captions, negative_prompt=negative, **FEW, match=match)
 
@@ -278,7 +278,7 @@ SETTINGS = [
     ('dpm++', dict(timesteps=[999, 500], sigmas=[1., .5]), 'timesteps and sigmas say the same in two ways; pass only one of them'),
     ('ddim', dict(timesteps=[999, 500]), 'DDIMScheduler takes no timesteps'), ('dpm++', dict(sigmas=[9., 1.]), 'takes no sigmas'),
     ('dpm++', dict(timesteps=[500, 999]), 'timesteps must be numbers that fall, such as 999, 500, 250; got \\[500, 999\\]'),
-    ('dpm++', dict(timesteps=[]), 'timesteps must be numbers that fall'), ('dpm++', dict(timesteps=5), 'timesteps must be a list, got int'), ('dpm++', dict(timesteps=(t for t in (999, 500))), 'must be a list, got generator'),
+    ('dpm++', dict(timesteps=[]), 'timesteps must be numbers that fall'), ('dpm++', dict(timesteps=5), 'timesteps must be a list, got int'), ('dpm++', dict(timesteps={999}), 'must be a list, got set'),
     ('dpm++', dict(timesteps=['a']), 'timesteps must be numbers'), ('dpm++', dict(timesteps=[1000, 1]), 'the first of timesteps must be between 0 and 999, got 1000.0'),
     ('dpm++', dict(timesteps=[9, -1]), 'timesteps must be numbers that fall'),
     ('dpm++', dict(timesteps=[1, 0]), 'would start at timestep 1'),
