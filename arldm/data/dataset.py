@@ -72,6 +72,7 @@ class Vocabulary:
         "How many captions were too long and were truncated, in all worker processes together."
         return int(self._n_truncated.sum())
 
+# %% ../../nbs/data/16_dataset.ipynb #add70c3n
 def _add_tokens(tokenizer, words, **options): # of `AddedToken`
     "Add a token for every word that has none; `normalized` = matched in lower case."
     known = tokenizer.get_vocab()

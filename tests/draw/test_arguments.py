@@ -161,7 +161,7 @@ def test_negative_prompt_without_guidance(tiny):
 @pytest.mark.parametrize('captions,negative,match', [
     (A, ['x', 'y'], '3 captions, 2 negative prompts; pass one text for all frames, or a list with one for each'),
     (A, 5, 'negative_prompt must be a list, got 5'), (A, ['x', 'y', 5], 'negative_prompt must be text, got 5'),
-    ([A, B], ['x'], '2 stories, but negative_prompt for 1'), ([A, B], [['x', 'y'], ['y', 'x']], 'story 0: 3 captions, 2 negative prompts;')])
+    ([A, B], ['x'], '2 stories, but negative_prompt for 1'), ([A, B], [['x', 'y'], ['x', 'y', 'z', 'x']], 'story 0: 3 captions, 2 negative prompts;')])
 def test_bad_negative_prompts(tiny, captions, negative, match):
     one_line(tiny, captions, negative_prompt=negative, **FEW, match=match)
 

@@ -110,7 +110,7 @@ def test_a_class_that_cannot_be_imported_is_named(pipe, tmp_path, monkeypatch):
     assert torch.equal(latents(passed), latents(pipe))
 
 @pytest.mark.parametrize('entry, why', [(['json', 'dumps'], 'is no ModelMixin'), (['json', 'no'], 'cannot be imported'),
-    (['', 'x'], 'cannot be imported'), ([3], r'memory_encoder=\[3\], expected \[module, class\]'), ('json', 'must be a list')])
+    (['', 'x'], 'cannot be imported'), ([3], r'memory_encoder(\[0\] must be text|=\[3\], expected \[module, class\])'), ('json', 'must be a list')])
 def test_other_classes_are_refused(entry, why, pipe, tmp_path):
     pipe.save_pretrained(tmp_path/'saved')
     path = tmp_path/'saved/model_index.json'
