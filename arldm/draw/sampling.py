@@ -176,22 +176,11 @@ def replace_context(self:GuidedUNet, context:Tensor):
     if True in self.conditions:
         joint, joint_visible = self.conditions[True]
         joint = joint.as_subclass(Tensor).clone()
-        joint[:-B] = context[:-B] if len(context) > B else joint[:-B]
+        if len(context) > B: joint[:-B] = context[:-B]
         # that of an unguided step may be shorter; its visible tokens come first in both
         joint[-B:, :cond.shape[1]] = cond
         self.conditions[True] = self._cached(joint), joint_visible
     self.predict = None    # a CUDA graph has recorded the old one
-
-def _step_options(scheduler, generators, eta):
-    "Return the keyword arguments of `scheduler.step`, of which not every scheduler knows all."
-    known = inspect.signature(scheduler.step).parameters
-    options = {}
-    if 'generator' in known: options['generator'] = generators
-    if 'eta' in known: options['eta'] = eta
-    # DPMSolverSDEScheduler makes its noise by itself, from a seed for each story
-    if hasattr(scheduler, 'noise_sampler_seed'):
-        scheduler.noise_sampler_seed = [g.initial_seed() for g in generators or ()] or None
-    return options
 
 # %% ../../nbs/draw/39_sampling.ipynb #6c136360
 def denoise(
@@ -243,6 +232,18 @@ def denoise(
         unet.replace_context(step.context)
         if step.interrupt: break
     return z
+
+# %% ../../nbs/draw/39_sampling.ipynb #5te9opt5
+def _step_options(scheduler, generators, eta):
+    "Return the keyword arguments of `scheduler.step`, of which not every scheduler knows all."
+    known = inspect.signature(scheduler.step).parameters
+    options = {}
+    if 'generator' in known: options['generator'] = generators
+    if 'eta' in known: options['eta'] = eta
+    # DPMSolverSDEScheduler makes its noise by itself, from a seed for each story
+    if hasattr(scheduler, 'noise_sampler_seed'):
+        scheduler.noise_sampler_seed = [g.initial_seed() for g in generators or ()] or None
+    return options
 
 # %% ../../nbs/draw/39_sampling.ipynb #8ba73d12
 def decode_latents(model:ARLDM, z:Tensor) -> Tensor: # float32 (B, 3, H, W) in [-1, 1]

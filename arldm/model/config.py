@@ -109,6 +109,14 @@ def noise_like(
     return noise_schedule('v_prediction' if predicts_v else 'epsilon',
                           bool(config.get('rescale_betas_zero_snr')))
 
+# %% ../../nbs/model/24_config.ipynb #ch3ckprt
+def _check_parts(index, where):
+    "Raise `StoryError` if a part of model_index.json is a list, but not of a module and a class."
+    for part, value in index.items():
+        if isinstance(value, list) and len(value) != 2:
+            raise StoryError(f'{where}: model_index.json has {part}={value!r}, expected [module, '
+                             'class]')
+
 # %% ../../nbs/model/24_config.ipynb #2c3d94c2
 # Folders of a pipeline that hold weights, and the classes that load them
 PARTS = dict(vae=AutoencoderKL, unet=UNet2DConditionModel, text_encoder=CLIPTextModel,
@@ -162,10 +170,7 @@ def pipeline_index(
     if not isinstance(kind, str) or kind != 'StoryPipeline' and not PARTS.keys() <= index.keys():
         raise StoryError(f'{where}: expected a StoryPipeline, as arldm-train makes it, found a '
                          f'{kind}')
-    for part, value in index.items():
-        if isinstance(value, list) and len(value) != 2:
-            raise StoryError(f'{where}: model_index.json has {part}={value!r}, expected [module, '
-                             'class]')
+    _check_parts(index, where)
     return index
 
 # %% ../../nbs/model/24_config.ipynb #5f1c0a77
