@@ -144,7 +144,8 @@ def rgb_picture(
     """
     if _is_pixels(picture): picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image) or not min(picture.size):
-        raise StoryError(f'given frames must be pictures, got {type(picture).__name__}')
+        raise StoryError(f'given frames must be pictures, got {type(picture).__name__}; pass PIL '
+                         'pictures or uint8 arrays (h, w, 3)')
     return upright(picture)
 
 # %% ../../nbs/draw/41_inputs.ipynb #1bdb90d5
