@@ -7,5 +7,9 @@ def pytest_configure(config):
     config.addinivalue_line('markers', f'gpu: {about}')
     os.environ['TQDM_DISABLE'] = '1'   # no progress beside what a test reads; tqdm reads it when it is imported
 
+def pytest_collection_modifyitems(items):
+    "Begin with the site: at the end, its few tests would be divided, and every process would build it."
+    items.sort(key=lambda item: item.path.name != 'test_docs.py')
+
 def pytest_collection_finish():
     gc.freeze()   # what imports made stays anyhow; here and in processes that fork it is not looked through again
