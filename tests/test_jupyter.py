@@ -11,7 +11,7 @@ from lab import Lab
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 CHAPTERS = [path.relative_to(NBS).with_suffix('').as_posix() for path in sorted(NBS.rglob('[!.]*.ipynb'))]
-FEW = '_strips', '_panel'               # the others by `make soak`
+FEW = ('_panel',)                       # the others by `make soak`
 LONGEST = 30                                 # lines of an output
 
 pytestmark = [pytest.mark.skipif(not chromium(), reason='no chromium here'),

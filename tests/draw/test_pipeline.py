@@ -855,7 +855,7 @@ def requests(): # twelve different ones
         yield texts, dict(num_inference_steps=2 + k % 2, guidance_scale=[2., 1, 3.][k % 3], seed=k,
                           reuse=1 + (k % 4 == 2), plain=k == 5)
 
-@pytest.mark.parametrize('name', ['pndm', 'ancestral'])
+@pytest.mark.parametrize('name', ['pndm', pytest.param('ancestral', marks=soak)])
 def test_threads(tiny, name):
     "Four threads share a pipeline, and copies with its parts: they draw what one after the other draws, bit for bit."
     if name == 'ancestral': tiny.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(tiny.scheduler.config)

@@ -55,7 +55,9 @@ class Narrow(torch.nn.Module):
         self.eyes = eyes
     def forward(self, x): return self.eyes(x)[:, ::86]
 
-@pytest.mark.parametrize('first', [1, 2], ids=['visualization', 'continuation'])
+soak = pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
+
+@pytest.mark.parametrize('first', [pytest.param(1, marks=soak), 2], ids=['visualization', 'continuation'])
 def test_fid64_to_the_letter(eyes, tmp_path, first):
     "Each reference frame as often as it is reference, drawings squashed, the given frame on neither side."
     split = story_file(tmp_path, test=stories(1 + first, each=2, n=2, size=(90, 70)))['test']   # three pictures at least
