@@ -1,5 +1,5 @@
 "Scores: the SSID baseline's number to the letter, honest numbers beside it, nothing made up, nothing silent."
-import json, math
+import json, math, os
 from pathlib import Path
 
 import numpy as np, pytest, torch, torch.nn.functional as F
