@@ -11,10 +11,10 @@ from lab import Lab
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 CHAPTERS = [path.relative_to(NBS).with_suffix('').as_posix() for path in sorted(NBS.rglob('[!.]*.ipynb'))]
-FEW = ('_panel',)                       # the others by `make soak`
 LONGEST = 30                                 # lines of an output
 
-pytestmark = [pytest.mark.skipif(not chromium(), reason='no chromium here'),
+pytestmark = [pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1'),
+    pytest.mark.skipif(not chromium(), reason='no chromium here'),
     pytest.mark.skipif(not find_spec('jupyterlab'), reason='no jupyterlab here: pip install -e .[dev]')]
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_faults():
     assert of('stream', name='stdout', text='x\n'*31)[0].startswith('31 lines')
     assert of('execute_result', data={'text/markdown': '| a |\n'*32})[0].startswith('32 lines')
 
-@pytest.mark.parametrize('name', [name for name in CHAPTERS if name.endswith(FEW) or os.environ.get('ARLDM_SOAK')])
+@pytest.mark.parametrize('name', CHAPTERS)
 def test_run_all(lab, name):
     lab.open(f'{name}.ipynb')
     try: cells = lab.run_all(1200)

@@ -1,6 +1,7 @@
 "The laboratory: the ladder climbs and goes on, rows differ only in their history, changes change one thing, numbers are counted."
 import itertools
 import json
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_the_autoencoder_goes_on(tmp_path):
     *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
 
+@pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
 def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
