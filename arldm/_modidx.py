@@ -588,6 +588,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arldm.data.story.StorySplit._check_index': ( 'data/story.html#storysplit._check_index',
                                                                                 'arldm/data/story.py'),
                                   'arldm.data.story.StorySplit.captions': ('data/story.html#storysplit.captions', 'arldm/data/story.py'),
+                                  'arldm.data.story.StorySplit.first': ('data/story.html#storysplit.first', 'arldm/data/story.py'),
                                   'arldm.data.story.StorySplit.index': ('data/story.html#storysplit.index', 'arldm/data/story.py'),
                                   'arldm.data.story.StorySplit.rows': ('data/story.html#storysplit.rows', 'arldm/data/story.py'),
                                   'arldm.data.story._PictureWriter': ('data/story.html#_picturewriter', 'arldm/data/story.py'),

@@ -191,11 +191,8 @@ def write_stories(
     refuse_foreign(path, is_story_file, 'story file')
     try:
         with atomic_path(path) as tmp, Disk(tmp) as disk:
-            try:
-                counts = _write(disk, splits, corpus, resolution, workers)
-            finally:
-                # Raises the disk's own error, and not what the library makes of it.
-                disk.check()
+            try: counts = _write(disk, splits, corpus, resolution, workers)
+            finally: disk.check()   # raises the disk's own error, not what the library makes of it
     except OSError as e:
         raise StoryError(f'{path}: cannot be written ({e.strerror or e}); fix that and '
                          'convert again') from None
@@ -355,6 +352,11 @@ def _check_index(self:StorySplit):
 
 # %% ../../nbs/data/12_story.ipynb #3fe7f6b7
 @patch
+def first(self:StorySplit, n:int)->StorySplit:
+    "Return a split of the first `n` stories; of all, if there are fewer."
+    return StorySplit(self.file, self.name, {k: x[:n] for k, x in self._index.items()})
+
+@patch
 def index(self:StorySplit, story_id:str)->int:
     "Return the place of the story with this id, or raise `StoryError`."
     if str(story_id) in self.ids: return self.ids.index(str(story_id))
@@ -412,10 +414,8 @@ def _numbered(splits):
         if split in numbered:
             raise StoryError(f'two of the splits are {split}: {", ".join(map(str, splits))}; put '
                              'their stories into one list')
-        numbered[split] = []
-        for item in items:
-            n += 1
-            numbered[split].append((item, n))
+        numbered[split] = [(item, k) for k, item in enumerate(items, n + 1)]
+        n += len(numbered[split])
     return numbered
 
 def _divided(stories, seed):

@@ -72,6 +72,13 @@ def test_index_finds_by_id(path):
     assert split.index('3') == split.index(3) == 2
     with pytest.raises(StoryError, match="no story '4' among the 3 of split train"): split.index(4)
 
+def test_first_stories_of_a_split(path):
+    split = StoryFile(path)['train']
+    first = split.first(2)
+    assert list(first) == [split[0], split[1]] and first.name == 'train'
+    assert (first.ids, first.albums) == (split.ids[:2], split.albums[:2])
+    assert list(split.first(9)) == list(split) and len(split) == 3 and len(split.first(0)) == 0
+
 def _read(file): return [file['train'][i] for i in range(3)]
 
 @pytest.mark.parametrize('how', ['fork', 'spawn'])
