@@ -37,11 +37,13 @@ CHOICES = {
     'weighting': ('none', 'p2'),
     'optimizer': ('adamw', 'adamw8bit'),
     'decay_parameters': ('matrices', 'all'),
-    'prediction_type': ('epsilon', 'v_prediction')}
+    'prediction_type': ('epsilon', 'v_prediction'),
+    'lora_targets': ('attention', 'cross-attention', 'all'),
+    'frozen_storage': ('compute', 'fp8')}
 
 # %% ../nbs/01_settings.ipynb #49277585
 # names of the parts that can be frozen
-FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet'
+FREEZABLE = 'clip', 'blip', 'resnet', 'words', 'unet', 'cross-attention'
 # name of a choice -> the parts that it freezes
 FREEZE = {
     # trains everything but the autoencoder
@@ -51,7 +53,11 @@ FREEZE = {
     # the same, with the tables of word embeddings frozen too
     'attention': ('clip', 'blip', 'words', 'resnet'),
     # trains only the cross-attention and the embeddings of type and time
-    'history': ('clip', 'blip', 'words', 'unet')}
+    'history': ('clip', 'blip', 'words', 'unet'),
+    # trains only the embeddings of type and time; a LoRA may train beside them
+    'all': FREEZABLE,
+    # the same, and the tables of word embeddings
+    'all-but-words': ('clip', 'blip', 'resnet', 'unet', 'cross-attention')}
 
 def freezing(
     parts,  # Key of `FREEZE`, names of parts separated by commas, or a sequence of such names
@@ -89,8 +95,15 @@ class Subject:
             centre, more = fixed random places; 0 = a random crop every time
         n_slots (int, default 0): Frames of the longest story, all but its last remembered; 0 = as
             in the model or the corpus
-        freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, or a
-            list such as clip,blip,words
+        freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, all,
+            all-but-words, or a list such as clip,blip,words; with lora_rank all, or all-but-words
+        lora_rank (int, default 0): Rank of a LoRA that trains in place of the UNet's weights; 0 =
+            no LoRA
+        lora_alpha (float, default 0.0): Scale of the LoRA times its rank; 0 = the rank, for a scale
+            of 1
+        lora_targets (str, default 'attention'): Layers that get a LoRA: 'attention',
+            'cross-attention' (to captions and slots) or 'all'
+        lora_encoders (bool, default False): LoRA for both encoders as well
         legacy (bool, default False): Behave as the original 2022 code where this book deliberately
             differs
         guidance_scale (float, default 2.0): Classifier-free guidance scale of drawings; 1 = no
@@ -114,8 +127,16 @@ class Subject:
     crops: int = 1
     # Frames of the longest story, all but its last remembered; 0 = as in the model or the corpus
     n_slots: int = 0
-    # Parts to freeze: none, ssid-baseline, attention, history, or a list such as clip,blip,words
+    # Parts to freeze: none, ssid-baseline, attention, history, all, all-but-words, or a list such as
+    # clip,blip,words; with lora_rank all, or all-but-words
     freeze: tuple = ()
+    # Rank of a LoRA that trains in place of the UNet's weights; 0 = no LoRA
+    lora_rank: int = 0
+    # Scale of the LoRA times its rank; 0 = the rank, for a scale of 1
+    lora_alpha: float = 0.
+    # Layers that get a LoRA: 'attention', 'cross-attention' (to captions and slots) or 'all'
+    lora_targets: str = 'attention'
+    lora_encoders: bool = False  # LoRA for both encoders as well
     # Behave as the original 2022 code where this book deliberately differs
     legacy: bool = False
     guidance_scale: float = 2.0  # Classifier-free guidance scale of drawings; 1 = no guidance
@@ -138,6 +159,8 @@ class Settings(Subject):
         pack_context (bool, default True): Leave out tokens that no frame may see: same results in
             less time
         mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
+        frozen_storage (str, default 'compute'): Frozen matrices in memory: 'compute', in the
+            precision they are multiplied in, or 'fp8'
         optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' if bitsandbytes is installed
         learning_rate (float, default 0.001): Learning rate after warm-up
         lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine
@@ -177,6 +200,8 @@ class Settings(Subject):
     # Leave out tokens that no frame may see: same results in less time
     pack_context: bool = True
     mixed_precision: str = 'no'           # 'no' (float32), 'bf16' or 'fp16'
+    # Frozen matrices in memory: 'compute', in the precision they are multiplied in, or 'fp8'
+    frozen_storage: str = 'compute'
     optimizer: str = 'adamw'              # 'adamw', or 'adamw8bit' if bitsandbytes is installed
     learning_rate: float = 1e-3           # Learning rate after warm-up
     # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
@@ -231,6 +256,10 @@ SETTINGS_SHAPE = _settings_shape()
 # %% ../nbs/01_settings.ipynb #cc8debc3
 # published weights, by their names in chapter pretrained
 _start = dict(model='sd-1.5', blip='blip-large')
+_ssid = dict(_start, corpus='ssid', resolution=256, crops=4, max_train_steps=20_000,
+             train_batch_size=8, learning_rate=3e-5, lr_warmup_steps=500, ema_decay=.9995,
+             snr_gamma=5., timestep_bias_power=1., freeze=FREEZE['attention'],
+             mixed_precision='bf16', checkpointing_steps=1000, guidance_scale=7.5)
 _legacy = dict(_start, train_batch_size=1, crops=0, learning_rate=1e-5,
                lr_scheduler='legacy', lr_warmup_steps=500, max_train_steps=50_000,
                adam_weight_decay=1e-4, decay_parameters='all', max_grad_norm=0., ema_decay=0.,
@@ -250,10 +279,11 @@ PRESETS = {
     # random weights: does my data run at all?
     'tiny': dict(model='tiny', crops=0, max_train_steps=3, train_batch_size=2, lr_warmup_steps=1,
                  weighting='p2'),
-    'ssid': dict(_start, corpus='ssid', resolution=256, crops=4, max_train_steps=20_000,
-                 train_batch_size=8, learning_rate=3e-5, lr_warmup_steps=500, ema_decay=.9995,
-                 snr_gamma=5., timestep_bias_power=1., freeze=FREEZE['attention'],
-                 mixed_precision='bf16', checkpointing_steps=1000, guidance_scale=7.5),
+    'ssid': _ssid,
+    # the same stories a step on a small GPU
+    'ssid-lora': dict(_ssid, lora_rank=8, freeze=FREEZE['all'], learning_rate=1e-4,
+                      train_batch_size=1, gradient_accumulation_steps=8,
+                      gradient_checkpointing=True),
     'ssid-baseline': dict(_legacy, corpus='ssid', resolution=256, freeze=FREEZE['ssid-baseline']),
     'paper': dict(_legacy, corpus='pororo', resolution=512, guidance_scale=6.)}
 
@@ -266,7 +296,7 @@ _COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps',
            'checkpointing_steps')
 _NOT_NEGATIVE = ('autoencoder_steps', 'crops', 'n_slots', 'num_validation_stories',
                  'lr_warmup_steps', 'learning_rate', 'max_grad_norm', 'adam_weight_decay',
-                 'noise_offset', 'snr_gamma')
+                 'noise_offset', 'snr_gamma', 'lora_rank', 'lora_alpha')
 
 def _check_numbers(s):
     "Raise a `StoryError` for the first number that is out of its range or not finite."
@@ -292,8 +322,22 @@ def _check_numbers(s):
             raise StoryError(f'{k} must be a finite number, got {value}')
 
 # %% ../nbs/01_settings.ipynb #76ee4381
+def _check_lora(s):
+    "Raise a `StoryError` for settings of a LoRA that there is not, or that trains what is trained."
+    for k in 'lora_alpha', 'lora_encoders':
+        if getattr(s, k) and not s.lora_rank:
+            raise StoryError(f'{k} needs a LoRA: set its rank, lora_rank=8')
+    if not s.lora_rank: return
+    if s.lora_encoders and s.lora_targets == 'cross-attention':
+        raise StoryError('lora_encoders: CLIP has no cross-attention; set lora_targets to '
+                         'attention or all')
+    if freezing(s.freeze) not in (FREEZE['all'], FREEZE['all-but-words']):
+        raise StoryError(f'with lora_rank the LoRA trains in place of the weights: freeze must be '
+                         f'all, or all-but-words, got {",".join(s.freeze) or "none"}')
+
 def _check_together(s):
     "Raise a `StoryError` for settings that exclude each other."
+    _check_lora(s)
     if s.snr_gamma and s.weighting != 'none':
         raise StoryError(f'weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weight the '
                          "loss; set weighting='none' or snr_gamma=0")
@@ -325,6 +369,7 @@ def resolve(
         raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
     one_of('preset', preset, PRESETS)
     s = Settings(**{**PRESETS[preset], 'preset': preset, **changes})
+    if s.lora_rank and 'freeze' not in changes: s = dataclasses.replace(s, freeze='all')
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)
     _check_together(s)

@@ -540,8 +540,10 @@ def _freezes(part, name): # whether freezing `part`, of `FREEZABLE`, freezes the
     if part == 'blip': return name.startswith('memory_encoder.') and 'word_embeddings' not in name
     if part == 'words': return 'token_embedding' in name or 'word_embeddings' in name
     if part == 'resnet': return name.startswith('unet.') and 'attentions' not in name
-    # 'unet': diffusers calls cross-attention attn2
-    return name.startswith('unet.') and 'attn2' not in name
+    # diffusers calls cross-attention attn2
+    in_unet = name.startswith('unet.')
+    if part == 'cross-attention': return in_unet and 'attn2' in name
+    return in_unet and 'attn2' not in name
 
 def trained_weights(model:nn.Module) -> list: # Of `nn.Parameter`
     """Return the weights that training changes.
