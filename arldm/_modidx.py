@@ -1887,6 +1887,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'arldm.settings.Settings.stories_per_step': ( 'settings.html#settings.stories_per_step',
                                                                               'arldm/settings.py'),
                                 'arldm.settings.Subject': ('settings.html#subject', 'arldm/settings.py'),
+                                'arldm.settings.Trainable': ('settings.html#trainable', 'arldm/settings.py'),
                                 'arldm.settings._check_lora': ('settings.html#_check_lora', 'arldm/settings.py'),
                                 'arldm.settings._check_numbers': ('settings.html#_check_numbers', 'arldm/settings.py'),
                                 'arldm.settings._check_together': ('settings.html#_check_together', 'arldm/settings.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'DTYPES', 'SCHEDULERS', 'MODEL_SIZES', 'CHOICES', 'FREEZABLE', 'FREEZE', 'HEADINGS', 'SETTINGS',
-           'SETTINGS_SHAPE', 'PRESETS', 'UPPER_LIMITS', 'freezing', 'Subject', 'Settings', 'resolve']
+           'SETTINGS_SHAPE', 'PRESETS', 'UPPER_LIMITS', 'freezing', 'Subject', 'Trainable', 'Settings', 'resolve']
 
 # %% ../nbs/01_settings.ipynb #8d4a0d18
 import dataclasses, math, textwrap
@@ -95,15 +95,6 @@ class Subject:
             centre, more = fixed random places; 0 = a random crop every time
         n_slots (int, default 0): Frames of the longest story, all but its last remembered; 0 = as
             in the model or the corpus
-        freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, all,
-            all-but-words, or a list such as clip,blip,words; with lora_rank all, or all-but-words
-        lora_rank (int, default 0): Rank of a LoRA that trains in place of the UNet's weights; 0 =
-            no LoRA
-        lora_alpha (float, default 0.0): Scale of the LoRA times its rank; 0 = the rank, for a scale
-            of 1
-        lora_targets (str, default 'attention'): Layers that get a LoRA: 'attention',
-            'cross-attention' (to captions and slots) or 'all'
-        lora_encoders (bool, default False): LoRA for both encoders as well
         legacy (bool, default False): Behave as the original 2022 code where this book deliberately
             differs
         guidance_scale (float, default 2.0): Classifier-free guidance scale of drawings; 1 = no
@@ -127,8 +118,31 @@ class Subject:
     crops: int = 1
     # Frames of the longest story, all but its last remembered; 0 = as in the model or the corpus
     n_slots: int = 0
-    # Parts to freeze: none, ssid-baseline, attention, history, all, all-but-words, or a list such as
-    # clip,blip,words; with lora_rank all, or all-but-words
+    # Behave as the original 2022 code where this book deliberately differs
+    legacy: bool = False
+    guidance_scale: float = 2.0  # Classifier-free guidance scale of drawings; 1 = no guidance
+    seed: int = 0                # Seed of all random numbers
+
+# %% ../nbs/01_settings.ipynb #e2c8ac03
+@dataclass(frozen=True)
+class Trainable(Subject):
+    """The settings that say which weights train, and how the others are kept.
+
+    Args:
+        freeze (tuple, default ()): Parts to freeze: none, ssid-baseline, attention, history, all,
+            all-but-words, or a list such as clip,blip,words; with lora_rank all, or all-but-words
+        lora_rank (int, default 0): Rank of a LoRA that trains in place of the UNet's weights; 0 =
+            no LoRA
+        lora_alpha (float, default 0.0): Scale of the LoRA times its rank; 0 = the rank, for a scale
+            of 1
+        lora_targets (str, default 'attention'): Layers that get a LoRA: 'attention',
+            'cross-attention' (to captions and slots) or 'all'
+        lora_encoders (bool, default False): LoRA for both encoders as well
+        frozen_storage (str, default 'compute'): Frozen matrices in memory: 'compute', in the
+            precision they are multiplied in, or 'fp8'
+    """
+    # Parts to freeze: none, ssid-baseline, attention, history, all, all-but-words, or a list
+    # such as clip,blip,words; with lora_rank all, or all-but-words
     freeze: tuple = ()
     # Rank of a LoRA that trains in place of the UNet's weights; 0 = no LoRA
     lora_rank: int = 0
@@ -137,14 +151,12 @@ class Subject:
     # Layers that get a LoRA: 'attention', 'cross-attention' (to captions and slots) or 'all'
     lora_targets: str = 'attention'
     lora_encoders: bool = False  # LoRA for both encoders as well
-    # Behave as the original 2022 code where this book deliberately differs
-    legacy: bool = False
-    guidance_scale: float = 2.0  # Classifier-free guidance scale of drawings; 1 = no guidance
-    seed: int = 0                # Seed of all random numbers
+    # Frozen matrices in memory: 'compute', in the precision they are multiplied in, or 'fp8'
+    frozen_storage: str = 'compute'
 
 # %% ../nbs/01_settings.ipynb #7f38bb1f
 @dataclass(frozen=True)
-class Settings(Subject):
+class Settings(Trainable):
     """All that decides what a training run computes.
 
     Args:
@@ -159,8 +171,6 @@ class Settings(Subject):
         pack_context (bool, default True): Leave out tokens that no frame may see: same results in
             less time
         mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
-        frozen_storage (str, default 'compute'): Frozen matrices in memory: 'compute', in the
-            precision they are multiplied in, or 'fp8'
         optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' if bitsandbytes is installed
         learning_rate (float, default 0.001): Learning rate after warm-up
         lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine
@@ -200,8 +210,6 @@ class Settings(Subject):
     # Leave out tokens that no frame may see: same results in less time
     pack_context: bool = True
     mixed_precision: str = 'no'           # 'no' (float32), 'bf16' or 'fp16'
-    # Frozen matrices in memory: 'compute', in the precision they are multiplied in, or 'fp8'
-    frozen_storage: str = 'compute'
     optimizer: str = 'adamw'              # 'adamw', or 'adamw8bit' if bitsandbytes is installed
     learning_rate: float = 1e-3           # Learning rate after warm-up
     # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
@@ -335,9 +343,10 @@ def _check_lora(s):
         raise StoryError(f'with lora_rank the LoRA trains in place of the weights: freeze must be '
                          f'all, or all-but-words, got {",".join(s.freeze) or "none"}')
 
+
+# %% ../nbs/01_settings.ipynb #ab12cd34
 def _check_together(s):
     "Raise a `StoryError` for settings that exclude each other."
-    _check_lora(s)
     if s.snr_gamma and s.weighting != 'none':
         raise StoryError(f'weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weight the '
                          "loss; set weighting='none' or snr_gamma=0")
@@ -372,6 +381,7 @@ def resolve(
     if s.lora_rank and 'freeze' not in changes: s = dataclasses.replace(s, freeze='all')
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)
+    _check_lora(s)
     _check_together(s)
     return dataclasses.replace(s, freeze=freezing(s.freeze))
 

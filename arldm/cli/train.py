@@ -14,7 +14,7 @@ from typing import Annotated
 from fastcore.docments import docments
 
 from ..command_line import command, quiet_libraries
-from ..settings import CHOICES, HEADINGS, PRESETS, Settings, Subject, resolve
+from ..settings import CHOICES, HEADINGS, PRESETS, Settings, Subject, Trainable, resolve
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134
 def _flag(field, comment): # a keyword parameter of a command, for one field of `Settings`
@@ -30,7 +30,8 @@ def with_settings(f:Callable) -> Callable:
     """Give a command every field of `Settings` as a flag after `preset`; `None` = not given.
 
     The help names the defaults of preset toy."""
-    comments = docments(Settings) | docments(Subject)
+    comments = {}
+    for record in Subject, Trainable, Settings: comments |= docments(record)
     parameters = []
     lines = []
     for p in inspect.signature(f).parameters.values():

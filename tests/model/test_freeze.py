@@ -40,7 +40,9 @@ def trains(name, frozen):
     if part == 'text_encoder': return table or 'clip' not in frozen
     if part == 'memory_encoder': return table or 'blip' not in frozen
     if part == 'unet':
-        return not ('resnet' in frozen and 'attentions' not in name) and not ('unet' in frozen and 'attn2' not in name)
+        parts = dict(resnet='attentions' not in name, unet='attn2' not in name)
+        parts['cross-attention'] = 'attn2' in name
+        return not any(parts.get(part) for part in frozen)
     return part == 'history'
 
 @pytest.mark.parametrize('choice', CHOICES)
