@@ -30,8 +30,8 @@ def with_settings(f:Callable) -> Callable:
     """Give a command every field of `Settings` as a flag after `preset`; `None` = not given.
 
     The help names the defaults of preset toy."""
-    comments = {}
-    for record in Subject, Trainable, Settings: comments |= docments(record)
+    # the record with all fields first: it has no comments on those that it inherits
+    comments = docments(Settings) | docments(Trainable) | docments(Subject)
     parameters = []
     lines = []
     for p in inspect.signature(f).parameters.values():
