@@ -7,7 +7,7 @@ __all__ = ['SHIPPED', 'make_model', 'all_captions', 'validation_split', 'check_p
            'default_preset', 'open_run', 'check_steps', 'start_hints', 'with_current_paths']
 
 # %% ../../nbs/train/35_setup.ipynb #2492c148
-import dataclasses, os
+import dataclasses, math, os
 from pathlib import Path
 
 import torch
@@ -190,7 +190,7 @@ def check_lengths(
 # Settings that a resumed run may change
 _FREE = ('preset', 'max_train_steps', 'checkpointing_steps', 'gradient_checkpointing',
          'pack_context', 'guidance_scale')
-# And those that it may change if their product stays the same
+# And those that it may change if a step has as many stories as before, all processes together
 _FREE_TOGETHER = 'train_batch_size', 'gradient_accumulation_steps'
 # Settings that may be paths
 _PATHS = 'model', 'blip', 'bert'
@@ -299,24 +299,38 @@ def _open_data(run, data, old):
 # %% ../../nbs/train/35_setup.ipynb #bdcfad0e
 def _check_resumed(run, old, saved, now, done):
     "Raise `StoryError` if resuming with the settings `now` would compute another training."
-    _, world_size = rank_and_world_size()
-    n = old.get('processes', world_size)
-    if n != world_size:
-        raise StoryError(f'{run} was trained by {counted(n, "process", "processes")}, not '
-                         f'{world_size}: a step has other stories; start as many again (torchrun '
-                         f'--nproc_per_node {n}), or use another run folder')
     check_steps(run, done, now)
     fixed = {k: v for k, v in saved.items() if k not in _FREE}
     try: was = resolve(old['preset'], **fixed)
     except StoryError as e: raise StoryError(f'{run}/settings.json: {e}') from None
+    _, world_size = rank_and_world_size()
+    n = old.get('processes', world_size)
     free = _FREE
-    if was.stories_per_step == now.stories_per_step: free += _FREE_TOGETHER
+    if was.stories_per_step*n == now.stories_per_step*world_size: free += _FREE_TOGETHER
+    elif n != world_size: _refuse_processes(run, was, now, n, world_size)
     other = []
     for k in SETTINGS:
         before, after = getattr(was, k), getattr(now, k)
         if k not in free and before != after: other.append(f'{k}={before}, not {after}')
     if other:
         raise StoryError(f'{run} was trained with {", ".join(other)}; use another run folder')
+
+def _refuse_processes(run, was, now, n, world_size):
+    "Raise `StoryError`: name the flags with which `world_size` processes take the steps of `n`."
+    total = was.stories_per_step*n
+    trained = (f'{run} was trained on {counted(total, "story", "stories")} a step by '
+               f'{counted(n, "process", "processes")}')
+    if total % world_size:
+        raise StoryError(f'{trained}, which {world_size} processes cannot share evenly; start as '
+                         f'many again (torchrun --nproc_per_node {n}), or use another run folder')
+    # Micro-batches of the same size, or, if that is too large, of one that divides it
+    size = math.gcd(was.train_batch_size, total//world_size)
+    flags = []
+    for k, value in zip(_FREE_TOGETHER, (size, total//world_size//size)):
+        same = getattr(was, k) == getattr(now, k) == value
+        if not same: flags.append(f'--{k.replace("_", "-")} {value}')
+    raise StoryError(f'{trained}; with {counted(world_size, "process", "processes")}: '
+                     f'{" ".join(flags)}')
 
 def check_steps(run:Path, done:int, s:Settings):
     "Raise `StoryError` if a run has completed more steps than its settings say."
