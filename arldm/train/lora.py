@@ -51,7 +51,7 @@ def lora_layers(
 
 # %% ../../nbs/train/36b_lora.ipynb #5893899c
 def _checked_layers(name, part, s): # -> names of layers
-    "List the layers of a part that get a LoRA; raise `StoryError` if there are none, or too thin ones."
+    "List the layers of a part that get a LoRA; raise `StoryError` if there are none, or thin ones."
     names = lora_layers(part, s.lora_targets)
     if not names:
         raise StoryError(f'lora_targets={s.lora_targets}: {name} has no such layer; try '
