@@ -95,8 +95,8 @@ $(MADE): constraints.txt settings.ini setup.py pyproject.toml $(FRESH)
 	  $(PYTHON) -m venv --clear $(VENV) && touch $(MINE); }
 	@rm -f $@
 	@echo "installing (some minutes; everything pip says goes to $(VENV)/pip.log)"
-	@{ $(BIN)/python -m pip install --no-compile --disable-pip-version-check --log $(VENV)/pip.log --progress-bar off \
-	  -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | while read -r line; do case "$$line" in \
+	@{ $(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off \
+	  -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | tee $(VENV)/pip.log | while read -r line; do case "$$line" in \
 	  FAILED) echo "installing failed: $(VENV)/pip.log has the whole story"; exit 1;; \
 	  Collecting*"(from arldm"*|Downloading*MB*|ERROR*) echo "  $$line";; \
 	  "Installing collected"*) echo "  unpacking, this takes a while";; esac; done

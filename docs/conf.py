@@ -1,11 +1,15 @@
 "How Sphinx renders the pages that build.py writes."
+import posixpath
 import re
 from configparser import ConfigParser
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import ziamath
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, reference
+from sphinx.environment.adapters.toctree import global_toctree_for_doc
+from sphinx.search.en import SearchEnglish
 
 config = ConfigParser(interpolation=None)
 config.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
@@ -55,5 +59,40 @@ def block_formula(self, node):
     self.body.append(f'<div class="formula">{draw(node, False)}</div>')
     raise SkipNode
 
+
+class English(SearchEnglish):
+    "English, with each word stemmed once for all pages."
+    @cache
+    def stem(self, word): return super().stem(word)
+
+
+trees = {}   # folder -> the tree of all pages, with links from this folder
+
+def marked_tree(app, page, template, context, doctree):
+    "Let furo mark this page in the tree of its folder; Sphinx would make a tree for every page."
+    def toctree(**options):
+        folder = posixpath.dirname(page)
+        if folder not in trees:
+            nowhere = posixpath.join(folder, 'search')   # which the tree does not hold
+            trees[folder] = global_toctree_for_doc(
+                app.env, nowhere, app.builder, tags=app.tags, **options)
+        here = f'{posixpath.basename(page)}.html'
+        marked = []
+        for link in trees[folder].findall(reference):
+            if link['refuri'] != here: continue
+            link['refuri'], node = '#', link
+            while node is not None:
+                node['classes'].append('current')
+                marked.append(node)
+                node = node.parent
+        html = app.builder.render_partial(trees[folder])['fragment']
+        for node in marked: node['classes'].remove('current')
+        if marked: marked[0]['refuri'] = here
+        return html
+    context['toctree'] = toctree
+
+
 def setup(app):
+    app.add_search_language(English)
+    app.connect('html-page-context', marked_tree, priority=400)   # before furo, which has 500
     app.add_html_math_renderer('svg', (inline_formula, None), (block_formula, None))
