@@ -2,8 +2,9 @@
 
 The checkpoint is the recorded original of `parity`, under the names that the original itself wrote.
 """
-import json, os, shutil, subprocess, sys
+import json, os, shutil, sys
 from collections import OrderedDict
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest, recorded, torch
@@ -15,7 +16,7 @@ from arldm.cli.port import port
 from arldm.model.config import SIZES
 from arldm.model.arldm import ARLDM
 from arldm.model.port import Misfit, read_weights
-from elsewhere import PYTHONPATH
+from processes import end, fork
 
 TOKENIZERS = recorded.PARITY/'tokenizers'
 LENGTH = 'text_encoder.text_model.embeddings.position_embedding.weight'
@@ -97,14 +98,19 @@ def test_goes_back_from_a_run(how, tmp_path):
 def test_in_a_shell(how, tmp_path):
     "Without a size the full one is meant: refused in one line, soon, and without making six gigabytes."
     path = FORMS['lightning'](tmp_path/'last.ckpt')
-    code = ('from pathlib import Path; from arldm.cli.port import port\ntry: port()\n'            # getrusage would
-            'finally: print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])')   # count its parent
     args = [path, tmp_path/'out', '--sd', how['sd'], '--bert', how['bert'], '--loose']
-    env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'OMP_NUM_THREADS': '1'}
-    r = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=env)
-    assert r.returncode == 1 and len(r.stderr.splitlines()) == 1 and r.stderr.startswith('arldm-port: '), r.stderr
-    assert 'expected (768,), found (32,)' in r.stderr
-    assert int(r.stdout.splitlines()[-1]) < 1.5e6 and not (tmp_path/'out').exists()    # kB
+    def memory(name): return int(Path('/proc/self/status').read_text().split(f'{name}:')[1].split()[0])    # kB
+    def work():
+        sys.argv = ['arldm-port', *map(str, args)]
+        before = memory('VmRSS')
+        with open(tmp_path/'stderr', 'w') as file, redirect_stderr(file):
+            try: port()
+            finally: print(memory('VmHWM') - before)
+    status, said = end(*fork(work))
+    error = (tmp_path/'stderr').read_text()
+    assert status == 1 and len(error.splitlines()) == 1 and error.startswith('arldm-port: '), error
+    assert 'expected (768,), found (32,)' in error
+    assert int(said[-1]) < 1e6 and not (tmp_path/'out').exists()
 
 
 # what a checkpoint was trained on

@@ -99,14 +99,17 @@ def test_stops_with_its_readers(whole, data, tmp_path):
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'] if SOAK else ['SIGTERM'])
-def test_stops_when_asked_and_goes_on(whole, data, tmp_path, name):
+def test_stops_when_asked_and_goes_on(whole, data, tmp_path, monkeypatch, name):
     for attempt in range(3):                                       # a machine that stalls may let a run finish first
-        run, process = tmp_path/f'run{attempt}', start(tmp_path/f'run{attempt}', data, checkpointing_steps=50)
-        wait_for_step(process, run, 1)
-        process.send_signal(getattr(signal, name))
-        said, _ = process.communicate(timeout=300)
+        run = tmp_path/f'run{attempt}'
+        words = [f'--{k.replace("_", "-")}={v}' for k, v in dict(HOW, data=data, train_batch_size=4, checkpointing_steps=50).items()]
+        monkeypatch.setattr(sys, 'argv', ['arldm-train', str(run), *words])
+        pid, file = fork(train)
+        while steps_of(run) < 1 and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG): time.sleep(.01)
+        os.kill(pid, getattr(signal, name))
+        status, said = end(pid, file)
         if (done := steps_of(run)) < 8: break
-    assert process.returncode == 0 and f'stopped by a signal after step {done}' in said, said
+    assert status == 0 and f'stopped by a signal after step {done}' in '\n'.join(said), said
     assert [p.name for p in (run/'checkpoints').glob('*.pt')] == [f'{done:06d}.pt'] and done < 8
     train(run, checkpointing_steps=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))

@@ -67,14 +67,20 @@ def test_every_corpus_has_a_line():
 
 # The autoencoder of a small model
 
-SMALL = dict(HOW, crops=1, autoencoder_steps=2)
+SMALL = dict(HOW, crops=1, autoencoder_steps=2, num_validation_stories=0)
+
+@pytest.fixture(scope='module')
+def small(data, tmp_path_factory):
+    "A run that no test changes, with an autoencoder of its own."
+    folder = tmp_path_factory.mktemp('small')/'run'
+    train(folder, data=data, preset='small', **SMALL)
+    return folder
 
 def weights(run): return {p.relative_to(run): p.read_bytes() for p in (run/'pipeline').rglob('*.safetensors')}
 
-def test_the_autoencoder_learns_first(data, tmp_path, monkeypatch):
+def test_the_autoencoder_learns_first(small, tmp_path, monkeypatch):
     "Once: a run that goes on, even without its pipeline, uses the kept one and computes the same."
-    folder = tmp_path/'run'
-    train(folder, data=data, preset='small', **SMALL)
+    folder = small
     kept, shipped = (part_digest(AutoencoderKL.from_pretrained(p)) for p in (folder/'autoencoder', asset('toy/base')/'vae'))
     assert part_digest(StoryPipeline.from_pretrained(folder/'pipeline').vae) == kept != shipped
     shutil.copytree(folder, tmp_path/'again')
@@ -88,10 +94,9 @@ def test_the_autoencoder_learns_first(data, tmp_path, monkeypatch):
     with pytest.raises(StoryError, match='was trained with autoencoder_steps=2, not 3'):
         train(folder, autoencoder_steps=3, max_train_steps=3)
 
-def test_runs_with_equal_autoencoders_share_a_cache(data, tmp_path):
+def test_runs_with_equal_autoencoders_share_a_cache(small, data, tmp_path):
     "The cache holds features of the adapted autoencoder: it is compared after the adaptation, also if that is repeated."
-    train(tmp_path/'one', data=data, preset='small', **SMALL)
-    cache = tmp_path/'one/cache'
+    cache = small/'cache'
     before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     train(tmp_path/'two', data=data, preset='small', cache=cache, learning_rate=2e-3, **SMALL)
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
