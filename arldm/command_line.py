@@ -36,8 +36,7 @@ DIFFUSERS_FLAGS = {
     'random_flip':                   ('crops',),
     'proportion_empty_prompts':      ('cond_dropout',),
     'input_perturbation':            ('noise_offset',),
-    'report_to':                     ('tensorboard',),
-    'logging_dir':                   ('tensorboard',)}
+    'logging_dir':                   ('report_to: logs go to the run folder',)}
 
 # %% ../nbs/00b_command_line.ipynb #e1d15a2c
 # flag of this project before version 0.1 -> our parameters, in the form of `DIFFUSERS_FLAGS`
@@ -66,6 +65,7 @@ _FORMER_FLAGS = {
     'guidance':      ('guidance_scale',),
     'interval':      ('guidance_interval',),
     'original':      ('legacy',),
+    'tensorboard':   ('report_to: --report-to tensorboard',),
     'train':         ('train_pictures',),
     'what':          ('which',)}
 

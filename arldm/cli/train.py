@@ -64,7 +64,12 @@ def train(
     workers:int=None,        # Data loader processes; default: 4 with a GPU, else none
     # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
     cache:str|Path=None,
-    tensorboard:bool=False,  # Also log to tensorboard/ in the run folder
+    # Where to log, beside log.csv: trackers of accelerate with commas between them, such as
+    # tensorboard,wandb; their files go to the run folder
+    report_to:str='',
+    # Text files with commas between them, each a story, a caption per line: they are drawn at
+    # every checkpoint, beside two validation stories, into strips/captions/
+    validation_captions:str='',
     dry_run:bool=False,      # Check everything, print all settings, and stop
     **settings,              # Fields of `Settings` that differ from the preset
 ):
@@ -87,11 +92,16 @@ def train(
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
         cache (str | Path, optional): Folder that caches the features of frozen parts; runs may
             share it; default: cache/ in the run
-        tensorboard (bool, default False): Also log to tensorboard/ in the run folder
+        report_to (str, default ''): Where to log, beside log.csv: trackers of accelerate with
+            commas between them, such as tensorboard,wandb; their files go to the run folder
+        validation_captions (str, default ''): Text files with commas between them, each a story, a
+            caption per line: they are drawn at every checkpoint, beside two validation stories,
+            into strips/captions/
         dry_run (bool, default False): Check everything, print all settings, and stop
         **settings: Fields of `Settings` that differ from the preset
     """
     from arldm.cli.training_run import train_run
     quiet_libraries()
     return train_run(Path(run), data, preset, settings, cache=cache, workers=workers,
-                     tensorboard=tensorboard, dry_run=dry_run)
+                     report_to=report_to, validation_captions=validation_captions,
+                     dry_run=dry_run)

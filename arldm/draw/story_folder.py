@@ -15,7 +15,7 @@ from ..core import StoryError, expand_user, counted
 from ..files.atomic import FolderTaken, check_shape
 from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
 from ..files.pictures import read_picture
-from ..data.caption_file import given_paths, read_captions
+from ..data.caption_file import listed_paths, read_captions
 from .drawing_files import frame_name
 from .drawing_record import (SamplingSettings, check_output_folder, named_folder,
                                        pipeline_folder)
@@ -80,7 +80,7 @@ def own_story(
     """
     path = Path(expand_user(str(text)))
     captions = read_captions(path)
-    given_files = [] if given is None else given_paths(given)
+    given_files = [] if given is None else listed_paths(given, '--given')
     pictures = [read_picture(file) for file in given_files]
     make_plan(captions, pictures)    # raises if the story cannot be drawn
     sampling.check()

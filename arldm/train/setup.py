@@ -201,7 +201,8 @@ for _name in _PATHS:
     _RUN[f'{_name}_path?'] = str
     _RUN[f'{_name}_path_relative?'] = str
 # What a run writes into its folder
-_WRITTEN = 'log.csv', 'autoencoder', 'checkpoints', 'pipeline', 'strips', 'tensorboard'
+_WRITTEN = ('log.csv', 'autoencoder', 'checkpoints', 'pipeline', 'strips', 'tensorboard',
+            'wandb')
 
 def read_settings(run:Path) -> dict: # Empty for a new run
     """Read `settings.json` of a run, or raise `StoryError` if a new run would overwrite files.

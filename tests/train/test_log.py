@@ -9,18 +9,20 @@ import pytest
 from arldm import progress
 from arldm.progress import progress_bar
 from arldm.train import log as watch
-from arldm.core import StoryError
-from arldm.train.log import bar, board, curves, cut_spikes, plot, running, smooth, watched
+from arldm.train.log import bar, curves, cut_spikes, plot, running, smooth, tracked, watched
+from arldm.train.trackers import Trackers
 from elsewhere import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[2]
+def to_board(records, folder): return tracked(records, Trackers(['tensorboard'], folder))
+
 WRAP = {
     'watched': lambda records, folder: watched(records, lambda r: None),
     'bar': lambda records, folder: bar(records, 10),
     'no bar': lambda records, folder: bar(records, 10, disable=True),
     'plot': lambda records, folder: plot(records),
-    'board': lambda records, folder: board(records, folder),
-    'all': lambda records, folder: bar(board(plot(records), folder), 10)}
+    'tracked': lambda records, folder: to_board(records, folder),
+    'all': lambda records, folder: bar(to_board(plot(records), folder), 10)}
 PRETEND = '''
 import math
 def run(first=1, last=10, trouble=None):
@@ -53,12 +55,6 @@ def python(code, **env):
     env = {**os.environ, 'PYTHONPATH': PYTHONPATH, 'COLUMNS': '200', 'TQDM_DISABLE': '', **env}
     done = subprocess.run([sys.executable, '-c', PRETEND + code], capture_output=True, env=env)
     return SimpleNamespace(stdout=done.stdout.decode(), stderr=done.stderr.decode())  # `text=True` would lose the \r
-
-def scalars(folder):
-    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    events = accumulator.EventAccumulator(str(folder)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
-
 
 # passing and closing
 
@@ -279,41 +275,3 @@ def test_bar_closes(bars, trouble):
 
 def test_no_bar():
     assert python('from arldm.train.log import bar\nfor r in bar(run(), 10, disable=True): pass').stderr == ''
-
-
-# TensorBoard
-
-def test_board(tmp_path):
-    records = [*board(run(), tmp_path)]
-    said = scalars(tmp_path)
-    assert said.keys() == {'loss', 'lr', 'grad_norm', 'stories_per_s', 'val_loss'}
-    for name, points in said.items():
-        logged = [(r['step'], r[name]) for r in records if not math.isnan(r[name])]
-        assert [k for k, _ in points] == [k for k, _ in logged]
-        assert [v for _, v in points] == pytest.approx([v for _, v in logged])
-    assert [k for k, _ in said['val_loss']] == [5, 10]
-
-def test_resumed_board(tmp_path):
-    "Steps that were taken twice stand there once, with what the later run says."
-    for r in board(({**r, 'loss': 99.} for r in run(last=8)), tmp_path): pass
-    # TensorBoard reads files in the order of their names, which begin with the second they were opened in
-    opened = int(time.time())
-    while int(time.time()) == opened: time.sleep(.02)
-    for r in board(run(first=5), tmp_path): pass
-    loss = scalars(tmp_path)['loss']
-    assert [k for k, _ in loss] == [*range(1, 11)]
-    assert [v for _, v in loss] == pytest.approx([99.]*4 + [1/k for k in range(5, 11)])
-
-def test_stopped_board_is_on_disk(tmp_path):
-    w = board(run(), tmp_path)
-    next(w), next(w)
-    w.close()
-    assert [k for k, _ in scalars(tmp_path)['loss']] == [1, 2]
-
-def test_board_without_tensorboard(tmp_path, monkeypatch):
-    "One line, before a step is taken."
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
-    inner = run()
-    with pytest.raises(StoryError, match='pip install tensorboard') as e: next(board(inner, tmp_path/'board'))
-    assert '\n' not in str(e.value) and next(inner)['step'] == 1
-    assert not (tmp_path/'board').exists()
