@@ -76,6 +76,7 @@ def _draw(pipe, s, captions, given=None): # -> the drawn frames of each story
 def _save(strip, folder, step, name):
     with atomic_path(folder/f'{step:06d}-{name}.png') as tmp: strip.save(tmp)
 
+# %% ../../nbs/draw/44a_validation_strips.ipynb #c41a77df
 def draw_strips(
     run:Path,        # Run folder
     s:Settings,
