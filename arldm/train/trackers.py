@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, WandBTracker, get_available_trackers
 from accelerate.utils import LoggerType
+from fastcore.basics import patch
 from PIL import Image
 
 from ..core import StoryError, first_line, one_of
@@ -132,26 +133,6 @@ class Trackers:
             if self.settings and not resumed:
                 self._try(name, tracker.store_init_configuration, _plain(self.settings))
 
-    def log(self, values:dict, step:int): # Name -> number
-        """Log numbers of a step.
-
-        Name -> number
-        """
-        self._each(lambda tracker: tracker.log(values, step=step))
-
-    def log_images(self, pictures:dict, step:int): # Name -> PIL picture
-        """Log pictures of a step, with those trackers that take some.
-
-        Name -> PIL picture
-        """
-        for name, picture in pictures.items():
-            self._each(lambda tracker: _log_image(tracker, name, picture, step))
-
-    def finish(self):
-        "Close all trackers."
-        self._each(lambda tracker: tracker.finish())
-        self.running = {}
-
 # %% ../../nbs/train/37a_trackers.ipynb #eac9a282
 def _plain(settings): # a tuple as text: trackers take no others than these
     plain = {}
@@ -167,3 +148,35 @@ def _log_image(tracker, name, picture, step): # the trackers take pictures in di
         tracker.log_images({name: batch}, step=step, dataformats='NHWC')
     elif tracker.name == 'aim': tracker.log_images({name: picture}, step=step)
     else: tracker.log_images({name: [picture]}, step=step)
+
+# %% ../../nbs/train/37a_trackers.ipynb #d51b88cf
+@patch
+def log(self:Trackers,
+    values:dict, # Name -> number
+    step:int,
+):
+    """Log numbers of a step.
+
+    Args:
+        values (dict): Name -> number
+    """
+    self._each(lambda tracker: tracker.log(values, step=step))
+
+@patch
+def log_images(self:Trackers,
+    pictures:dict, # Name -> PIL picture
+    step:int,
+):
+    """Log pictures of a step, with those trackers that take some.
+
+    Args:
+        pictures (dict): Name -> PIL picture
+    """
+    for name, picture in pictures.items():
+        self._each(lambda tracker: _log_image(tracker, name, picture, step))
+
+@patch
+def finish(self:Trackers):
+    "Close all trackers."
+    self._each(lambda tracker: tracker.finish())
+    self.running = {}
