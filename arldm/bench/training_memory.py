@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LiveBytes', 'shape_model', 'fake_loss', 'step_peak', 'training_memory']
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #cb74c654
+# %% ../../nbs/bench/82a_training_memory.ipynb #e00ca573
 import weakref
 from types import SimpleNamespace
 
@@ -20,10 +20,11 @@ from ..settings import Settings, TASKS
 from ..model.arldm import ARLDM, TOKENS, trained_weights
 from ..model.config import noise_schedule, vae_factor
 from ..train.cache import frozen_parts
+from ..train.lora import add_lora
 from ..train.loop import checkpoint_blocks
 from .train import WORD_TABLE_ROWS
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #ccceab9b
+# %% ../../nbs/bench/82a_training_memory.ipynb #30747196
 class LiveBytes(TorchDispatchMode):
     "Counts the bytes of tensors that are made within the block and still alive, and their peak."
     def __init__(self):
@@ -55,7 +56,7 @@ class LiveBytes(TorchDispatchMode):
 def _storages(values): # the memory of all tensors in nested lists and dicts
     return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor)]
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #4b047c97
+# %% ../../nbs/bench/82a_training_memory.ipynb #e0b170fa
 class _Words(list): # stands for a tokenizer of which only the number of tokens matters
     bos_token_id = eos_token_id = pad_token_id = 0
 
@@ -78,7 +79,7 @@ def shape_model(
     vocab = SimpleNamespace(length=corpus.length, caption_tokenizer=caption_words,
                             memory_tokenizer=memory_words, enc=len(memory_words) - 1)
     with torch.device('meta'): model = ARLDM.create(size, vocab, s.resolution, corpus.frames)
-    model.freeze(s.freeze).train()
+    add_lora(model.freeze(s.freeze), s).train()
     model.noise_scheduler = noise_schedule(s.prediction_type, s.rescale_betas_zero_snr)
     checkpoint_blocks(model, s.gradient_checkpointing)
     if device == 'cuda' and s.mixed_precision != 'no': _norms_in_float32(model)
@@ -90,7 +91,7 @@ def _norms_in_float32(model):
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             module.register_forward_pre_hook(to_float32)
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #1c1164b1
+# %% ../../nbs/bench/82a_training_memory.ipynb #7d3071a8
 def fake_loss(model:ARLDM, s:Settings) -> Tensor: # ()
     """Compute the training loss of a batch of stories with fake features, or fake pictures.
 
@@ -119,7 +120,7 @@ def fake_loss(model:ARLDM, s:Settings) -> Tensor: # ()
                                 weighting=s.weighting, snr_gamma=s.snr_gamma)
     return losses.mean()
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #395475f9
+# %% ../../nbs/bench/82a_training_memory.ipynb #f77fa64b
 def step_peak(
     model:ARLDM, # From `shape_model`; its weights become fake tensors
     s:Settings,
@@ -141,7 +142,7 @@ def step_peak(
             loss.backward()
     return memory.peak
 
-# %% ../../nbs/bench/82a_training_memory.ipynb #15e9f0f8
+# %% ../../nbs/bench/82a_training_memory.ipynb #59c26e34
 def training_memory(
     s:Settings,
     size:str='full',     # Key of `SIZES`

@@ -65,7 +65,8 @@ def test_parts(monkeypatch):
     assert (small['average'], small['optimizer']) == (0, 2*n)
 
 @pytest.mark.parametrize('changes, least, most', [
-    (dict(gradient_checkpointing=True), .2, .6), (dict(mixed_precision='no'), 1.2, 2.), (dict(train_batch_size=2), 1.7, 2.),
-    (dict(device='cuda'), 1.05, 1.5), (dict(crops=0, freeze=()), 1.1, 20.)])
+    (dict(gradient_checkpointing=True), .2, .6), (dict(train_batch_size=2), 1.7, 2.),
+    # a GPU normalizes in float32; without cached features the encoders compute, too
+    (dict(device='cuda'), 1.01, 1.5), (dict(crops=0, freeze=()), 1.1, 20.)])
 def test_what_a_recipe_changes(usual, changes, least, most):
     assert least < step_peak(**changes)/usual < most
