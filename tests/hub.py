@@ -48,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path, self.headers.get('Authorization')))
+        if path == '/api/whoami-v2':
+            role = {'Bearer hf_good': 'write', 'Bearer hf_read': 'read'}.get(self.headers.get('Authorization'))
+            return self.answer(dict(name='me', auth=dict(accessToken=dict(role=role)))) if role else self.refuse(401, '')
         parts = path.strip('/').split('/')
         api = parts[:2] == ['api', 'models']
         if api: parts = parts[2:]

@@ -32,6 +32,9 @@ def score(
     # Number of stories to draw again with other histories, to see whether the history is used
     histories:int=0,
     store:str|Path=None,     # File that caches features; default: beside the story file
+    # Where to log the scores, beside scores.json: trackers as of arldm-train, with commas
+    # between them, such as tensorboard,wandb
+    report_to:str='',
     dry_run:bool=False,      # Say what would be scored, and stop
 ):
     """Score drawings against the stories that they illustrate.
@@ -57,6 +60,8 @@ def score(
         histories (int, default 0): Number of stories to draw again with other histories, to see
             whether the history is used
         store (str | Path, optional): File that caches features; default: beside the story file
+        report_to (str, default ''): Where to log the scores, beside scores.json: trackers as of
+            arldm-train, with commas between them, such as tensorboard,wandb
         dry_run (bool, default False): Say what would be scored, and stop
     """
     at_least_one(batch_size=batch_size)
@@ -69,4 +74,4 @@ def score(
     weights = dict(inception=inception, dinov2=dinov2, clip=clip)
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
                         train_pictures=train_pictures, n_resamples=resamples,
-                        batch_size=batch_size, dry_run=dry_run)
+                        batch_size=batch_size, report_to=report_to, dry_run=dry_run)

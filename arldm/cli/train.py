@@ -70,6 +70,9 @@ def train(
     # Text files with commas between them, each a story, a caption per line: they are drawn at
     # every checkpoint, beside two validation stories, into strips/captions/
     validation_captions:str='',
+    push_to_hub:bool=False,  # Push the pipeline to the Hugging Face Hub at the end
+    # Its name there, owner/name; default: the run folder's name under your own account
+    hub_model_id:str='',
     dry_run:bool=False,      # Check everything, print all settings, and stop
     **settings,              # Fields of `Settings` that differ from the preset
 ):
@@ -97,6 +100,9 @@ def train(
         validation_captions (str, default ''): Text files with commas between them, each a story, a
             caption per line: they are drawn at every checkpoint, beside two validation stories,
             into strips/captions/
+        push_to_hub (bool, default False): Push the pipeline to the Hugging Face Hub at the end
+        hub_model_id (str, default ''): Its name there, owner/name; default: the run folder's name
+            under your own account
         dry_run (bool, default False): Check everything, print all settings, and stop
         **settings: Fields of `Settings` that differ from the preset
     """
@@ -104,4 +110,4 @@ def train(
     quiet_libraries()
     return train_run(Path(run), data, preset, settings, cache=cache, workers=workers,
                      report_to=report_to, validation_captions=validation_captions,
-                     dry_run=dry_run)
+                     push_to_hub=push_to_hub, hub_model_id=hub_model_id, dry_run=dry_run)

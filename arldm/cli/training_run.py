@@ -36,6 +36,7 @@ from ..train.setup import (all_captions, check_lengths, with_current_paths, make
                                open_run, start_hints, validation_split)
 from ..train.trackers import Trackers, tracker_names
 from ..draw.pipeline import StoryPipeline
+from ..draw.pushing import push_run, repo_to_push
 from ..draw.validation_strips import (STRIPS, draw_strips, note_captions,
                                           read_validation_captions)
 from ..report.run_folder import memorising
@@ -151,6 +152,11 @@ def _try_strip(job, ema, step): # training continues without a strip
     else: job.trackers.log_images(pictures, step)
 
 # %% ../../nbs/cli/67a_training_run.ipynb #87c73efa
+def _repo(run, push_to_hub, hub_model_id): # '' in all processes but the first
+    if hub_model_id and not push_to_hub: raise StoryError('--hub-model-id needs --push-to-hub')
+    if not push_to_hub or rank_and_world_size()[0]: return ''
+    return repo_to_push(run, hub_model_id)
+
 def _trackers(report_to, run, s): # of the first process; the others log nothing
     first = rank_and_world_size()[0] == 0
     names = tracker_names(report_to) if first and report_to else []
@@ -167,6 +173,8 @@ def train_run(
     workers:int=None,        # Data loader processes; default: 4 with a GPU, else none
     report_to:str='',        # Trackers to log to, as of `tracker_names`; '' = none
     validation_captions:str='',  # Text files with stories to draw at every checkpoint
+    push_to_hub:bool=False,  # Push the trained pipeline to the hub
+    hub_model_id:str='',     # As what, as of `repo_to_push`
     dry_run:bool=False,      # Check everything, say what would be trained, and stop
 )->Path:                     # The pipeline; None after a dry run
     """Check a run, train what is missing, and leave the trained pipeline in it.
@@ -180,6 +188,8 @@ def train_run(
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
         report_to (str, default ''): Trackers to log to, as of `tracker_names`; '' = none
         validation_captions (str, default ''): Text files with stories to draw at every checkpoint
+        push_to_hub (bool, default False): Push the trained pipeline to the hub
+        hub_model_id (str, default ''): As what, as of `repo_to_push`
         dry_run (bool, default False): Check everything, say what would be trained, and stop
 
     Returns:
@@ -190,13 +200,18 @@ def train_run(
     if first: say(s)
     trackers = _trackers(report_to, run, s)
     captions = read_validation_captions(validation_captions, s)
+    repo_id = _repo(run, push_to_hub, hub_model_id)
     if is_finished(run, s.max_train_steps):
         if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
+        if repo_id and not dry_run: say(f'pushed: {push_run(run, repo_id)}')
         return run/'pipeline'
     if workers is None: workers = min(4, os.cpu_count() - 1) if torch.cuda.is_available() else 0
     job = _check(run, s, file, Path(cache or run/'cache'), workers, trackers,
                  captions)
-    if not dry_run: return _train(job)
+    if not dry_run:
+        pipeline = _train(job)
+        if repo_id: say(f'pushed: {push_run(run, repo_id)}')
+        return pipeline
     if (run/'checkpoints').is_dir():
         load_checkpoint(run/'checkpoints', dict(model=Trained(job.model)))
     if first: say(f'would train on {_amount(job)}; nothing was written')

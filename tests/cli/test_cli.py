@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,9 +74,31 @@ def test_a_run_folder_explains_itself(run, toy_file):
     assert drawn == sorted(f'{i}/{k}.png' for i in ids for k in range(1, 6))
 
 
+def logged_scores(run):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = accumulator.EventAccumulator(str(run/'tensorboard')).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+def test_scores_have_a_step(run, tmp_path):
+    "Scores are logged at the step of the pipeline that drew; one line where it is not known."
+    with pytest.raises(StoryError) as e: exam.score(run, report_to='tensorbord', dry_run=True)
+    assert 'did you mean tensorboard?' in str(e.value)
+    copy = shutil.copytree(run, tmp_path/'run')
+    record = json.loads((copy/'drawing.json').read_text())
+    (copy/'drawing.json').write_text(json.dumps({**record, 'weights': '0'*32}))
+    with pytest.raises(StoryError) as e: exam.score(copy, report_to='tensorboard')
+    assert str(e.value) == (f'--report-to: the drawings were made with other weights than {copy}/pipeline has now, so their '
+                            'training step is unknown; score without it, or draw again')
+    shutil.rmtree(copy/'pipeline')
+    with pytest.raises(StoryError) as e: exam.score(copy, report_to='tensorboard')
+    assert str(e.value) == ('--report-to logs at the training step of a pipeline, but '
+                            f'{copy} holds none from arldm-train; score without it')
+
 def test_score_and_report(run):
-    scores = exam.score(run)
+    scores = exam.score(run, report_to='tensorboard')
     assert {r['name'].split(':')[0] for r in scores['scores']} and all('n' in r for r in scores['scores'])
+    assert logged_scores(run) == {f'scores/{r["group"]}/{r["name"]}': [(3, pytest.approx(r['value']))]
+                                  for r in scores['scores'] if r['value'] is not None and not r.get('invalid')}
     page = reports.report(run).read_text()
     assert page.count('data:image') >= 4*5*2 and not re.search('(src|href)="(?!data:|#)', page)
 

@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hub import Repo, read_folder, serve
+from arldm.cli.convert import convert
 from arldm.cli.draw import draw
+from arldm.cli.train import train
 from arldm.core import StoryError, asset
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryOutput, StoryPipeline
@@ -20,6 +22,7 @@ from arldm.model.arldm import ARLDM
 from arldm.model.config import PARTS
 from arldm.model.hub import hub_name
 from arldm.settings import resolve
+from arldm.toy.corpus import write_toy
 from arldm.train.setup import make_model
 
 GOOD = 'hf_good'
@@ -389,3 +392,51 @@ def test_train_from_name(hub, tiny, tmp_path):
     hub.repos['someone/sd'] = Repo({'model_index.json': b'{"_class_name": "StableDiffusionPipeline"}'})
     line = one_line(make_model, resolve('tiny', model='someone/sd', resolution=32), file, tmp_path, quiet=True)
     assert line.startswith('someone/sd: expected a StoryPipeline, as arldm-train makes it, found a StableDiffusionPipeline; --model')
+
+
+# a run that is pushed at its end
+
+@pytest.fixture(scope='module')
+def toy_stories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    write_toy(folder/'raw', (3, 1, 1), progress=False)
+    convert('toy', folder/'raw', folder/'toy.h5', quiet=True)
+    return folder/'toy.h5'
+
+def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
+    "A push that fails leaves a finished run, which the command of its message pushes."
+    monkeypatch.setenv('HF_TOKEN', GOOD)
+    monkeypatch.setattr('arldm.draw.validation_strips.STRIP_STEPS', 1)
+    run = tmp_path/'my-run'
+    how = dict(preset='tiny', resolution=16, train_batch_size=2, max_train_steps=2, push_to_hub=True)
+    with monkeypatch.context() as patch:
+        patch.setattr('huggingface_hub.HfApi.create_commit', lambda *_, **__: (_ for _ in ()).throw(OSError('the line is cut')))
+        said = one_line(train, run, data=toy_stories, **how)
+    assert said == (f'me/my-run: could not be pushed (the line is cut); {run}/pipeline is trained, push it again: '
+                    f'arldm-train {run} --push-to-hub --hub-model-id me/my-run')
+    assert same(StoryPipeline.from_pretrained(run), StoryPipeline.from_pretrained(run/'pipeline')) and not hub.commits
+    before = read_folder(run)
+    assert train(run, push_to_hub=True, dry_run=True) == run/'pipeline' and not hub.commits
+    train(run, push_to_hub=True, hub_model_id='me/my-run')
+    assert hub.commits == ['Upload StoryPipeline'] and 'pushed: ' in capsys.readouterr().out and read_folder(run) == before
+    pushed = hub.repos['me/my-run'].branches['main']
+    assert b'| Training | 2 steps of 2 stories |' in pushed['README.md'] and 'manifest.json' not in pushed
+    assert same(StoryPipeline.from_pretrained('me/my-run'), StoryPipeline.from_pretrained(run))
+
+def test_login_is_checked_first(hub, toy_stories, tmp_path, monkeypatch):
+    "One line, and nothing is written."
+    how = dict(data=toy_stories, preset='tiny')
+    assert one_line(train, tmp_path/'run', **how, hub_model_id='me/x') == '--hub-model-id needs --push-to-hub'
+    assert one_line(train, tmp_path/'run', **how, push_to_hub=True) == (
+        f'--push-to-hub: no login to {hub.url} on this machine; log in with hf auth login')
+    for token, said in ('hf_bad', f'--push-to-hub: no login to {hub.url} (Invalid user token.'), ('hf_read', (
+            '--push-to-hub: the token of me may only read; log in with one that may write: hf auth login')):
+        monkeypatch.setenv('HF_TOKEN', token)
+        assert one_line(train, tmp_path/'run', **how, push_to_hub=True).startswith(said)
+    monkeypatch.setenv('HF_TOKEN', GOOD)
+    said = one_line(train, tmp_path/'run', **how, push_to_hub=True, hub_model_id='me/a/b')
+    assert said.startswith('--push-to-hub: me/a/b cannot be a name on the hub (') and said.endswith('--hub-model-id owner/name')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert one_line(train, tmp_path/'run', **how, push_to_hub=True) == (
+        '--push-to-hub: HF_HUB_OFFLINE is set; unset it, or push later')
+    assert not (tmp_path/'run').exists() and not hub.repos.keys() - {'someone/stories'}
