@@ -46,9 +46,9 @@ def with_settings(f:Callable) -> Callable:
     f.__doc__ = '\n'.join([inspect.cleandoc(f.__doc__), '', 'Fields of `Settings`:', *lines])
     return f
 
-# %% ../../nbs/cli/68_train.ipynb #313fc09b
 _CHOICES = {k: v for k, v in CHOICES.items() if k != 'corpus'}
 
+# %% ../../nbs/cli/68_train.ipynb #313fc09b
 @command(headings=dict(data='what to train on', workers='output', **HEADINGS),
          choices=dict(preset=PRESETS, **_CHOICES))
 @with_settings
