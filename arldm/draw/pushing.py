@@ -16,29 +16,6 @@ from ..core import StoryError, first_line
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/42a_pushing.ipynb #9df7782c
-def repo_to_push(
-    run:Path,        # Run folder
-    model_id:str='', # 'owner/name' or 'name'; '' = the folder's name; the owner is the user's account
-)->str:              # 'owner/name'
-    """Return the name that a run gets on the hub; raise `StoryError` if nobody is logged in there.
-
-    Args:
-        run (Path): Run folder
-        model_id (str, default ''): 'owner/name' or 'name'; '' = the folder's name; the owner is the
-            user's account
-
-    Returns:
-        str: 'owner/name'
-    """
-    account = _account()
-    name = model_id or run.resolve().name
-    repo_id = name if '/' in name else f'{account}/{name}'
-    try: validate_repo_id(repo_id)
-    except HFValidationError as e:
-        raise StoryError(f'--push-to-hub: {repo_id} cannot be a name on the hub '
-                         f'({first_line(e)}); name another: --hub-model-id owner/name') from e
-    return repo_id
-
 def _account(): # name of the user who is logged in
     if constants.HF_HUB_OFFLINE:
         raise StoryError('--push-to-hub: HF_HUB_OFFLINE is set; unset it, or push later')
@@ -54,6 +31,31 @@ def _account(): # name of the user who is logged in
                          'one that may write: hf auth login')
     return user['name']
 
+def repo_to_push(
+    run:Path,  # Run folder
+    # 'owner/name', or a name under the user's account; '' = the name of the folder
+    model_id:str='',
+)->str:        # 'owner/name'
+    """Return the name that a run gets on the hub; raise `StoryError` if nobody is logged in there.
+
+    Args:
+        run (Path): Run folder
+        model_id (str, default ''): 'owner/name', or a name under the user's account; '' = the name
+            of the folder
+
+    Returns:
+        str: 'owner/name'
+    """
+    account = _account()
+    name = model_id or run.resolve().name
+    repo_id = name if '/' in name else f'{account}/{name}'
+    try: validate_repo_id(repo_id)
+    except HFValidationError as e:
+        raise StoryError(f'--push-to-hub: {repo_id} cannot be a name on the hub '
+                         f'({first_line(e)}); name another: --hub-model-id owner/name') from e
+    return repo_id
+
+# %% ../../nbs/draw/42a_pushing.ipynb #9df7782d
 def push_run(
     run:Path,     # Run folder with a finished pipeline
     repo_id:str,  # From `repo_to_push`
