@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'DTYPES', 'SCHEDULERS', 'MODEL_SIZES', 'CHOICES', 'FREEZABLE', 'FREEZE', 'HEADINGS', 'SETTINGS',
-           'SETTINGS_SHAPE', 'PRESETS', 'UPPER_LIMITS', 'freezing', 'Subject', 'Trainable', 'Settings', 'resolve']
+           'SETTINGS_SHAPE', 'PRESETS', 'UPPER_LIMITS', 'freezing', 'Subject', 'Trainable', 'Steps', 'Optimization',
+           'Settings', 'resolve']
 
 # %% ../nbs/01_settings.ipynb #8d4a0d18
 import dataclasses, math, textwrap
@@ -32,7 +33,8 @@ MODEL_SIZES = 'full', 'toy', 'tiny'
 CHOICES = {
     'corpus': CORPORA,
     'task': TASKS,
-    'lr_scheduler': ('cosine', 'constant', 'legacy'),
+    'lr_scheduler': ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant',
+                     'constant_with_warmup', 'legacy'),
     'mixed_precision': DTYPES,
     'weighting': ('none', 'p2'),
     'optimizer': ('adamw', 'adamw8bit'),
@@ -154,13 +156,14 @@ class Trainable(Subject):
     # Frozen matrices in memory: 'compute', in the precision they are multiplied in, or 'fp8'
     frozen_storage: str = 'compute'
 
-# %% ../nbs/01_settings.ipynb #7f38bb1f
+# %% ../nbs/01_settings.ipynb #7f38bb1d
 @dataclass(frozen=True)
-class Settings(Trainable):
-    """All that decides what a training run computes.
+class Steps(Trainable):
+    """The settings that say how many steps are taken, on how many stories, and how fast.
 
     Args:
         max_train_steps (int, default 300): Optimizer steps of the whole run
+        max_train_samples (int, default 0): How many stories train, the first of the split; 0 = all
         autoencoder_steps (int, default 0): Steps in which the autoencoder is first trained on the
             pictures; 0 = it stays as it is
         train_batch_size (int, default 8): Stories per batch in each process
@@ -171,17 +174,75 @@ class Settings(Trainable):
         pack_context (bool, default True): Leave out tokens that no frame may see: same results in
             less time
         mixed_precision (str, default 'no'): 'no' (float32), 'bf16' or 'fp16'
+        allow_tf32 (bool, default False): A GPU multiplies float32 matrices in TF32: faster, fewer
+            digits; without, TF32 is for convolutions only, torch's default
+    """
+    max_train_steps: int = 300            # Optimizer steps of the whole run
+    max_train_samples: int = 0            # How many stories train, the first of the split; 0 = all
+    # Steps in which the autoencoder is first trained on the pictures; 0 = it stays as it is
+    autoencoder_steps: int = 0
+    train_batch_size: int = 8             # Stories per batch in each process
+    gradient_accumulation_steps: int = 1  # Batches per optimizer step; multiplies the batch size
+    # Recompute activations in the backward pass: less memory, more time
+    gradient_checkpointing: bool = False
+    # Leave out tokens that no frame may see: same results in less time
+    pack_context: bool = True
+    mixed_precision: str = 'no'           # 'no' (float32), 'bf16' or 'fp16'
+    # A GPU multiplies float32 matrices in TF32: faster, fewer digits; without, TF32 is for
+    # convolutions only, torch's default
+    allow_tf32: bool = False
+
+# %% ../nbs/01_settings.ipynb #7f38bb1e
+@dataclass(frozen=True)
+class Optimization(Steps):
+    """The settings of the optimizer, its learning rate, and the average of the weights.
+
+    Args:
         optimizer (str, default 'adamw'): 'adamw', or 'adamw8bit' if bitsandbytes is installed
         learning_rate (float, default 0.001): Learning rate after warm-up
-        lr_scheduler (str, default 'cosine'): 'cosine', 'constant', or 'legacy' (warm-up and cosine
-            of the 2022 code)
+        scale_lr (bool, default False): Multiply the learning rate by the number of stories per
+            step, all processes together
+        lr_scheduler (str, default 'cosine'): Schedule of the learning rate, by diffusers' name;
+            'constant' has no warm-up, 'legacy' is warm-up and cosine of the 2022 code
         lr_warmup_steps (int, default 20): Steps of linear warm-up
+        lr_num_cycles (int, default 1): Cycles of lr_scheduler 'cosine_with_restarts'
+        lr_power (float, default 1.0): Power of lr_scheduler 'polynomial'; 1 = linear
+        adam_beta1 (float, default 0.9): Decay of AdamW's average of gradients
+        adam_beta2 (float, default 0.999): Decay of AdamW's average of squared gradients
+        adam_epsilon (float, default 1e-08): Added to AdamW's denominator
         adam_weight_decay (float, default 0.01): Weight decay of AdamW
         decay_parameters (str, default 'matrices'): Parameters that decay: 'matrices' (no biases,
             norms or embeddings) or 'all'
         max_grad_norm (float, default 1.0): Norm that gradients are clipped to; 0 = no clipping
         ema_decay (float, default 0.99): Decay of the exponential moving average of the weights; 0 =
             no average
+    """
+    optimizer: str = 'adamw'              # 'adamw', or 'adamw8bit' if bitsandbytes is installed
+    learning_rate: float = 1e-3           # Learning rate after warm-up
+    # Multiply the learning rate by the number of stories per step, all processes together
+    scale_lr: bool = False
+    # Schedule of the learning rate, by diffusers' name; 'constant' has no warm-up, 'legacy' is
+    # warm-up and cosine of the 2022 code
+    lr_scheduler: str = 'cosine'
+    lr_warmup_steps: int = 20             # Steps of linear warm-up
+    lr_num_cycles: int = 1                # Cycles of lr_scheduler 'cosine_with_restarts'
+    lr_power: float = 1.0                 # Power of lr_scheduler 'polynomial'; 1 = linear
+    adam_beta1: float = .9                # Decay of AdamW's average of gradients
+    adam_beta2: float = .999              # Decay of AdamW's average of squared gradients
+    adam_epsilon: float = 1e-8            # Added to AdamW's denominator
+    adam_weight_decay: float = 1e-2       # Weight decay of AdamW
+    # Parameters that decay: 'matrices' (no biases, norms or embeddings) or 'all'
+    decay_parameters: str = 'matrices'
+    max_grad_norm: float = 1.0            # Norm that gradients are clipped to; 0 = no clipping
+    # Decay of the exponential moving average of the weights; 0 = no average
+    ema_decay: float = 0.99
+
+# %% ../nbs/01_settings.ipynb #7f38bb1f
+@dataclass(frozen=True)
+class Settings(Optimization):
+    """All that decides what a training run computes.
+
+    Args:
         cond_dropout (float, default 0.1): Probability that a frame is trained without its
             condition, for guidance
         weighting (str, default 'none'): Loss weights by noise level: 'none' or 'p2'; for those of
@@ -198,29 +259,9 @@ class Settings(Trainable):
             prediction_type 'v_prediction'
         checkpointing_steps (int, default 100): Steps between checkpoints; validation and strips of
             pictures come with each
+        checkpoints_total_limit (int, default 2): How many of the newest checkpoints stay
         num_validation_stories (int, default 32): Stories of the validation loss; 0 = no validation
     """
-    max_train_steps: int = 300            # Optimizer steps of the whole run
-    # Steps in which the autoencoder is first trained on the pictures; 0 = it stays as it is
-    autoencoder_steps: int = 0
-    train_batch_size: int = 8             # Stories per batch in each process
-    gradient_accumulation_steps: int = 1  # Batches per optimizer step; multiplies the batch size
-    # Recompute activations in the backward pass: less memory, more time
-    gradient_checkpointing: bool = False
-    # Leave out tokens that no frame may see: same results in less time
-    pack_context: bool = True
-    mixed_precision: str = 'no'           # 'no' (float32), 'bf16' or 'fp16'
-    optimizer: str = 'adamw'              # 'adamw', or 'adamw8bit' if bitsandbytes is installed
-    learning_rate: float = 1e-3           # Learning rate after warm-up
-    # 'cosine', 'constant', or 'legacy' (warm-up and cosine of the 2022 code)
-    lr_scheduler: str = 'cosine'
-    lr_warmup_steps: int = 20             # Steps of linear warm-up
-    adam_weight_decay: float = 1e-2       # Weight decay of AdamW
-    # Parameters that decay: 'matrices' (no biases, norms or embeddings) or 'all'
-    decay_parameters: str = 'matrices'
-    max_grad_norm: float = 1.0            # Norm that gradients are clipped to; 0 = no clipping
-    # Decay of the exponential moving average of the weights; 0 = no average
-    ema_decay: float = 0.99
     # Probability that a frame is trained without its condition, for guidance
     cond_dropout: float = 0.1
     # Loss weights by noise level: 'none' or 'p2'; for those of Min-SNR: snr_gamma
@@ -236,7 +277,18 @@ class Settings(Trainable):
     rescale_betas_zero_snr: bool = False
     # Steps between checkpoints; validation and strips of pictures come with each
     checkpointing_steps: int = 100
+    checkpoints_total_limit: int = 2      # How many of the newest checkpoints stay
     num_validation_stories: int = 32      # Stories of the validation loss; 0 = no validation
+
+# %% ../nbs/01_settings.ipynb #1a447dfd
+def _help_of_all_fields():
+    "Return the docstring of `Settings` with the fields of all its parts, in their order."
+    about, _, _ = Settings.__doc__.partition('\n')
+    fields = ''
+    for part in reversed(Settings.__mro__[:-1]): fields += part.__doc__.partition('Args:')[2].rstrip()
+    return f'{about}\n\n    Args:{fields}\n'
+
+Settings.__doc__ = _help_of_all_fields()
 
 # %% ../nbs/01_settings.ipynb #19f7bfaa
 HEADINGS = dict(task='model and frames', max_train_steps='length, batches and speed',
@@ -301,24 +353,29 @@ UPPER_LIMITS = dict(resolution=8192, crops=1000, n_slots=1000, train_batch_size=
                     gradient_accumulation_steps=10_000)
 # settings that must be at least 1, and at least 0
 _COUNTS = ('max_train_steps', 'train_batch_size', 'gradient_accumulation_steps', 'resolution',
-           'checkpointing_steps')
-_NOT_NEGATIVE = ('autoencoder_steps', 'crops', 'n_slots', 'num_validation_stories',
-                 'lr_warmup_steps', 'learning_rate', 'max_grad_norm', 'adam_weight_decay',
-                 'noise_offset', 'snr_gamma', 'lora_rank', 'lora_alpha')
+           'checkpointing_steps', 'checkpoints_total_limit', 'lr_num_cycles')
+_NOT_NEGATIVE = ('max_train_samples', 'autoencoder_steps', 'crops', 'n_slots',
+                 'num_validation_stories', 'lr_warmup_steps', 'learning_rate', 'max_grad_norm',
+                 'adam_weight_decay', 'noise_offset', 'snr_gamma', 'lora_rank', 'lora_alpha')
+# Settings that must be above 0, and at least 0 and below 1
+_ABOVE_0 = 'timestep_bias_power', 'lr_power', 'adam_epsilon'
+_DECAYS = 'ema_decay', 'adam_beta1', 'adam_beta2'
 
 def _check_numbers(s):
     "Raise a `StoryError` for the first number that is out of its range or not finite."
     for k in _COUNTS: at_least_one(**{k: getattr(s, k)})
     for k in _NOT_NEGATIVE:
         if not getattr(s, k) >= 0: raise StoryError(f'{k} must not be below 0, got {getattr(s, k)}')
-    if not 0 <= s.ema_decay < 1:
-        raise StoryError(f'ema_decay must be at least 0 and below 1, got {s.ema_decay}')
+    for k in _ABOVE_0:
+        if not getattr(s, k) > 0: raise StoryError(f'{k} must be above 0, got {getattr(s, k)}')
+    for k in _DECAYS:
+        if not 0 <= getattr(s, k) < 1:
+            raise StoryError(f'{k} must be at least 0 and below 1, got {getattr(s, k)}')
     if not 0 <= s.cond_dropout <= 1:
         raise StoryError(f'cond_dropout must be between 0 and 1, got {s.cond_dropout}')
     if not 0 <= s.seed < 2**32:
         raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
-    if not s.timestep_bias_power > 0:
-        raise StoryError(f'timestep_bias_power must be above 0, got {s.timestep_bias_power}')
+
     if not s.guidance_scale >= 1:
         raise StoryError(f'guidance_scale must be 1 (no guidance) or more, got {s.guidance_scale}')
     for k, limit in UPPER_LIMITS.items():
@@ -347,6 +404,14 @@ def _check_lora(s):
 # %% ../nbs/01_settings.ipynb #ab12cd34
 def _check_together(s):
     "Raise a `StoryError` for settings that exclude each other."
+    if s.lr_num_cycles != 1 and s.lr_scheduler != 'cosine_with_restarts':
+        raise StoryError("lr_num_cycles needs lr_scheduler='cosine_with_restarts', got "
+                         f'{s.lr_scheduler!r}')
+    if s.lr_power != 1 and s.lr_scheduler != 'polynomial':
+        raise StoryError(f"lr_power needs lr_scheduler='polynomial', got {s.lr_scheduler!r}")
+    if s.lr_scheduler == 'polynomial' and not s.learning_rate > 1e-7:
+        raise StoryError("lr_scheduler='polynomial' ends at 1e-7: learning_rate must be above it, "
+                         f'got {s.learning_rate}')
     if s.snr_gamma and s.weighting != 'none':
         raise StoryError(f'weighting={s.weighting!r} and snr_gamma={s.snr_gamma} both weight the '
                          "loss; set weighting='none' or snr_gamma=0")

@@ -270,7 +270,7 @@ def learning_rate():
     n = 0
     for name, theirs in described('lr_schedule').items():
         warmup, steps = map(int, name[1:].split('_m'))
-        s = SimpleNamespace(lr_scheduler='legacy', learning_rate=1e-5, lr_warmup_steps=warmup,
+        s = SimpleNamespace(lr_scheduler='legacy', learning_rate=1e-5, scale_lr=False, lr_warmup_steps=warmup,
                             max_train_steps=steps)
         n += n_different(learning_rates(s, len(theirs)), theirs)
     yield 'rates that differ, warm-up of 0, 1, 2, 3, 5', n, 0

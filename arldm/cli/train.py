@@ -14,7 +14,7 @@ from typing import Annotated
 from fastcore.docments import docments
 
 from ..command_line import command, quiet_libraries
-from ..settings import CHOICES, HEADINGS, PRESETS, Settings, Subject, Trainable, resolve
+from ..settings import CHOICES, HEADINGS, PRESETS, Settings, resolve
 
 # %% ../../nbs/cli/68_train.ipynb #7df86134
 def _flag(field, comment): # a keyword parameter of a command, for one field of `Settings`
@@ -30,8 +30,9 @@ def with_settings(f:Callable) -> Callable:
     """Give a command every field of `Settings` as a flag after `preset`; `None` = not given.
 
     The help names the defaults of preset toy."""
+    comments = {}
     # the record with all fields first: it has no comments on those that it inherits
-    comments = docments(Settings) | docments(Trainable) | docments(Subject)
+    for record in Settings.__mro__[:-1]: comments |= docments(record)
     parameters = []
     lines = []
     for p in inspect.signature(f).parameters.values():
@@ -49,13 +50,14 @@ def with_settings(f:Callable) -> Callable:
 _CHOICES = {k: v for k, v in CHOICES.items() if k != 'corpus'}
 
 # %% ../../nbs/cli/68_train.ipynb #313fc09b
-@command(headings=dict(data='what to train on', workers='output', **HEADINGS),
+@command(headings=dict(data='what to train on, and how long', workers='output', **HEADINGS),
          choices=dict(preset=PRESETS, **_CHOICES))
 @with_settings
 def train(
     run:str|Path,            # Run folder; an existing run is resumed
     *,
     data:str|Path=None,      # Story file from arldm-convert; default: that of the run
+    num_train_epochs:int=None,  # Passes over all stories, in place of max_train_steps
     # Settings to start from: small for your own pictures on a CPU, toy for the toy world, tiny to
     # see with random weights whether everything runs, ssid to start from Stable Diffusion 1.5 and
     # BLIP on a GPU; ssid-baseline and paper follow published recipes, toy-base and toy-arldm are
@@ -87,6 +89,7 @@ def train(
     Args:
         run (str | Path): Run folder; an existing run is resumed
         data (str | Path, optional): Story file from arldm-convert; default: that of the run
+        num_train_epochs (int, optional): Passes over all stories, in place of max_train_steps
         preset (str, optional): Settings to start from: small for your own pictures on a CPU, toy
             for the toy world, tiny to see with random weights whether everything runs, ssid to
             start from Stable Diffusion 1.5 and BLIP on a GPU; ssid-baseline and paper follow
@@ -108,6 +111,7 @@ def train(
     """
     from arldm.cli.training_run import train_run
     quiet_libraries()
-    return train_run(Path(run), data, preset, settings, cache=cache, workers=workers,
-                     report_to=report_to, validation_captions=validation_captions,
-                     push_to_hub=push_to_hub, hub_model_id=hub_model_id, dry_run=dry_run)
+    return train_run(Path(run), data, preset, settings, epochs=num_train_epochs, cache=cache,
+                     workers=workers, report_to=report_to,
+                     validation_captions=validation_captions, push_to_hub=push_to_hub,
+                     hub_model_id=hub_model_id, dry_run=dry_run)

@@ -33,7 +33,7 @@ from ..train.log import bar, tracked
 from ..train.loop import accelerator, train_steps
 from ..train.optim import averaged, make_ema, optimizer_kind
 from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
-                               open_run, start_hints, validation_split)
+                               open_run, start_hints, training_split, validation_split)
 from ..train.trackers import Trackers, tracker_names
 from ..draw.pipeline import StoryPipeline
 from ..draw.pushing import push_run, repo_to_push
@@ -72,7 +72,7 @@ def _amount(job): # how many stories train, for the user
 def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
     "Check everything that could end a run later, and load model and stories; write nothing."
     acc = accelerator(s)
-    train, val = file['train'], validation_split(file)
+    train, val = training_split(file, s), validation_split(file)
     optimizer_kind(s)
     if not 0 <= workers <= 1000:
         raise StoryError(f'workers must be between 0 and 1,000, got {workers}')
@@ -169,6 +169,7 @@ def train_run(
     preset:str|None,         # Key of `PRESETS`; `None` = that of the run, or the one for the corpus
     settings:dict,           # Settings that differ from the preset; `None` = not given
     *,
+    epochs:int=None,         # How often all stories are trained on; sets `max_train_steps`
     cache:Path=None,         # Folder that caches features; default: cache/ in the run
     workers:int=None,        # Data loader processes; default: 4 with a GPU, else none
     report_to:str='',        # Trackers to log to, as of `tracker_names`; '' = none
@@ -184,6 +185,7 @@ def train_run(
         data (Path | None): Story file; `None` = that of the run
         preset (str | None): Key of `PRESETS`; `None` = that of the run, or the one for the corpus
         settings (dict): Settings that differ from the preset; `None` = not given
+        epochs (int, optional): How often all stories are trained on; sets `max_train_steps`
         cache (Path, optional): Folder that caches features; default: cache/ in the run
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
         report_to (str, default ''): Trackers to log to, as of `tracker_names`; '' = none
@@ -195,7 +197,7 @@ def train_run(
     Returns:
         Path: The pipeline; None after a dry run
     """
-    s, file = open_run(run, data, preset, settings)
+    s, file = open_run(run, data, preset, settings, epochs)
     first = rank_and_world_size()[0] == 0
     if first: say(s)
     trackers = _trackers(report_to, run, s)

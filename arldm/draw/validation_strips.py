@@ -17,7 +17,7 @@ from ..data.caption_file import listed_paths, read_captions
 from ..data.story import StoryFile
 from ..data.strips import strips
 from ..model.arldm import ARLDM
-from ..train.setup import validation_split
+from ..train.setup import training_split, validation_split
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/44a_validation_strips.ipynb #18b8ac73
@@ -95,7 +95,7 @@ def draw_strips(
     Returns:
         dict: 'strips/<story id>' or 'captions/<name>' -> the picture that was saved
     """
-    split = validation_split(file) or file['train']
+    split = validation_split(file) or training_split(file, s)
     pipe = StoryPipeline.from_model(net)
     pipe.set_progress_bar_config(disable=True)
     n_given = TASKS[s.task]

@@ -168,8 +168,11 @@ def _training_counts(folder, settings):
     path = story_path(folder, {**settings, 'split': 'train'}) if digest else None
     if not path or not holds_stories(path, 'train', digest): return ''
     file = StoryFile(path)
+    n_stories = len(file['train'])
+    counts = counted(n_stories, 'training story', 'training stories')
+    n = settings.get('max_train_samples')
+    if is_number(n) and 0 < n < n_stories: return f' (the first {n:,} of {counts})'
     n_pictures = file.counts['train'].get('different')
-    counts = counted(len(file['train']), 'training story', 'training stories')
     if n_pictures: counts += f', {counted(n_pictures, "picture")}'
     return f' ({counts})'
 

@@ -310,9 +310,9 @@ def train_steps(
     if ema: ema.to(acc.device)
     check_steps(run, done, s)
     batches = step_batches(stories, s, done, acc.process_index, acc.num_processes, workers)
-    rates = itertools.islice(each_rate(s), done, None)
+    rates = itertools.islice(each_rate(s, world_size=acc.num_processes), done, None)
     log = Log(Path(run)/'log.csv' if run and acc.is_main_process else None, done)
-    with _memory_advice(s), stop_signals() as signals, _unwrapped(state):
+    with _memory_advice(s), stop_signals() as signals, _unwrapped(state), _tf32(s.allow_tf32):
         for groups, start in _timed(batches):
             record = _step(state, done, next(rates), groups, start)
             done += 1
@@ -321,7 +321,7 @@ def train_steps(
             if due and val and s.num_validation_stories: record['val_loss'] = _validate(state, val)
             log.add(record)
             if folder and acc.is_main_process and (due or stop):
-                save_checkpoint(folder, done, contents)
+                save_checkpoint(folder, done, contents, s.checkpoints_total_limit)
             # For whoever draws with the model between two records
             model.eval()
             yield record
@@ -333,6 +333,16 @@ def _unwrapped(state):
     "Leave the model in evaluation mode and without accelerate's wrapping when the block ends."
     try: yield
     finally: state.acc.unwrap_model(state.wrapped, keep_fp32_wrapper=False).eval()
+
+@contextlib.contextmanager
+def _tf32(on): # torch's own defaults: convolutions use TF32, products of matrices do not
+    "Let a GPU compute float32 products and convolutions in TF32 within the block, if `on`."
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn) if on else ()
+    before = [place.allow_tf32 for place in places]
+    for place in places: place.allow_tf32 = True
+    try: yield
+    finally:
+        for place, value in zip(places, before): place.allow_tf32 = value
 
 def _timed(batches): # yields the stories of each step, and the time when fetching them began
     batches = iter(batches)

@@ -9,9 +9,11 @@ __all__ = ['each_rate', 'learning_rates', 'decay_groups', 'optimizer_kind', 'mak
 import contextlib, math
 from collections.abc import Iterator
 
+import torch
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ..core import StoryError
 from ..settings import Settings
@@ -30,41 +32,59 @@ def _legacy_rates(base, W, T, n): # yields `n` rates; `W` warmup steps of `T` st
         elif k > W: rate *= wave(k)/wave(k - 1)
         yield rate
 
+def _multipliers(s, base): # -> function: step after warm-up -> what `base` is multiplied by
+    "Return the schedule of the settings as a function; that of diffusers, except for cosine."
+    W, T = s.lr_warmup_steps, s.max_train_steps
+    if s.lr_scheduler == 'cosine':
+        return lambda k: .5*(1 + math.cos(math.pi*(k - W)/max(1, T - W)))
+    # diffusers makes a schedule for an optimizer only
+    optimizer = SGD([torch.zeros(1)], lr=base)
+    schedule = get_scheduler(s.lr_scheduler, optimizer, num_warmup_steps=W, num_training_steps=T,
+                             num_cycles=s.lr_num_cycles, power=s.lr_power)
+    return schedule.lr_lambdas[0]
+
+# %% ../../nbs/train/36_optim.ipynb #ad803c27
 def each_rate(
-    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    # Uses `max_train_steps`, `learning_rate`, `scale_lr` and the settings that begin with `lr_`
     s:Settings,
-    n:int=None,    # How many; default: `s.max_train_steps`
+    n:int=None,        # How many; default: `s.max_train_steps`
+    world_size:int=1,  # How many processes there are, for `s.scale_lr`
 )->Iterator:
     """Yield the learning rate of one step after the other.
 
     Args:
-        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+        s (Settings): Uses `max_train_steps`, `learning_rate`, `scale_lr` and the settings that
+            begin with `lr_`
         n (int, optional): How many; default: `s.max_train_steps`
+        world_size (int, default 1): How many processes there are, for `s.scale_lr`
     """
     W, T = s.lr_warmup_steps, s.max_train_steps
+    base = s.learning_rate
+    if s.scale_lr: base *= s.stories_per_step*world_size
     n = n or T
     if s.lr_scheduler == 'legacy':
-        yield from _legacy_rates(s.learning_rate, W, T, n)
+        yield from _legacy_rates(base, W, T, n)
         return
+    if s.lr_scheduler == 'constant': W = 0
+    multiplier = _multipliers(s, base)
     for k in range(n):
-        warmup = min(1, (k + 1)/(W + 1))
-        decay = 1
-        if s.lr_scheduler == 'cosine':
-            decay = .5*(1 + math.cos(math.pi*max(0, k - W)/max(1, T - W)))
-        yield s.learning_rate*warmup*decay
+        yield base*((k + 1)/(W + 1) if k < W else multiplier(k))
 
 def learning_rates(
-    # Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+    # Uses `max_train_steps`, `learning_rate`, `scale_lr` and the settings that begin with `lr_`
     s:Settings,
-    n:int=None,    # How many; default: `s.max_train_steps`
+    n:int=None,        # How many; default: `s.max_train_steps`
+    world_size:int=1,  # How many processes there are, for `s.scale_lr`
 )->list:
     """Return the learning rates of all steps.
 
     Args:
-        s (Settings): Uses `lr_scheduler`, `learning_rate`, `lr_warmup_steps` and `max_train_steps`
+        s (Settings): Uses `max_train_steps`, `learning_rate`, `scale_lr` and the settings that
+            begin with `lr_`
         n (int, optional): How many; default: `s.max_train_steps`
+        world_size (int, default 1): How many processes there are, for `s.scale_lr`
     """
-    return list(each_rate(s, n))
+    return list(each_rate(s, n, world_size))
 
 # %% ../../nbs/train/36_optim.ipynb #1968ea49
 def decay_groups(
@@ -95,11 +115,12 @@ def optimizer_kind(s:Settings)->tuple: # A subclass of `Optimizer`, and its keyw
     Returns:
         tuple: A subclass of `Optimizer`, and its keyword arguments
     """
-    if s.optimizer == 'adamw': return AdamW, dict(fused=True)
+    options = dict(betas=(s.adam_beta1, s.adam_beta2), eps=s.adam_epsilon)
+    if s.optimizer == 'adamw': return AdamW, dict(options, fused=True)
     try: from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise StoryError('adamw8bit needs another package: pip install bitsandbytes') from None
-    return AdamW8bit, {}
+    return AdamW8bit, options
 
 def make_optimizer(model:nn.Module, s:Settings) -> Optimizer:
     "Make the optimizer of the settings, over the weights that train."

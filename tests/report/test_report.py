@@ -405,6 +405,8 @@ def test_training_stories_are_counted(run):
     settings = dict(corpus='folder', data=str(run/'mine.h5'), stories=data_digest(StoryFile(run/'mine.h5')['train']))
     save_json(run/'settings.json', settings)
     assert 'on own pictures (4 training stories, 5 pictures) for 3 steps' in introduction(read_run(run))
+    save_json(run/'settings.json', settings | dict(max_train_samples=3))
+    assert 'on own pictures (the first 3 of 4 training stories) for 3 steps' in introduction(read_run(run))
     save_json(run/'settings.json', settings | dict(stories='another'))
     assert 'on own pictures for 3 steps' in introduction(read_run(run))
 

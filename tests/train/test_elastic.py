@@ -2,6 +2,7 @@
 import json, os, socket
 
 import pytest, torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from arldm.cli import training_run
@@ -36,6 +37,7 @@ def leg(run, data, steps, rank, world_size, port):
     "What one process of several does, as torchrun starts it; BLIP has dropout, and the stories of each step are noted."
     started = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     if world_size > 1: os.environ.update({k: str(v) for k, v in started.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)      # of what trained before the fork
     make_model, step_stories = training_run.make_model, loop.step_stories
     def with_dropout(*args, **options):
         model = make_model(*args, **options)
@@ -47,7 +49,7 @@ def leg(run, data, steps, rank, world_size, port):
         with open(run.parent/f'{run.name}-stories.txt', 'a') as f: f.write(json.dumps([step, places, found]) + '\n')
         return found
     training_run.make_model, loop.step_stories = with_dropout, noted
-    training_run._write_pipeline = training_run._try_strip = lambda *_: None
+    training_run._write_pipeline = training_run._try_strip = lambda *_, **__: None
     train(run, data=data, **HOW, max_train_steps=steps, gradient_accumulation_steps=2//world_size)
 
 def go_on(run, data, steps, world_size=1):

@@ -320,7 +320,9 @@ EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', re
              gradient_accumulation_steps=2,
              gradient_checkpointing=True, pack_context=False,
              mixed_precision='bf16',
-             optimizer='adamw', learning_rate=2e-4, lr_scheduler='constant', lr_warmup_steps=3, adam_weight_decay=.02,
+             allow_tf32=True, max_train_samples=3, checkpoints_total_limit=3,
+             optimizer='adamw', learning_rate=2e-4, scale_lr=True, lr_scheduler='constant_with_warmup', lr_warmup_steps=3,
+             lr_num_cycles=1, lr_power=1., adam_beta1=.8, adam_beta2=.9, adam_epsilon=1e-7, adam_weight_decay=.02,
              decay_parameters='all', max_grad_norm=2., ema_decay=.5,
              cond_dropout=.3, weighting='none', snr_gamma=0., timestep_bias_power=1.5, noise_offset=.05,
              prediction_type='v_prediction', rescale_betas_zero_snr=True, checkpointing_steps=7, num_validation_stories=1)
@@ -329,7 +331,7 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     "Each reaches settings.json, where a resumed run finds it."
     words = [f'--{k.replace("_", "-")}={v}' for k, v in EVERY.items()]
     assert {*EVERY, 'preset', 'corpus'} == {*SETTINGS}
-    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == ['model', 'optimizer', 'snr_gamma']
+    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == ['model', 'optimizer', 'lr_num_cycles', 'lr_power', 'snr_gamma']
     monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--preset=tiny', *words])
     train()
     kept = json.loads((tmp_path/'run/settings.json').read_text())
@@ -362,7 +364,7 @@ WRONG = {'--preset ssid-baselin': 'did you mean ssid-baseline?', '--preset papr'
          '--crops=-1': 'crops must not be below 0', '--max-train-steps 0': 'max_train_steps must be',
          '--seed=-1': 'seed', '--seed 99999999999999': 'seed', '--timestep-bias-power 0': 'timestep_bias_power',
          '--timestep-bias-power=-1': 'timestep_bias_power', '--weighting pp2': 'did you mean p2?',
-         '--lr-scheduler linear': "no lr_scheduler 'linear'", '--prediction-type x0': "no prediction_type 'x0'",
+         '--lr-scheduler cosin': "no lr_scheduler 'cosin'", '--max-train-steps 3 --num-train-epochs 1': 'both say how long', '--prediction-type x0': "no prediction_type 'x0'",
          '--optimizer adam': 'did you mean adamw?', '--decay-parameters none': 'no decay_parameters',
          '--freeze eyes': "no part to freeze 'eyes'", '--legacy maybe': 'legacy', '--stepps 3': 'unrecognized',
          '--optimizer adamw8bit': 'pip install bitsandbytes', '--checkpointing-steps 0': 'checkpointing_steps must be at least 1'}
