@@ -285,7 +285,8 @@ def _help_of_all_fields():
     "Return the docstring of `Settings` with the fields of all its parts, in their order."
     about, _, _ = Settings.__doc__.partition('\n')
     fields = ''
-    for part in reversed(Settings.__mro__[:-1]): fields += part.__doc__.partition('Args:')[2].rstrip()
+    for part in reversed(Settings.__mro__[:-1]):
+        fields += part.__doc__.partition('Args:')[2].rstrip()
     return f'{about}\n\n    Args:{fields}\n'
 
 Settings.__doc__ = _help_of_all_fields()

@@ -73,8 +73,7 @@ def train(
     # every checkpoint, beside two validation stories, into strips/captions/
     validation_captions:str='',
     push_to_hub:bool=False,  # Push the pipeline to the Hugging Face Hub at the end
-    # Its name there, owner/name; default: the run folder's name under your own account
-    hub_model_id:str='',
+    hub_model_id:str='',     # Its name there, owner/name; default: your own, and that of the run
     dry_run:bool=False,      # Check everything, print all settings, and stop
     **settings,              # Fields of `Settings` that differ from the preset
 ):
@@ -104,8 +103,8 @@ def train(
             caption per line: they are drawn at every checkpoint, beside two validation stories,
             into strips/captions/
         push_to_hub (bool, default False): Push the pipeline to the Hugging Face Hub at the end
-        hub_model_id (str, default ''): Its name there, owner/name; default: the run folder's name
-            under your own account
+        hub_model_id (str, default ''): Its name there, owner/name; default: your own, and that of
+            the run
         dry_run (bool, default False): Check everything, print all settings, and stop
         **settings: Fields of `Settings` that differ from the preset
     """
