@@ -111,6 +111,5 @@ def train(
     from arldm.cli.training_run import train_run
     quiet_libraries()
     return train_run(Path(run), data, preset, settings, epochs=num_train_epochs, cache=cache,
-                     workers=workers, report_to=report_to,
-                     validation_captions=validation_captions, push_to_hub=push_to_hub,
-                     hub_model_id=hub_model_id, dry_run=dry_run)
+                     workers=workers, report_to=report_to, validation_captions=validation_captions,
+                     push_to_hub=push_to_hub, hub_model_id=hub_model_id, dry_run=dry_run)
