@@ -2,6 +2,8 @@
 import gc
 import os
 
+gc.disable()   # nothing that imports make is garbage, and looking for it takes a quarter of their time
+
 def pytest_configure(config):
     about = 'what a CUDA GPU computes; as far as it can, it runs on the CPU too'
     config.addinivalue_line('markers', f'gpu: {about}')
@@ -13,3 +15,4 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()   # what imports made stays anyhow; here and in processes that fork it is not looked through again
+    gc.enable()
