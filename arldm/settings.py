@@ -163,7 +163,7 @@ class Steps(Trainable):
 
     Args:
         max_train_steps (int, default 300): Optimizer steps of the whole run
-        max_train_samples (int, default 0): How many stories train, the first of the split; 0 = all
+        max_train_samples (int, default 0): Train on the first N stories only; 0 = on all
         autoencoder_steps (int, default 0): Steps in which the autoencoder is first trained on the
             pictures; 0 = it stays as it is
         train_batch_size (int, default 8): Stories per batch in each process
@@ -178,7 +178,7 @@ class Steps(Trainable):
             digits; without, TF32 is for convolutions only, torch's default
     """
     max_train_steps: int = 300            # Optimizer steps of the whole run
-    max_train_samples: int = 0            # How many stories train, the first of the split; 0 = all
+    max_train_samples: int = 0            # Train on the first N stories only; 0 = on all
     # Steps in which the autoencoder is first trained on the pictures; 0 = it stays as it is
     autoencoder_steps: int = 0
     train_batch_size: int = 8             # Stories per batch in each process

@@ -73,7 +73,7 @@ def train(
     # every checkpoint, beside two validation stories, into strips/captions/
     validation_captions:str='',
     push_to_hub:bool=False,  # Push the pipeline to the Hugging Face Hub at the end
-    hub_model_id:str='',     # Its name there, owner/name; default: your own, and that of the run
+    hub_model_id:str='',     # Name there, owner/name; default: the run folder's, in your account
     dry_run:bool=False,      # Check everything, print all settings, and stop
     **settings,              # Fields of `Settings` that differ from the preset
 ):
@@ -103,8 +103,8 @@ def train(
             caption per line: they are drawn at every checkpoint, beside two validation stories,
             into strips/captions/
         push_to_hub (bool, default False): Push the pipeline to the Hugging Face Hub at the end
-        hub_model_id (str, default ''): Its name there, owner/name; default: your own, and that of
-            the run
+        hub_model_id (str, default ''): Name there, owner/name; default: the run folder's, in your
+            account
         dry_run (bool, default False): Check everything, print all settings, and stop
         **settings: Fields of `Settings` that differ from the preset
     """

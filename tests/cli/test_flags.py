@@ -2,6 +2,7 @@
 import configparser
 import importlib
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,39 @@ def test_only_flags_of_the_command(script):
 def test_did_you_mean(capsys, monkeypatch, script, words, hint):
     line = says(capsys, monkeypatch, script, *words.split())
     assert hint in line and f'unrecognized arguments: {words.split("=")[0].split()[0]}' in line
+
+def table_of_diffusers():
+    "[(flag of diffusers, what the chapter says of it)]"
+    notebook = json.loads((Path(__file__).parents[2]/'nbs/cli/68_train.ipynb').read_text())
+    [text] = [''.join(o['data']['text/markdown']) for cell in notebook['cells'] for o in cell.get('outputs', ())
+              if ''.join(o.get('data', {}).get('text/markdown', '')).startswith('| diffusers | here |')]
+    for line in text.splitlines()[2:]:
+        theirs, here = line.strip('| ').split(' | ')
+        for flag in theirs.split(', '): yield flag.strip('`'), here.strip('`')
+
+TABLE = [*table_of_diffusers()]
+
+def test_the_table_of_diffusers_flags():
+    "Every flag that is said to be ours is one."
+    flags, _ = flags_of('arldm-train')
+    assert len(TABLE) == len({flag for flag, _ in TABLE}) == 60
+    for theirs, here in TABLE:
+        if here == 'the same names': assert theirs.replace('_', '-') in flags
+        for word in here.split():
+            if word.startswith('--'): assert word in flags, (theirs, here)
+
+@pytest.mark.parametrize('flag,here', [row for row in TABLE if row[1] != 'the same names'])
+def test_a_flag_of_diffusers_is_answered(capsys, monkeypatch, flag, here):
+    "With its line of the table."
+    said = f'did you mean {here}?' if here.startswith('--') else here
+    for typed in flag, flag.replace('_', '-'):
+        assert says(capsys, monkeypatch, 'arldm-train', 'run', typed) == (
+            f'arldm-train: unrecognized arguments: {typed}; {said}; see arldm-train --help')
+
+def test_what_only_diffusers_has_is_answered_where_one_trains(capsys, monkeypatch):
+    assert says(capsys, monkeypatch, 'arldm-score', 'run', '--dream_training').endswith(
+        'unrecognized arguments: --dream_training; see arldm-score --help')
+    with pytest.raises(StoryError, match="no setting 'random_flip'; pictures are not flipped"): resolve(random_flip=True)
 
 def test_settings_in_python():
     for old, new in dict(lr='learning_rate', steps='max_train_steps', side='resolution', batch='train_batch_size').items():
