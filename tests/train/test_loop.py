@@ -315,7 +315,8 @@ def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob(
 
 PRESET = resolve('tiny')
 EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', resolution=16, crops=1, n_slots=6,
-             freeze='clip,blip', legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
+             freeze='clip,blip', lora_rank=0, lora_alpha=0., lora_targets='all', lora_encoders=False, frozen_storage='compute',
+             legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
              train_batch_size=3,
              gradient_accumulation_steps=2,
              gradient_checkpointing=True, pack_context=False,
@@ -331,7 +332,8 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     "Each reaches settings.json, where a resumed run finds it."
     words = [f'--{k.replace("_", "-")}={v}' for k, v in EVERY.items()]
     assert {*EVERY, 'preset', 'corpus'} == {*SETTINGS}
-    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == ['model', 'optimizer', 'lr_num_cycles', 'lr_power', 'snr_gamma']
+    assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == [
+        'model', 'lora_rank', 'lora_alpha', 'lora_encoders', 'frozen_storage', 'optimizer', 'lr_num_cycles', 'lr_power', 'snr_gamma']
     monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--preset=tiny', *words])
     train()
     kept = json.loads((tmp_path/'run/settings.json').read_text())
