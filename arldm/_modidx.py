@@ -2190,6 +2190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'arldm/train/trackers.py'),
                                       'arldm.train.trackers._check_wandb': ('train/trackers.html#_check_wandb', 'arldm/train/trackers.py'),
                                       'arldm.train.trackers._log_image': ('train/trackers.html#_log_image', 'arldm/train/trackers.py'),
+                                      'arldm.train.trackers._make_state': ('train/trackers.html#_make_state', 'arldm/train/trackers.py'),
                                       'arldm.train.trackers._plain': ('train/trackers.html#_plain', 'arldm/train/trackers.py'),
                                       'arldm.train.trackers._start': ('train/trackers.html#_start', 'arldm/train/trackers.py'),
                                       'arldm.train.trackers._wandb_id': ('train/trackers.html#_wandb_id', 'arldm/train/trackers.py'),

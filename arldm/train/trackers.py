@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, WandBTracker, get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, clear_environment
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import StoryError, first_line, one_of
+from ..core import StoryError, first_line, one_of, rank_and_world_size
 from ..files.atomic import atomic_path
 
 # %% ../../nbs/train/37a_trackers.ipynb #4ed33624
@@ -73,8 +74,17 @@ def _wandb_id(folder): # of the wandb run that belongs to a run folder
         with atomic_path(path) as tmp: tmp.write_text(uuid.uuid4().hex[:8])
     return path.read_text()
 
+def _make_state():
+    "Make accelerate's state, which its trackers need, if nothing trains in this process."
+    _, world_size = rank_and_world_size()
+    if world_size == 1: PartialState()
+    # Under torchrun it would wait for the other processes, which start no trackers
+    elif not PartialState._shared_state:
+        with clear_environment(): PartialState(cpu=True)
+
 def _start(name, folder, purge_step): # -> the tracker
     "Start a tracker for a run folder; TensorBoard discards what it has from `purge_step` on."
+    _make_state()
     kind = LOGGER_TYPE_TO_CLASS[name]
     if name == 'tensorboard':
         tracker = kind('tensorboard', folder, purge_step=purge_step)

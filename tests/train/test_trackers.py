@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import accelerate.tracking
 import pytest
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
@@ -159,6 +162,23 @@ def test_other_processes_log_nothing(data, tmp_path, lost, monkeypatch):
     monkeypatch.setattr(training_run, 'rank_and_world_size', lambda: (1, 2))
     assert training_run._trackers('lost,nonsense', tmp_path, resolve('tiny')).names == []
 
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_nothing_trains_here(tmp_path, monkeypatch, lost, world_size):
+    "A process that only scores has no state of accelerate, whose log needs one; of several, it waits for no other."
+    def wait(*_, **__): raise RuntimeError('waits for the others')
+    def start(self): get_logger('accelerate.tracking').debug('started')
+    monkeypatch.setattr(torch.distributed, 'init_process_group', wait)
+    monkeypatch.setattr(Lost, 'start', start)
+    if world_size > 1:
+        for name, value in dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
+    PartialState._reset_state()
+    try:
+        trackers = Trackers(['lost', 'tensorboard'], tmp_path)
+        trackers.start()
+        assert [*trackers.running] == ['lost', 'tensorboard']
+        trackers.finish()
+    finally: PartialState._reset_state()
+
 
 # failures
 
@@ -233,3 +253,5 @@ def test_wandb(data, tmp_path, monkeypatch):
     for record in wandb_records(files[0]):
         for item in record.config.update: settings[item.key] = json.loads(item.value_json)
     assert settings['learning_rate'] == 3e-3 and settings['corpus'] == 'toy'
+    metrics = [(m.glob_name, m.step_metric) for m in (record.metric for record in wandb_records(files[1]))]
+    assert ('*', 'step') in metrics
