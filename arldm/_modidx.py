@@ -368,6 +368,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'arldm.command_line._expanded': ('command_line.html#_expanded', 'arldm/command_line.py'),
                                     'arldm.command_line._flag': ('command_line.html#_flag', 'arldm/command_line.py'),
                                     'arldm.command_line._help': ('command_line.html#_help', 'arldm/command_line.py'),
+                                    'arldm.command_line._in_braces': ('command_line.html#_in_braces', 'arldm/command_line.py'),
                                     'arldm.command_line._is_positional': ('command_line.html#_is_positional', 'arldm/command_line.py'),
                                     'arldm.command_line._kind': ('command_line.html#_kind', 'arldm/command_line.py'),
                                     'arldm.command_line._known_flags': ('command_line.html#_known_flags', 'arldm/command_line.py'),

@@ -160,12 +160,19 @@ def true_or_false(word:str) -> bool:
     except TypeError: pass
     raise argparse.ArgumentTypeError(f'expected true or false, got {word!r}')
 
+# %% ../nbs/00b_command_line.ipynb #a0810484
 def _is_positional(p): return p.kind is not p.KEYWORD_ONLY
 
+def _in_braces(p, choices):
+    "Return the choices of a flag as argparse shows them; '' if the line would be too long."
+    text = '{' + ','.join(choices or ()) + '}'
+    return text if choices and len(f'  {_flag(p.name)} {text}') <= 80 else ''
+
 def _help(p, comment, choices):
-    "Return the help of a parameter: its comment, the choices of a positional one, and its default."
+    "Return the help of a parameter: its comment, choices that stand nowhere else, and its default."
     text = ' '.join((comment or '').split())
     if _is_positional(p) and choices: text += f': {", ".join(choices)}'
+    elif choices and not _in_braces(p, choices): text += f'; one of {", ".join(choices)}'
     is_shown = p.default not in (p.empty, None, '') and p.default is not False
     if is_shown: text += f'; default: {p.default}'
     return text.replace('%', '%%')
@@ -182,8 +189,8 @@ def _add_argument(group, p, comment, choices):
         if p.default is not p.empty: options['nargs'] = '?'
         return group.add_argument(p.name, type=parse, **options)
     if kind is bool: options.update(nargs='?', const=True)  # `--flag` alone means true
-    metavar = '{' + ','.join(choices) + '}' if choices else None
-    metavar = metavar or _METAVARS.get(kind) or p.name.rpartition('_')[2].upper()
+    metavar = _in_braces(p, choices) or _METAVARS.get(kind)
+    metavar = metavar or p.name.rpartition('_')[2].upper()
     group.add_argument(_flag(p.name), type=parse, metavar=metavar, **options)
 
 # %% ../nbs/00b_command_line.ipynb #ef01a4a7

@@ -202,8 +202,8 @@ class Optimization(Steps):
         learning_rate (float, default 0.001): Learning rate after warm-up
         scale_lr (bool, default False): Multiply the learning rate by the number of stories per
             step, all processes together
-        lr_scheduler (str, default 'cosine'): Schedule of the learning rate, by diffusers' name;
-            'constant' has no warm-up, 'legacy' is warm-up and cosine of the 2022 code
+        lr_scheduler (str, default 'cosine'): Schedule of the learning rate: those of diffusers, of
+            which 'constant' has no warm-up, and 'legacy', warm-up and cosine of the 2022 code
         lr_warmup_steps (int, default 20): Steps of linear warm-up
         lr_num_cycles (int, default 1): Cycles of lr_scheduler 'cosine_with_restarts'
         lr_power (float, default 1.0): Power of lr_scheduler 'polynomial'; 1 = linear
@@ -221,8 +221,8 @@ class Optimization(Steps):
     learning_rate: float = 1e-3           # Learning rate after warm-up
     # Multiply the learning rate by the number of stories per step, all processes together
     scale_lr: bool = False
-    # Schedule of the learning rate, by diffusers' name; 'constant' has no warm-up, 'legacy' is
-    # warm-up and cosine of the 2022 code
+    # Schedule of the learning rate: those of diffusers, of which 'constant' has no warm-up, and
+    # 'legacy', warm-up and cosine of the 2022 code
     lr_scheduler: str = 'cosine'
     lr_warmup_steps: int = 20             # Steps of linear warm-up
     lr_num_cycles: int = 1                # Cycles of lr_scheduler 'cosine_with_restarts'

@@ -57,7 +57,7 @@ def train(
     run:str|Path,            # Run folder; an existing run is resumed
     *,
     data:str|Path=None,      # Story file from arldm-convert; default: that of the run
-    num_train_epochs:int=None,  # Passes over all stories, in place of max_train_steps
+    num_train_epochs:int=None,  # Passes over all stories; default: as max_train_steps says
     # Settings to start from: small for your own pictures on a CPU, toy for the toy world, tiny to
     # see with random weights whether everything runs, ssid to start from Stable Diffusion 1.5 and
     # BLIP on a GPU; ssid-baseline and paper follow published recipes, toy-base and toy-arldm are
@@ -88,7 +88,7 @@ def train(
     Args:
         run (str | Path): Run folder; an existing run is resumed
         data (str | Path, optional): Story file from arldm-convert; default: that of the run
-        num_train_epochs (int, optional): Passes over all stories, in place of max_train_steps
+        num_train_epochs (int, optional): Passes over all stories; default: as max_train_steps says
         preset (str, optional): Settings to start from: small for your own pictures on a CPU, toy
             for the toy world, tiny to see with random weights whether everything runs, ssid to
             start from Stable Diffusion 1.5 and BLIP on a GPU; ssid-baseline and paper follow

@@ -117,6 +117,12 @@ def test_a_step_has_an_end(name):
     with pytest.raises(StoryError, match=f'{name} must be at most 10,000, got 10,001'): resolve(**{name: 10_001})
     resolve(**{name: 10_000})
 
+def test_many_choices_are_in_the_help_text():
+    "A line of the help has 80 columns; few choices stand in braces behind the flag."
+    text = ' '.join(command_parser(of('arldm-train')).format_help().split())
+    assert 'one of linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, legacy' in text
+    assert '--optimizer {adamw,adamw8bit}' in text
+
 def test_weighting():
     "The help shows the choices; the former name has its hint on the command line, too."
     assert '--weighting {none,p2}' in command_parser(of('arldm-train')).format_help()
