@@ -283,6 +283,8 @@ def train_steps(
     # Stories for the validation loss, computed with every `s.checkpointing_steps`-th step
     val:Dataset|None=None,
     workers:int=0,             # Worker processes that read ahead
+    # Made before frozen weights were freed or rounded; default: made here
+    trained:Trained|None=None,
 )->Iterator:                   # A dict with the keys `LOG_COLUMNS` after every step
     """Train, and yield a record after every step; resume from the newest checkpoint of `run`.
     A signal to stop (see `stop_signals`) ends the training after a step, with a checkpoint.
@@ -295,6 +297,8 @@ def train_steps(
         val (Dataset | None, optional): Stories for the validation loss, computed with every
             `s.checkpointing_steps`-th step
         workers (int, default 0): Worker processes that read ahead
+        trained (Trained | None, optional): Made before frozen weights were freed or rounded;
+            default: made here
 
     Returns:
         Iterator: A dict with the keys `LOG_COLUMNS` after every step
@@ -302,7 +306,7 @@ def train_steps(
     acc = accelerator(s)
     folder = Path(run)/'checkpoints' if run else None
     state = _prepared(acc, model, s, ema, folder)
-    contents = dict(model=Trained(model), optimizer=state.optimizer)
+    contents = dict(model=trained or Trained(model), optimizer=state.optimizer)
     if ema: contents['ema'] = ema
     if acc.scaler: contents['scaler'] = acc.scaler
     done = load_checkpoint(folder, contents) if run else 0
