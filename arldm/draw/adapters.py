@@ -10,10 +10,15 @@ import contextlib
 from pathlib import Path
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from fastcore.basics import patch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..core import StoryError, first_line
+from ..train.lora import (LORA_FILE, LORA_PARTS, TRAINED_FILE, TRAINED_KEY, load_trained,
+                              replace_trained)
 
 # %% ../../nbs/draw/40a_adapters.ipynb #b49bab0f
 def adapter_layers(module:nn.Module) -> list: # of `BaseTunerLayer`
@@ -63,6 +68,7 @@ def loading_lora(
     try:
         yield
         whole = True
+    except StoryError: raise
     except (OSError, RuntimeError, ValueError) as e:
         where = 'state dict' if isinstance(source, dict) else source
         if 'mismatch' in str(e):
@@ -87,7 +93,7 @@ def _remove_others(pipe, before):
 class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
     "LoRA and textual inversion for a pipeline; stands before `DiffusionPipeline` in its bases."
     def load_lora_weights(self,
-        # Folder, file, hub name or state dict, of the UNet, the text encoder or both
+        # Folder, also of a run, file, hub name or state dict, of the UNet, the encoders or all
         pretrained_model_name_or_path_or_dict:str|Path|dict,
         adapter_name:str=None,  # Name for `set_adapters`; by default 'default_0', 'default_1', …
         hotswap:bool=False,     # Replace the weights of the adapter that has this name
@@ -96,28 +102,111 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
         """Attach a LoRA; if it does not fit, raise `StoryError` and leave the model as it is.
 
         Args:
-            pretrained_model_name_or_path_or_dict (str | Path | dict): Folder, file, hub name or
-                state dict, of the UNet, the text encoder or both
+            pretrained_model_name_or_path_or_dict (str | Path | dict): Folder, also of a run, file,
+                hub name or state dict, of the UNet, the encoders or all
             adapter_name (str, optional): Name for `set_adapters`; by default 'default_0',
                 'default_1', …
             hotswap (bool, default False): Replace the weights of the adapter that has this name
             **kwargs: Others of diffusers: `weight_name`, `revision`, …
         """
-        source = pretrained_model_name_or_path_or_dict
+        source = _lora_folder(pretrained_model_name_or_path_or_dict)
         with loading_lora(self, source):
             before = self._n_lora_layers()
             super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
-            if not hotswap: self._check_attached(source, self._n_lora_layers() - before, kwargs)
+            if isinstance(source, dict): source = dict(source)    # diffusers changes it
+            found = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+            weights, _, metadata = found
+            self._load_memory_encoder_lora(weights, metadata, adapter_name)
+            if not hotswap: _check_attached(weights, self._n_lora_layers() - before)
+            self._load_beside(source, metadata, kwargs)
 
     def _n_lora_layers(self): # an adapter counts in each layer that it is attached to
-        parts = self.unet, self.text_encoder
-        return sum(len(layer.lora_A) for part in parts for layer in adapter_layers(part))
+        n = 0
+        for part in LORA_PARTS:
+            for layer in adapter_layers(getattr(self, part, nn.Identity())): n += len(layer.lora_A)
+        return n
 
-    def _check_attached(self, source, n_attached, options):
-        "Raise `ValueError` if layers of a LoRA are not in this model; diffusers leaves them out."
-        if isinstance(source, dict): source = dict(source)    # diffusers changes it
-        weights = self.lora_state_dict(source, **options)[0]
-        ends = '.lora_A.weight', '.down.weight', '.lora_down.weight'
-        n = len([name for name in weights if name.endswith(ends)])
-        if n_attached == n > 0: return
-        raise ValueError(f'{n_attached} of its {n} layers are in the UNet or the text encoder')
+    @property
+    def _lora_loadable_modules(self): # diffusers asks for the parts that may have a LoRA
+        names = list(StableDiffusionLoraLoaderMixin._lora_loadable_modules)
+        if hasattr(getattr(self, 'memory_encoder', None), 'peft_config'):
+            names.append('memory_encoder')
+        return names
+
+def _check_attached(weights, n_attached):
+    "Raise `ValueError` if layers of a LoRA are not in this model; diffusers leaves them out."
+    ends = '.lora_A.weight', '.down.weight', '.lora_down.weight'
+    n = len([name for name in weights if name.endswith(ends)])
+    if n_attached == n > 0: return
+    raise ValueError(f'{n_attached} of its {n} layers are in the UNet or an encoder')
+
+# %% ../../nbs/draw/40a_adapters.ipynb #5148b6ab
+def _lora_folder(source): # the LoRA of a run, or `source` itself
+    if isinstance(source, dict): return source
+    folder = Path(source)/'lora'
+    return folder if (folder/LORA_FILE).is_file() else source
+
+def _file_beside(source, options): # -> path of what trained beside a LoRA, here or on the hub
+    path = Path(source)
+    if path.is_file(): return path.with_name(TRAINED_FILE)
+    if path.is_dir(): return path/options.get('subfolder', '')/TRAINED_FILE
+    names = 'subfolder', 'revision', 'token', 'cache_dir', 'local_files_only', 'force_download'
+    given = {name: options[name] for name in names if name in options}
+    return Path(hf_hub_download(str(source), TRAINED_FILE, **given))
+
+@patch
+def _load_memory_encoder_lora(self:AdapterMixin, weights, metadata, adapter_name):
+    "Attach the share of BLIP, of which diffusers knows nothing."
+    if not any(name.startswith('memory_encoder.') for name in weights): return
+    self.memory_encoder.load_lora_adapter(weights, 'memory_encoder', metadata=metadata,
+                                          adapter_name=adapter_name, _pipeline=self)
+
+@patch
+def _load_beside(self:AdapterMixin, source, metadata, options):
+    "Load what trained beside a LoRA, if its configuration says that something did."
+    if not (metadata or {}).get(TRAINED_KEY) or not hasattr(self, 'history'): return
+    if getattr(self, '_replaced', None):
+        raise StoryError(f'{source}: what trained beside another LoRA is loaded; call '
+                         'unload_lora_weights() first')
+    try: path = _file_beside(source, options)
+    except EntryNotFoundError: path = Path(TRAINED_FILE)
+    if not path.is_file():
+        raise StoryError(f'{source}: {TRAINED_FILE}, which trained beside this LoRA, is missing')
+    self._replaced = load_trained(self.model, path)
+
+@patch
+def unload_lora_weights(self:AdapterMixin):
+    "Remove all adapters, and restore what was replaced beside them; what is fused stays."
+    super(AdapterMixin, self).unload_lora_weights()
+    replaced = getattr(self, '_replaced', None)
+    if replaced and not self.fused_loras: replace_trained(self.model, replaced)
+    self._replaced = None
+
+@patch
+def fuse_lora(self:AdapterMixin,
+    components:list=None, # Names of parts; default: all that have a LoRA
+    lora_scale:float=1.,  # How strong the LoRA is in the weights
+    **kwargs,             # Others of diffusers: `safe_fusing`, `adapter_names`
+):
+    """Add the LoRA into the weights, as in diffusers, also into those of the memory encoder.
+
+    Args:
+        components (list, optional): Names of parts; default: all that have a LoRA
+        lora_scale (float, default 1.0): How strong the LoRA is in the weights
+        **kwargs: Others of diffusers: `safe_fusing`, `adapter_names`
+    """
+    super(AdapterMixin, self).fuse_lora(components or self._lora_loadable_modules, lora_scale,
+                                        **kwargs)
+
+@patch
+def unfuse_lora(self:AdapterMixin,
+    components:list=None, # Names of parts; default: all that have a LoRA
+    **kwargs,             # Others of diffusers
+):
+    """Subtract the LoRA from the weights again.
+
+    Args:
+        components (list, optional): Names of parts; default: all that have a LoRA
+        **kwargs: Others of diffusers
+    """
+    super(AdapterMixin, self).unfuse_lora(components or self._lora_loadable_modules, **kwargs)

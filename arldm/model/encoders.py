@@ -9,6 +9,8 @@ __all__ = ['quiet_loading', 'encode_captions', 'resize_positions', 'resize_vocab
 import diffusers, torch, transformers
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.utils.peft_utils import set_weights_and_activate_adapters
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import (BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel,
@@ -126,7 +128,7 @@ def _skip_hook(p): # a forward hook that makes the output of a picture zero with
     return skip
 
 # %% ../../nbs/model/23_encoders.ipynb #33f5f0d1
-class MemoryEncoder(ModelMixin, ConfigMixin):
+class MemoryEncoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Encode picture and caption together as the tokens of a slot, by BLIP (arXiv 2201.12086).
 
     Args:
@@ -216,3 +218,20 @@ def resize_words(self:MemoryEncoder,
     """
     resize_vocabulary(self.text_encoder, size, std)
     self.register_to_config(text={**self.config['text'], 'vocab_size': size})
+
+# %% ../../nbs/model/23_encoders.ipynb #b3122667
+@patch
+def set_adapters(self:MemoryEncoder,
+    adapter_names:str|list,  # Of LoRAs that are attached
+    weights:float|list=None, # Scale of each; `None` = 1
+):
+    """Activate LoRAs; diffusers' own method knows only models of diffusers.
+
+    Args:
+        adapter_names (str | list): Of LoRAs that are attached
+        weights (float | list, optional): Scale of each; `None` = 1
+    """
+    names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+    if not isinstance(weights, list): weights = [weights]*len(names)
+    scales = [1. if weight is None else weight for weight in weights]
+    set_weights_and_activate_adapters(self, names, scales)

@@ -89,7 +89,8 @@ class Unloaded:
                 p.data = torch.empty(0, dtype=p.dtype, device=p.device)
 
     def _fill(self):
-        source = self.reload()
+        # Making a model begins with a seed
+        with torch.random.fork_rng(): source = self.reload()
         for name, digest in self.digests.items():
             part = getattr(source, name)
             if part_digest(part) != digest:

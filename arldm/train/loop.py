@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
@@ -422,6 +423,9 @@ def _prepared(acc, model, s, ema, folder): # -> `_TrainState`; changes the model
     "Give the model the noise schedule and gradient checkpointing of the settings, and wrap it."
     model.noise_scheduler = noise_schedule(s.prediction_type, s.rescale_betas_zero_snr)
     checkpoint_blocks(model, s.gradient_checkpointing)
+    # All processes have the same frozen weights, and gloo cannot send numbers of 8 bits
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
     wrapped, optimizer = acc.prepare(model, make_optimizer(model, s))
     return _TrainState(acc, model, wrapped, optimizer, ema, s, folder)
 

@@ -81,6 +81,9 @@ def _make_room(model, s, file, quiet): # in place
         named = ', '.join(word[:30] for word in words[:8])
         more = ', …' if len(words) > 8 else ''
         _say_first(f'{s.model} gets {counted(len(words), "new word")}: {named}{more}')
+        if s.lora_rank and 'words' in s.freeze:
+            _say_first('their embeddings are random and stay so; to train them: --freeze '
+                       'all-but-words')
 
 # A vocabulary of more tokens spells every word in a few parts: CLIP's has 49,408, and stays
 _WORDS = 40_000
@@ -207,7 +210,7 @@ for _name in _PATHS:
     _RUN[f'{_name}_path?'] = str
     _RUN[f'{_name}_path_relative?'] = str
 # What a run writes into its folder
-_WRITTEN = ('log.csv', 'autoencoder', 'checkpoints', 'pipeline', 'strips', 'tensorboard',
+_WRITTEN = ('log.csv', 'autoencoder', 'checkpoints', 'lora', 'pipeline', 'strips', 'tensorboard',
             'wandb')
 
 def read_settings(run:Path) -> dict: # Empty for a new run

@@ -191,7 +191,7 @@ def test_no_lora(pipe, lora, weights, tmp_path):
              match='0 of its')
     more = {name.replace('down_blocks.0', 'down_blocks.7'): x for name, x in share(lora).items() if 'down_blocks.0' in name}
     assert more
-    one_line(pipe.load_lora_weights, {**share(lora), **more}, match=r'\d+ of its \d+ layers are in the UNet or the text encoder')
+    one_line(pipe.load_lora_weights, {**share(lora), **more}, match=r'\d+ of its \d+ layers are in the UNet or an encoder')
     (tmp_path/'broken.safetensors').write_bytes(b'nothing')
     one_line(pipe.load_lora_weights, tmp_path/'broken.safetensors')
     assert_whole(pipe, weights)
