@@ -6,8 +6,9 @@
 __all__ = ['train_run', 'is_finished']
 
 # %% ../../nbs/cli/67a_training_run.ipynb #5143741d
-import dataclasses, os, tempfile, warnings
+import contextlib, dataclasses, os, tempfile, warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,9 @@ from ..train.checkpoint import (Trained, check_log, checkpoints, load_checkpoint
                                     read_log)
 from ..train.digest import data_digest
 from ..train.log import bar, tracked
+from ..train.frozen import Unloaded, store_frozen
 from ..train.loop import accelerator, train_steps
+from ..train.lora import add_lora, merge_lora, save_lora
 from ..train.optim import averaged, make_ema, optimizer_kind
 from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
                                open_run, start_hints, training_split, validation_split)
@@ -76,12 +79,9 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
     optimizer_kind(s)
     if not 0 <= workers <= 1000:
         raise StoryError(f'workers must be between 0 and 1,000, got {workers}')
-    refuse_foreign_folder(run/'pipeline')
+    for folder in run/'pipeline', run/'lora': refuse_foreign_folder(folder)
     check_log(run/'log.csv')
-    with tempfile.TemporaryDirectory() as words:
-        model = make_model(with_current_paths(run, s), file, Path(words),
-                           quiet=bool(checkpoints(run/'checkpoints')))
-    model.freeze(s.freeze).to(acc.device)
+    model = _start_model(run, s, file, quiet=bool(checkpoints(run/'checkpoints'))).to(acc.device)
     n_slots = model.history.config.n_slots
     check_lengths(train, s, n_slots)
     if val: check_lengths(val, s, n_slots, n=max(s.num_validation_stories, STRIPS))
@@ -95,12 +95,40 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
         has_autoencoder = True
     # Of other weights the cache has other features; `build_cache` compares it, too
     if s.crops and has_autoencoder: check_cache(model, stories, cache, s.mixed_precision)
-    val_stories = _dataset(val, model, s) if val else None
+    val_stories = None
+    if val and s.num_validation_stories:
+        val_stories = _dataset(val.first(s.num_validation_stories), model, s)
     return _Job(run, s, file, model, stories, val_stories, cache, workers, trackers, captions,
                 acc, has_autoencoder)
 
+def _start_model(run, s, file, quiet=True): # -> the `ARLDM` that training starts from, on the CPU
+    with tempfile.TemporaryDirectory() as words:
+        model = make_model(with_current_paths(run, s), file, Path(words), quiet)
+    return add_lora(model.freeze(s.freeze), s)
+
 def _dataset(split, model, s, **options):
     return StoryDataset(split, model, s.resolution, legacy=s.legacy, **options)
+
+# %% ../../nbs/cli/67a_training_run.ipynb #aa5dca22
+def _cached(job): # -> training and validation stories
+    "Replace pictures by the features of frozen parts, if the crops are fixed."
+    s, acc = job.s, job.acc
+    stories, val = job.stories, job.val
+    def cache(stories, folder):
+        return build_cache(job.model, stories, folder, s.mixed_precision, acc.process_index,
+                           acc.num_processes)
+    if s.crops:
+        stories = cache(stories, job.cache)
+        if val: val = cache(val, job.cache/f'validation-{len(val)}')
+    acc.wait_for_everyone()
+    return stories, val
+
+def _reload(job): # -> the `ARLDM` that training started from, on the CPU
+    s = job.s
+    model = _start_model(job.run, s, job.file)
+    if s.autoencoder_steps:
+        keep_autoencoder(job.run/'autoencoder', model.vae, job.stories, s.autoencoder_steps, s.seed)
+    return model
 
 # %% ../../nbs/cli/67a_training_run.ipynb #cbdb59da
 def _train(job):
@@ -111,22 +139,21 @@ def _train(job):
     lock = lock_folder(run, 'training') if first else None
     if first: _announce(job)
     if s.autoencoder_steps: _adapt_autoencoder(job)
-    stories = job.stories
-    if s.crops:
-        stories = build_cache(model, stories, job.cache, s.mixed_precision, acc.process_index,
-                              acc.num_processes)
-    acc.wait_for_everyone()
+    stories, val = _cached(job)
+    trained = Trained(model)
+    unloaded = Unloaded(model, stories, partial(_reload, job)) if s.crops else None
+    store_frozen(model, s)
     ema = make_ema(model, s)
-    records = train_steps(model, stories, s, run, ema, job.val, job.workers)
+    records = train_steps(model, stories, s, run, ema, val, job.workers, trained)
     if first: records = bar(tracked(records, job.trackers), s.max_train_steps)
     # There is no record if all steps are done and only the pipeline is missing
     step = s.max_train_steps
     for record in records:
         step = record['step']
-        if first and step % s.checkpointing_steps == 0: _try_strip(job, ema, step)
+        if first and step % s.checkpointing_steps == 0: _try_strip(job, unloaded, ema, step)
     if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}', first)
     if first:
-        with averaged(model, ema): _write_pipeline(model, run, s.max_train_steps)
+        _write_model(job, trained, ema)
         _say_end(run)
     if lock: lock.close()
     return run/'pipeline'
@@ -144,9 +171,10 @@ def _adapt_autoencoder(job): # in one process; the others wait, and load what it
         if job.has_autoencoder: return
         keep_autoencoder(run/'autoencoder', job.model.vae, job.stories, s.autoencoder_steps, s.seed)
 
-def _try_strip(job, ema, step): # training continues without a strip
+def _try_strip(job, unloaded, ema, step): # training continues without a strip
+    whole = unloaded.loaded() if unloaded else contextlib.nullcontext()
     try:
-        with averaged(job.model, ema):
+        with whole, averaged(job.model, ema), job.acc.autocast():
             pictures = draw_strips(job.run, job.s, job.file, job.model, step, job.captions)
     except StoryError as e: warnings.warn(f'no strip of step {step:,}: {e}')
     else: job.trackers.log_images(pictures, step)
@@ -203,7 +231,7 @@ def train_run(
     trackers = _trackers(report_to, run, s)
     captions = read_validation_captions(validation_captions, s)
     repo_id = _repo(run, push_to_hub, hub_model_id)
-    if is_finished(run, s.max_train_steps):
+    if is_finished(run, s):
         if first: say(f'{run} has all its {counted(s.max_train_steps, "step")}')
         if repo_id and not dry_run: say(f'pushed: {push_run(run, repo_id)}')
         return run/'pipeline'
@@ -219,26 +247,53 @@ def train_run(
     if first: say(f'would train on {_amount(job)}; nothing was written')
 
 # %% ../../nbs/cli/67a_training_run.ipynb #c3c841db
-def _write_pipeline(model, run, step):
-    "Write the pipeline of a finished run, labelled with its last checkpoint."
-    made_from = file_digest(checkpoints(run/'checkpoints')[-1])
+def _write_model(job, trained, ema):
+    "Write what a finished run has trained: its LoRA, if it has one, and its pipeline."
+    run, s = job.run, job.s
+    with averaged(job.model, ema):
+        weights = {name: x.cpu().clone() for name, x in trained.state_dict().items()}
+    # Frozen weights were freed or rounded for the training
+    model = _reload(job)
+    Trained(model).load_state_dict(weights)
+    if s.lora_rank:
+        with _written(run/'lora', s) as tmp: save_lora(model, tmp)
+    with _written(run/'pipeline', s) as tmp:
+        StoryPipeline.from_model(merge_lora(model)).save_pretrained(tmp)
+
+@contextlib.contextmanager
+def _written(folder, s): # yields a folder that replaces this one when the block ends
+    "Label what is written with the last checkpoint."
+    made_from = file_digest(checkpoints(folder.parent/'checkpoints')[-1])
+    facts = dict(step=s.max_train_steps, checkpoint=made_from)
     try:
-        with replace_folder(run/'pipeline', dict(step=step, checkpoint=made_from)) as tmp:
-            StoryPipeline.from_model(model).save_pretrained(tmp)
+        with replace_folder(folder, facts) as tmp: yield tmp
     # Of a full disk, among others
     except SafetensorError as e:
-        raise StoryError(f'{run}/pipeline could not be written ({e}); make room and run the same '
+        raise StoryError(f'{folder} could not be written ({e}); make room and run the same '
                          'command again') from None
 
-def is_finished(run:Path, steps:int) -> bool:
-    "Return whether a run has an undamaged pipeline, made from the checkpoint of its last step."
+
+# %% ../../nbs/cli/67a_training_run.ipynb #29b9fc6f
+def is_finished(
+    run:Path,
+    s:Settings, # Uses `max_train_steps` and `lora_rank`
+)->bool:
+    """Return whether what a run writes at its end is undamaged and made from its last checkpoint.
+
+    Args:
+        s (Settings): Uses `max_train_steps` and `lora_rank`
+    """
     written = checkpoints(run/'checkpoints')
-    manifest = read_manifest(run/'pipeline')
-    if not written or int(written[-1].stem) != steps: return False
-    if manifest.get('step') != steps: return False
-    if manifest.get('checkpoint') != file_digest(written[-1]): return False
+    if not written or int(written[-1].stem) != s.max_train_steps: return False
+    made_from = file_digest(written[-1])
+    folders = ['pipeline', 'lora'] if s.lora_rank else ['pipeline']
+    return all(_is_whole(run/name, s.max_train_steps, made_from) for name in folders)
+
+def _is_whole(folder, step, made_from):
+    manifest = read_manifest(folder)
+    if manifest.get('step') != step or manifest.get('checkpoint') != made_from: return False
     for name, digest in manifest['files'].items():
-        path = run/'pipeline'/name
+        path = folder/name
         if not path.is_file() or file_digest(path) != digest: return False
     return True
 
@@ -246,7 +301,7 @@ def is_finished(run:Path, steps:int) -> bool:
 def _announce(job):
     "Print how much will train, and write `settings.json`."
     run, s = job.run, job.s
-    recover_folder(run/'pipeline')
+    for folder in run/'pipeline', run/'lora': recover_folder(folder)
     split = job.file['train']
     n = count_trained(job.model)
     say(f'{n:,} parameters train on {_amount(job)}')

@@ -315,8 +315,7 @@ def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob(
 
 PRESET = resolve('tiny')
 EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', resolution=16, crops=1, n_slots=6,
-             freeze='clip,blip', lora_rank=0, lora_alpha=0., lora_targets='all', lora_encoders=False, frozen_storage='compute',
-             legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
+             freeze='all', lora_rank=2, lora_alpha=4., lora_targets='all', lora_encoders=True, frozen_storage='fp8', legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
              train_batch_size=3,
              gradient_accumulation_steps=2,
              gradient_checkpointing=True, pack_context=False,
