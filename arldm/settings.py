@@ -141,7 +141,7 @@ class Trainable(Subject):
             'cross-attention' (to captions and slots) or 'all'
         lora_encoders (bool, default False): LoRA for both encoders as well
         frozen_storage (str, default 'compute'): Frozen matrices in memory: 'compute', in the
-            precision they are multiplied in, or, those of the UNet, 'fp8'
+            precision of their products, or 'fp8', for those of the UNet
     """
     # Parts to freeze: none, ssid-baseline, attention, history, all, all-but-words, or a list
     # such as clip,blip,words; with lora_rank all, or all-but-words
@@ -153,8 +153,8 @@ class Trainable(Subject):
     # Layers that get a LoRA: 'attention', 'cross-attention' (to captions and slots) or 'all'
     lora_targets: str = 'attention'
     lora_encoders: bool = False  # LoRA for both encoders as well
-    # Frozen matrices in memory: 'compute', in the precision they are multiplied in, or, those of the
-    # UNet, 'fp8'
+    # Frozen matrices in memory: 'compute', in the precision of their products, or 'fp8', for those
+    # of the UNet
     frozen_storage: str = 'compute'
 
 # %% ../nbs/01_settings.ipynb #7f38bb1d
