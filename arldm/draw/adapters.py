@@ -174,6 +174,7 @@ def _load_beside(self:AdapterMixin, source, metadata, options):
         raise StoryError(f'{source}: {TRAINED_FILE}, which trained beside this LoRA, is missing')
     self._replaced = load_trained(self.model, path)
 
+# %% ../../nbs/draw/40a_adapters.ipynb #7c31ab90
 @patch
 def unload_lora_weights(self:AdapterMixin):
     "Remove all adapters, and restore what was replaced beside them; what is fused stays."
