@@ -284,8 +284,7 @@ def train_steps(
     # Stories for the validation loss, computed with every `s.checkpointing_steps`-th step
     val:Dataset|None=None,
     workers:int=0,             # Worker processes that read ahead
-    # Made before frozen weights were freed or rounded; default: made here
-    trained:Trained|None=None,
+    trained:Trained|None=None, # Made before frozen weights were freed or rounded
 )->Iterator:                   # A dict with the keys `LOG_COLUMNS` after every step
     """Train, and yield a record after every step; resume from the newest checkpoint of `run`.
     A signal to stop (see `stop_signals`) ends the training after a step, with a checkpoint.
@@ -298,8 +297,7 @@ def train_steps(
         val (Dataset | None, optional): Stories for the validation loss, computed with every
             `s.checkpointing_steps`-th step
         workers (int, default 0): Worker processes that read ahead
-        trained (Trained | None, optional): Made before frozen weights were freed or rounded;
-            default: made here
+        trained (Trained | None, optional): Made before frozen weights were freed or rounded
 
     Returns:
         Iterator: A dict with the keys `LOG_COLUMNS` after every step
