@@ -36,8 +36,8 @@ def _rate_percent(rows, name): # -> None if the arithmetic or the rate was not m
 def _training_flops(rows, name): # -> of a story; None if it is not known
     "Return the arithmetic of a training row, without what checkpointing computes again."
     flops = rows[name].get('flops')
-    # both recipes use checkpointing; `cached` computes the same without it
-    for recipe in 'checkpointed', '8-bit':
+    # these recipes use checkpointing; `cached` computes the same without it
+    for recipe in 'checkpointed', '8-bit', 'fp8':
         if recipe in name: flops = rows.get(name.replace(recipe, 'cached'), {}).get('flops')
     return flops
 

@@ -141,6 +141,7 @@ def without_tf32():
 GOALS = {
     'pndm 50, graphs, 64 stories': 'at most 0.30 s, at least 40 %',
     'dpm++ 20, graphs, 64 stories': 'at most 0.12 s',
+    '256 px, LoRA, checkpointed': 'at most 8 GB',
     '256 px, baseline frozen, cached': 'at most 12 GB',
     '256 px, baseline frozen, 8 stories': 'at least 40 %',
     '256 px, all trained, 8 stories': 'at least 40 %',

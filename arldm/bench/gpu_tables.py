@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'SSID_TRAINING', 'SSID_DRAWING', 'SSID_TEST_STORIES', 'TABLES', 'MEASURED', 'drawing_table',
-           'training_table', 'checks_table', 'ssid_table', 'write_tables', 'tables_from']
+           'training_table', 'checks_table', 'ssid_table', 'memory_table', 'write_tables', 'tables_from']
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #b85fe1b3
 import json
@@ -17,7 +17,8 @@ from ..data.strips import markdown_table
 from .budget import GPU_FILE_SHAPE, is_gpu_file
 from .draw import BENCH_STEPS, drawing_rows
 from .gpu import row_in_words, with_goal
-from .train import RECIPES, training_rows
+from .train import RECIPES, SIDES, TRAINED, training_rows
+from .training_memory import CARDS, fits
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #994b77df
 def _cell(result, name):
@@ -75,13 +76,14 @@ def training_table(
     # '256 px, all trained, cached' stands in the row '256 px, all trained'
     lines = {}
     for name in training_rows(result['size']):
-        what = name.rpartition(', ')[0]
-        lines.setdefault(what, []).append(f'train: {name}')
+        what, _, column = name.rpartition(', ')
+        lines.setdefault(what, {})[column] = f'train: {name}'
     shown = set() # names of the rows in the table
     rows = []
     for what, names in lines.items():
-        shown.update(names)
-        rows.append([what, *(_cell(result, name) for name in names)])
+        shown.update(names.values())
+        cells = [_cell(result, names[column]) if column in names else '–' for column in RECIPES]
+        rows.append([what, *cells])
     head = ['stories/s, % of the bfloat16 rate, peak GB', *RECIPES]
     return f'{_origin(result, shown)}\n\n{markdown_table(head, rows)}'
 
@@ -106,8 +108,8 @@ def checks_table(
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #d65956c6
 # rows that matter for SSID; stories of its test split
-SSID_TRAINING = ('256 px, baseline frozen, cached', '256 px, baseline frozen, 8 stories',
-                 '256 px, all trained, 8 stories')
+SSID_TRAINING = ('256 px, LoRA, checkpointed', '256 px, baseline frozen, cached',
+                 '256 px, baseline frozen, 8 stories', '256 px, all trained, 8 stories')
 SSID_DRAWING = ('pndm 50, plain, 1 story', 'dpm++ 20, bfloat16, 16 stories',
                 'dpm++ 20, graphs, 64 stories')
 SSID_TEST_STORIES = 696
@@ -141,9 +143,34 @@ def ssid_table(
     return (f'{_origin(result, shown)} Steps and drawings alone: without the running average, '
             f'validation, checkpoints and filling the cache.\n\n{table}')
 
+# %% ../../nbs/bench/88_gpu_tables.ipynb #ff66d049
+def memory_table(
+    result:dict, # What `gpu.json` holds
+) -> str:
+    """Write which cards a training step of one story fits as a table in Markdown.
+
+    Args:
+        result (dict): What `gpu.json` holds
+    """
+    shown = [] # names of the rows in the table
+    rows = []
+    for side in SIDES[result['size']]:
+        for trained in TRAINED:
+            name = f'train: {side} px, {trained}, checkpointed'
+            gigabytes = result['rows'].get(name, {}).get('memory')
+            cells = []
+            for card in CARDS:
+                if not gigabytes: cells.append('')
+                else: cells.append('fits' if fits(1e9*gigabytes, card) else 'no')
+            shown.append(name)
+            rows.append([f'{side} px, {trained}', _cell(result, name), *cells])
+    head = ['one story, checkpointed', 'measured', *(f'{card} GB' for card in CARDS)]
+    return f'{_origin(result, shown)}\n\n{markdown_table(head, rows)}'
+
 # %% ../../nbs/bench/88_gpu_tables.ipynb #5c99a565
 # name in the mark of a notebook's cell -> function that writes its table
-TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table)
+TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table,
+              memory=memory_table)
 # the measurements that the tables of this book come from
 MEASURED = ROOT/'docs/gpu.json'
 

@@ -52,17 +52,41 @@ def test_fake_tensors_take_what_real_ones_take(usual):
     # statistics of normalizations are real in another precision
     assert usual == pytest.approx(found.peak, rel=.003)
 
+def sizes(weights): return sum(p.numel() for p in weights)
+
 def test_parts(monkeypatch):
     monkeypatch.setattr(memory, 'step_peak', lambda model, s: 10**9)
-    s = dataclasses.replace(RECIPE, ema_decay=.99)
+    s = dataclasses.replace(RECIPE, ema_decay=.99, mixed_precision='no')
     found = memory.training_memory(s, 'tiny')
     model = memory.shape_model(s, 'tiny')
-    n = sum(p.numel() for p in trained_weights(model))
-    every = sum(p.numel() for p in model.parameters())
-    assert found == dict(trained=4*n, frozen=4*(every - n), gradients=4*n, optimizer=8*n, average=4*n,
-                         activations=10**9 - 4*n, together=4*every + 12*n + 10**9)
+    n = sizes(trained_weights(model))
+    # features of the other parts are cached
+    frozen = sizes(model.unet.parameters()) + sizes(model.history.parameters()) - n
+    assert found == dict(trained=4*n, frozen=4*frozen, gradients=4*n, optimizer=8*n, average=4*n,
+                         activations=10**9 - 4*n, together=4*frozen + 16*n + 10**9)
+    uncached = memory.training_memory(dataclasses.replace(s, crops=0), 'tiny')
+    assert uncached['frozen'] == 4*(sizes(model.parameters()) - n)
     small = memory.training_memory(dataclasses.replace(s, ema_decay=0., optimizer='adamw8bit'), 'tiny')
     assert (small['average'], small['optimizer']) == (0, 2*n)
+
+def test_frozen_matrices_in_fewer_bits(monkeypatch):
+    monkeypatch.setattr(memory, 'step_peak', lambda model, s: 10**9)
+    changes = dict(mixed_precision='no'), {}, dict(frozen_storage='fp8')
+    full, half, quarter = (memory.training_memory(dataclasses.replace(RECIPE, **x), 'tiny')['frozen'] for x in changes)
+    # biases keep float32 in the last one
+    assert .5 <= half/full < .52 and .25 < quarter/full < .3
+
+def test_a_lora_is_what_trains():
+    s = recipe('tiny', dict(freeze='all', lora_rank=2, crops=1, mixed_precision='bf16'))
+    lora, attention = (memory.training_memory(x, 'tiny') for x in (s, RECIPE))
+    assert lora['trained'] < .3*attention['trained'] and lora['together'] < attention['together']
+
+def test_largest_batch(monkeypatch):
+    "A process of 2 GB and 4 GB a story: 0.8 GB and a twentieth are added."
+    monkeypatch.setattr(memory, 'training_memory', lambda s, size: dict(together=2e9 + 4e9*s.train_batch_size))
+    one, largest = memory.largest_batches(RECIPE)
+    assert one == dict(together=6e9) and largest == {8: 1, 12: 2, 16: 2, 24: 4}
+    assert memory.largest_batches(RECIPE, most=2)[1][24] == 2
 
 @pytest.mark.parametrize('changes, least, most', [
     (dict(gradient_checkpointing=True), .2, .6), (dict(train_batch_size=2), 1.7, 2.),
