@@ -176,12 +176,12 @@ def gpu_rows(
     # as the SSID baseline drew; compiled and recorded, both schedulers, many stories
     for name in drawn[:3]: seconds[f'draw: {name}'] = 45
     for name in trained:
-        if name in GOALS: seconds[f'train: {name}'] = 15
+        if name in GOALS: seconds[f'train: {name}'] = 20
     for name in drawn[3:]:
         if _priority(name) <= 3: seconds[f'draw: {name}'] = 25
     seconds['draw: where the time goes'] = 15
     for name in trained:
-        if name not in GOALS: seconds[f'train: {name}'] = 10
+        if name not in GOALS: seconds[f'train: {name}'] = 15
     for name in drawn:
         if _priority(name) > 3: seconds[f'draw: {name}'] = 20
     if size != 'full':

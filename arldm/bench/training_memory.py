@@ -41,7 +41,8 @@ class LiveBytes(TorchDispatchMode):
         # a view, or a tensor that was changed in place, shares the memory of an argument
         shared = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(result):
-            if storage._cdata not in shared | self.counted: self._count(storage)
+            if storage._cdata not in shared and storage._cdata not in self.counted:
+                self._count(storage)
         return result
 
     def _count(self, storage):
