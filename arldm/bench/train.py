@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 
 from ..core import CORPORA, StoryError, out_of_memory, pick_device
 from ..settings import Settings, resolve
@@ -78,12 +79,6 @@ class TrainingBench:
     def model(self) -> ARLDM:
         "The model that is trained, made when it is first used."
         return self.new_model()
-
-    def forget_model(self):
-        "Free the model; another one is made when it is next used."
-        vars(self).pop('model', None)
-        gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../../nbs/bench/82_train.ipynb #ef7f5935
 def recipe(
@@ -251,6 +246,13 @@ def training_rows(
     return rows
 
 # %% ../../nbs/bench/82_train.ipynb #5597283a
+@patch
+def forget_model(self:TrainingBench):
+    "Free the model; another one is made when it is next used."
+    vars(self).pop('model', None)
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
 def run_steps(
     training:TrainingBench, # Gets a new model, and loses the old one
     changes:dict={},        # Fields of `Settings` that differ from the recipe
