@@ -163,9 +163,10 @@ def training_memory(
     model = shape_model(s, size, device=device)
     weights = trained_weights(model)
     n = sum(p.numel() for p in weights)
+    # parts whose features are cached are not in memory
     unloaded = 0
-    if s.crops:
-        for part in frozen_parts(model).values(): unloaded += sum(p.nbytes for p in part.parameters())
+    for part in frozen_parts(model).values() if s.crops else ():
+        unloaded += sum(p.nbytes for p in part.parameters())
     parts = dict(trained=sum(p.nbytes for p in weights))
     parts['frozen'] = sum(p.nbytes for p in model.parameters()) - parts['trained'] - unloaded
     parts['gradients'] = parts['trained']
