@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'SSID_TRAINING', 'SSID_DRAWING', 'SSID_TEST_STORIES', 'TABLES', 'MEASURED', 'drawing_table',
-           'training_table', 'checks_table', 'ssid_table', 'memory_table', 'write_tables', 'tables_from']
+           'training_table', 'checks_table', 'ssid_table', 'cards_table', 'write_tables', 'tables_from']
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #b85fe1b3
 import json
@@ -144,7 +144,7 @@ def ssid_table(
             f'validation, checkpoints and filling the cache.\n\n{table}')
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #ff66d049
-def memory_table(
+def cards_table(
     result:dict, # What `gpu.json` holds
 ) -> str:
     """Write which cards a training step of one story fits as a table in Markdown.
@@ -170,7 +170,7 @@ def memory_table(
 # %% ../../nbs/bench/88_gpu_tables.ipynb #5c99a565
 # name in the mark of a notebook's cell -> function that writes its table
 TABLES = dict(draw=drawing_table, train=training_table, checks=checks_table, ssid=ssid_table,
-              memory=memory_table)
+              memory=cards_table)
 # the measurements that the tables of this book come from
 MEASURED = ROOT/'docs/gpu.json'
 
