@@ -1035,6 +1035,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'arldm.draw.pipeline_folder.write_pipeline_code': ( 'draw/pipeline_folder.html#write_pipeline_code',
                                                                                                 'arldm/draw/pipeline_folder.py')},
             'arldm.draw.pushing': { 'arldm.draw.pushing._account': ('draw/pushing.html#_account', 'arldm/draw/pushing.py'),
+                                    'arldm.draw.pushing._push_lora': ('draw/pushing.html#_push_lora', 'arldm/draw/pushing.py'),
                                     'arldm.draw.pushing.push_run': ('draw/pushing.html#push_run', 'arldm/draw/pushing.py'),
                                     'arldm.draw.pushing.repo_to_push': ('draw/pushing.html#repo_to_push', 'arldm/draw/pushing.py')},
             'arldm.draw.sampling': { 'arldm.draw.sampling.GuidedUNet': ('draw/sampling.html#guidedunet', 'arldm/draw/sampling.py'),

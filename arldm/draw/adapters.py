@@ -110,6 +110,8 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
             **kwargs: Others of diffusers: `weight_name`, `revision`, …
         """
         source = _lora_folder(pretrained_model_name_or_path_or_dict)
+        # In a subfolder on the hub diffusers would not find it
+        if 'subfolder' in kwargs: kwargs.setdefault('weight_name', LORA_FILE)
         with loading_lora(self, source):
             before = self._n_lora_layers()
             super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
@@ -152,7 +154,10 @@ def _file_beside(source, options): # -> path of what trained beside a LoRA, here
     if path.is_dir(): return path/options.get('subfolder', '')/TRAINED_FILE
     names = 'subfolder', 'revision', 'token', 'cache_dir', 'local_files_only', 'force_download'
     given = {name: options[name] for name in names if name in options}
-    return Path(hf_hub_download(str(source), TRAINED_FILE, **given))
+    try: return Path(hf_hub_download(str(source), TRAINED_FILE, **given))
+    # `push_to_hub` of a run writes it to `lora/`, where diffusers finds the other file by itself
+    except EntryNotFoundError:
+        return Path(hf_hub_download(str(source), f'lora/{TRAINED_FILE}', **given))
 
 @patch
 def _load_memory_encoder_lora(self:AdapterMixin, weights, metadata, adapter_name):

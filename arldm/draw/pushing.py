@@ -8,11 +8,12 @@ __all__ = ['repo_to_push', 'push_run']
 # %% ../../nbs/draw/42a_pushing.ipynb #893a85d8
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..core import StoryError, first_line
+from ..train.lora import LORA_FILE, TRAINED_FILE
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/42a_pushing.ipynb #9df7782c
@@ -55,12 +56,12 @@ def repo_to_push(
                          f'({first_line(e)}); name another: --hub-model-id owner/name') from e
     return repo_id
 
-# %% ../../nbs/draw/42a_pushing.ipynb #9df7782d
+# %% ../../nbs/draw/42a_pushing.ipynb #51b3e0f7
 def push_run(
     run:Path,     # Run folder with a finished pipeline
     repo_id:str,  # From `repo_to_push`
 )->str:           # Address of the commit
-    """Push the pipeline of a run; if that fails, the `StoryError` says how to push it again.
+    """Push the pipeline of a run, and its LoRA; if that fails, the `StoryError` says how to push it again.
 
     Args:
         run (Path): Run folder with a finished pipeline
@@ -71,8 +72,18 @@ def push_run(
     """
     pipe = StoryPipeline.from_pretrained(run)
     pipe.set_progress_bar_config(disable=True)
-    try: return pipe.push_to_hub(repo_id).commit_url
-    except StoryError as e:
+    try:
+        address = pipe.push_to_hub(repo_id).commit_url
+        if (run/'lora').is_dir(): address = _push_lora(run/'lora', repo_id)
+    except (StoryError, HTTPError, OSError) as e:
         raise StoryError(f'{repo_id}: could not be pushed ({first_line(e.__cause__ or e)}); '
                          f'{run}/pipeline is trained, push it again: arldm-train {run} '
                          f'--push-to-hub --hub-model-id {repo_id}') from e
+    return address
+
+def _push_lora(folder, repo_id): # -> address of the commit
+    files = []
+    for name in LORA_FILE, TRAINED_FILE:
+        files.append(CommitOperationAdd(f'lora/{name}', folder/name))
+    commit = HfApi().create_commit(repo_id, files, commit_message='Upload LoRA')
+    return commit.commit_url

@@ -408,7 +408,7 @@ def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('HF_TOKEN', GOOD)
     monkeypatch.setattr('arldm.draw.validation_strips.STRIP_STEPS', 1)
     run = tmp_path/'my-run'
-    how = dict(preset='tiny', resolution=16, train_batch_size=2, max_train_steps=2, push_to_hub=True)
+    how = dict(preset='tiny', resolution=16, train_batch_size=2, max_train_steps=2, lora_rank=2, push_to_hub=True)
     with monkeypatch.context() as patch:
         patch.setattr('huggingface_hub.HfApi.create_commit', lambda *_, **__: (_ for _ in ()).throw(OSError('the line is cut')))
         said = one_line(train, run, data=toy_stories, **how)
@@ -418,10 +418,21 @@ def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
     before = read_folder(run)
     assert train(run, push_to_hub=True, dry_run=True) == run/'pipeline' and not hub.commits
     train(run, push_to_hub=True, hub_model_id='me/my-run')
-    assert hub.commits == ['Upload StoryPipeline'] and 'pushed: ' in capsys.readouterr().out and read_folder(run) == before
+    assert hub.commits == ['Upload StoryPipeline', 'Upload LoRA'] and 'pushed: ' in capsys.readouterr().out and read_folder(run) == before
     pushed = hub.repos['me/my-run'].branches['main']
     assert b'| Training | 2 steps of 2 stories |' in pushed['README.md'] and 'manifest.json' not in pushed
     assert same(StoryPipeline.from_pretrained('me/my-run'), StoryPipeline.from_pretrained(run))
+    # the LoRA on the hub, and what trained beside it
+    base = StoryPipeline.from_model(make_model(resolve('tiny', resolution=16, corpus='toy'), StoryFile(toy_stories), tmp_path))
+    base.load_lora_weights('me/my-run')
+    base.unload_lora_weights()
+    base.load_lora_weights('me/my-run', subfolder='lora')
+    trained = StoryPipeline.from_pretrained(run).history.state_dict()
+    assert all(torch.equal(x, trained[name]) for name, x in base.history.state_dict().items())
+    del pushed['lora/trained_weights.safetensors']
+    base.unload_lora_weights()
+    assert 'trained_weights.safetensors, which trained beside this LoRA, is missing' in one_line(
+        base.load_lora_weights, 'me/my-run', subfolder='lora', force_download=True)
 
 def test_login_is_checked_first(hub, toy_stories, tmp_path, monkeypatch):
     "One line, and nothing is written."
