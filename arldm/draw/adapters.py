@@ -135,6 +135,7 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
             names.append('memory_encoder')
         return names
 
+# %% ../../nbs/draw/40a_adapters.ipynb #3f61c2d8
 def _check_attached(weights, n_attached):
     "Raise `ValueError` if layers of a LoRA are not in this model; diffusers leaves them out."
     ends = '.lora_A.weight', '.down.weight', '.lora_down.weight'
