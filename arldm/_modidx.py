@@ -2133,6 +2133,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'arldm.train.frozen._Float8.forward': ('train/frozen.html#_float8.forward', 'arldm/train/frozen.py'),
                                     'arldm.train.frozen._Float8.right_inverse': ( 'train/frozen.html#_float8.right_inverse',
                                                                                   'arldm/train/frozen.py'),
+                                    'arldm.train.frozen._return_memory': ('train/frozen.html#_return_memory', 'arldm/train/frozen.py'),
                                     'arldm.train.frozen.store_frozen': ('train/frozen.html#store_frozen', 'arldm/train/frozen.py')},
             'arldm.train.log': { 'arldm.train.log._label': ('train/log.html#_label', 'arldm/train/log.py'),
                                  'arldm.train.log._shell': ('train/log.html#_shell', 'arldm/train/log.py'),

@@ -61,7 +61,7 @@ def push_run(
     run:Path,     # Run folder with a finished pipeline
     repo_id:str,  # From `repo_to_push`
 )->str:           # Address of the commit
-    """Push the pipeline of a run, and its LoRA; if that fails, the `StoryError` says how to push it again.
+    """Push what a run has trained; if that fails, the `StoryError` says how to push it again.
 
     Args:
         run (Path): Run folder with a finished pipeline

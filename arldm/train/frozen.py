@@ -6,7 +6,7 @@
 __all__ = ['store_frozen', 'Unloaded']
 
 # %% ../../nbs/train/37b_frozen.ipynb #d759a6d7
-import contextlib
+import contextlib, ctypes
 from collections.abc import Callable, Iterator
 
 import torch
@@ -57,6 +57,11 @@ def store_frozen(
             continue
         for p in layer.parameters(recurse=False):
             if not p.requires_grad: p.data = p.data.to(dtype)
+    _return_memory()
+
+def _return_memory():
+    "Give the memory of freed weights back to the system: the C library of Linux may keep it."
+    with contextlib.suppress(AttributeError, OSError, TypeError): ctypes.CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/train/37b_frozen.ipynb #0999d0c4
 # kind of cached features -> the part that computes them
@@ -88,6 +93,7 @@ class Unloaded:
         for name in self.digests:
             for p in getattr(self.model, name).parameters():
                 p.data = torch.empty(0, dtype=p.dtype, device=p.device)
+        _return_memory()
 
     def _fill(self):
         # Making a model begins with a seed
