@@ -400,7 +400,7 @@ def _check_lora(s):
                          'attention or all')
     if freezing(s.freeze) not in (FREEZE['all'], FREEZE['all-but-words']):
         raise StoryError(f'with lora_rank the LoRA trains in place of the weights: freeze must be '
-                         f'all, or all-but-words, got {",".join(s.freeze) or "none"}')
+                         f'all, or all-but-words, got {",".join(freezing(s.freeze)) or "none"}')
 
 
 # %% ../nbs/01_settings.ipynb #ab12cd34

@@ -20,7 +20,7 @@ from ..files.manifest import hinted_path, path_hints
 from ..data.dataset import Vocabulary, word_tokenizers
 from ..data.story import StoryFile, StorySplit
 from ..model.arldm import ARLDM
-from ..model.config import SIZES, vae_factor
+from ..model.config import SIZES, noise_schedule, vae_factor
 from ..model.hub import download_pipeline, hub_name
 from ..model.port import kind_of, read_weights
 from ..model.pretrained import PUBLISHED, published
@@ -38,7 +38,7 @@ def make_model(
     folder:Path,      # Where such a vocabulary is written
     quiet:bool=False, # Do not print which words are new, nor how many time embeddings
 )->ARLDM:
-    """Make the model that a run starts from, for the resolution and the stories of the run.
+    """Make the model that a run starts from, for the resolution, stories and noise of the run.
 
     Args:
         file (StoryFile): Its training captions make the vocabulary of a model with random weights
@@ -60,6 +60,7 @@ def make_model(
     if trained_for == 'v_prediction' and s.prediction_type != 'v_prediction':
         raise StoryError(f"{s.model} was trained to predict v; continue with "
                          "prediction_type='v_prediction'")
+    model.noise_scheduler = noise_schedule(s.prediction_type, s.rescale_betas_zero_snr)
     return model
 
 def _say_first(message): # only one process speaks

@@ -338,6 +338,9 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     train()
     kept = json.loads((tmp_path/'run/settings.json').read_text())
     assert {k: kept[k] for k in SETTINGS} == dict(EVERY, preset='tiny', corpus='toy', freeze=list(FREEZE['all-but-words']))
+    # The pipeline draws with the noise schedule of the training, not with that of the weights it began from
+    schedule = json.loads((tmp_path/'run/pipeline/scheduler/scheduler_config.json').read_text())
+    assert schedule['prediction_type'] == 'v_prediction' and schedule['rescale_betas_zero_snr'] is True
     before = files(tmp_path)
     train(tmp_path/'run'), train()
     assert files(tmp_path) == before
