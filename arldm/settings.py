@@ -390,7 +390,7 @@ def _check_numbers(s):
 
 # %% ../nbs/01_settings.ipynb #76ee4381
 def _check_lora(s):
-    "Raise a `StoryError` for settings of a LoRA that there is not, or that trains what is trained."
+    "Raise a `StoryError` for settings of a LoRA without a rank, or beside weights that train."
     for k in 'lora_alpha', 'lora_encoders':
         if getattr(s, k) and not s.lora_rank:
             raise StoryError(f'{k} needs a LoRA: set its rank, lora_rank=8')
@@ -398,10 +398,10 @@ def _check_lora(s):
     if s.lora_encoders and s.lora_targets == 'cross-attention':
         raise StoryError('lora_encoders: CLIP has no cross-attention; set lora_targets to '
                          'attention or all')
-    if freezing(s.freeze) not in (FREEZE['all'], FREEZE['all-but-words']):
+    frozen = freezing(s.freeze)
+    if frozen not in (FREEZE['all'], FREEZE['all-but-words']):
         raise StoryError(f'with lora_rank the LoRA trains in place of the weights: freeze must be '
-                         f'all, or all-but-words, got {",".join(freezing(s.freeze)) or "none"}')
-
+                         f'all, or all-but-words, got {",".join(frozen) or "none"}')
 
 # %% ../nbs/01_settings.ipynb #ab12cd34
 def _check_together(s):
