@@ -272,7 +272,6 @@ def _written(folder, s): # yields a folder that replaces this one when the block
         raise StoryError(f'{folder} could not be written ({e}); make room and run the same '
                          'command again') from None
 
-
 # %% ../../nbs/cli/67a_training_run.ipynb #29b9fc6f
 def is_finished(
     run:Path,

@@ -24,7 +24,7 @@ from ..files.atomic import atomic_path
 def tracker_names(
     text:str, # Names of accelerate's trackers with commas between them, such as 'tensorboard,wandb'
 )->list:      # Each name once
-    """Return the names of trackers that can be used here; raise `StoryError` at the first other one.
+    """Return the names of trackers; raise `StoryError` at the first that cannot be used here.
 
     Args:
         text (str): Names of accelerate's trackers with commas between them, such as
