@@ -6,7 +6,7 @@
 __all__ = ['adapter_layers', 'check_no_adapters', 'loading_lora', 'AdapterMixin']
 
 # %% ../../nbs/draw/40a_adapters.ipynb #c2cd4547
-import contextlib
+import contextlib, itertools
 from pathlib import Path
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
@@ -109,18 +109,23 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
             hotswap (bool, default False): Replace the weights of the adapter that has this name
             **kwargs: Others of diffusers: `weight_name`, `revision`, …
         """
-        source = _lora_folder(pretrained_model_name_or_path_or_dict)
+        source = _lora_folder(pretrained_model_name_or_path_or_dict, kwargs)
         # In a subfolder on the hub diffusers would not find it
         if 'subfolder' in kwargs: kwargs.setdefault('weight_name', LORA_FILE)
         with loading_lora(self, source):
-            before = self._n_lora_layers()
-            super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
-            if isinstance(source, dict): source = dict(source)    # diffusers changes it
-            found = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+            before, names = self._n_lora_layers(), self._adapter_names()
+            read = dict(source) if isinstance(source, dict) else source  # diffusers changes it
+            found = self.lora_state_dict(read, return_lora_metadata=True, **kwargs)
             weights, _, metadata = found
+            is_of_run = (metadata or {}).get(TRAINED_KEY) and hasattr(self, 'history')
+            if is_of_run: self._check_alone(source, hotswap)
+            super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
             self._load_memory_encoder_lora(weights, metadata, adapter_name)
             if not hotswap: _check_attached(weights, self._n_lora_layers() - before)
-            self._load_beside(source, metadata, kwargs)
+            if is_of_run: self._load_beside(source, self._adapter_names() - names, kwargs)
+
+    def _adapter_names(self): # of all parts
+        return set(itertools.chain(*self.get_list_adapters().values()))
 
     def _n_lora_layers(self): # an adapter counts in each layer that it is attached to
         n = 0
@@ -144,8 +149,8 @@ def _check_attached(weights, n_attached):
     raise ValueError(f'{n_attached} of its {n} layers are in the UNet or an encoder')
 
 # %% ../../nbs/draw/40a_adapters.ipynb #5148b6ab
-def _lora_folder(source): # the LoRA of a run, or `source` itself
-    if isinstance(source, dict): return source
+def _lora_folder(source, options): # the LoRA of a run, or `source` itself
+    if isinstance(source, dict) or options.get('subfolder'): return source
     folder = Path(source)/'lora'
     return folder if (folder/LORA_FILE).is_file() else source
 
@@ -167,28 +172,65 @@ def _load_memory_encoder_lora(self:AdapterMixin, weights, metadata, adapter_name
     self.memory_encoder.load_lora_adapter(weights, 'memory_encoder', metadata=metadata,
                                           adapter_name=adapter_name, _pipeline=self)
 
+# %% ../../nbs/draw/40a_adapters.ipynb #96dafafa
 @patch
-def _load_beside(self:AdapterMixin, source, metadata, options):
-    "Load what trained beside a LoRA, if its configuration says that something did."
-    if not (metadata or {}).get(TRAINED_KEY) or not hasattr(self, 'history'): return
-    if getattr(self, '_replaced', None):
+def _check_alone(self:AdapterMixin, source, hotswap):
+    "Raise `StoryError` if the embeddings of another run are loaded, or would be in a hotswap."
+    if hotswap:
+        raise StoryError(f'{source}: hotswap takes a LoRA alone, and more than that trained in '
+                         'this run; call unload_lora_weights() and load it')
+    if getattr(self.history, 'replaced', None):
         raise StoryError(f'{source}: what trained beside another LoRA is loaded; call '
                          'unload_lora_weights() first')
+
+@patch
+def _load_beside(self:AdapterMixin, source, names, options):
+    "Load what trained beside the LoRA whose adapter has one of these names."
     try: path = _file_beside(source, options)
     except EntryNotFoundError: path = Path(TRAINED_FILE)
     if not path.is_file():
         raise StoryError(f'{source}: {TRAINED_FILE}, which trained beside this LoRA, is missing')
-    self._replaced = load_trained(self.model, path)
+    # Kept in a part that pipelines share if one is made `from_pipe` of the other
+    self.history.replaced = names, load_trained(self.model, path)
 
 # %% ../../nbs/draw/40a_adapters.ipynb #7c31ab90
 @patch
 def unload_lora_weights(self:AdapterMixin):
     "Remove all adapters, and restore what was replaced beside them; what is fused stays."
+    fused = self._fused_names()
     super(AdapterMixin, self).unload_lora_weights()
-    replaced = getattr(self, '_replaced', None)
-    if replaced and not self.fused_loras: replace_trained(self.model, replaced)
-    self._replaced = None
+    self._restore_beside(fused)
 
+@patch
+def delete_adapters(self:AdapterMixin,
+    adapter_names:str|list, # As in `set_adapters`
+):
+    """Remove adapters, and restore what was replaced beside them; what is fused stays.
+
+    Args:
+        adapter_names (str | list): As in `set_adapters`
+    """
+    fused = self._fused_names()
+    super(AdapterMixin, self).delete_adapters(adapter_names)
+    self._restore_beside(fused)
+
+@patch
+def _fused_names(self:AdapterMixin): # of adapters
+    names = set()
+    for part in LORA_PARTS:
+        for layer in adapter_layers(getattr(self, part, nn.Identity())):
+            names.update(layer.merged_adapters)
+    return names
+
+@patch
+def _restore_beside(self:AdapterMixin, fused):
+    "Restore what was replaced beside a LoRA that is no longer attached, unless it was fused."
+    names, before = getattr(getattr(self, 'history', None), 'replaced', None) or (set(), {})
+    if names & self._adapter_names(): return
+    if before and not names & fused: replace_trained(self.model, before)
+    if before: self.history.replaced = None
+
+# %% ../../nbs/draw/40a_adapters.ipynb #cf2133a0
 @patch
 def fuse_lora(self:AdapterMixin,
     components:list=None, # Names of parts; default: all that have a LoRA

@@ -150,20 +150,28 @@ def save_lora(
     tensors = {name: x.cpu() for name, x in _trained_in_full(model).items()}
     for name, numbers in _base_numbers(model, without=list(tensors)).items():
         tensors[name] = torch.cat(numbers).float()
-    save_file(tensors, Path(folder)/TRAINED_FILE, {'vocabulary': vocabulary_digest(model.vocab)})
+    facts = dict(vocabulary=vocabulary_digest(model.vocab), noise=_noise(model))
+    save_file(tensors, Path(folder)/TRAINED_FILE, facts)
+
+def _noise(model): # what the schedule says that differs between models
+    config = model.noise_scheduler.config
+    return f'{config.prediction_type} {bool(config.rescale_betas_zero_snr)}'
 
 # %% ../../nbs/train/36b_lora.ipynb #7114f4b4
-def _check_base(model, path, tensors, vocabulary):
+def _check_base(model, path, tensors, facts):
     "Raise `StoryError` if the weights that a LoRA was trained beside are others than the model's."
     other = []
-    if vocabulary != vocabulary_digest(model.vocab): other.append('vocabulary')
+    if facts['vocabulary'] != vocabulary_digest(model.vocab): other.append('vocabulary')
+    if facts['noise'] != _noise(model): other.append('noise schedule')
     without = [name for name in tensors if not name.startswith('base.')]
     for name, mine in _base_numbers(model, without).items():
         saved = tensors.get(name, torch.empty(0))
         # Offloaded weights cannot be compared
         same = len(saved) == len(mine)
         for x, y in zip(saved, mine):
-            if y.device.type != 'meta' and x.to(y.dtype) != y: same = False
+            # `unfuse_lora` leaves the last bit of a number uncertain
+            offloaded = y.device.type == 'meta'
+            if not offloaded and abs(x.to(y.dtype) - y) > 1e-6: same = False
         if not same: other.append(name.removeprefix('base.'))
     if other:
         raise StoryError(f'{path} was trained beside another model: this one has another '
@@ -185,10 +193,11 @@ def load_trained(
     """
     try:
         tensors = load_file(path)
-        vocabulary = safe_open(path, 'pt').metadata()['vocabulary']
+        metadata = safe_open(path, 'pt').metadata()
+        facts = {name: metadata[name] for name in ('vocabulary', 'noise')}
     except (OSError, SafetensorError, KeyError, TypeError) as e:
         raise StoryError(f'{path}: not written by arldm-train, or damaged ({first_line(e)})') from e
-    _check_base(model, path, tensors, vocabulary)
+    _check_base(model, path, tensors, facts)
     return replace_trained(model, {k: x for k, x in tensors.items() if not k.startswith('base.')})
 
 # %% ../../nbs/train/36b_lora.ipynb #4244e825

@@ -1,10 +1,12 @@
 "The LoRA of a run: attached to the base it draws what the merged pipeline draws, and is taken off again without a trace."
 import numpy as np, pytest, torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 from test_adapters import one_thread  # noqa: F401
 from test_pipeline import A as TEXTS, latents, quiet, relative
 
 from arldm.core import StoryError, asset
+from arldm.draw.adapters import adapter_layers
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.arldm import ARLDM, trained_weights
 from arldm.settings import resolve
@@ -51,6 +53,7 @@ def test_attached_equals_merged(run):
     assert now.keys() == weights.keys()
     for name, x in weights.items(): assert torch.allclose(now[name], x, atol=1e-5), name
     assert torch.equal(now['history.time_embedding.weight'], weights['history.time_embedding.weight'])
+    pipe.load_lora_weights(folder)    # the last bit of an unfused number is not that of the base
 
 def test_fused_and_saved(run, tmp_path):
     "What is fused stays after unloading, and so do the embeddings that belong to it."
@@ -108,6 +111,40 @@ def test_two_runs(run):
     pipe.load_lora_weights(run[0], adapter_name='one')
     with pytest.raises(StoryError, match='unload_lora_weights'): pipe.load_lora_weights(run[0], adapter_name='two')
     assert pipe.get_list_adapters()['unet'] == ['one']
+
+def test_what_leaves_with_it(run):
+    "Also through a copy of the pipeline, and when the adapter is deleted by its name; not with another adapter."
+    folder, _ = run
+    pipe = base()
+    before = pipe.history.time_embedding.weight.clone()
+    def same(): return torch.equal(pipe.history.time_embedding.weight, before)
+    pipe.load_lora_weights(folder)
+    StoryPipeline.from_pipe(pipe).unload_lora_weights()
+    assert same()
+    pipe.load_lora_weights(folder/'lora', adapter_name='run')
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=['to_k']), adapter_name='other')
+    pipe.delete_adapters('other')
+    assert not same()
+    pipe.delete_adapters('run')
+    assert same()
+    pipe.load_lora_weights(folder, subfolder='lora')
+    assert not same()
+
+def test_hotswap(run):
+    "Refused before anything is swapped: the embeddings would be those of the other run."
+    folder, _ = run
+    pipe = base()
+    pipe.load_lora_weights(folder, adapter_name='run')
+    weight = adapter_layers(pipe.unet)[0].lora_B['run'].weight
+    weight.data.fill_(7.)
+    with pytest.raises(StoryError, match='hotswap takes a LoRA alone'): pipe.load_lora_weights(folder, adapter_name='run', hotswap=True)
+    assert (weight == 7).all()
+
+def test_another_noise_schedule(run):
+    "A LoRA that was trained to predict v draws noise where the noise is predicted."
+    pipe = base()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type='epsilon')
+    refused(pipe, run[0], 'another noise schedule')
 
 def test_more_slots(tmp_path):
     "A run of longer stories has more embeddings of time; unloading takes them away again."
