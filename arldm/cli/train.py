@@ -67,10 +67,10 @@ def train(
     # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
     cache:str|Path=None,
     # Where to log, beside log.csv: trackers of accelerate with commas between them, such as
-    # tensorboard,wandb; their files go to the run folder
+    # tensorboard,wandb, whose files go to the run folder; default: none
     report_to:str='',
     # Text files with commas between them, each a story, a caption per line: they are drawn at
-    # every checkpoint, beside two validation stories, into strips/captions/
+    # every checkpoint, beside two validation stories, into strips/captions/; default: none
     validation_captions:str='',
     push_to_hub:bool=False,  # Push the pipeline to the Hugging Face Hub at the end
     hub_model_id:str='',     # Name there, owner/name; default: the run folder's, in your account
@@ -98,10 +98,11 @@ def train(
         cache (str | Path, optional): Folder that caches the features of frozen parts; runs may
             share it; default: cache/ in the run
         report_to (str, default ''): Where to log, beside log.csv: trackers of accelerate with
-            commas between them, such as tensorboard,wandb; their files go to the run folder
+            commas between them, such as tensorboard,wandb, whose files go to the run folder;
+            default: none
         validation_captions (str, default ''): Text files with commas between them, each a story, a
             caption per line: they are drawn at every checkpoint, beside two validation stories,
-            into strips/captions/
+            into strips/captions/; default: none
         push_to_hub (bool, default False): Push the pipeline to the Hugging Face Hub at the end
         hub_model_id (str, default ''): Name there, owner/name; default: the run folder's, in your
             account

@@ -388,6 +388,11 @@ def accelerator(s:Settings) -> Accelerator:
     gpu = torch.cuda.is_available()
     if s.mixed_precision == 'fp16' and not gpu:
         raise StoryError("mixed_precision='fp16' needs a GPU; use bf16 or no")
+    # Older GPUs emulate it, slower than float32
+    is_emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if s.mixed_precision == 'bf16' and is_emulated:
+        raise StoryError("mixed_precision='bf16' needs a GPU that computes in bfloat16, which "
+                         f'{torch.cuda.get_device_name()} does not; use fp16 or no')
     rank, world_size = rank_and_world_size()
     _check_started(rank, world_size, 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
     # An earlier run in this process may have had another precision

@@ -285,6 +285,10 @@ def open_run(
     # Another preset replaces what the run was begun with
     if name == old.get('preset'): changes.update(saved)
     changes.update({k: v for k, v in given.items() if v is not None})
+    # 0 is the value of settings without a LoRA, and as a flag looks like a rank
+    if given.get('lora_rank') == 0:
+        raise StoryError('lora_rank must be at least 1, got 0; leave it out to train without a '
+                         'LoRA')
     s = resolve(name, **changes)
     if epochs is not None: s = _for_epochs(epochs, s, file, given)
     written = checkpoints(run/'checkpoints')

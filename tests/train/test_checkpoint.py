@@ -114,23 +114,41 @@ def test_stops_when_asked_and_goes_on(whole, data, tmp_path, monkeypatch, name):
     train(run, checkpointing_steps=2)
     assert losses(run) == losses(whole) and not differ(last(run), last(whole))
 
+LORA = dict(resolution=32, crops=1, lora_rank=2, lora_alpha=4., ema_decay=.9, num_validation_stories=1)
+
+def written(run): # name -> content, of what a run leaves
+    "Its pipeline, its LoRA, and its log without times; manifests name the checkpoint file, which holds its own path."
+    found = {}
+    for folder in run/'pipeline', run/'lora':
+        for path in folder.rglob('*'):
+            if path.is_file() and path.name != 'manifest.json': found[str(path.relative_to(run))] = path.read_bytes()
+    for r in read_log(run/'log.csv'): found[f'step {r["step"]}'] = repr({k: v for k, v in r.items() if k != 'stories_per_s'})
+    return found
+
+def not_the_same(run, other): # names
+    a, b = written(run), written(other)
+    return [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+
 @pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='a long form: ARLDM_SOAK=1')
 @pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='who started whom is read from /proc')
-@pytest.mark.parametrize('processes', [1, 2])
-def test_killed_at_random_moments(data, tmp_path, processes):
+@pytest.mark.parametrize('processes, how', [(1, {}), (2, {}), (1, LORA), (2, dict(LORA, mixed_precision='bf16'))],
+                         ids=['1', '2', '1-lora', '2-lora-bf16'])
+def test_killed_at_random_moments(data, tmp_path, processes, how):
     "kill -9 of everything, again and again; the end is bit for bit that of the undisturbed run of as many processes."
-    undisturbed, run, rng, kills = tmp_path/'whole', tmp_path/'run', random.Random(processes), 0
-    start(undisturbed, data, processes, **LONG).communicate(timeout=600)
+    undisturbed, run, rng, kills, how = tmp_path/'whole', tmp_path/'run', random.Random(processes), 0, how | LONG
+    started = time.monotonic()
+    start(undisturbed, data, processes, **how).communicate(timeout=600)
     while kills < KILLS:
-        process = start(run, data, processes, **LONG)
+        process = start(run, data, processes, **how)
         if wait_for_step(process, run, steps_of(run) + rng.randint(0, 2)): time.sleep(rng.random()*.3)
         if (run/'pipeline').is_dir(): break
         kill(process)
         kills += 1
-    said, _ = (p := start(run, data, processes, **LONG)).communicate(timeout=600)
+    said, _ = (p := start(run, data, processes, **how)).communicate(timeout=600)
     assert p.returncode == 0 and kills == KILLS and losses(run) == losses(undisturbed), said
-    assert not differ(last(run), last(undisturbed))
-    if SOAK: print(f'\n  {processes} processes: {kills} kills survived, bit-identical')
+    assert not differ(last(run), last(undisturbed)) and not not_the_same(run, undisturbed)
+    assert (run/'lora').is_dir() == ('lora_rank' in how)
+    if SOAK: print(f'\n  {processes} processes: {kills} kills survived, bit-identical, {time.monotonic() - started:.0f} s')
 
 def test_a_damaged_newest_checkpoint(whole, data, tmp_path):
     run = shutil.copytree(whole, tmp_path/'run', ignore=shutil.ignore_patterns('pipeline'))

@@ -49,7 +49,7 @@ def leg(run, data, steps, rank, world_size, port):
         with open(run.parent/f'{run.name}-stories.txt', 'a') as f: f.write(json.dumps([step, places, found]) + '\n')
         return found
     training_run.make_model, loop.step_stories = with_dropout, noted
-    training_run._write_pipeline = training_run._try_strip = lambda *_, **__: None
+    training_run._write_model = training_run._try_strip = lambda *_, **__: None
     train(run, data=data, **HOW, max_train_steps=steps, gradient_accumulation_steps=2//world_size)
 
 def go_on(run, data, steps, world_size=1):
