@@ -254,7 +254,13 @@ def _write_model(job, trained, ema):
         weights = {name: x.cpu().clone() for name, x in trained.state_dict().items()}
     # Frozen weights were freed or rounded for the training
     model = _reload(job)
-    Trained(model).load_state_dict(weights)
+    try: Trained(model).load_state_dict(weights)
+    except StoryError as e:
+        start = with_current_paths(run, s)
+        names = ' or '.join(name for name in (start.model, start.blip) if name)
+        raise StoryError(f'{names} has changed since the training began: nothing was written from '
+                         f'it, and {run/"checkpoints"} has all steps; restore it, and run the same '
+                         'command again') from e
     if s.lora_rank:
         with _written(run/'lora', s) as tmp: save_lora(model, tmp)
     with _written(run/'pipeline', s) as tmp:

@@ -7,11 +7,10 @@ __all__ = ['LORA_FILE', 'TRAINED_FILE', 'TRAINED_KEY', 'LORA_PARTS', 'lora_layer
            'replace_trained', 'merge_lora']
 
 # %% ../../nbs/train/36b_lora.ipynb #4b18f0ed
-import re
+import json, re
 from pathlib import Path
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -89,8 +88,11 @@ def add_lora(
                              'diffusers.loaders.peft.PeftAdapterMixin')
         config = LoraConfig(r=s.lora_rank, lora_alpha=s.lora_alpha or s.lora_rank,
                             target_modules=_checked_layers(name, part, s))
+        trained = [p for p in part.parameters() if p.requires_grad]
         # A frozen part stays in evaluation mode: LoRA has no dropout
         inject_adapter_in_model(config, part)
+        # PEFT freezes all weights but its own; tables of words may train beside them
+        for p in trained: p.requires_grad_(True)
     return model
 
 # %% ../../nbs/train/36b_lora.ipynb #c5ddf300
@@ -110,7 +112,8 @@ def _lora_state(model): # -> state dict, configuration; keys begin with the name
         for key, x in get_peft_model_state_dict(part).items():
             state[f'{name}.{key}'] = x.detach().cpu().contiguous()
         for key, value in part.peft_config['default'].to_dict().items():
-            config[f'{name}.{key}'] = value
+            # The order of a set differs from process to process
+            config[f'{name}.{key}'] = sorted(value) if isinstance(value, set) else value
     return state, config
 
 # %% ../../nbs/train/36b_lora.ipynb #da8d9d19
@@ -144,9 +147,10 @@ def save_lora(
         folder (Path): Gets both files
     """
     state, config = _lora_state(model)
-    StableDiffusionLoraLoaderMixin.write_lora_layers(
-        state, folder, is_main_process=True, weight_name=LORA_FILE, save_function=None,
-        safe_serialization=True, lora_adapter_metadata=config)
+    # As diffusers writes it, but the same file every time: one entry, as safetensors writes
+    # several in no fixed order
+    header = {'lora_adapter_metadata': json.dumps(config, indent=2, sort_keys=True)}
+    save_file(state, Path(folder)/LORA_FILE, header)
     tensors = {name: x.cpu() for name, x in _trained_in_full(model).items()}
     for name, numbers in _base_numbers(model, without=list(tensors)).items():
         tensors[name] = torch.cat(numbers).float()

@@ -75,7 +75,7 @@ def test_killed_between_checkpoint_and_pipeline(run, monkeypatch):
     "A run that went on and was killed before its pipeline was written makes it when it is called again."
     def killed(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(runs, '_write_pipeline', killed)
+        m.setattr(runs, '_write_model', killed)
         with pytest.raises(KeyboardInterrupt): train(run, max_train_steps=3)
     assert (run/'checkpoints/000003.pt').exists() and not is_of(run)
     train(run, max_train_steps=3)
