@@ -2161,6 +2161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'arldm/train/loop.py'),
                                   'arldm.train.loop._any_process': ('train/loop.html#_any_process', 'arldm/train/loop.py'),
                                   'arldm.train.loop._backward': ('train/loop.html#_backward', 'arldm/train/loop.py'),
+                                  'arldm.train.loop._check_precision': ('train/loop.html#_check_precision', 'arldm/train/loop.py'),
                                   'arldm.train.loop._check_started': ('train/loop.html#_check_started', 'arldm/train/loop.py'),
                                   'arldm.train.loop._epoch_order': ('train/loop.html#_epoch_order', 'arldm/train/loop.py'),
                                   'arldm.train.loop._ignore_stop_signals': ('train/loop.html#_ignore_stop_signals', 'arldm/train/loop.py'),

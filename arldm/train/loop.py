@@ -386,13 +386,7 @@ def accelerator(s:Settings) -> Accelerator:
     precision of the settings."""
     _refuse_variables()
     gpu = torch.cuda.is_available()
-    if s.mixed_precision == 'fp16' and not gpu:
-        raise StoryError("mixed_precision='fp16' needs a GPU; use bf16 or no")
-    # Older GPUs emulate it, slower than float32
-    is_emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
-    if s.mixed_precision == 'bf16' and is_emulated:
-        raise StoryError("mixed_precision='bf16' needs a GPU that computes in bfloat16, which "
-                         f'{torch.cuda.get_device_name()} does not; use fp16 or no')
+    _check_precision(s, gpu)
     rank, world_size = rank_and_world_size()
     _check_started(rank, world_size, 'MASTER_ADDR' in os.environ and 'LOCAL_RANK' in os.environ)
     # An earlier run in this process may have had another precision
@@ -401,6 +395,16 @@ def accelerator(s:Settings) -> Accelerator:
     rank, world_size = rank_and_world_size()
     _check_started(rank, world_size, (rank, world_size) == (acc.process_index, acc.num_processes))
     return acc
+
+# %% ../../nbs/train/37_loop.ipynb #3d5fd23a
+def _check_precision(s, gpu): # `gpu`: whether there is one
+    if s.mixed_precision == 'fp16' and not gpu:
+        raise StoryError("mixed_precision='fp16' needs a GPU; use bf16 or no")
+    # Older GPUs emulate bfloat16, slower than they compute in float32
+    if s.mixed_precision == 'bf16' and gpu:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise StoryError("mixed_precision='bf16' needs a GPU that computes in bfloat16, which "
+                             f'{torch.cuda.get_device_name()} does not; use fp16 or no')
 
 def _check_started(rank, world_size, together): # `together`: whether torchrun started them
     "Raise `StoryError` if this process takes itself for one of several, but was started alone."

@@ -18,6 +18,7 @@ from processes import end, fork
 
 HOW = dict(preset='tiny', resolution=32, crops=1, train_batch_size=2, checkpointing_steps=50, num_validation_stories=1,
            learning_rate=3e-3, lr_scheduler='constant')
+LORA = dict(lora_rank=2, mixed_precision='bf16')
 N = 7      # stories, of which a step takes four
 
 
@@ -33,7 +34,7 @@ def free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-def leg(run, data, steps, rank, world_size, port):
+def leg(run, data, steps, how, rank, world_size, port):
     "What one process of several does, as torchrun starts it; BLIP has dropout, and the stories of each step are noted."
     started = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     if world_size > 1: os.environ.update({k: str(v) for k, v in started.items()})
@@ -50,11 +51,11 @@ def leg(run, data, steps, rank, world_size, port):
         return found
     training_run.make_model, loop.step_stories = with_dropout, noted
     training_run._write_model = training_run._try_strip = lambda *_, **__: None
-    train(run, data=data, **HOW, max_train_steps=steps, gradient_accumulation_steps=2//world_size)
+    train(run, data=data, **HOW | how, max_train_steps=steps, gradient_accumulation_steps=2//world_size)
 
-def go_on(run, data, steps, world_size=1):
+def go_on(run, data, steps, how, world_size=1):
     port = free_port()
-    started = [fork(lambda rank=rank: leg(run, data, steps, rank, world_size, port)) for rank in range(world_size)]
+    started = [fork(lambda rank=rank: leg(run, data, steps, how, rank, world_size, port)) for rank in range(world_size)]
     for process in started:
         code, lines = end(*process)
         assert code == 0, '\n'.join(lines)
@@ -67,12 +68,13 @@ def stories_of(run): # step -> [(place, story, epoch)]
     return {step: sorted(found) for step, found in steps.items()}
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked')
-def test_one_two_and_again_one_process(data, tmp_path):
+@pytest.mark.parametrize('how', [{}, LORA], ids=['all', 'lora'])
+def test_one_two_and_again_one_process(data, tmp_path, how):
     "The same stories in every step, and the same dropout: losses and weights are equal to float error."
     whole, run = tmp_path/'whole', tmp_path/'run'
-    go_on(whole, data, 4)
+    go_on(whole, data, 4, how)
     for steps, world_size in (1, 1), (3, 2), (4, 1):
-        go_on(run, data, steps, world_size)
+        go_on(run, data, steps, how, world_size)
         assert json.loads((run/'settings.json').read_text())['processes'] == world_size
     assert stories_of(run) == stories_of(whole) and [*stories_of(whole)] == [*range(4)]
     for name in 'loss', 'grad_norm', 'lr':
