@@ -33,7 +33,7 @@ def score(
     histories:int=0,
     store:str|Path=None,     # File that caches features; default: beside the story file
     # Where to log the scores, beside scores.json: trackers as of arldm-train, with commas
-    # between them, such as tensorboard,wandb
+    # between them, such as tensorboard,wandb; default: none
     report_to:str='',
     dry_run:bool=False,      # Say what would be scored, and stop
 ):
@@ -61,7 +61,7 @@ def score(
             whether the history is used
         store (str | Path, optional): File that caches features; default: beside the story file
         report_to (str, default ''): Where to log the scores, beside scores.json: trackers as of
-            arldm-train, with commas between them, such as tensorboard,wandb
+            arldm-train, with commas between them, such as tensorboard,wandb; default: none
         dry_run (bool, default False): Say what would be scored, and stop
     """
     at_least_one(batch_size=batch_size)
