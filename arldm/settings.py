@@ -403,6 +403,14 @@ def _check_lora(s):
         raise StoryError(f'with lora_rank the LoRA trains in place of the weights: freeze must be '
                          f'all, or all-but-words, got {",".join(frozen) or "none"}')
 
+# %% ../nbs/01_settings.ipynb #b107f2c1
+def _check_stored(s):
+    "Raise a `StoryError` for storage in 8 bits of matrices that are not frozen."
+    frozen = {'unet', 'resnet', 'cross-attention'}.intersection(freezing(s.freeze))
+    if s.frozen_storage == 'fp8' and not frozen:
+        raise StoryError("frozen_storage='fp8' is for frozen matrices of the UNet, and none is "
+                         "frozen: freeze unet, or set frozen_storage='compute'")
+
 # %% ../nbs/01_settings.ipynb #ab12cd34
 def _check_together(s):
     "Raise a `StoryError` for settings that exclude each other."
@@ -449,6 +457,7 @@ def resolve(
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)
     _check_numbers(s)
     _check_lora(s)
+    _check_stored(s)
     _check_together(s)
     return dataclasses.replace(s, freeze=freezing(s.freeze))
 

@@ -93,14 +93,18 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
     if s.autoencoder_steps and (run/'autoencoder').exists():
         keep_autoencoder(run/'autoencoder', model.vae, stories, s.autoencoder_steps, s.seed)
         has_autoencoder = True
-    # Of other weights the cache has other features; `build_cache` compares it, too
-    if s.crops and has_autoencoder: check_cache(model, stories, cache, s.mixed_precision)
     val_stories = None
     if val and s.num_validation_stories:
         val_stories = _dataset(val.first(s.num_validation_stories), model, s)
+    # Of other weights the cache has other features; `build_cache` compares it, too
+    if s.crops and has_autoencoder:
+        check_cache(model, stories, cache, s.mixed_precision)
+        if val_stories:
+            check_cache(model, val_stories, _val_cache(cache, val_stories), s.mixed_precision)
     return _Job(run, s, file, model, stories, val_stories, cache, workers, trackers, captions,
                 acc, has_autoencoder)
 
+# %% ../../nbs/cli/67a_training_run.ipynb #a29b0f34
 def _start_model(run, s, file, quiet=True): # -> the `ARLDM` that training starts from, on the CPU
     with tempfile.TemporaryDirectory() as words:
         model = make_model(with_current_paths(run, s), file, Path(words), quiet)
@@ -110,6 +114,9 @@ def _dataset(split, model, s, **options):
     return StoryDataset(split, model, s.resolution, legacy=s.legacy, **options)
 
 # %% ../../nbs/cli/67a_training_run.ipynb #aa5dca22
+def _val_cache(cache, val): # the folder in a cache that belongs to so many stories
+    return cache/f'validation-{len(val)}'
+
 def _cached(job): # -> training and validation stories
     "Replace pictures by the features of frozen parts, if the crops are fixed."
     s, acc = job.s, job.acc
@@ -119,7 +126,7 @@ def _cached(job): # -> training and validation stories
                            acc.num_processes)
     if s.crops:
         stories = cache(stories, job.cache)
-        if val: val = cache(val, job.cache/f'validation-{len(val)}')
+        if val: val = cache(val, _val_cache(job.cache, val))
     acc.wait_for_everyone()
     return stories, val
 

@@ -345,6 +345,16 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     train(tmp_path/'run'), train()
     assert files(tmp_path) == before
 
+def test_dry_run_checks_the_cache_of_validation_stories(data, tmp_path, monkeypatch, capsys):
+    cache = tmp_path/'cache'/'validation-1'
+    cache.mkdir(parents=True)
+    (cache/'cache.json').write_text(json.dumps(dict(weights={}, mixed_precision='no')))
+    monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--preset=tiny', '--crops=1',
+                                      '--num-validation-stories=1', f'--cache={tmp_path/"cache"}', '--dry-run'])
+    with pytest.raises(SystemExit): train()
+    assert 'validation-1 was computed from other weights' in capsys.readouterr().err
+    assert not (tmp_path/'run').exists()
+
 @pytest.mark.parametrize('words,said', [
     ('--legacy', 'legacy=True'), ('--legacy false', 'legacy=False'), ('--legacy=true', 'legacy=True'),
     ('--gradient-checkpointing', 'gradient_checkpointing=True'),
