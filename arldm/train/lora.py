@@ -32,12 +32,13 @@ _TARGETS = {
     'all': r'^(?!conv_in$|conv_out$)'}
 
 def lora_layers(
-    part:nn.Module,
+    part:nn.Module, # UNet, CLIP or BLIP
     targets:str,    # 'attention', 'cross-attention' or 'all'
 )->list:            # Names of `nn.Linear` and `nn.Conv2d` in the part
     """List the layers of a part that get a LoRA.
 
     Args:
+        part (nn.Module): UNet, CLIP or BLIP
         targets (str): 'attention', 'cross-attention' or 'all'
 
     Returns:
