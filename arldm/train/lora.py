@@ -148,15 +148,15 @@ def save_lora(
         folder (Path): Gets both files
     """
     state, config = _lora_state(model)
-    # As diffusers writes it, but the same file every time: one entry, as safetensors writes
-    # several in no fixed order
+    # As diffusers writes it, but with one entry in the header: safetensors writes several in no
+    # fixed order, and a run that resumes should leave the same file
     header = {'lora_adapter_metadata': json.dumps(config, indent=2, sort_keys=True)}
     save_file(state, Path(folder)/LORA_FILE, header)
     tensors = {name: x.cpu() for name, x in _trained_in_full(model).items()}
     for name, numbers in _base_numbers(model, without=list(tensors)).items():
         tensors[name] = torch.cat(numbers).float()
     facts = dict(vocabulary=vocabulary_digest(model.vocab), noise=_noise(model))
-    save_file(tensors, Path(folder)/TRAINED_FILE, facts)
+    save_file(tensors, Path(folder)/TRAINED_FILE, {'base': json.dumps(facts)})
 
 def _noise(model): # what the schedule says that differs between models
     config = model.noise_scheduler.config
@@ -198,9 +198,9 @@ def load_trained(
     """
     try:
         tensors = load_file(path)
-        metadata = safe_open(path, 'pt').metadata()
-        facts = {name: metadata[name] for name in ('vocabulary', 'noise')}
-    except (OSError, SafetensorError, KeyError, TypeError) as e:
+        saved = json.loads(safe_open(path, 'pt').metadata()['base'])
+        facts = {name: saved[name] for name in ('vocabulary', 'noise')}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise StoryError(f'{path}: not written by arldm-train, or damaged ({first_line(e)})') from e
     _check_base(model, path, tensors, facts)
     return replace_trained(model, {k: x for k, x in tensors.items() if not k.startswith('base.')})

@@ -83,28 +83,30 @@ def test_float16_is_the_same_base(run):
     pipe.load_lora_weights(folder)
     assert pipe.get_list_adapters()['unet'] == ['default_0']
 
-def refused(pipe, source, *words):
+def refused(pipe, source, said):
     with pytest.raises(StoryError) as e: pipe.load_lora_weights(source)
-    assert '\n' not in str(e.value)
-    for word in words: assert word in str(e.value), str(e.value)
+    assert str(e.value) == said
     assert not any(pipe.get_list_adapters().values())
 
 def test_another_base_is_named(run):
     folder, _ = run
     pipe = quiet(StoryPipeline.from_pretrained(asset('toy/arldm')))
     before = latents(pipe, A)
-    refused(pipe, folder, str(folder/'lora'/TRAINED_FILE), 'another unet, text_encoder, memory_encoder')
+    refused(pipe, folder, f'{folder}/lora/{TRAINED_FILE} was trained beside another model: this one has another unet, text_encoder, '
+            'memory_encoder; load it into the pipeline that the run started from, or open the pipeline of the run')
     assert torch.equal(latents(pipe, A), before)
 
 def test_another_size(run):
-    refused(quiet(StoryPipeline.from_model(ARLDM.create('tiny', base().model.vocab))), run[0], 'other sizes')
+    refused(quiet(StoryPipeline.from_model(ARLDM.create('tiny', base().model.vocab))), run[0],
+            f'{run[0]}/lora: this LoRA was made for a model of other sizes')
 
 def test_half_of_it(run, tmp_path):
     "The LoRA without what trained beside it would draw something else."
     (tmp_path/LORA_FILE).write_bytes((run[0]/'lora'/LORA_FILE).read_bytes())
-    refused(base(), tmp_path, TRAINED_FILE, 'missing')
+    refused(base(), tmp_path, f'{tmp_path}: {TRAINED_FILE}, which trained beside this LoRA, is missing')
     (tmp_path/TRAINED_FILE).write_bytes((run[0]/'lora'/TRAINED_FILE).read_bytes()[:-9])
-    refused(base(), tmp_path, TRAINED_FILE, 'damaged')
+    refused(base(), tmp_path, f'{tmp_path}/{TRAINED_FILE}: not written by arldm-train, or damaged (Error while deserializing header: '
+            'incomplete metadata, file not fully covered)')
 
 def test_two_runs(run):
     pipe = base()
@@ -144,7 +146,8 @@ def test_another_noise_schedule(run):
     "A LoRA that was trained to predict v draws noise where the noise is predicted."
     pipe = base()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type='epsilon')
-    refused(pipe, run[0], 'another noise schedule')
+    refused(pipe, run[0], f'{run[0]}/lora/{TRAINED_FILE} was trained beside another model: this one has another noise schedule; load '
+            'it into the pipeline that the run started from, or open the pipeline of the run')
 
 def test_more_slots(tmp_path):
     "A run of longer stories has more embeddings of time; unloading takes them away again."

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from arldm.cli import training_run
@@ -20,9 +21,9 @@ from arldm.data.dataset import StoryDataset
 from arldm.data.story import StoryFile
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.arldm import ARLDM, trained_weights
-from arldm.settings import FREEZE, resolve
+from arldm.settings import resolve
 from arldm.toy.corpus import write_toy
-from arldm.train import frozen, loop, lora
+from arldm.train import loop
 from arldm.train.cache import build_cache
 from arldm.train.checkpoint import Log, read_log
 from arldm.train.frozen import Unloaded, store_frozen
@@ -124,6 +125,14 @@ def test_a_checkpoint_holds_what_trains(run, place):
     # the weights, their average, and two numbers of AdamW each
     path = run/'checkpoints/000004.pt'
     assert 4*4*n < path.stat().st_size < 4*4*n + 200_000 < 4*sum(p.numel() for p in base.parameters())
+
+def test_the_file_of_the_lora_is_in_a_fixed_order(run):
+    "Sets of PEFT have none, nor several entries of a header."
+    header = safe_open(run/'lora'/LORA_FILE, 'pt').metadata()
+    assert [*header] == ['lora_adapter_metadata']
+    names = json.loads(header['lora_adapter_metadata'])['unet.target_modules']
+    assert len(names) > 2 and names == sorted(names)
+    assert len(safe_open(run/'lora'/TRAINED_FILE, 'pt').metadata()) == 1
 
 @pytest.mark.parametrize('words', [False, True])
 def test_nothing_else_changes(place, words):
