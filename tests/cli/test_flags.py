@@ -79,7 +79,7 @@ def table_of_diffusers():
               if ''.join(o.get('data', {}).get('text/markdown', '')).startswith('| diffusers | here |')]
     for line in text.splitlines()[2:]:
         theirs, here = line.strip('| ').split(' | ')
-        for flag in theirs.split(', '): yield flag.strip('`'), here.strip('`')
+        for flag in theirs.split(', '): yield flag.strip('`'), here.replace('`', '')
 
 TABLE = [*table_of_diffusers()]
 
