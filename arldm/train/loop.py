@@ -400,9 +400,9 @@ def accelerator(s:Settings) -> Accelerator:
 def _check_precision(s, gpu): # `gpu`: whether there is one
     if s.mixed_precision == 'fp16' and not gpu:
         raise StoryError("mixed_precision='fp16' needs a GPU; use bf16 or no")
+    # Older GPUs emulate bfloat16, slower than they compute in float32
     if s.mixed_precision == 'bf16' and gpu:
-        # False: older GPUs emulate bfloat16, slower than they compute in float32
-        if not torch.cuda.is_bf16_supported(False):
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise StoryError("mixed_precision='bf16' needs a GPU that computes in bfloat16, which "
                              f'{torch.cuda.get_device_name()} does not; use fp16 or no')
 
