@@ -391,8 +391,8 @@ def _check_numbers(s):
 # %% ../nbs/01_settings.ipynb #76ee4381
 def _check_lora(s):
     "Raise a `StoryError` for settings of a LoRA without a rank, or beside weights that train."
-    for k in 'lora_alpha', 'lora_encoders':
-        if getattr(s, k) and not s.lora_rank:
+    for k in 'lora_alpha', 'lora_targets', 'lora_encoders':
+        if getattr(s, k) != getattr(Settings, k) and not s.lora_rank:
             raise StoryError(f'{k} needs a LoRA: set its rank, lora_rank=8')
     if not s.lora_rank: return
     if s.lora_encoders and s.lora_targets == 'cross-attention':
