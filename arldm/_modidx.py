@@ -1020,6 +1020,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'arldm/draw/pipeline_folder.py'),
                                             'arldm.draw.pipeline_folder._png': ( 'draw/pipeline_folder.html#_png',
                                                                                  'arldm/draw/pipeline_folder.py'),
+                                            'arldm.draw.pipeline_folder._without_path': ( 'draw/pipeline_folder.html#_without_path',
+                                                                                          'arldm/draw/pipeline_folder.py'),
                                             'arldm.draw.pipeline_folder.card_rows': ( 'draw/pipeline_folder.html#card_rows',
                                                                                       'arldm/draw/pipeline_folder.py'),
                                             'arldm.draw.pipeline_folder.card_strip': ( 'draw/pipeline_folder.html#card_strip',

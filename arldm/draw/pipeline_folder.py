@@ -8,7 +8,7 @@ __all__ = ['HUB_OPTIONS', 'EXAMPLE', 'open_checked', 'part_code', 'has_safe_code
            'pushed_files', 'publish', 'PipelineFolder']
 
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #1a587c69
-import io, sys
+import io, json, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -336,8 +336,15 @@ def pushed_files(
         for path in sorted((folder/part).iterdir()):
             hidden = path.name.startswith('.')
             if path.is_file() and not hidden: files[f'{part}/{path.name}'] = path
+        config = f'{part}/config.json'
+        if config in files: files[config] = _without_path(files[config])
     for name, text in part_code(index).items(): files[name] = text.encode()
     return files
+
+def _without_path(path): # a configuration as bytes, without the folder here that it was read from
+    config = json.loads(path.read_text('utf-8'))
+    config.pop('_name_or_path', None)
+    return (json.dumps(config, indent=2, sort_keys=True) + '\n').encode()
 
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #a8628531
 def publish(

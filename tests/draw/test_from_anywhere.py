@@ -17,7 +17,7 @@ from arldm.cli.train import train
 from arldm.core import StoryError, asset
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryOutput, StoryPipeline
-from arldm.draw.pipeline_folder import EXAMPLE, card_rows, publish
+from arldm.draw.pipeline_folder import EXAMPLE, card_rows, publish, pushed_files
 from arldm.model.arldm import ARLDM
 from arldm.model.config import PARTS
 from arldm.model.hub import hub_name
@@ -392,6 +392,16 @@ def test_train_from_name(hub, tiny, tmp_path):
     hub.repos['someone/sd'] = Repo({'model_index.json': b'{"_class_name": "StableDiffusionPipeline"}'})
     line = one_line(make_model, resolve('tiny', model='someone/sd', resolution=32), file, tmp_path, quiet=True)
     assert line.startswith('someone/sd: expected a StoryPipeline, as arldm-train makes it, found a StableDiffusionPipeline; --model')
+
+
+def test_no_path_is_pushed(saved, tmp_path):
+    "diffusers notes in a configuration where a part was read."
+    StoryPipeline.from_pretrained(saved).save_pretrained(tmp_path)
+    assert str(saved) in (tmp_path/'unet/config.json').read_text()
+    files = pushed_files(tmp_path)
+    for name, content in files.items():
+        if name.endswith('.json'): assert str(saved).encode() not in (content if isinstance(content, bytes) else content.read_bytes()), name
+    assert json.loads(files['unet/config.json'])['_class_name'] == 'UNet2DConditionModel'
 
 
 # a run that is pushed at its end
