@@ -336,8 +336,9 @@ def pushed_files(
         for path in sorted((folder/part).iterdir()):
             hidden = path.name.startswith('.')
             if path.is_file() and not hidden: files[f'{part}/{path.name}'] = path
-        config = f'{part}/config.json'
-        if config in files: files[config] = _without_path(files[config])
+    for name, path in files.items():
+        is_config = name == 'model_index.json' or name.endswith('/config.json')
+        if is_config: files[name] = _without_path(path)
     for name, text in part_code(index).items(): files[name] = text.encode()
     return files
 
