@@ -407,13 +407,13 @@ def test_no_path_is_pushed(saved, tmp_path):
 # a run that is pushed at its end
 
 @pytest.fixture(scope='module')
-def toy_stories(tmp_path_factory):
+def three_stories(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     write_toy(folder/'raw', (3, 1, 1), progress=False)
     convert('toy', folder/'raw', folder/'toy.h5', quiet=True)
     return folder/'toy.h5'
 
-def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
+def test_run_is_pushed(hub, three_stories, tmp_path, monkeypatch, capsys):
     "A push that fails leaves a finished run, which the command of its message pushes."
     monkeypatch.setenv('HF_TOKEN', GOOD)
     monkeypatch.setattr('arldm.draw.validation_strips.STRIP_STEPS', 1)
@@ -421,7 +421,7 @@ def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
     how = dict(preset='tiny', resolution=16, train_batch_size=2, max_train_steps=2, lora_rank=2, push_to_hub=True)
     with monkeypatch.context() as patch:
         patch.setattr('huggingface_hub.HfApi.create_commit', lambda *_, **__: (_ for _ in ()).throw(OSError('the line is cut')))
-        said = one_line(train, run, data=toy_stories, **how)
+        said = one_line(train, run, data=three_stories, **how)
     assert said == (f'me/my-run: could not be pushed (the line is cut); {run}/pipeline is trained, push it again: '
                     f'arldm-train {run} --push-to-hub --hub-model-id me/my-run')
     assert same(StoryPipeline.from_pretrained(run), StoryPipeline.from_pretrained(run/'pipeline')) and not hub.commits
@@ -433,7 +433,7 @@ def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
     assert b'| Training | 2 steps of 2 stories |' in pushed['README.md'] and 'manifest.json' not in pushed
     assert same(StoryPipeline.from_pretrained('me/my-run'), StoryPipeline.from_pretrained(run))
     # the LoRA on the hub, and what trained beside it
-    base = StoryPipeline.from_model(make_model(resolve('tiny', resolution=16, corpus='toy'), StoryFile(toy_stories), tmp_path))
+    base = StoryPipeline.from_model(make_model(resolve('tiny', resolution=16, corpus='toy'), StoryFile(three_stories), tmp_path))
     base.load_lora_weights('me/my-run')
     base.unload_lora_weights()
     base.load_lora_weights('me/my-run', subfolder='lora')
@@ -444,9 +444,9 @@ def test_run_is_pushed(hub, toy_stories, tmp_path, monkeypatch, capsys):
     assert 'trained_weights.safetensors, which trained beside this LoRA, is missing' in one_line(
         base.load_lora_weights, 'me/my-run', subfolder='lora', force_download=True)
 
-def test_login_is_checked_first(hub, toy_stories, tmp_path, monkeypatch):
+def test_login_is_checked_first(hub, three_stories, tmp_path, monkeypatch):
     "One line, and nothing is written."
-    how = dict(data=toy_stories, preset='tiny')
+    how = dict(data=three_stories, preset='tiny')
     assert one_line(train, tmp_path/'run', **how, hub_model_id='me/x') == '--hub-model-id needs --push-to-hub'
     assert one_line(train, tmp_path/'run', **how, push_to_hub=True) == (
         f'--push-to-hub: no login to {hub.url} on this machine; log in with hf auth login')
