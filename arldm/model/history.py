@@ -39,8 +39,10 @@ def context_visible(
     slot_real:Tensor,     # bool (B, N, S); True = a real token of the slot's caption
     history:Tensor,       # bool (V, N); the first N columns of `history_visible`
     dropped:Tensor=None,  # bool (B, V); True = this frame's condition is dropped; default: none is
-)->Tensor:                # bool (B·V, (1+N)·S); True = visible
-    """Return which tokens of its context each frame may attend to.
+    # bool (B, C, S); True = a real token of the card's name; an absent card has none
+    cast_real:Tensor=None,
+)->Tensor:                # bool (B·V, (1+C+N)·S); True = visible
+    """Return which tokens of its context each frame may attend to: caption, cards, slots.
 
     Args:
         caption_real (Tensor): bool (B, V, S); True = a real token of the frame's own caption
@@ -48,19 +50,25 @@ def context_visible(
         history (Tensor): bool (V, N); the first N columns of `history_visible`
         dropped (Tensor, optional): bool (B, V); True = this frame's condition is dropped; default:
             none is
+        cast_real (Tensor, optional): bool (B, C, S); True = a real token of the card's name; an
+            absent card has none
 
     Returns:
-        Tensor: bool (B·V, (1+N)·S); True = visible
+        Tensor: bool (B·V, (1+C+N)·S); True = visible
     """
     B, V, S = caption_real.shape
-    N = slot_real.shape[1]
     if dropped is None: dropped = torch.zeros(B, V, dtype=torch.bool, device=caption_real.device)
-    # The padding of null captions and null slots is visible
-    own = caption_real | dropped[:, :, None]                                # (B, V, S)
-    unpadded = slot_real[:, None, :, :] | dropped[:, :, None, None]         # (B, V, N, S)
+    if cast_real is None: cast_real = slot_real[:, :0]
+    # The padding of null captions, null slots and the cards of dropped frames is visible
+    dropped = dropped[:, :, None]                                           # (B, V, 1)
+    own = caption_real | dropped                                            # (B, V, S)
+    cards = cast_real[:, None] | dropped[..., None]                         # (B, V, C, S)
+    slots = slot_real[:, None] | dropped[..., None]                         # (B, V, N, S)
+    # Every frame sees all cards that there are, and the slots of earlier frames
+    present = cast_real.any(-1)[:, None, :, None]                           # (B, 1, C, 1)
     earlier = history.to(dropped.device)[None, :, :, None]                  # (1, V, N, 1)
-    slots = (unpadded & earlier).reshape(B, V, N*S)                         # (B, V, N·S)
-    return torch.cat([own, slots], -1).reshape(B*V, (1+N)*S)
+    memory = torch.cat([cards & present, slots & earlier], 2)               # (B, V, C+N, S)
+    return torch.cat([own, memory.flatten(2)], -1).flatten(0, 1)
 
 # %% ../../nbs/model/22_history.ipynb #b59730cf
 def drop_frames(
@@ -108,51 +116,75 @@ def pack_visible(
 
 # %% ../../nbs/model/22_history.ipynb #48812ec3
 class HistoryEmbeddings(ModelMixin, ConfigMixin):
-    """Add embeddings of type and time to captions and slots, and join them to contexts.
+    """Add embeddings of type and time to captions, cards and slots, and join them to contexts.
 
     Args:
         width (int): Width of caption tokens and of the context, D
         n_slots (int, default Corpus.frames): Frames of the longest story; the last is never a slot
         slot_width (int, default 0): Width of slot tokens, D'; 0 = that of captions
+        cast (bool, default False): Whether cast cards have an embedding of their own
     """
     @register_to_config
     def __init__(self,
         width:int,                  # Width of caption tokens and of the context, D
         n_slots:int=Corpus.frames,  # Frames of the longest story; the last is never a slot
         slot_width:int=0,           # Width of slot tokens, D'; 0 = that of captions
+        cast:bool=False,            # Whether cast cards have an embedding of their own
     ):
         super().__init__()
         if slot_width == 0 or slot_width == width: self.slot_projection = nn.Identity()
         else: self.slot_projection = nn.Linear(slot_width, width)
         self.type_embedding = nn.Embedding(2, width)        # 0 caption, 1 slot
         self.time_embedding = nn.Embedding(n_slots, width)  # place of the slot in the story, from 0
+        if cast: self.cast_embedding = nn.Embedding(1, width)
 
     def forward(self,
-        captions:Tensor,  # (B, V, S, D) encoded captions, null ones where dropped
+        captions:Tensor,   # (B, V, S, D) encoded captions, null ones where dropped
         # (B, V, N, S, D') encoded slots, null ones where dropped; (B, 1, N, S, D') to share them
         slots:Tensor,
-    )->Tensor:            # (B·V, (1+N)·S, D)
-        """Return the context of every frame: its caption's tokens, then those of all slots.
+        cards:Tensor=None, # Encoded cast cards, C in the place of N; default: none
+    )->Tensor:             # (B·V, (1+C+N)·S, D)
+        """Return the context of every frame: the tokens of its caption, of all cards, of all slots.
 
         Args:
             captions (Tensor): (B, V, S, D) encoded captions, null ones where dropped
             slots (Tensor): (B, V, N, S, D') encoded slots, null ones where dropped; (B, 1, N, S,
                 D') to share them
+            cards (Tensor, optional): Encoded cast cards, C in the place of N; default: none
 
         Returns:
-            Tensor: (B·V, (1+N)·S, D)
+            Tensor: (B·V, (1+C+N)·S, D)
         """
         B, V, S, D = captions.shape
         N = slots.shape[2]
         if N > self.config.n_slots:
             raise StoryError(f'{N} slots of history, but the model has time embeddings for '
                              f'{self.config.n_slots}')
+        if cards is None: cards = slots[:, :, :0]
         caption_type, slot_type = self.type_embedding(torch.arange(2, device=captions.device))
         times = self.time_embedding(torch.arange(N, device=captions.device))[:, None]
+        cast_type = slot_type
+        if self.config.cast:
+            cast_type = self.cast_embedding(torch.arange(1, device=captions.device))
         captions = captions + caption_type
+        cards = self.slot_projection(cards) + cast_type                 # (B, V, C, S, D)
         slots = self.slot_projection(slots) + slot_type + times         # (B, V, N, S, D)
-        slots = slots.expand(B, V, N, S, D).reshape(B, V, N*S, D)
-        return torch.cat([captions, slots], 2).reshape(B*V, (1+N)*S, D)
+        memory = torch.cat([cards, slots], 2).flatten(2, 3).expand(B, V, -1, D)
+        return torch.cat([captions, memory], 2).flatten(0, 1)
+
+# %% ../../nbs/model/22_history.ipynb #06dbe87b
+@patch
+def add_cast(self:HistoryEmbeddings)->HistoryEmbeddings: # The same object
+    """Give cast cards an embedding of their own, in place; it starts as the type of slots.
+
+    Returns:
+        HistoryEmbeddings: The same object
+    """
+    if not self.config.cast:
+        slot_type = self.type_embedding.weight.detach()[1:].clone()     # (1, D)
+        self.cast_embedding = nn.Embedding.from_pretrained(slot_type, freeze=False)
+        self.register_to_config(cast=True)
+    return self
 
 # %% ../../nbs/model/22_history.ipynb #f11b266d
 @patch
