@@ -155,7 +155,7 @@ def test_numbers_follow_the_parts():
 
 # the modules
 
-GROWS = {'model.arldm': 560}   # one class, which grows through five chapters
+GROWS = {'model.arldm': 600}   # one class, which grows through five chapters
 
 def test_module_size():
     "Lines that chapters export, without what export adds to docstrings."
