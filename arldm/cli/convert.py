@@ -21,6 +21,7 @@ from ..files.raw_folder import RawFolder
 from ..data.checks import NoStory, refuse
 from ..data.corpora import SOURCES, SPLITS, SSID_KEYS, TOY_FILES, drafts_in
 from ..data.folder import folder_splits
+from ..data.splits import describe_cast
 from ..data.story import NoStories, count_stories, is_story_file, write_stories
 from ..toy.corpus import write_toy
 
@@ -67,7 +68,7 @@ def summary(
         albums = counted(numbers['albums'], 'album')
         pictures = counted(numbers['pictures'], 'picture')
         lines.append(f'{split:<5} {stories:>15}, {albums:>13}, {pictures:>16}, '
-                     f'{numbers["different"]:>6,} of them different')
+                     f'{numbers["different"]:>6,} of them different{describe_cast(numbers)}')
     if counts['skipped']: lines.append(_left_out(counts['skipped']))
     return '\n'.join(lines)
 
@@ -152,7 +153,8 @@ def _counted(source, stories, skipped, work, raw, quiet):
 def convert(
     source:str,             # A corpus, or folder for your own pictures
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist), or with
-    # your own stories: STORY/1.png … and STORY/captions.txt, or metadata.csv
+    # your own stories: STORY/1.png … and STORY/captions.txt, with STORY/cast/Ada.png … if it has a
+    # cast, or metadata.csv
     raw:str|Path,
     out:str|Path,           # The story file to write, such as ssid.h5
     *,
@@ -176,8 +178,8 @@ def convert(
     Args:
         source (str): A corpus, or folder for your own pictures
         raw (str | Path): Folder with the corpus as its authors ship it (toy: drawn there if it does
-            not exist), or with your own stories: STORY/1.png … and STORY/captions.txt, or
-            metadata.csv
+            not exist), or with your own stories: STORY/1.png … and STORY/captions.txt, with
+            STORY/cast/Ada.png … if it has a cast, or metadata.csv
         out (str | Path): The story file to write, such as ssid.h5
         skip_bad (bool, default False): Leave out and count bad stories; otherwise the first one is
             an error

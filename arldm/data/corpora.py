@@ -22,6 +22,7 @@ from PIL import Image
 from ..core import BadStory, CORPORA, StoryError, counted
 from ..files.pictures import split_film_strip, to_png
 from ..files.raw_folder import RawFolder, composed, load_array, load_pickle, plain_name
+from .cast import check_names
 from .checks import NoStory, Stories, caption_text, id_text, is_id, place_number, refuse
 from .story import Story
 
@@ -150,8 +151,26 @@ def from_records(
             else: captions.append(caption_text(record[keys.text], keys.text, story))
         frames = [folder.picture(str(record[keys.picture]), story) for record in records]
         album = plain_name(str(records[0][keys.album]), story)
-        return Story(story, album, tuple(captions), tuple(frames))
+        cast = _cast(folder, records, story)
+        return Story(story, album, tuple(captions), tuple(frames), cast)
     return Stories(drafts_in(folder, file, keys), build, bad, file)
+
+def _cast(folder, records, story):
+    "Return the cast that the record of a story's first frame names, or raise `BadStory`."
+    for k, record in enumerate(records[1:], 2):
+        if record.get('cast') is not None:
+            raise BadStory('bad cast', f'story {story}: a cast in the record of frame {k}, '
+                                       'expected it in that of frame 1')
+    named = records[0].get('cast')
+    if named is None: return {}
+    if not isinstance(named, dict):
+        raise BadStory('bad cast', f'story {story}: cast is a {type(named).__name__}, expected '
+                                   'an object, name -> id of a picture')
+    check_names(named, f'story {story}')
+    cast = {}
+    for name, picture in named.items():
+        cast[name] = folder.picture(id_text(picture, f'the card of {name}', story), story)
+    return cast
 
 # %% ../../nbs/data/14_corpora.ipynb #d8567766
 SSID_FILES = dict(train='SSID_Train.json', val='SSID_Validation.json', test='SSID_Test.json')

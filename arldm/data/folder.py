@@ -13,45 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import BadStory, StoryError, counted, expand_user
-from ..files.raw_folder import PICTURE_ENDINGS, RawFolder, composed, plain_name
+from ..files.folder_tree import FolderTree, is_picture, joined_path
+from ..files.raw_folder import RawFolder, composed, plain_name
+from .cast import check_names
 from .checks import Stories, caption_text, id_text, place_number, refuse
 from .splits import SPLIT_NAMES, divide_albums
 from .story import Story
 from .caption_file import read_captions
 from .picture_table import TABLE_FILES, caption_column, read_table
-
-# %% ../../nbs/data/17b_folder.ipynb #1affd679
-class _Tree:
-    "The files and folders below a folder, by their path relative to it, as `a/b.png`."
-    def __init__(self, root):
-        self.files = {}     # relative path, composed -> path
-        self.names = {}     # relative path of a folder -> names of its files, composed
-        self.leaves = []    # relative paths of folders without folders in them
-        for folder, subfolders, names in os.walk(root):
-            subfolders[:] = sorted(x for x in subfolders if not self._hidden(x))
-            here = composed(os.path.relpath(folder, root).replace(os.sep, '/'))
-            for name in subfolders: self._refuse_link(os.path.join(folder, name))
-            if not subfolders: self.leaves.append(here)
-            for name in sorted(names):
-                if self._hidden(name): continue
-                self.names.setdefault(here, []).append(composed(name))
-                self.files[_joined(here, composed(name))] = os.path.join(folder, name)
-
-    def _hidden(self, name): return name.startswith('.') or name == '__MACOSX'
-
-    def _refuse_link(self, folder): # `os.walk` does not look into it
-        if os.path.islink(folder):
-            raise StoryError(f'{folder} is a link to a folder; put the folder itself there')
-
-    def folders_with(self, wanted):
-        "Return the folders that hold a file whose name `wanted(name)` accepts, in order."
-        return [folder for folder, names in self.names.items() if any(map(wanted, names))]
-
-def _joined(folder, name): return name if folder == '.' else f'{folder}/{name}'
-
-def _is_picture(name): return os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
-
-def _belongs_to_story(name): return name == 'captions.txt' or _is_picture(name)
 
 # %% ../../nbs/data/17b_folder.ipynb #eca717b6
 @dataclass
@@ -66,6 +35,8 @@ class _Draft:
 
 def _split_of(name): return SPLIT_NAMES.get(name.strip().lower(), '')
 
+def _belongs_to_story(name): return name == 'captions.txt' or is_picture(name)
+
 # %% ../../nbs/data/17b_folder.ipynb #0a6a84dd
 def _folder_draft(relative):
     "Return the draft of a story's folder, such as 'train/sea' or 'holiday/sea'."
@@ -77,9 +48,16 @@ def _folder_draft(relative):
                          'ALBUM/STORY/1.png, in train, validation and test folders or not')
     return _Draft('-'.join(parts), parts[0] if len(parts) == 2 else '', split, folder=relative)
 
+def _is_cast(tree, folder):
+    "Whether a folder holds the cast of the story in whose folder it lies."
+    parent, name = os.path.split(folder)
+    if name != 'cast' or 'captions.txt' in tree.names.get(folder, []): return False
+    return any(map(_belongs_to_story, tree.names.get(parent or '.', [])))
+
 def _drafts_of_folders(tree, root):
     "Return the drafts of all folders of stories."
-    folders = tree.folders_with(_belongs_to_story)
+    found = tree.folders_with(_belongs_to_story)
+    folders = [x for x in found if not _is_cast(tree, x)]
     if folders == ['.']:
         tables = [name for name in sorted(tree.files) if name.endswith(('.csv', '.jsonl'))]
         hint = f'; if {tables[0]} is that table, rename it' if tables else ''
@@ -87,7 +65,7 @@ def _drafts_of_folders(tree, root):
                          f'{root}/STORY/1.png … with captions.txt, or metadata.csv with the '
                          f'columns file_name, text and story_id{hint}')
     # an empty folder is a story without pictures, but an empty folder of a split is not
-    empty = [x for x in tree.leaves if x not in folders and x != '.' and not _split_of(x)]
+    empty = [x for x in tree.leaves if not _split_of(x) and not _is_cast(tree, x)]
     drafts = [_folder_draft(x) for x in sorted({*folders, *empty} - {'.'})]
     with_split = [x for x in drafts if x.split]
     without = [x for x in drafts if not x.split]
@@ -107,7 +85,7 @@ def _pictures_in_order(tree, draft):
     by_number = {}   # key of `_natural` -> name of the picture
     others = []   # names of files that are neither pictures nor captions.txt
     for name in tree.names.get(draft.folder, []):
-        if not _is_picture(name):
+        if not is_picture(name):
             if name != 'captions.txt': others.append(name)
             continue
         number = tuple(_natural(os.path.splitext(name)[0]))
@@ -123,7 +101,7 @@ def _pictures_in_order(tree, draft):
     # names that are only numbers look like ('', 12, '')
     if all(len(x) == 3 and x[0] == x[2] == '' for x in order):
         _check_numbers([x[1] for x in order], f'story {draft.name}: ', f'in {draft.folder}{unread}')
-    return [_joined(draft.folder, by_number[x]) for x in order]
+    return [joined_path(draft.folder, by_number[x]) for x in order]
 
 def _check_numbers(numbers, who, where):
     "Raise `BadStory` unless sorted numbers are 1, 2, 3, … or 0, 1, 2, …."
@@ -152,6 +130,21 @@ def _read_folder(folder, tree, draft):
                        f'{counted(len(captions), "caption")}, {draft.folder} has '
                        f'{counted(len(paths), "picture")}; every picture needs one caption')
     return captions, [folder.picture('', story, tree.files[path]) for path in paths]
+
+def _read_cast(folder, tree, draft):
+    "Return the cast of a story's folder, or raise `BadStory`."
+    here = joined_path(draft.folder, 'cast')
+    if draft.rows or not _is_cast(tree, here): return {}
+    files = {}   # name of the file -> its path
+    for name in tree.names.get(here, []):
+        if not is_picture(name):
+            raise BadStory('bad cast', f'story {draft.name}: {here}/{name} is no picture, expected '
+                                       'only pictures such as Ada.png')
+        files[name] = tree.files[joined_path(here, name)]
+    names = [os.path.splitext(name)[0] for name in files]
+    check_names(names, f'story {draft.name}')
+    pictures = [folder.picture('', draft.name, path) for path in files.values()]
+    return dict(zip(names, pictures))
 
 # %% ../../nbs/data/17b_folder.ipynb #ade6bbb9
 def _path_in(row, story):
@@ -307,7 +300,7 @@ _OTHER_LAYOUTS = {'SSID_Train.json': 'ssid', 'SSID_Test.json': 'ssid',
                   'following_cache4.pkl': 'flintstones'}
 
 def _open(path):
-    "Return the `RawFolder` and `_Tree` of a folder; raise `StoryError` if it is of another kind."
+    "Return `RawFolder` and `FolderTree` of a folder; raise `StoryError` if it is of another kind."
     root = Path(expand_user(str(path)))
     if root.is_file():
         if root.name in TABLE_FILES: advice = f'give its folder, {root.parent}'
@@ -318,7 +311,7 @@ def _open(path):
         if name in folder.files:
             raise StoryError(f'{folder.files[name]}: this is the layout of {corpus}; run '
                              f'arldm-convert {corpus} {root} OUT')
-    return folder, _Tree(root)
+    return folder, FolderTree(root)
 
 def _tables(tree, root):
     "Return the relative paths of the tables, [] for the first layout; raise `StoryError` if mixed."
@@ -361,8 +354,9 @@ def _unread_pictures(tree, drafts):
     for draft in drafts:
         for row in draft.rows:
             with contextlib.suppress(BadStory): used.add(_path_in(row, draft.name))
-        for name in tree.names.get(draft.folder, []): used.add(_joined(draft.folder, name))
-    unread = [x for x in tree.files if _is_picture(x) and x not in used]
+        for here in draft.folder, joined_path(draft.folder, 'cast'):
+            for name in tree.names.get(here, []): used.add(joined_path(here, name))
+    unread = [x for x in tree.files if is_picture(x) and x not in used]
     if not unread: return ''
     verb = 'belongs' if len(unread) == 1 else 'belong'
     return f'{counted(len(unread), "picture")} {verb} to no story, such as {unread[0]}'
@@ -400,7 +394,8 @@ def folder_splits(
         if draft.rows: captions, frames = _read_rows(folder, tree, draft, column)
         else: captions, frames = _read_folder(folder, tree, draft)
         album = plain_name(draft.album, draft.name)
-        return Story(draft.name, album, tuple(captions), tuple(frames))
+        cast = _read_cast(folder, tree, draft)
+        return Story(draft.name, album, tuple(captions), tuple(frames), cast)
 
     splits = {}
     for split in 'train', 'val', 'test':

@@ -23,10 +23,11 @@ from ..core import CORPORA, StoryError, counted, expand_user, one_of
 from ..files.atomic import atomic_path, check_shape, refuse_foreign
 from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
 from ..files.pictures import decode, encoded_picture, shrink, to_png
+from .cast import cast_rows, encoded_cast, fits_cast
 from .legacy import is_original, original_attrs, original_index, original_picture
-from .splits import as_tuple, count_index, describe_index, divide_albums, has_holes
-from .splits import SPLIT_NAMES, index_stories
-from .strips import strips
+from .splits import (as_tuple, count_index, describe_index, divided_splits, has_holes,
+                               index_stories, numbered_splits)
+from .strips import sheet, strips
 
 # %% ../../nbs/data/12_story.ipynb #07572c4a
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class Story:
         captions (tuple): `n` strings
         frames (tuple, default field(repr=False)): `n` frames, kept as `bytes` or a tuple of
             `bytes`; what `encoded_picture` takes is encoded
+        cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
+            a character, kept as `bytes`; what `encoded_picture` takes is encoded
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
     captions: tuple  # `n` strings
     # `n` frames, kept as `bytes` or a tuple of `bytes`; what `encoded_picture` takes is encoded
     frames: tuple = field(repr=False)
+    # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
+    cast: dict = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self):
         if isinstance(self.captions, str):
@@ -61,6 +66,7 @@ class Story:
         # the way to set a field of a frozen dataclass
         object.__setattr__(self, 'captions', captions)
         object.__setattr__(self, 'frames', tuple(frames))
+        object.__setattr__(self, 'cast', encoded_cast(self.cast, f'story {self.id}', False))
 
     def __len__(self): return len(self.frames)
 
@@ -72,8 +78,6 @@ class Story:
         try: return [decode(picture) for picture in chosen]
         except StoryError as e: raise StoryError(f'story {self.id}: {e}') from None
 
-    def _repr_png_(self): return to_png(strips([self.pictures()], captions=self.captions))
-
 # %% ../../nbs/data/12_story.ipynb #5e0a71d8
 def _encoded_frame(frame, where):
     "Return a frame as bytes, or a tuple of them; raise `StoryError`, which begins with `where`."
@@ -81,6 +85,13 @@ def _encoded_frame(frame, where):
     if isinstance(frame, bytes) and frame: return frame   # not decoded here: stories are read often
     try: return encoded_picture(frame)
     except StoryError as e: raise StoryError(f'{where}: {e}') from None
+
+@patch
+def _repr_png_(self:Story):
+    frames = strips([self.pictures()], captions=self.captions, palette=False)
+    if not self.cast: return to_png(sheet([frames]))
+    cards = [decode(picture) for picture in self.cast.values()]
+    return to_png(sheet([strips([cards], list(self.cast), palette=False), frames]))
 
 # %% ../../nbs/data/12_story.ipynb #7ecd1f5b
 class NoStories(StoryError):
@@ -130,6 +141,7 @@ class _PictureWriter:
 # %% ../../nbs/data/12_story.ipynb #ea7bb09a
 FORMAT = 'arldm-stories'
 VERSION = 1
+_ROWS = 'frame', 'cast_frame'   # datasets of a split that hold rows of /frames, not text
 
 def is_story_file(path:str|Path)->bool:
     "Whether an HDF5 file was written by `write_stories`; raise `StoryError` if it is damaged."
@@ -149,7 +161,7 @@ def _write(disk, splits, corpus, resolution, workers):
         for split, index in _indices(splits, writer):
             counts[split] = count_index(index)
             for name, values in index.items():
-                dtype = values.dtype if name == 'frame' else h5py.string_dtype()
+                dtype = values.dtype if name in _ROWS else h5py.string_dtype()
                 f.create_dataset(f'{split}/{name}', data=values, dtype=dtype)
         writer.finish()
         facts = dict(format=FORMAT, version=VERSION, corpus=corpus, counts=counts, complete=True,
@@ -288,12 +300,12 @@ class StorySplit:
 
     Args:
         name (str): Name of the split
-        index (dict): Arrays `frame`, `caption`, `story_id`, `album_id`
+        index (dict): Arrays, see `index_stories`
     """
     def __init__(self,
         file:StoryFile,
         name:str,        # Name of the split
-        index:dict,      # Arrays `frame`, `caption`, `story_id`, `album_id`
+        index:dict,      # Arrays, see `index_stories`
     ):
         self.file = file
         self.name = name
@@ -322,9 +334,6 @@ class StorySplit:
         # Shorter stories are filled up with frames whose rows are all -1.
         return rows[rows.reshape(len(rows), -1).max(-1) >= 0]
 
-    def captions(self, i:int)->tuple:
-        "Return the captions of the story at place `i`."
-        return tuple(self._index['caption'][i][:len(self.rows(i))])
 
     def __getitem__(self, i:int|slice)->Story|list:
         "Return the story at place `i`, or a list of stories for a slice."
@@ -334,7 +343,8 @@ class StorySplit:
         for rows in self.rows(i):
             pictures = tuple(self.file.picture(row) for row in np.atleast_1d(rows) if row >= 0)
             frames.append(pictures if len(pictures) > 1 else pictures[0])
-        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames))
+        cast = {name: self.file.picture(row) for name, row in self.cast(i).items()}
+        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames), cast)
 
 # %% ../../nbs/data/12_story.ipynb #97f264f4
 @patch
@@ -349,8 +359,21 @@ def _check_index(self:StorySplit):
     if not len(set(self.ids)) == len(self.ids) == len(self.albums) or has_holes(frame):
         raise StoryError(f'{self.file.path}: damaged, ids and frames of the stories of split '
                          f'{self.name} do not fit together; convert the corpus again')
+    if not fits_cast(self._index, len(self)):
+        raise StoryError(f'{self.file.path}: damaged, the casts of split {self.name} do not fit '
+                         'to its stories; convert the corpus again')
 
 # %% ../../nbs/data/12_story.ipynb #3fe7f6b7
+@patch
+def captions(self:StorySplit, i:int)->tuple:
+    "Return the captions of the story at place `i`."
+    return tuple(self._index['caption'][i][:len(self.rows(i))])
+
+@patch
+def cast(self:StorySplit, i:int)->dict:
+    "Return the cast of the story at place `i`: name -> row of the picture in `/frames`."
+    return cast_rows(self._index, i)
+
 @patch
 def first(self:StorySplit, n:int)->StorySplit:
     "Return a split of the first `n` stories; of all, if there are fewer."
@@ -372,7 +395,7 @@ def __getitem__(self:StoryFile, split:str)->StorySplit:
         if self.legacy: return StorySplit(self, split, original_index(self.h5, split))
         index = {}
         for name, data in self.h5[split].items():
-            index[name] = data[()] if name == 'frame' else data.asstr()[()]
+            index[name] = data[()] if name in _ROWS else data.asstr()[()]
         return StorySplit(self, split, index)
 
 # %% ../../nbs/data/12_story.ipynb #5e0a71d2
@@ -387,12 +410,13 @@ def __repr__(self:StoryFile):
 
 # %% ../../nbs/data/12_story.ipynb #5e0a71d5
 def _as_story(item, number):
-    "Return (captions, pictures) as a `Story` with a number as its id; a `Story` as it is."
+    "Return (captions, pictures), or with a cast, as a `Story` with a number as its id."
     if isinstance(item, Story): return item
     expected = StoryError(f'story {number}: expected (captions, pictures), a list of texts and '
                           f'a list of as many pictures, got {type(item).__name__}')
     try:
-        captions, pictures = item
+        captions, pictures, *more = item
+        cast, = more or [{}]
         pictures = list(pictures)
     except (TypeError, ValueError): raise expected from None
     if not isinstance(captions, (list, tuple)): raise expected
@@ -402,39 +426,16 @@ def _as_story(item, number):
     for k, picture in enumerate(pictures, 1):
         try: pictures[k-1] = encoded_picture(picture)
         except StoryError as e: raise StoryError(f'story {number}, frame {k}: {e}') from None
-    return Story(str(number), str(number), captions, pictures)
-
-# %% ../../nbs/data/12_story.ipynb #5e0a71d9
-def _numbered(splits):
-    "Return {split: [(item, number)]}; the stories of all splits are numbered from 1."
-    numbered = {}
-    n = 0
-    for name, items in splits.items():
-        split = SPLIT_NAMES.get(str(name).lower(), name)
-        if split in numbered:
-            raise StoryError(f'two of the splits are {split}: {", ".join(map(str, splits))}; put '
-                             'their stories into one list')
-        numbered[split] = [(item, k) for k, item in enumerate(items, n + 1)]
-        n += len(numbered[split])
-    return numbered
-
-def _divided(stories, seed):
-    "Return {split: [(item, number)]} of a list of stories, divided by album."
-    items = _numbered({'': stories})['']
-    albums = [str(item.album) if isinstance(item, Story) else str(n) for item, n in items]
-    split_of = divide_albums(albums, seed)
-    splits = {}
-    for split in 'train', 'val', 'test':
-        of_split = [item for item, album in zip(items, albums) if split_of[album] == split]
-        if of_split: splits[split] = of_split
-    return splits
+    cast = encoded_cast(cast, f'story {number}')
+    return Story(str(number), str(number), captions, pictures, cast)
 
 # %% ../../nbs/data/12_story.ipynb #5e0a71d6
 @patch(cls_method=True)
 def from_pictures(cls:StoryFile,
     path:str|Path,       # The file to write; a story file is replaced, any other file is not
-    # For each story (captions, pictures) or a `Story`; or a dict, split -> such a list. Pictures
-    # are what `encoded_picture` takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
+    # For each story (captions, pictures), (captions, pictures, {name: picture of a cast}) or a
+    # `Story`; or a dict, split -> such a list. Pictures are what `encoded_picture` takes: paths,
+    # bytes, PIL pictures, uint8 arrays (h, w, 3)
     stories:list|dict,
     seed:int=0,          # Of the division of a list by album, 80/10/10, see `divide_albums`
     corpus:str='folder', # A key of `CORPORA`
@@ -444,9 +445,9 @@ def from_pictures(cls:StoryFile,
 
     Args:
         path (str | Path): The file to write; a story file is replaced, any other file is not
-        stories (list | dict): For each story (captions, pictures) or a `Story`; or a dict, split ->
-            such a list. Pictures are what `encoded_picture` takes: paths, bytes, PIL pictures,
-            uint8 arrays (h, w, 3)
+        stories (list | dict): For each story (captions, pictures), (captions, pictures, {name:
+            picture of a cast}) or a `Story`; or a dict, split -> such a list. Pictures are what
+            `encoded_picture` takes: paths, bytes, PIL pictures, uint8 arrays (h, w, 3)
         seed (int, default 0): Of the division of a list by album, 80/10/10, see `divide_albums`
         corpus (str, default 'folder'): A key of `CORPORA`
         resolution (int, default 0): Shrink pictures to this short side in pixels; 0 keeps them
@@ -454,7 +455,8 @@ def from_pictures(cls:StoryFile,
     Returns:
         StoryFile: Ids and albums are the numbers of the stories, from 1
     """
-    splits = _numbered(stories) if isinstance(stories, dict) else _divided(stories, seed)
+    if isinstance(stories, dict): splits = numbered_splits(stories)
+    else: splits = divided_splits(stories, seed)
     made = {split: starmap(_as_story, items) for split, items in splits.items()}
     write_stories(path, made, corpus, resolution)
     return cls(path)

@@ -65,7 +65,7 @@ def vocabulary_digest(vocab:Vocabulary) -> str:
     return _digest(json.dumps(settings))
 
 def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many pictures are read
-    """Hash the ids, albums, captions and picture rows of a split, and evenly spaced pictures.
+    """Hash ids, albums, captions, picture rows and casts of a split, and evenly spaced pictures.
 
     Returns:
         str: `sample`: how many pictures are read
@@ -75,8 +75,10 @@ def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many p
     for i in range(len(split)):
         rows = split.rows(i)
         story = [split.ids[i], split.albums[i], split.captions(i), rows.tolist()]
+        cast = split.cast(i)
+        if cast: story.append(cast)
         h.update(json.dumps(story).encode())
-        used.update(rows.ravel().tolist())
+        used.update(rows.ravel().tolist(), cast.values())
     pictures = sorted(used - {-1})
     h.update(str(split.file.path.stat().st_size).encode())
     for at in np.linspace(0, len(pictures) - 1, min(sample, len(pictures))):
