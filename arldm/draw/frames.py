@@ -24,27 +24,38 @@ from .sampling import Sampling, decode_latents, denoise
 
 # %% ../../nbs/draw/40_frames.ipynb #b33382c7
 class Memory:
-    """Keep the slots of the frames so far, each encoded once. If a story has more frames than
-    `n_slots` of the model, keep those of the first and the newest frames, and warn once.
+    """Keep the cast cards, and the slots of the frames so far, each encoded once. If a story has
+    more frames than `n_slots` of the model, keep those of the first and the newest frames, and warn
+    once. Cards stay.
 
     Args:
         opening (int, default 1): How many of the first frames are never forgotten; one slot stays
             free for the newest frame
+        cast (dict, optional): Cast cards of the stories, as `ARLDM.encode_cast` takes them
     """
     def __init__(self,
         model:ARLDM,
         # How many of the first frames are never forgotten; one slot stays free for the newest frame
         opening:int=1,
+        cast:dict=None,  # Cast cards of the stories, as `ARLDM.encode_cast` takes them
     ):
         self.model = model
         self.slots = []    # of each frame, (B, S, D')
         self.real = []     # of each frame, bool (B, S); True = a token of its slot, not padding
+        self.cards = None  # (B, C, S, D')
+        self.cast_real = None    # bool (B, C, S)
+        if cast is not None:
+            self.cards = model.encode_cast(cast)
+            self.cast_real = cast['real']
         # no frame attends to the last frame of a story, so training never uses the last slot
         self.capacity = max(1, model.history.config.n_slots - 1)
         self.n_opening = min(opening, self.capacity - 1)
         self.has_forgotten = False    # whether the warning was given
 
     def __len__(self): return len(self.slots)
+
+    @property
+    def n_cards(self): return 0 if self.cards is None else self.cards.shape[1]
 
     def add(self,
         pictures:Tensor,  # float (B, 3, P, P), CLIP-normalised
@@ -102,10 +113,10 @@ def context(self:Memory,
     null_cond:tuple=None,
     # Of the null condition: negative prompts in place of the null caption, ids and masks (B, S)
     negative:dict=None,
-):                         # -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
-    """Return the context of each story's next frame: its caption and the N slots in memory.
+):                         # -> context (B, (1+C+N)·S, D), visible bool (B, (1+C+N)·S)
+    """Return the context of each story's next frame: its caption, the cast cards, N slots in memory.
 
-    -> context (B, (1+N)·S, D), visible bool (B, (1+N)·S)
+    -> context (B, (1+C+N)·S, D), visible bool (B, (1+C+N)·S)
 
     Args:
         tokens (dict): The caption of the frame to draw: ids and masks, each (B, S)
@@ -116,33 +127,31 @@ def context(self:Memory,
     """
     model = self.model
     B, S = tokens['caption_ids'].shape
-    N = len(self)
-    if null_cond is None:
-        caption = model.encode_captions(tokens)
-        caption_real = tokens['caption_real']
-        slots = self.slots
-        slots_real = self.real
+    text = tokens if null_cond is None else negative
+    if text is not None:
+        caption = model.encode_captions(text)
+        caption_real = text['caption_real']
     else:
-        null_caption, null_slot = null_cond
-        # as of a condition dropped in training, all tokens are visible
+        caption = null_cond[0].expand(B, -1, -1)
         caption_real = torch.ones_like(tokens['caption_real'])
-        caption = null_caption.expand(B, -1, -1)
-        slots = [null_slot.expand(B, -1, -1)]*N
-        slots_real = [caption_real]*N
-        if negative is not None:
-            caption = model.encode_captions(negative)
-            caption_real = negative['caption_real']
-    if N:
-        past = torch.stack(slots, 1)          # (B, N, S, D')
-        real = torch.stack(slots_real, 1)     # (B, N, S)
-    else:
-        past = caption.new_zeros(B, 0, S, model.slot_width)
-        real = caption_real.new_zeros(B, 0, S)
+    slots = caption.new_zeros(B, 0, S, model.slot_width)
+    real = caption_real.new_zeros(B, 0, S)
+    cards = slots if self.cards is None else self.cards                 # (B, C, S, D')
+    cast_real = real if self.cards is None else self.cast_real          # (B, C, S)
+    if self.slots:
+        slots = torch.stack(self.slots, 1)                              # (B, N, S, D')
+        real = torch.stack(self.real, 1)                                # (B, N, S)
+    if null_cond is not None:
+        # as of a condition dropped in training, all tokens of what there is are visible
+        slots = null_cond[1].expand_as(slots)
+        real = torch.ones_like(real)
+        cards = null_cond[1].expand_as(cards)
+        cast_real = cast_real.any(-1, keepdim=True).expand_as(cast_real)
     # the next frame may look at all slots: `history_visible` of one frame
-    every_slot = torch.ones(1, N, dtype=torch.bool)
+    every_slot = torch.ones(1, len(self), dtype=torch.bool)
     # both functions take V frames per story; here V = 1, the second axis
-    visible = context_visible(caption_real[:, None], real, every_slot)
-    return model.history(caption[:, None], past[:, None]), visible
+    visible = context_visible(caption_real[:, None], real, every_slot, cast_real=cast_real)
+    return model.history(caption[:, None], slots[:, None], cards[:, None]), visible
 
 # %% ../../nbs/draw/40_frames.ipynb #6a2f8445
 def pad_context(
@@ -163,17 +172,17 @@ def pad_context(
     n_more = n_tokens - visible.shape[1]
     return F.pad(context, (0, 0, 0, n_more)), F.pad(visible, (0, n_more))
 
-def _pad_to_all_slots(model, caption, context, visible):
+def _pad_to_all_slots(memory, caption, context, visible):
     "Pad a context to the length of the longest story, as the original does."
-    n_tokens = (1 + model.history.config.n_slots)*caption['caption_ids'].shape[1]
-    return pad_context(context, visible, n_tokens)
+    n_places = 1 + memory.n_cards + memory.model.history.config.n_slots
+    return pad_context(context, visible, n_places*caption['caption_ids'].shape[1])
 
 def _cond_and_uncond(memory, caption, null_cond, negative, plain):
     "Return the context of the next frame and that of the null condition, or `None` without one."
     cond = memory.context(caption)
     uncond = None if null_cond is None else memory.context(caption, null_cond, negative)
-    if plain: cond = _pad_to_all_slots(memory.model, caption, *cond)
-    if plain and uncond: uncond = _pad_to_all_slots(memory.model, caption, *uncond)
+    if plain: cond = _pad_to_all_slots(memory, caption, *cond)
+    if plain and uncond: uncond = _pad_to_all_slots(memory, caption, *uncond)
     return cond, uncond
 
 def _number_of_leading(given): # how many of the first frames are given
@@ -195,6 +204,7 @@ def draw_frames(
     # there is guidance. A callback that switches guidance on needs it
     null_cond:tuple=None,
     negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
+    cast:dict=None,        # Cast cards, as `ARLDM.encode_cast` takes them; default: no story has one
     generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
@@ -215,6 +225,8 @@ def draw_frames(
             frame; default: computed here if there is guidance. A callback that switches guidance on
             needs it
         negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
+        cast (dict, optional): Cast cards, as `ARLDM.encode_cast` takes them; default: no story has
+            one
         generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
             the steps
         on_step (optional): Called with a `Step` after every step, and may change it
@@ -222,7 +234,7 @@ def draw_frames(
             `reuse=1`
     """
     if opening is None: opening = max(1, _number_of_leading(given))
-    memory = Memory(model, opening)
+    memory = Memory(model, opening, cast)
     next_noise = iter(noise)
     if null_cond is None and sampling.guidance_scale > 1: null_cond = model.null_cond()
     null_conds = null_cond if hasattr(null_cond, '__next__') else repeat(null_cond)

@@ -6,7 +6,7 @@
 __all__ = ['StoryPipeline']
 
 # %% ../../nbs/draw/42_pipeline.ipynb #715144ac
-import operator
+import operator, warnings
 from contextlib import ExitStack
 from itertools import chain, islice, repeat
 from numbers import Integral
@@ -27,10 +27,11 @@ from ..model.history import HistoryEmbeddings
 from .adapters import AdapterMixin
 from .call_state import (CALLBACK_TENSORS, CallState, CallStates, callback_tensors,
                                    run_callback)
+from .cast import cast_notes, cast_tensors, check_cast, fit_cast, rgb_picture
 from .frames import Memory, draw_frames, initial_noise, preprocess_frame
 from .inputs import (StoryBatch, captions_or_prompt, check_keywords, check_latents,
                                check_sampling, check_text, explain_out_of_memory, make_batches,
-                               make_plan, make_plans, one_value, rgb_picture, story_generators)
+                               make_plan, make_plans, one_value, story_generators)
 from .pipeline_folder import PipelineFolder
 from .sampling import Sampling
 from .schedulers import make_scheduler
@@ -130,6 +131,10 @@ def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, may_chan
         if k in batch.photos: frames = to_memory(pixels([center_crop(p, side) for p in pictures]))
         else: frames = preprocess_frame(pictures, side)
         given[k] = frames.to(device=device, dtype=self.unet.dtype)
+    cast = cast_tensors(batch.casts, encode, side)
+    if cast is not None:
+        for name in cast: cast[name] = to_device(cast[name])
+        cast['memory'] = cast['memory'].to(self.unet.dtype)
     negative = None if batch.negative is None else map(encode, batch.negative)
     def null_conds(): # with offloading, the encoders and what they compute wait on the CPU
         while True: yield tuple(map(to_device, self.model.null_cond()))
@@ -139,8 +144,8 @@ def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, may_chan
         with torch.no_grad(): null_cond = next(null_conds())
     return draw_frames(self.model, scheduler, map(encode, batch.captions),
                        map(to_device, batch.noise), given, sampling, opening=batch.opening,
-                       null_cond=null_cond, negative=negative, generators=batch.generators,
-                       on_step=on_step, graphs=self._graphs)
+                       null_cond=null_cond, negative=negative, cast=cast,
+                       generators=batch.generators, on_step=on_step, graphs=self._graphs)
 
 # %% ../../nbs/draw/42_pipeline.ipynb #45e474ab
 @patch
@@ -157,6 +162,7 @@ def __call__(self:StoryPipeline,
     negative_prompt:str|list=None,  # Instead of the null caption: one text, one per story or frame
     num_images_per_prompt:int=1,    # Drawings of each story; each counts as a story, with a seed
     redraw:int|list=None,  # Frames to draw again, numbered from 1; `given` then holds all frames
+    cast:dict|list=None,   # Who is who: {name: picture}; for several stories, a list of these
     generator=None,        # Instead of `seed`: a `torch.Generator`, or one per story
     guidance_rescale:float=0.,      # 1 = contrast as without guidance, 0 = as it comes
     eta:float=0.,                   # Noise that DDIM adds in every step, 0 to 1
@@ -191,6 +197,8 @@ def __call__(self:StoryPipeline,
             a seed
         redraw (int | list, optional): Frames to draw again, numbered from 1; `given` then holds all
             frames
+        cast (dict | list, optional): Who is who: {name: picture}; for several stories, a list of
+            these
         generator (optional): Instead of `seed`: a `torch.Generator`, or one per story
         guidance_rescale (float, default 0.0): 1 = contrast as without guidance, 0 = as it comes
         eta (float, default 0.0): Noise that DDIM adds in every step, 0 to 1
@@ -215,7 +223,7 @@ def __call__(self:StoryPipeline,
     scheduler = check_sampling(self.scheduler, sampling)
     texts = captions_or_prompt(captions, prompt)
     plans, bad = make_plans(texts, one_value(given=given, image=image), redraw, negative_prompt,
-                            num_images_per_prompt)
+                            num_images_per_prompt, cast)
     generators = story_generators(len(plans) + len(bad), seed, generator)
     batches = self._batches(plans, generators, latents, self._latent_shape(height, width))
     drawn = self._draw_batches(plans, batches, scheduler, sampling, callback_on_step_end, tensors)
@@ -225,9 +233,15 @@ def __call__(self:StoryPipeline,
 # %% ../../nbs/draw/42_pipeline.ipynb #80e56b3a
 @patch
 def _batches(self:StoryPipeline, plans, generators, latents, shape):
-    "Divide the stories into batches; warn of words that the tokenizers do not know."
+    "Divide the stories into batches; warn of unknown words, and of what is odd about a cast."
     texts = []
-    for plan in plans.values(): texts += plan.captions + (plan.negative or [])
+    notes = []
+    for plan in plans.values():
+        notes += cast_notes(plan.cast, plan.captions, self.history)
+        plan.cast = fit_cast(plan.cast, self.history.config.n_slots)
+        texts += plan.captions + (plan.negative or []) + list(plan.cast)
+    # stacklevel=4: the warning names the caller of the pipeline
+    for note in dict.fromkeys(notes): warnings.warn(note, stacklevel=4)
     self.model.vocab.note_unknown(texts)
     if latents is not None: check_latents(latents, plans, shape)
     return make_batches(plans, generators, latents, shape)
@@ -276,6 +290,7 @@ def stream(self:StoryPipeline,
     negative_prompt:str=None,         # Instead of the null caption, for all frames
     height:int=None, width:int=None,  # Pixels; `None` = what the model was trained on
     drawn:list=(),                    # Frames after the given ones that are drawn already
+    cast:dict=None,                   # Who is who: {name: picture}
     num_inference_steps:int=50,       # Denoising steps per frame
     guidance_scale:float=7.5,         # 1 or less = no guidance
     guidance_rescale:float=0.,        # 1 = contrast as without guidance, 0 = as it comes
@@ -299,6 +314,7 @@ def stream(self:StoryPipeline,
         height (int, optional): Pixels; `None` = what the model was trained on
         width (int, optional): Pixels; `None` = what the model was trained on
         drawn (list, default ()): Frames after the given ones that are drawn already
+        cast (dict, optional): Who is who: {name: picture}
         num_inference_steps (int, default 50): Denoising steps per frame
         guidance_scale (float, default 7.5): 1 or less = no guidance
         guidance_rescale (float, default 0.0): 1 = contrast as without guidance, 0 = as it comes
@@ -320,7 +336,7 @@ def stream(self:StoryPipeline,
     elif not isinstance(pictures, (list, tuple)): pictures = [pictures]
     batch = _continued_batch(
         self.model, captions_or_prompt(captions, prompt), list(map(rgb_picture, pictures)), drawn,
-        negative_prompt, story_generators(1, seed), self._latent_shape(height, width))
+        negative_prompt, cast, story_generators(1, seed), self._latent_shape(height, width))
     n_drawn = 0
     try:
         with explain_out_of_memory(1):
@@ -330,14 +346,25 @@ def stream(self:StoryPipeline,
     finally: self.maybe_free_model_hooks()
     if not n_drawn: raise StoryError('no captions are left for frames to draw')
 
+# %% ../../nbs/draw/42_pipeline.ipynb #ca57n07e
+def _noted_cast(cast, captions, history):
+    "Check the cast of a streamed story, and warn of what is odd about it."
+    cast = check_cast(cast)
+    # which names are used is only known if all captions are
+    known = captions if isinstance(captions, (list, tuple)) else None
+    # stacklevel=4: the warning names the loop over the frames
+    for note in cast_notes(cast, known, history): warnings.warn(note, stacklevel=4)
+    return fit_cast(cast, history.config.n_slots)
+
 # %% ../../nbs/draw/42_pipeline.ipynb #a52d087d
 def _one_by_one(captions):
     "Yield each caption as a list of one, which is checked when it is fetched."
     for caption in [captions] if isinstance(captions, str) else captions:
         yield make_plan([caption]).captions
 
-def _continued_batch(model, captions, given, drawn, negative_prompt, generators, shape):
+def _continued_batch(model, captions, given, drawn, negative_prompt, cast, generators, shape):
     "Make the `StoryBatch` of one story that continues after given and drawn frames."
+    cast = _noted_cast(cast, captions, model.history)
     negative = None
     if negative_prompt is not None:
         check_text(negative_prompt, 'negative_prompt')
@@ -362,7 +389,7 @@ def _continued_batch(model, captions, given, drawn, negative_prompt, generators,
         else: known[place] = [rgb_picture(drawn[k - len(given)])]
     return StoryBatch(
         captions=chain(remembered_texts, texts), negative=negative, known=known, photos=photos,
-        opening=opening,
+        opening=opening, casts=[cast],
         # skip the noise of the frames that exist: frame k has the same noise as in one go
         noise=islice(initial_noise(generators, shape), n_past, None), generators=generators)
 

@@ -185,6 +185,9 @@ def test_sequential_offload(saved, tiny):
         if isinstance(part, torch.nn.Module) and name not in pipe._exclude_from_cpu_offload:
             accelerate.cpu_offload(part, 'cpu', offload_buffers=len(part._parameters) > 0)
     assert relative(latents(pipe, A), latents(tiny, A)) < 1e-4
+    cast = {'Ada': photo()}
+    with pytest.warns(UserWarning, match='not trained with a cast'):
+        assert relative(latents(pipe, A, cast=cast), latents(tiny, A, cast=cast)) < 1e-4
 
 @pytest.mark.parametrize('options', [dict(offload_type='block_level', num_blocks_per_group=1), dict(offload_type='leaf_level')],
     ids=lambda options: options['offload_type'])
