@@ -204,7 +204,7 @@ def draw_frames(
     # there is guidance. A callback that switches guidance on needs it
     null_cond:tuple=None,
     negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
-    cast:dict=None,        # Cast cards, as `ARLDM.encode_cast` takes them; default: no story has one
+    cast:dict=None,        # Cast cards, as `ARLDM.encode_cast` takes them; default: none
     generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
@@ -225,8 +225,7 @@ def draw_frames(
             frame; default: computed here if there is guidance. A callback that switches guidance on
             needs it
         negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
-        cast (dict, optional): Cast cards, as `ARLDM.encode_cast` takes them; default: no story has
-            one
+        cast (dict, optional): Cast cards, as `ARLDM.encode_cast` takes them; default: none
         generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
             the steps
         on_step (optional): Called with a `Step` after every step, and may change it
@@ -249,8 +248,8 @@ def draw_frames(
         cond, uncond = _cond_and_uncond(memory, caption, next(null_conds), negative_caption,
                                         sampling.plain)
         z = next(next_noise)
-        z = denoise(model, scheduler, z, cond, uncond, sampling, on_step=on_step, graphs=graphs,
-                    generators=step_generators(z, generators))
+        options = dict(on_step=on_step, graphs=graphs, generators=step_generators(z, generators))
+        z = denoise(model, scheduler, z, cond, uncond, sampling, **options)
         frame = decode_latents(model, z)
         yield z, frame
         # on the device and in the dtype of the context

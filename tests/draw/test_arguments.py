@@ -79,7 +79,7 @@ def test_names_twice_or_missing(tiny, options, match):
     ('guidence_scale', 'did you mean guidance_scale'), ('negative_prompts', 'did you mean negative_prompt\\?'),
     ('prompt_embeds', 'captions are read by the memory encoder as well, so they have to be text'),
     ('negative_prompt_embeds', 'use negative_prompt'), ('cross_attention_kwargs', 'use pipe.set_adapters'),
-    ('clip_skip', 'the last layer of the text encoder'), ('ip_adapter_image', 'use given'),
+    ('clip_skip', 'the last layer of the text encoder'), ('ip_adapter_image', 'use cast for pictures of characters, given for frames to continue'),
     ('zzz', 'there are captions, given, ')])
 def test_unknown_names(tiny, name, match):
     for call in tiny, tiny.stream:
