@@ -200,13 +200,12 @@ def draw_frames(
     given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
     sampling:Sampling=Sampling(),
     *, opening:int=None,   # First frames that are never forgotten; default: those given, at least 1
-    # `model.null_cond()`, or an iterator with one for each drawn frame; default: computed here if
-    # there is guidance. A callback that switches guidance on needs it
+    # `model.null_cond()`, or an iterator of one per drawn frame; default: computed if needed now
     null_cond:tuple=None,
     negative=None,         # Iterable of negative prompts, as `captions`; guidance uses them
     cast:dict=None,        # Cast cards, as `ARLDM.encode_cast` takes them; default: none
     generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
-    on_step=None,          # Called with a `Step` after every step, and may change it
+    on_step=None,  # Called with a `Step` after every step; if it turns on guidance, pass null_cond
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
 ): # -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
     """Draw the frames of several stories, the same frame of all of them at a time.
@@ -221,14 +220,14 @@ def draw_frames(
             0
         opening (int, optional): First frames that are never forgotten; default: those given, at
             least 1
-        null_cond (tuple, optional): `model.null_cond()`, or an iterator with one for each drawn
-            frame; default: computed here if there is guidance. A callback that switches guidance on
-            needs it
+        null_cond (tuple, optional): `model.null_cond()`, or an iterator of one per drawn frame;
+            default: computed if needed now
         negative (optional): Iterable of negative prompts, as `captions`; guidance uses them
         cast (dict, optional): Cast cards, as `ARLDM.encode_cast` takes them; default: none
         generators (list, optional): One `torch.Generator` per story; their seeds decide noise of
             the steps
-        on_step (optional): Called with a `Step` after every step, and may change it
+        on_step (optional): Called with a `Step` after every step; if it turns on guidance, pass
+            null_cond
         graphs (bool, default False): Record UNet calls as CUDA graphs; needs a CUDA GPU and
             `reuse=1`
     """
@@ -248,8 +247,8 @@ def draw_frames(
         cond, uncond = _cond_and_uncond(memory, caption, next(null_conds), negative_caption,
                                         sampling.plain)
         z = next(next_noise)
-        options = dict(on_step=on_step, graphs=graphs, generators=step_generators(z, generators))
-        z = denoise(model, scheduler, z, cond, uncond, sampling, **options)
+        z = denoise(model, scheduler, z, cond, uncond, sampling, on_step=on_step, graphs=graphs,
+                    generators=step_generators(z, generators))
         frame = decode_latents(model, z)
         yield z, frame
         # on the device and in the dtype of the context
