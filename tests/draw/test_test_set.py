@@ -127,6 +127,8 @@ def opened(tiny, monkeypatch):
     "The tiny pipeline, opened once for all processes to come."
     pipe = engine.open_pipeline(tiny, engine.SamplingSettings())
     monkeypatch.setattr(engine, 'open_pipeline', lambda *_: pipe)
+    # on a busy machine the work lasts long enough for a line of progress
+    monkeypatch.setattr(engine, 'progress_bar', partial(progress.progress_bar, delay=3600))
 
 def disturbed(run, k, sign, **options):
     def work():
