@@ -57,7 +57,7 @@ def test_mistakes_import_nothing_heavy(script):
     (('arldm-train', 'runs/x', '--preset', 'ssdi'), "no preset 'ssdi'; there are "),
     (('arldm-train', 'runs/x', '--max-train-steps', 'many'), "argument --max-train-steps: invalid int value: 'many'; see arldm-train --help"),
     (('arldm-draw', 'runs/x', '--scheduler', 'euler'), "no scheduler 'euler'; there are dpm++, unipc, ddim, pndm"),
-    (('arldm-draw', 'runs/x', '--redraw', '2'), '--given and --redraw need --captions'),
+    (('arldm-draw', 'runs/x', '--redraw', '2'), '--given, --cast and --redraw need --captions'),
     (('arldm-score', 'runs/x', '--batch-size', '0'), 'batch_size must be at least 1, got 0'),
     (('arldm-port', 'nowhere.ckpt', 'out'), 'nowhere.ckpt: expected a checkpoint or a pipeline folder, found nothing'),
     (('arldm-memory-test', '--limit', '0'), 'limit must be at least 1, got 0'),

@@ -164,12 +164,11 @@ def test_notes(tiny):
         with torch.no_grad(): row.copy_(old)
 
 @pytest.mark.parametrize('cast,line', [
-    ({'Ada': card(1), 'ADA': card(2)}, 'two cards are named Ada and ADA; names must differ in more than upper and '
-                                       'lower case'),
+    ({'Ada': card(1), 'ADA': card(2)}, 'cast: two cards of the cast are named Ada and ADA; names must differ'),
     ({'Ada': 'ada.png'}, 'the card of Ada must be a picture, got str; pass PIL pictures or uint8 arrays (h, w, 3)'),
-    ({'Ada\n': card(1)}, "the name of a card must be text of one line, such as Ada, got 'Ada\\n'"),
-    ({' ': card(1)}, "the name of a card must be text of one line, such as Ada, got ' '"),
-    ({5: card(1)}, 'the name of a card must be text of one line, such as Ada, got 5'),
+    ({'Ada\n': card(1)}, "cast: 'Ada\\n' cannot name a card of the cast; expected text of one line, such as Ada"),
+    ({' ': card(1)}, "cast: ' ' cannot name a card of the cast; expected text of one line, such as Ada"),
+    ({5: card(1)}, 'cast: 5 cannot name a card of the cast; expected text of one line, such as Ada'),
     ('Ada', 'cast must be a dictionary, name -> picture, got str'),
     ([ADA, BO], '1 stories, but cast for 2')])
 def test_bad_casts(tiny, cast, line):
