@@ -17,11 +17,11 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
                            scheduler='how to draw', dtype='speed', out='output'),
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values())))
 
-def _check_options(captions, given, redraw, batch_size, sets, limit):
+def _check_options(captions, given, cast, redraw, batch_size, sets, limit):
     "Raise a `StoryError` for a number below 1, and for options that are for captions only."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
-    if captions is None and (given is not None or redraw is not None):
-        raise StoryError('--given and --redraw need --captions')
+    if captions is None and (given, cast, redraw) != (None, None, None):
+        raise StoryError('--given, --cast and --redraw need --captions')
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command(**_DRAW)
@@ -34,6 +34,7 @@ def draw(
     sets:int=1,             # Number of drawings of every story, each from another seed
     captions:str|Path=None, # Instead of a split: text file with your own story, a caption per line
     given:str=None,         # Opening pictures, first.png or first.png,second.png; default: none
+    cast:str=None,          # Who is who, such as Ada=ada.png,Bo=bo.png; default: nobody is shown
     redraw:str=None,        # Frames to redraw, such as 2 or 2,4, or all; default: none
     scheduler:str='dpm++',  # Sampler
     num_inference_steps:int=20,  # Denoising steps per frame
@@ -53,6 +54,7 @@ def draw(
         arldm-draw runs/toy
         arldm-draw runs/toy --limit 8
         arldm-draw runs/toy --captions story.txt
+        arldm-draw runs/toy --captions story.txt --cast Ada=ada.png,Bo=bo.png
 
     Args:
         run (str | Path): Run folder, pipeline folder, or a pipeline's name on the hub
@@ -63,6 +65,7 @@ def draw(
         captions (str | Path, optional): Instead of a split: text file with your own story, a
             caption per line
         given (str, optional): Opening pictures, first.png or first.png,second.png; default: none
+        cast (str, optional): Who is who, such as Ada=ada.png,Bo=bo.png; default: nobody is shown
         redraw (str, optional): Frames to redraw, such as 2 or 2,4, or all; default: none
         scheduler (str, default 'dpm++'): Sampler
         num_inference_steps (int, default 20): Denoising steps per frame
@@ -79,13 +82,14 @@ def draw(
             mine-drawn
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    _check_options(captions, given, redraw, batch_size, sets, limit)
+    _check_options(captions, given, cast, redraw, batch_size, sets, limit)
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, local_run, sampling_of
     quiet_libraries()
     run = local_run(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
-    if captions is not None: return draw_text(run, captions, sampling, given, redraw, out, dry_run)
+    if captions is not None:
+        return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
                         sets=sets, fast=fast, out=out, dry_run=dry_run)

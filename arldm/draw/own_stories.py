@@ -18,6 +18,7 @@ from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_fold
 from ..files.pictures import read_picture
 from ..data.dataset import center_crop
 from ..data.strips import strips
+from .cast import cast_notes
 from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, open_pipeline, parse_numbers
 from .story_folder import (FINISHED, STORY_STRIP, UNFINISHED, OwnStory, checked_manifest,
@@ -106,7 +107,7 @@ def _draw_all(story, pipe, todo):
     if todo:
         drawn = FrameFiles(story.part, len(story.given) + 1, todo[0])
         frames = pipe.stream(story.captions, story.given, story.sampling.seed, drawn=drawn,
-                             **story.sampling.options())
+                             cast=story.cast, **story.sampling.options())
     n = len(story.captions)
     label = f'drawing {story.folder.name} in {story.sampling.dtype}'
     bar = progress_bar(label, 'frames', zip(todo, frames), n, initial=n - len(todo))
@@ -147,8 +148,12 @@ def _open_for(run, story):
     pipe = open_pipeline(run, story.sampling, weights=story.weights)
     pipe.set_progress_bar_config(disable=True)
     # one warning for the unknown words of all captions, instead of one for each frame
-    pipe.model.vocab.note_unknown(story.captions)
+    pipe.model.vocab.note_unknown(story.captions + list(story.cast))
     return pipe
+
+def _say_what_is_odd(story, pipe):
+    "Warn as drawing would, before a dry run ends."
+    for note in cast_notes(story.cast, story.captions, pipe.history): warnings.warn(note)
 
 def _draw_again(story, pipe, todo):
     "Draw the frames `todo` again, in order; each remembers the new frames before it."
@@ -158,8 +163,9 @@ def _draw_again(story, pipe, todo):
         label = f'redrawing {story.folder.name} in {story.sampling.dtype}'
         for k in progress_bar(label, 'frames', todo):
             drawn = FrameFiles(folder, n_given + 1, k)
-            frames = pipe.stream(story.captions[:k + 1], given, story.sampling.seed, drawn=drawn,
-                                 **story.sampling.options())
+            # an iterator: later captions may name who is in the cast
+            frames = pipe.stream(iter(story.captions[:k + 1]), given, story.sampling.seed,
+                                 drawn=drawn, cast=story.cast, **story.sampling.options())
             next(frames).save(folder/frame_name(k + 1))
     _finish(story, story.folder, _frame_names(story), redraw)
 
@@ -172,6 +178,7 @@ def draw_text(
     redraw:str=None,     # Numbers of frames to draw again, such as '2,4', or 'all'
     out:str=None,        # Folder to draw into; default: `<stem>-drawn` beside the text
     dry_run:bool=False,  # Check everything, and draw nothing
+    cast:str=None,       # Cast cards, such as 'Ada=ada.png,Bo=bo.png'
 ):                       # -> path of the folder; None after a dry run
     """Draw the story of a text file: a picture of each frame, and a strip of all.
 
@@ -184,17 +191,18 @@ def draw_text(
         redraw (str, optional): Numbers of frames to draw again, such as '2,4', or 'all'
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         dry_run (bool, default False): Check everything, and draw nothing
+        cast (str, optional): Cast cards, such as 'Ada=ada.png,Bo=bo.png'
     """
     rank, _ = rank_and_world_size()
     if dist.is_torchelastic_launched() and rank > 0: return    # the first process draws it
-    story = own_story(run, text, sampling, given, out)
+    story = own_story(run, text, sampling, given, out, cast)
     to_redraw = redraw    # None, 'all', or a list of numbers from 1
     if redraw not in (None, 'all'):
         to_redraw = parse_numbers("redraw must be 'all', or its frames", redraw)
     if not dry_run: recover_folder(story.folder)
     todo = frames_to_draw(story, to_redraw)    # raises before anything is loaded
     if dry_run:
-        if todo is not None: open_pipeline(run, story.sampling, weights=story.weights)
+        if todo is not None: _say_what_is_odd(story, _open_for(run, story))
         frames = counted(len(todo or []), 'frame')
         print(f'would draw {frames} in {story.sampling.dtype}; nothing was written')
         return

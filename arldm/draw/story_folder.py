@@ -19,11 +19,13 @@ from ..data.caption_file import listed_paths, read_captions
 from .drawing_files import frame_name
 from .drawing_record import (SamplingSettings, check_output_folder, named_folder,
                                        pipeline_folder)
+from .cast import listed_cast
 from .inputs import make_plan
 
 # %% ../../nbs/draw/46_story_folder.ipynb #33c7a407
 # what manifest.json says about a story, and the type of each value
-STORY_FIELDS = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str}}
+STORY_FIELDS = {'captions': [str], 'weights': str, 'frames': [dict], 'files': {'*': str},
+                'cast': [{'name': str, 'picture': str}]}
 # the two values of `kind` in manifest.json
 FINISHED = 'own story'
 UNFINISHED = 'unfinished own story'
@@ -40,6 +42,8 @@ class OwnStory:
         weights (str): Digest of the pipeline folder
         frames (list): For each frame its sampling settings, or {'given': digest of its file}
         sampling (SamplingSettings): Settings for the frames that are drawn now
+        cast (dict): {name: RGB picture} of the cast cards
+        cards (list): Of each card {'name': its name, 'picture': digest of its file}
     """
     folder: Path    # Folder of the finished story
     captions: list  # Captions of all frames
@@ -47,6 +51,8 @@ class OwnStory:
     weights: str    # Digest of the pipeline folder
     frames: list    # For each frame its sampling settings, or {'given': digest of its file}
     sampling: SamplingSettings  # Settings for the frames that are drawn now
+    cast: dict      # {name: RGB picture} of the cast cards
+    cards: list     # Of each card {'name': its name, 'picture': digest of its file}
 
     @property
     def part(self) -> Path:
@@ -59,7 +65,8 @@ class OwnStory:
         Returns:
             dict: as it is when read from JSON: lists, no tuples
         """
-        facts = dict(captions=self.captions, weights=self.weights, frames=self.frames)
+        facts = dict(captions=self.captions, weights=self.weights, frames=self.frames,
+                     cast=self.cards)
         return json.loads(json.dumps(facts))
 
 # %% ../../nbs/draw/46_story_folder.ipynb #984ca48d
@@ -69,6 +76,7 @@ def own_story(
     sampling:SamplingSettings,
     given:str=None,  # Paths of the pictures of the first frames, with commas between them
     out:str=None,    # Folder to draw into; default: `<stem>-drawn` beside the text
+    cast:str=None,   # Cast cards, such as 'Ada=ada.png,Bo=bo.png'
 )->OwnStory:
     """Read a story from a text file, or raise `StoryError` if it cannot be drawn.
 
@@ -77,17 +85,22 @@ def own_story(
         text (str | Path): Text file with one caption per line
         given (str, optional): Paths of the pictures of the first frames, with commas between them
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
+        cast (str, optional): Cast cards, such as 'Ada=ada.png,Bo=bo.png'
     """
     path = Path(expand_user(str(text)))
     captions = read_captions(path)
     given_files = [] if given is None else listed_paths(given, '--given')
     pictures = [read_picture(file) for file in given_files]
-    make_plan(captions, pictures)    # raises if the story cannot be drawn
+    card_files = {} if cast is None else listed_cast(cast, '--cast')
+    own_cast = {name: read_picture(file) for name, file in card_files.items()}
+    make_plan(captions, pictures, cast=own_cast)    # raises if the story cannot be drawn
     sampling.check()
     pipeline = pipeline_folder(run)
     frames = [dict(given=file_digest(file)) for file in given_files]
+    cards = [dict(name=name, picture=file_digest(file)) for name, file in card_files.items()]
     story = OwnStory(folder=_place(path, out), captions=captions, given=pictures,
-                     weights=folder_digest(pipeline), frames=frames, sampling=sampling)
+                     weights=folder_digest(pipeline), frames=frames, sampling=sampling,
+                     cast=own_cast, cards=cards)
     for folder in story.folder, story.part: check_output_folder(folder, pipeline)
     story.sampling = sampling.with_dtype(pipeline, _drawn_before(story))
     while len(frames) < len(captions): frames.append(asdict(story.sampling))
@@ -132,7 +145,19 @@ def story_difference(
         if old['captions'][k] != new['captions'][k]: return f'another caption of frame {k + 1}'
         found = _frame_difference(old['frames'][k], new['frames'][k])
         if found: return f'{found} {k + 1}'
-    return ''
+    return _cast_difference(old['cast'], new['cast'])
+
+def _cast_difference(old, new):
+    "Say in words how the first list of cards differs from the second; '' if they are the same."
+    if old == new: return ''
+    before = {card['name']: card['picture'] for card in old}
+    now = {card['name']: card['picture'] for card in new}
+    for name in now:
+        if name not in before: return f'no card of {name}'
+        if before[name] != now[name]: return f'another card of {name}'
+    for name in before:
+        if name not in now: return f'a card of {name}'
+    return 'its cards in another order'
 
 def _frame_difference(old, new):
     "Say in words how two frames differ; the caller appends the number of the frame."

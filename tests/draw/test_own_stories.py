@@ -253,6 +253,73 @@ def test_a_given_picture_is_compared_by_content(model, tmp_path):
     assert content(folder)['3.png'] != before['3.png'] and content(folder)['2.png'] == before['2.png']
 
 
+# a cast
+
+UNTRAINED = 'ignore:the model was not trained with a cast'
+
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_a_cast_is_compared_by_content(model, tmp_path, monkeypatch):
+    "Another card changes every frame: only the whole story is drawn again. The folder is what it was until then."
+    text = str(write(tmp_path/'story.txt', LINES[:2] + LINES[5:6]))
+    a, b = photo(tmp_path/'a.png'), photo(tmp_path/'b.png', 1)
+    seen = []
+    stream = StoryPipeline.stream
+    monkeypatch.setattr(StoryPipeline, 'stream', lambda *args, **options: seen.append(options['cast']) or stream(*args, **options))
+    folder = cli.draw(model, captions=text, cast=f'Ada={a}, Bo={b}', **FEW)
+    assert [np.array_equal(seen[0][name], Image.open(path)) for name, path in (('Ada', a), ('Bo', b))] == [True]*2
+    assert made(folder)['cast'] == [dict(name='Ada', picture=own.file_digest(a)), dict(name='Bo', picture=own.file_digest(b))]
+    before = content(folder)
+    shutil.copy(a, tmp_path/'copy.png')
+    assert cli.draw(model, captions=text, cast=f'Ada={tmp_path/"copy.png"},Bo={b}', **FEW) == folder and len(seen) == 1
+    advice = '--redraw all draws the whole story again'
+    for redraw in None, '3':
+        for cast, line in ((f'Ada={b},Bo={b}', 'another card of Ada'), (None, 'a card of Ada'), (f'Ada={a}', 'a card of Bo'),
+                           (f'Bo={b},Ada={a}', 'its cards in another order'), (f'Ada={a},Bo={b},Cy={a}', 'no card of Cy')):
+            one_line(f'{folder} holds a story with {line}; {advice}', run=model, captions=text, cast=cast, redraw=redraw)
+    assert content(folder) == before and len(seen) == 1
+    cli.draw(model, captions=text, cast=f'Ada={a},Bo={b}', redraw='2', **{**FEW, 'seed': 1})
+    assert list(seen[1]) == ['Ada', 'Bo'] and content(folder)['1.png'] == before['1.png'] != content(folder)['2.png']
+    cli.draw(model, captions=text, cast=f'Ada={b}', redraw='all', **FEW)
+    assert made(folder)['cast'] == [dict(name='Ada', picture=own.file_digest(b))] and list(seen[2]) == ['Ada']
+
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_a_stopped_story_keeps_its_cast(model, tmp_path, monkeypatch):
+    text = str(write(tmp_path/'story.txt', LINES[:3]))
+    a, b = photo(tmp_path/'a.png'), photo(tmp_path/'b.png', 1)
+    calm = cli.draw(model, captions=text, cast=f'Ada={a}', out=tmp_path/'calm', **FEW)
+    with monkeypatch.context() as patched, warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter('ignore')
+        stop_after(patched, 1)
+        cli.draw(model, captions=text, cast=f'Ada={a}', **FEW)
+    one_line('holds the frames of an unfinished story with another card of Ada', run=model, captions=text, cast=f'Ada={b}')
+    folder = cli.draw(model, captions=text, cast=f'Ada={a}', **FEW)
+    assert off(look(folder, 3), look(calm, 3)) <= 1 and made(folder)['cast'] == made(calm)['cast']
+
+@pytest.mark.parametrize('cast, said', [
+    ('', '--cast : expected names and pictures, such as Ada=ada.png,Bo=bo.png'), ('a.png', '--cast a.png: expected names'),
+    ('Ada=', 'expected names'), ('=a.png', 'expected names'), ('Ada=a.png,Ada=a.png', '--cast: two cards of the cast are named Ada and Ada'),
+    ('Ada=b.png', 'No such file'), ('Ada=story.txt', 'story.txt: '), ('Ada=.', 'Is a directory')])
+def test_casts_that_are_none(model, tmp_path, unopened, monkeypatch, cast, said):
+    photo(tmp_path/'a.png')
+    monkeypatch.chdir(tmp_path)
+    for dry_run in True, False:
+        one_line(said, run=model, captions=str(write(tmp_path/'story.txt')), cast=cast, dry_run=dry_run)
+    assert {p.name for p in tmp_path.iterdir()} == {'a.png', 'story.txt'}
+
+@pytest.mark.parametrize('dry_run', [True, False])
+def test_notes_on_a_cast(model, tmp_path, dry_run):
+    "A dry run says what the run says, once."
+    a = photo(tmp_path/'a.png')
+    text = str(write(tmp_path/'story.txt'))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always')
+        cli.draw(model, captions=text, cast=f'Ada={a},Bo={a}', dry_run=dry_run, **FEW)
+    said = [str(w.message) for w in heard if w.category is UserWarning and 'ca' in str(w.message)]
+    assert said == ['no caption mentions Bo; the cards are used all the same',
+                    'the model was not trained with a cast, so it may not draw what is on the cards; train it with '
+                    '--cast-probability 0.5']
+
+
 # stopped, and on to the end
 
 def stop_after(monkeypatch, n, error=KeyboardInterrupt):
@@ -433,7 +500,7 @@ def test_lines(model, tmp_path, unopened, monkeypatch, name):
     (tmp_path/'story.txt').write_bytes(text.encode())
     place = sys.modules.get('arldm.draw.story_folder', cli)
     plan = place.make_plan
-    monkeypatch.setattr(place, 'make_plan', lambda lines, *a: (seen.append(lines), plan(lines, *a))[1])
+    monkeypatch.setattr(place, 'make_plan', lambda lines, *a, **k: (seen.append(lines), plan(lines, *a, **k))[1])
     with pytest.raises(AssertionError, match='the model is loaded'): cli.draw(model, captions=str(tmp_path/'story.txt'), **FEW)
     assert seen[0] == want and not (tmp_path/'story-drawn').exists()
 
