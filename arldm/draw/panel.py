@@ -8,12 +8,17 @@ __all__ = ['StoryPanel', 'story_panel']
 # %% ../../nbs/draw/48_panel.ipynb #ebe9ffd1
 import io
 from html import escape
+from pathlib import Path
 
+import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import StoryError, error_line, first_line
-from ..data.dataset import unknown_text
+from ..files.pictures import decode
+from ..data.cast import check_names
+from ..data.dataset import center_crop, unknown_text
+from .cast import cast_notes, check_cast, rgb_picture
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/48_panel.ipynb #318169d5
@@ -46,29 +51,25 @@ class StoryPanel:
         self.num_inference_steps = num_inference_steps
         self.frames = []
         self.n_redraws = 0    # each redraw uses another seed
+        self.cards = []       # of the cast, as `add_card` puts them there
         w = _widgets()
-        wide = w.Layout(width=f'{side}px')
-        square = w.Layout(width=f'{side}px', height=f'{side}px')
         self.captions = []
         self.pictures = []
         self.redraw_buttons = []
-        for k, caption in enumerate(captions, 1):
-            self.captions.append(w.Textarea(caption, rows=5, layout=wide))
-            self.pictures.append(w.Image(value=_placeholder(k, side), layout=square))
-            button = w.Button(description='draw again', disabled=True, layout=wide)
-            button.on_click(lambda _, k=k: self.redraw(k))    # `k=k` keeps this k
-            self.redraw_buttons.append(button)
+        columns = []
+        for k, caption in enumerate(captions, 1): columns.append(self._column(w, k, caption))
         self.seed = w.BoundedIntText(0, 0, 2**31 - 1, description='seed')
         self.guidance = w.FloatSlider(2., min=1., max=8., step=.5, description='guidance')
         self.draw_button = w.Button(description='Draw', button_style='primary')
         self.draw_button.on_click(lambda _: self.draw())
         self.progress = w.Label()    # which frame is being drawn
         self.message = w.HTML()      # the last note or error
-        rows = self.captions, self.pictures, self.redraw_buttons
-        columns = [w.VBox(column) for column in zip(*rows)]
+        self.upload = w.FileUpload(accept='image/*', multiple=True, description='cast')
+        self.upload.observe(lambda _: self._add_uploaded(), 'value')
         wrapped = w.Layout(flex_flow='row wrap')
         settings = [self.seed, self.guidance, self.draw_button, self.progress]
-        self.box = w.VBox([w.HBox(settings, layout=wrapped), self.message,
+        self.cast_row = w.HBox([self.upload], layout=wrapped)
+        self.box = w.VBox([w.HBox(settings, layout=wrapped), self.message, self.cast_row,
                            w.HBox(columns, layout=wrapped)])
 
     def texts(self) -> list:
@@ -78,6 +79,72 @@ class StoryPanel:
     def _ipython_display_(self):
         from IPython.display import display
         display(self.box)
+
+# %% ../../nbs/draw/48_panel.ipynb #c01umn5x
+@patch
+def _column(self:StoryPanel, w, k, caption): # k from 1
+    "Make the widgets of one frame: its caption, its picture, and a button to draw it again."
+    wide = w.Layout(width=f'{self.side}px')
+    square = w.Layout(width=f'{self.side}px', height=f'{self.side}px')
+    self.captions.append(w.Textarea(caption, rows=5, layout=wide))
+    self.pictures.append(w.Image(value=_placeholder(k, self.side), layout=square))
+    button = w.Button(description='draw again', disabled=True, layout=wide)
+    button.on_click(lambda _: self.redraw(k))
+    self.redraw_buttons.append(button)
+    return w.VBox([self.captions[-1], self.pictures[-1], button])
+
+# %% ../../nbs/draw/48_panel.ipynb #9d1401e9
+@patch
+def add_card(self:StoryPanel,
+    name:str,
+    picture:Image.Image|np.ndarray,  # Picture, or uint8 array (h, w, 3)
+):
+    """Add a card to the cast; every frame that is drawn from now on sees it.
+
+    Args:
+        picture (Image.Image | np.ndarray): Picture, or uint8 array (h, w, 3)
+    """
+    picture = rgb_picture(picture, f'the card of {name} must be a picture')
+    w = _widgets()
+    side = self.side//2
+    wide = w.Layout(width=f'{self.side}px')
+    square = w.Layout(width=f'{side}px', height=f'{side}px')
+    shown = w.Image(value=_png(center_crop(picture, min(picture.size)), side), layout=square)
+    remove = w.Button(description='remove', layout=wide)
+    card = w.VBox([shown, w.Text(name, layout=wide), remove])
+    remove.on_click(lambda _: self._remove_card(card))
+    self.cards.append((card, picture))
+    self._show_cards()
+
+@patch
+def _remove_card(self:StoryPanel, card):
+    self.cards = [pair for pair in self.cards if pair[0] is not card]
+    self._show_cards()
+
+@patch
+def _show_cards(self:StoryPanel):
+    self.cast_row.children = [self.upload, *(card for card, _ in self.cards)]
+
+@patch
+def cast(self:StoryPanel) -> dict: # {name: RGB picture}
+    """Return the cast with the names as the fields show them now.
+
+    Returns:
+        dict: {name: RGB picture}
+    """
+    names = [card.children[1].value.strip() for card, _ in self.cards]
+    check_names(names, 'cast')
+    return dict(zip(names, (picture for _, picture in self.cards)))
+
+@patch
+def _add_uploaded(self:StoryPanel):
+    "Make a card of each file that the button was given; say which are no pictures."
+    files = self.upload.value
+    if not files: return
+    self.upload.value = ()
+    for file in files:
+        try: self.add_card(Path(file['name']).stem, decode(bytes(file['content'])))
+        except StoryError as e: self._say(f'{file["name"]}: {e}')
 
 # %% ../../nbs/draw/48_panel.ipynb #d2d43787
 @patch
@@ -101,16 +168,25 @@ def _error_text(e):
 
 @patch
 def _say(self:StoryPanel, text):
-    "Show a note or an error below the buttons, as text."
-    self.message.value = escape(text, quote=False)
+    "Show notes or an error below the buttons, as text."
+    self.message.value = escape(text, quote=False).replace('\n', '<br>')
 
 @patch
-def _run(self:StoryPanel, work): # work() yields (k, frame), k from 0
+def _notes(self:StoryPanel, cast):
+    "Return what is odd about captions and cast, a line each."
+    texts = self.texts()
+    notes = [unknown_text(self.pipe.model.vocab.unknown_words([*texts, *cast]))]
+    notes += cast_notes(cast, texts, self.pipe.history)
+    return '\n'.join(filter(None, notes))
+
+@patch
+def _run(self:StoryPanel, work): # work(cast) yields (k, frame), k from 0
     "Show each frame that `work` draws, with the buttons off; show notes and errors as a line."
     for button in (self.draw_button, *self.redraw_buttons): button.disabled = True
     try:
-        self._say(unknown_text(self.pipe.model.vocab.unknown_words(self.texts())))
-        for k, frame in work(): self._show(k, frame)
+        cast = self.cast()
+        self._say(self._notes(cast))
+        for k, frame in work(cast): self._show(k, frame)
     except StoryError as e: self._say(str(e))
     except BaseException as e:
         # of what a callback raises, a reader sees only what is shown here
@@ -129,10 +205,10 @@ def draw(self:StoryPanel):
         for k, text in enumerate(self.texts(), 1):
             self.progress.value = f'drawing frame {k} of {len(self.captions)}'
             yield text
-    def work():
+    def work(cast):
         frames = self.pipe.stream(
             captions(), seed=self.seed.value, num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance.value)
+            guidance_scale=self.guidance.value, cast=cast)
         for k, frame in enumerate(frames):
             if k == 0: self._clear()    # not before: the earlier drawing stays if this one fails
             yield k, frame
@@ -147,13 +223,13 @@ def redraw(self:StoryPanel,
     Args:
         k (int): Number of the frame, from 1
     """
-    def work():
+    def work(cast):
         self.n_redraws += 1
         self.progress.value = f'drawing frame {k} of {len(self.captions)} again'
         # far from the seed in the field, so that the next seed there draws something else
         seed = self.seed.value + 1000*self.n_redraws
         out = self.pipe(self.texts(), self.frames, self.num_inference_steps, self.guidance.value,
-                        redraw=[k], seed=seed)
+                        redraw=[k], seed=seed, cast=cast)
         yield k - 1, out.frames[0][0]
     self._run(work)
 
@@ -163,6 +239,7 @@ def story_panel(
     captions:list|str,            # Initial captions, one field for each
     side:int=160,                 # Height and width of a frame on the screen, in pixels
     num_inference_steps:int=15,   # Denoising steps per frame
+    cast:dict=None,               # Initial cast, {name: picture}
 )->StoryPanel:
     """Make a panel to type captions, draw the story and redraw single frames.
 
@@ -170,7 +247,10 @@ def story_panel(
         captions (list | str): Initial captions, one field for each
         side (int, default 160): Height and width of a frame on the screen, in pixels
         num_inference_steps (int, default 15): Denoising steps per frame
+        cast (dict, optional): Initial cast, {name: picture}
     """
     if side < 16: raise StoryError(f'side must be at least 16 pixels, got {side}')
     if isinstance(captions, str): captions = [captions]
-    return StoryPanel(pipe, captions, side, num_inference_steps)
+    panel = StoryPanel(pipe, captions, side, num_inference_steps)
+    for name, picture in check_cast(cast).items(): panel.add_card(name, picture)
+    return panel

@@ -1,4 +1,5 @@
 "The panel in a notebook, by its widgets: numbers, then frames; what it is drawing; every error as a line."
+from datetime import datetime, timezone
 from io import BytesIO
 
 import pytest
@@ -96,3 +97,39 @@ def test_the_panel_names_unknown_words(pipe, monkeypatch):
     panel.captions[0].value = 'Ada is a big red star.'
     panel.draw_button.click()
     assert panel.message.value == ''
+
+def dropped(*files): # what the button holds when (name, bytes) were dropped on it
+    return [dict(name=name, type='image/png', size=len(data), content=data, last_modified=datetime.now(timezone.utc))
+            for name, data in files]
+
+def png(colour):
+    file = BytesIO()
+    Image.new('RGB', (40, 20), colour).save(file, 'PNG')
+    return file.getvalue()
+
+@pytest.mark.filterwarnings('ignore:the model was not trained', 'ignore:no caption mentions')
+def test_cards_are_dropped_named_and_removed(pipe, monkeypatch):
+    "Both ways of drawing show them; of other files the panel says what they are."
+    seen = []
+    call = type(pipe).__call__
+    monkeypatch.setattr(type(pipe), 'stream', lambda *a, cast, **k: seen.append(cast) or iter([Image.new('RGB', (64, 64))]*2))
+    monkeypatch.setattr(type(pipe), '__call__', lambda *a, cast, **k: seen.append(cast) or call(*a, cast=cast, **k))
+    panel = story_panel(pipe, ['Ada is a big red star.', 'She jumps.'], num_inference_steps=1, cast={'Ada': Image.new('L', (30, 30))})
+    panel.upload.value = dropped(('Bo.png', png('red')), ('notes.txt', b'no picture'))
+    assert panel.message.value.startswith('notes.txt: ') and panel.upload.value == ()
+    assert [*panel.cast()] == ['Ada', 'Bo'] and len(panel.cast_row.children) == 3
+    panel.draw()
+    assert [*seen[0]] == ['Ada', 'Bo'] and seen[0]['Bo'].getpixel((0, 0)) == (255, 0, 0)
+    assert panel.message.value.endswith('no caption mentions Bo; the cards are used all the same<br>the model was not trained with a '
+                                        'cast, so it may not draw what is on the cards; train it with --cast-probability 0.5')
+    name, remove = panel.cast_row.children[2].children[1:]
+    name.value = 'ada '
+    panel.draw()
+    assert panel.message.value == 'cast: two cards of the cast are named Ada and ada; names must differ' and len(seen) == 1
+    name.value = 'Cy'
+    panel.redraw(2)
+    assert [*seen[1]] == ['Ada', 'Cy']
+    remove.click()
+    panel.draw()
+    assert [*seen[2]] == ['Ada'] and len(panel.cast_row.children) == 2
+    with pytest.raises(StoryError, match='the card of Di must be a picture, got str'): story_panel(pipe, ['a'], cast={'Di': 'di.png'})
