@@ -27,8 +27,7 @@ def _check_options(captions, given, cast, redraw, batch_size, sets, limit):
 @command(**_DRAW)
 def draw(
     run:str|Path,           # Run folder, pipeline folder, or a pipeline's name on the hub
-    *,
-    data:str|Path=None,     # Story file; default: the one that the run was trained on
+    *, data:str|Path=None,  # Story file; default: the one that the run was trained on
     split:str='test',       # Split of the story file to draw
     limit:int=None,         # Number of stories to draw, from the first on; default: all
     sets:int=1,             # Number of drawings of every story, each from another seed
@@ -52,8 +51,6 @@ def draw(
 
     Examples:
         arldm-draw runs/toy
-        arldm-draw runs/toy --limit 8
-        arldm-draw runs/toy --captions story.txt
         arldm-draw runs/toy --captions story.txt --cast Ada=ada.png,Bo=bo.png
 
     Args:

@@ -59,6 +59,7 @@ def check_cast(
         checked[name] = rgb_picture(picture, f'the card of {name} must be a picture')
     return checked
 
+# %% ../../nbs/draw/40b_cast.ipynb #d4765f26
 def listed_cast(
     text:str, # Names and picture files, such as 'Ada=ada.png,Bo=~/bo.png'
     flag:str, # With which they were passed, for messages, such as '--cast'

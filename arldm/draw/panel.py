@@ -125,6 +125,7 @@ def _remove_card(self:StoryPanel, card):
 def _show_cards(self:StoryPanel):
     self.cast_row.children = [self.upload, *(card for card, _ in self.cards)]
 
+# %% ../../nbs/draw/48_panel.ipynb #f325d92b
 @patch
 def cast(self:StoryPanel) -> dict: # {name: RGB picture}
     """Return the cast with the names as the fields show them now.
@@ -161,6 +162,7 @@ def _show(self:StoryPanel, k, frame): # k from 0
     self.frames[k:k+1] = [frame]
     self.pictures[k].value = _png(frame, self.side)
 
+# %% ../../nbs/draw/48_panel.ipynb #bc7ed5c5
 def _error_text(e):
     "Return the line that the panel shows of an exception."
     if isinstance(e, KeyboardInterrupt): return 'stopped'

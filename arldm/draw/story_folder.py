@@ -106,6 +106,7 @@ def own_story(
     while len(frames) < len(captions): frames.append(asdict(story.sampling))
     return story
 
+# %% ../../nbs/draw/46_story_folder.ipynb #6050d5c4
 def _drawn_before(story):
     "Return the settings of the first frame that was drawn into the story's folders, or {}."
     for manifest in checked_manifest(story.folder), checked_manifest(story.part, True):
