@@ -97,6 +97,8 @@ class Subject:
             centre, more = fixed random places; 0 = a random crop every time
         n_slots (int, default 0): Frames of the longest story, all but its last remembered; 0 = as
             in the model or the corpus
+        cast_probability (float, default 0.0): Probability that a training story shows its cast;
+            above 0, the model learns to use cast cards
         legacy (bool, default False): Behave as the original 2022 code where this book deliberately
             differs
         guidance_scale (float, default 2.0): Classifier-free guidance scale of drawings; 1 = no
@@ -120,6 +122,8 @@ class Subject:
     crops: int = 1
     # Frames of the longest story, all but its last remembered; 0 = as in the model or the corpus
     n_slots: int = 0
+    # Probability that a training story shows its cast; above 0, the model learns to use cast cards
+    cast_probability: float = 0.
     # Behave as the original 2022 code where this book deliberately differs
     legacy: bool = False
     guidance_scale: float = 2.0  # Classifier-free guidance scale of drawings; 1 = no guidance
@@ -362,6 +366,7 @@ _NOT_NEGATIVE = ('max_train_samples', 'autoencoder_steps', 'crops', 'n_slots',
 # Settings that must be above 0, and at least 0 and below 1
 _ABOVE_0 = 'timestep_bias_power', 'lr_power', 'adam_epsilon'
 _DECAYS = 'ema_decay', 'adam_beta1', 'adam_beta2'
+_PROBABILITIES = 'cond_dropout', 'cast_probability'
 
 def _check_numbers(s):
     "Raise a `StoryError` for the first number that is out of its range or not finite."
@@ -373,8 +378,9 @@ def _check_numbers(s):
     for k in _DECAYS:
         if not 0 <= getattr(s, k) < 1:
             raise StoryError(f'{k} must be at least 0 and below 1, got {getattr(s, k)}')
-    if not 0 <= s.cond_dropout <= 1:
-        raise StoryError(f'cond_dropout must be between 0 and 1, got {s.cond_dropout}')
+    for k in _PROBABILITIES:
+        if not 0 <= getattr(s, k) <= 1:
+            raise StoryError(f'{k} must be between 0 and 1, got {getattr(s, k)}')
     if not 0 <= s.seed < 2**32:
         raise StoryError(f'seed must be at least 0 and below 2^32, got {s.seed}')
 

@@ -35,8 +35,9 @@ from ..train.frozen import Unloaded, store_frozen
 from ..train.loop import accelerator, train_steps
 from ..train.lora import add_lora, merge_lora, save_lora
 from ..train.optim import averaged, make_ema, optimizer_kind
-from ..train.setup import (all_captions, check_lengths, with_current_paths, make_model,
-                               open_run, start_hints, training_split, validation_split)
+from ..train.setup import (all_texts, check_lengths, check_training_cast, make_model, open_run,
+                               start_hints, training_split, validation_split,
+                               with_current_paths)
 from ..train.trackers import Trackers, tracker_names
 from ..draw.pipeline import StoryPipeline
 from ..draw.pushing import push_run, repo_to_push
@@ -68,6 +69,9 @@ def _amount(job): # how many stories train, for the user
     n = len(job.stories)
     per_step = job.s.stories_per_step*job.acc.num_processes
     stories = counted(n, 'story', 'stories')
+    p = job.s.cast_probability
+    with_cast = sum(bool(job.stories.cast(i)) for i in range(n))
+    if with_cast: stories += f' ({with_cast:,} with a cast, shown with probability {p:g})'
     if n >= per_step: return stories
     return f'{stories}, fewer than the {per_step:,} of a step, which takes some several times'
 
@@ -85,9 +89,12 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
     n_slots = model.history.config.n_slots
     check_lengths(train, s, n_slots)
     if val: check_lengths(val, s, n_slots, n=max(s.num_validation_stories, STRIPS))
-    stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops)
+    stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops,
+                       cast_probability=s.cast_probability)
+    cast_note = check_training_cast(stories)
     if acc.is_main_process:
-        model.vocab.note_unknown(all_captions(train))
+        if cast_note: warnings.warn(cast_note)
+        model.vocab.note_unknown(all_texts(train, s))
         note_captions(captions, model)
     has_autoencoder = not s.autoencoder_steps
     if s.autoencoder_steps and (run/'autoencoder').exists():
@@ -95,7 +102,9 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
         has_autoencoder = True
     val_stories = None
     if val and s.num_validation_stories:
-        val_stories = _dataset(val.first(s.num_validation_stories), model, s)
+        # Whatever the probability in training: a validation loss has nothing random
+        val_stories = _dataset(val.first(s.num_validation_stories), model, s,
+                               cast_probability=float(model.history.config.cast))
     # Of other weights the cache has other features; `build_cache` compares it, too
     if s.crops and has_autoencoder:
         check_cache(model, stories, cache, s.mixed_precision)

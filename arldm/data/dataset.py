@@ -290,8 +290,9 @@ class StoryDataset(Dataset):
         self.legacy = legacy
         self.crops = crops
         self.cast_probability = cast_probability
-        # Of more cards, the model remembers none; a vocabulary knows no limit
-        self.max_cards = model.history.config.n_slots - 1 if hasattr(model, 'history') else None
+        self.max_cards = None   # Of a story; a vocabulary alone knows no limit
+        # A model has room for as many cards as frames that it remembers
+        if hasattr(model, 'history'): self.max_cards = max(1, model.history.config.n_slots - 1)
 
     def __len__(self): return len(self.split)
 
@@ -349,6 +350,7 @@ def crop_picture(self:StoryDataset,
     row:int,             # Its row in `/frames`
     crop:int,            # Number of the crop; row and number determine where it lies
     memory:bool=False,   # Return it as a memory picture, not as a frame
+    card:bool=False,     # Return it as a cast card: a memory picture that was never a frame
 )->Image.Image:          # (resolution, resolution), or (memory_side, memory_side)
     """Crop a square from a picture: at a random place, or from the centre if that is the only crop.
 
@@ -356,12 +358,14 @@ def crop_picture(self:StoryDataset,
         row (int): Its row in `/frames`
         crop (int): Number of the crop; row and number determine where it lies
         memory (bool, default False): Return it as a memory picture, not as a frame
+        card (bool, default False): Return it as a cast card: a memory picture that was never a
+            frame
 
     Returns:
         Image.Image: (resolution, resolution), or (memory_side, memory_side)
     """
     at = (.5, .5) if self.n_crops == 1 else np.random.default_rng((row, crop)).random(2)
-    if memory and self.legacy: return center_crop(picture, self.memory_side, at)
+    if card or memory and self.legacy: return center_crop(picture, self.memory_side, at)
     frame = center_crop(picture, self.resolution, at)
     return frame.resize((self.memory_side,)*2, Image.BILINEAR) if memory else frame
 
@@ -413,7 +417,7 @@ def crop_cast(self:StoryDataset,
     i:int,       # Index of the story in the split
     cards:list,  # Of `choose_cast`, at least one
 )->Tensor:       # uint8 (C, 3, h, w)
-    """Return the pictures of cards as memory pictures.
+    """Return the pictures of cards, cropped.
 
     Args:
         i (int): Index of the story in the split
@@ -422,14 +426,14 @@ def crop_cast(self:StoryDataset,
     Returns:
         Tensor: uint8 (C, 3, h, w)
     """
-    memories = []
+    cropped = []
     for name, row, crop in cards:
         try: picture = decode(self.split.file.picture(row))
         except StoryError as e:
             where = f'story {self.split.ids[i]}, card {name} of the cast'
             raise StoryError(f'{where}: {e}') from None
-        memories.append(self.crop_picture(picture, row, crop, memory=True))
-    return pixels(memories)
+        cropped.append(self.crop_picture(picture, row, crop, card=True))
+    return pixels(cropped)
 
 # %% ../../nbs/data/16_dataset.ipynb #e6f9d200
 @patch

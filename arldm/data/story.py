@@ -13,13 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
-from typing import Callable, Iterable
 
 import h5py, numpy as np
 from fastcore.basics import patch
-from PIL import Image
 
-from ..core import CORPORA, StoryError, counted, expand_user, one_of
+from ..core import CORPORA, StoryError, expand_user, one_of
 from ..files.atomic import atomic_path, check_shape, refuse_foreign
 from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
 from ..files.pictures import decode, encoded_picture, shrink, to_png
@@ -27,7 +25,7 @@ from .cast import cast_rows, encoded_cast, fits_cast
 from .legacy import is_original, original_attrs, original_index, original_picture
 from .splits import (as_tuple, count_index, describe_index, divided_splits, has_holes,
                                index_stories, numbered_splits)
-from .strips import sheet, strips
+from .strips import below_cast, sheet, strips
 
 # %% ../../nbs/data/12_story.ipynb #07572c4a
 @dataclass(frozen=True)
@@ -87,11 +85,14 @@ def _encoded_frame(frame, where):
     except StoryError as e: raise StoryError(f'{where}: {e}') from None
 
 @patch
+def cards(self:Story)->dict:
+    "Decode the pictures of the cast: name -> picture."
+    return {name: decode(picture) for name, picture in self.cast.items()}
+
+@patch
 def _repr_png_(self:Story):
-    frames = strips([self.pictures()], captions=self.captions, palette=False)
-    if not self.cast: return to_png(sheet([frames]))
-    cards = [decode(picture) for picture in self.cast.values()]
-    return to_png(sheet([strips([cards], list(self.cast), palette=False), frames]))
+    strip = strips([self.pictures()], captions=self.captions, palette=False)
+    return to_png(sheet([below_cast(strip, self.cards())]))
 
 # %% ../../nbs/data/12_story.ipynb #7ecd1f5b
 class NoStories(StoryError):
@@ -455,8 +456,7 @@ def from_pictures(cls:StoryFile,
     Returns:
         StoryFile: Ids and albums are the numbers of the stories, from 1
     """
-    if isinstance(stories, dict): splits = numbered_splits(stories)
-    else: splits = divided_splits(stories, seed)
-    made = {split: starmap(_as_story, items) for split, items in splits.items()}
+    items = numbered_splits(stories) if isinstance(stories, dict) else divided_splits(stories, seed)
+    made = {split: starmap(_as_story, of_split) for split, of_split in items.items()}
     write_stories(path, made, corpus, resolution)
     return cls(path)

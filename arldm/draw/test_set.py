@@ -22,8 +22,8 @@ from .pipeline import StoryPipeline
 def _first_pictures(story, n): # PIL pictures of the first n frames
     return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()
 
-def _read_story(stories, i, n_given, out):
-    "Return (captions, given pictures) of story i, or the `StoryError` why it cannot be drawn."
+def _read_story(pipe, stories, i, n_given, out):
+    "Return (captions, given pictures, cast), or the `StoryError` why story i cannot be drawn."
     story_id = stories.ids[i]
     try:
         folder = out/plain_name(story_id, story_id)
@@ -32,9 +32,10 @@ def _read_story(stories, i, n_given, out):
                              'belong there')
         captions = list(stories.captions(i))
         given = _first_pictures(stories[i], n_given) if n_given else []
-        make_plan(captions, given)    # raises if the story cannot be drawn
+        cast = stories[i].cards() if pipe.model.history.config.cast else {}
+        make_plan(captions, given, cast=cast)    # raises if the story cannot be drawn
     except StoryError as e: return e
-    return captions, given
+    return captions, given, cast
 
 def _write(out, story_id, frames, n_given):
     "Write the drawn frames of a story, unless another command has drawn it meanwhile."
@@ -91,15 +92,15 @@ def draw_split(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), batch):
             rows = todo[start:start + batch]
-            read = list(pool.map(lambda i: _read_story(stories, i, n_given, folder), rows))
-            ready = {}    # {i: (captions, given pictures)}
+            read = list(pool.map(lambda i: _read_story(pipe, stories, i, n_given, folder), rows))
+            ready = {}    # {i: (captions, given pictures, cast)}
             for i, story in zip(rows, read):
                 if isinstance(story, StoryError): yield stories.ids[i], story
                 else: ready[i] = story
             if not ready: continue
-            captions, given = zip(*ready.values())
+            captions, given, casts = map(list, zip(*ready.values()))
             seeds = [seed + i for i in ready]
-            drawn = pipe(list(captions), list(given), seed=seeds, **sampling).frames
+            drawn = pipe(captions, given, seed=seeds, cast=casts, **sampling).frames
             ids = [stories.ids[i] for i in ready]
             def write(story_id, frames): _write(folder, story_id, frames, n_given)
             list(pool.map(write, ids, drawn))    # all are written before the first is yielded

@@ -15,7 +15,7 @@ from ..files.atomic import atomic_path
 from ..files.raw_folder import plain_name
 from ..data.caption_file import listed_paths, read_captions
 from ..data.story import StoryFile
-from ..data.strips import strips
+from ..data.strips import below_cast, strips
 from ..model.arldm import ARLDM
 from ..train.setup import training_split, validation_split
 from .pipeline import StoryPipeline
@@ -69,8 +69,9 @@ def note_captions(
 STRIPS = 2        # validation stories that are drawn with every checkpoint
 STRIP_STEPS = 10  # in which each of their frames is drawn
 
-def _draw(pipe, s, captions, given=None): # -> the drawn frames of each story
-    out = pipe(captions, given, STRIP_STEPS, s.guidance_scale, s.resolution, s.resolution)
+def _draw(pipe, s, captions, given=None, cast=None): # -> the drawn frames of each story
+    out = pipe(captions, given, STRIP_STEPS, s.guidance_scale, s.resolution, s.resolution,
+               cast=cast)
     return out.frames
 
 def _save(strip, folder, step, name):
@@ -102,10 +103,13 @@ def draw_strips(
     stories = [split[i] for i in range(min(STRIPS, len(split)))]
     captions = [list(story.captions) for story in stories]
     given = [story.pictures()[:n_given] for story in stories] if n_given else None
+    casts = [story.cards() if net.history.config.cast else {} for story in stories]
+    drawn = _draw(pipe, s, captions, given, casts)
     pictures = {}
-    for i, (story, frames) in enumerate(zip(stories, _draw(pipe, s, captions, given)), 1):
+    for i, (story, cast, frames) in enumerate(zip(stories, casts, drawn), 1):
         rows = [story.pictures(), [None]*n_given + frames]
         strip = strips(rows, story.captions, ['reference', 'drawn'], palette=False)
+        strip = below_cast(strip, cast, ['cast'])
         try: name = plain_name(story.id, story.id)
         # An id that no file can have
         except BadStory: name = f'story {i}'

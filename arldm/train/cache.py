@@ -11,7 +11,7 @@ import hashlib, json, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -40,19 +40,24 @@ def frozen_parts(model:ARLDM) -> dict: # 'moments', 'captions', 'slots' -> what 
 # %% ../../nbs/train/33_cache.ipynb #fdb8c53d
 def frozen_inputs(
     stories:StoryDataset,  # With `crops`, or not for training
-)->dict:                   # moments: (row, crop), captions: (caption,), slots: (row, crop, caption)
+    # moments: (row, crop), captions: (caption,), slots: (row, crop, caption); and, if a story may
+    # show its cast, cards: (row, crop, name)
+)->dict:
     """List all inputs of frozen parts that training on these stories can need, sorted by kind.
 
     Args:
         stories (StoryDataset): With `crops`, or not for training
 
     Returns:
-        dict: moments: (row, crop), captions: (caption,), slots: (row, crop, caption)
+        dict: moments: (row, crop), captions: (caption,), slots: (row, crop, caption); and, if a
+            story may show its cast, cards: (row, crop, name)
     """
     if stories.train and not stories.crops:
         raise StoryError('crops that are always new cannot be cached; fix their number, crops=4')
-    moments, captions, slots = set(), set(), set()
+    moments, captions, slots, cards = set(), set(), set(), set()
     for i in range(len(stories)):
+        for name, row in stories.cast(i).items():
+            for cropped in _crops_of(stories, np.array(row)): cards.add((*cropped, name))
         texts = stories.split.captions(i)
         rows = stories.split.rows(i)
         for k, caption in enumerate(texts):
@@ -62,7 +67,16 @@ def frozen_inputs(
             # No frame sees the slot of the last one
             if k + 1 == len(texts): continue
             for row, crop in cropped: slots.add((row, crop, caption))
-    return dict(moments=sorted(moments), captions=sorted(captions), slots=sorted(slots))
+    found = dict(moments=moments, captions=captions, slots=slots)
+    if cards: found['cards'] = cards
+    return {kind: sorted(keys) for kind, keys in found.items()}
+
+# kind of features -> the kind whose part computes them
+_COMPUTED_AS = dict(moments='moments', captions='captions', slots='slots', cards='slots')
+
+def _inputs_of(frozen, stories): # the `frozen_inputs` of the kinds that are among `frozen`
+    inputs = frozen_inputs(stories)
+    return {kind: keys for kind, keys in inputs.items() if _COMPUTED_AS[kind] in frozen}
 
 def _crops_of(stories, rows): # [(row, crop)] that a frame with these picture rows may show
     rows = [row for row in rows.ravel().tolist() if row >= 0]
@@ -76,10 +90,12 @@ def _crops_of(stories, rows): # [(row, crop)] that a frame with these picture ro
 def _label(stories, weights, mixed_precision):
     "Describe what the features of a cache are computed from, for `cache.json`."
     s, vocab = stories, stories.vocab
-    return dict(weights=weights, words=vocabulary_digest(vocab), data=data_digest(s.split),
-                length=vocab.length, resolution=s.resolution, memory_side=s.memory_side,
-                crops='the centre' if s.n_crops == 1 else s.crops, legacy=s.legacy,
-                mixed_precision=mixed_precision)
+    label = dict(weights=weights, words=vocabulary_digest(vocab), data=data_digest(s.split),
+                 length=vocab.length, resolution=s.resolution, memory_side=s.memory_side,
+                 crops='the centre' if s.n_crops == 1 else s.crops, legacy=s.legacy,
+                 mixed_precision=mixed_precision)
+    if s.cast_probability: label['cards'] = s.max_cards or 'all'
+    return label
 
 def _read_label(folder):
     return load_json(folder/'cache.json', {'weights': {'*': str}, 'mixed_precision': str})
@@ -90,10 +106,11 @@ def _short(x): # a digest is shortened for a message
 def _compare(folder, label, old):
     "Raise `StoryError` if the features in a folder, labelled `old`, have another label."
     other = []
-    for k in label:
-        if old.get(k) == label[k]: continue
+    for k in {**label, **old}:
+        before, now = old.get(k), label.get(k)
+        if before == now: continue
         if k == 'weights': other.append(k)
-        else: other.append(f'{k} {_short(old.get(k))}, not {_short(label[k])}')
+        else: other.append(f'{k} {_short(before)}, not {_short(now)}')
     if other:
         raise StoryError(f'{folder} was computed from other {", ".join(other)}; name another '
                          'folder for the cache (--cache), or move it away')
@@ -103,13 +120,13 @@ def _compare(folder, label, old):
 def encode_inputs(
     model:ARLDM,
     stories:StoryDataset,
-    kind:str,   # 'moments', 'captions' or 'slots'
+    kind:str,   # 'moments', 'captions', 'slots' or 'cards'
     keys:list,  # Some `frozen_inputs` of that kind
 )->list:        # A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
     """Compute the output of a frozen part for some inputs.
 
     Args:
-        kind (str): 'moments', 'captions' or 'slots'
+        kind (str): 'moments', 'captions', 'slots' or 'cards'
         keys (list): Some `frozen_inputs` of that kind
 
     Returns:
@@ -124,7 +141,7 @@ def encode_inputs(
     cropped = [key[:2] for key in keys]
     # One picture may have several captions; it is encoded once
     different = list(dict.fromkeys(cropped))
-    pictures = _crop_pictures(stories, different, kind == 'slots')
+    pictures = _crop_pictures(stories, different, kind)
     if kind == 'moments': return list(model.moments(pictures)[:, None])
     which = torch.tensor([different.index(c) for c in cropped], device=device)
     slots = model.encode_slots(to_memory(pictures.to(device)), tokens, which)
@@ -133,19 +150,23 @@ def encode_inputs(
 def _real_tokens(encoded, real): # (n, S, D), bool (n, S) -> n tensors (tokens, D)
     return [x[mask] for x, mask in zip(encoded, real)]
 
-def _crop_pictures(stories, cropped, memory): # [(row, crop)] -> uint8 (n, 3, h, w)
+# %% ../../nbs/train/33_cache.ipynb #be79dcc1
+def _crop_pictures(stories, cropped, kind): # [(row, crop)] -> uint8 (n, 3, h, w)
     whole = {}
     crops = []
     for row, crop in cropped:
         if row not in whole: whole[row] = _picture(stories.split, row)
-        crops.append(stories.crop_picture(whole[row], row, crop, memory))
+        crops.append(stories.crop_picture(whole[row], row, crop, memory=kind == 'slots',
+                                          card=kind == 'cards'))
     return pixels(crops)
 
 def _picture(split, row):
     try: return decode(split.file.picture(row))
     except StoryError as e:
-        story = next(split.ids[i] for i in range(len(split)) if row in split.rows(i))
-        raise StoryError(f'story {story}: {e}') from None
+        for i in range(len(split)):
+            if row in split.rows(i) or row in split.cast(i).values():
+                raise StoryError(f'story {split.ids[i]}: {e}') from None
+        raise
 
 # %% ../../nbs/train/33_cache.ipynb #7fbd67df
 SHARD = 512  # inputs per file
@@ -247,8 +268,7 @@ def build_cache(
     """
     folder = Path(folder)
     model.eval()
-    parts = frozen_parts(model)
-    inputs = {kind: keys for kind, keys in frozen_inputs(stories).items() if kind in parts}
+    inputs = _inputs_of(frozen_parts(model), stories)
     label = check_cache(model, stories, folder, mixed_precision)
     if rank == 0 and not create_json(folder/'cache.json', label):
         _compare(folder, label, _read_label(folder))
@@ -312,7 +332,7 @@ class CachedStories(Dataset):
             label = _read_label(self.folder)
             expected = _label(stories, label['weights'], label['mixed_precision'])
             _compare(folder, expected, label)
-            keys = {k: v for k, v in frozen_inputs(stories).items() if k in label['weights']}
+            keys = _inputs_of(label['weights'], stories)
         self.places = {}
         for kind, inputs in keys.items():
             self.places[kind] = {key: n for n, key in enumerate(inputs)}
@@ -374,4 +394,16 @@ def __getitem__(self:CachedStories, i:int|tuple) -> dict:
         item['memory'] = pixels(memories)
     null = self._null()
     for name in null.keys(): item[name] = null.get_tensor(name)
+    item.update(self._cards(i, epoch))
     return item
+
+@patch
+def _cards(self:CachedStories, i, epoch): # what the cast adds to an item
+    cards = self.stories.choose_cast(i, epoch)
+    if not cards: return {}
+    found = self.stories.cast_tokens(cards)
+    if 'cards' in self.places:
+        keys = [(row, crop, name) for name, row, crop in cards]
+        found['cast_slots'] = self._padded('cards', keys)
+    else: found['cast_memory'] = self.stories.crop_cast(i, cards)
+    return found

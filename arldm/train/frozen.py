@@ -65,7 +65,8 @@ def _return_memory():
 
 # %% ../../nbs/train/37b_frozen.ipynb #0999d0c4
 # kind of cached features -> the part that computes them
-_COMPUTED_BY = dict(moments='vae', captions='text_encoder', slots='memory_encoder')
+_COMPUTED_BY = dict(moments='vae', captions='text_encoder', slots='memory_encoder',
+                    cards='memory_encoder')
 
 class Unloaded:
     """Frees the weights of parts whose features are cached; `loaded` brings them back for a while.
@@ -86,7 +87,7 @@ class Unloaded:
         self.digests = {}
         for kind in stories.places:
             name = _COMPUTED_BY[kind]
-            self.digests[name] = part_digest(getattr(model, name))
+            if name not in self.digests: self.digests[name] = part_digest(getattr(model, name))
         self._free()
 
     def _free(self):

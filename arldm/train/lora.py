@@ -206,24 +206,30 @@ def load_trained(
     return replace_trained(model, {k: x for k, x in tensors.items() if not k.startswith('base.')})
 
 # %% ../../nbs/train/36b_lora.ipynb #4244e825
+_CAST = 'history.cast_embedding.weight'   # which a base may lack
+
 def replace_trained(
     model:ARLDM,
     tensors:dict,  # Name of a parameter -> tensor
-)->dict:           # The same names -> the tensors that were there before
-    """Replace parameters by tensors, in place, with as many slots as these have.
+)->dict:           # Name -> the tensor that was there before
+    """Replace parameters by tensors, in place; slots and embedding of the cast are as in these.
 
     Args:
         tensors (dict): Name of a parameter -> tensor
 
     Returns:
-        dict: The same names -> the tensors that were there before
+        dict: Name -> the tensor that was there before
     """
     before = {}
     for name, p in model.named_parameters():
-        if name in tensors: before[name] = p.detach().clone()
-    unknown = sorted(tensors.keys() - before.keys())
+        if name in tensors or name == _CAST: before[name] = p.detach().clone()
+    unknown = sorted(tensors.keys() - before.keys() - {_CAST})
     if unknown: raise StoryError(f'the model has no {unknown[0]}')
     history = model.history
+    if _CAST in tensors: history.add_cast()
+    elif history.config.cast:
+        del history.cast_embedding
+        history.register_to_config(cast=False)
     slots, width = tensors['history.time_embedding.weight'].shape
     if slots != history.config.n_slots:
         history.time_embedding = nn.Embedding(slots, width, device=model.device,
