@@ -50,10 +50,10 @@ def bench(
     """
     one_of('benchmark', benchmark, BENCHMARKS)
     if size is not None: one_of('size', size, BENCH_SIZES)
+    quiet_libraries()
     from arldm.bench.gpu import measure_gpu
     from arldm.bench.gpu_tables import tables_from
     from arldm.bench.speed import measure_lines
-    quiet_libraries()
     if tables: return tables_from(tables)
     if benchmark == 'gpu': return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
     return measure_lines(benchmark, size or 'tiny', out)

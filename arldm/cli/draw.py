@@ -80,9 +80,9 @@ def draw(
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     _check_options(captions, given, cast, redraw, batch_size, sets, limit)
+    quiet_libraries()
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, local_run, sampling_of
-    quiet_libraries()
     run = local_run(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)

@@ -54,11 +54,11 @@ def port(
     if not source.exists():
         raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')
     if os.path.lexists(out): raise FolderTaken(out)
+    quiet_libraries()
     from arldm.model.arldm import ARLDM
     from arldm.model.pretrained import tokenizers
     from arldm.train.setup import check_place
     from arldm.cli.porting import convert_checkpoint, write_checkpoint, write_pipeline
-    quiet_libraries()
     check_place(out)
     back = source.is_dir()
     if back: state = ARLDM.load(source).to_original()

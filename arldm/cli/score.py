@@ -69,8 +69,8 @@ def score(
     for name, n in dict(train_pictures=train_pictures, histories=histories).items():
         if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
     if store: refuse_foreign_store(Path(store))
-    from arldm.cli.scoring_run import score_folder
     quiet_libraries()
+    from arldm.cli.scoring_run import score_folder
     weights = dict(inception=inception, dinov2=dinov2, clip=clip)
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
                         train_pictures=train_pictures, n_resamples=resamples,

@@ -109,8 +109,8 @@ def train(
         dry_run (bool, default False): Check everything, print all settings, and stop
         **settings: Fields of `Settings` that differ from the preset
     """
-    from arldm.cli.training_run import train_run
     quiet_libraries()
+    from arldm.cli.training_run import train_run
     return train_run(Path(run), data, preset, settings, epochs=num_train_epochs, cache=cache,
                      workers=workers, report_to=report_to, validation_captions=validation_captions,
                      push_to_hub=push_to_hub, hub_model_id=hub_model_id, dry_run=dry_run)

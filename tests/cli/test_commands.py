@@ -1,5 +1,6 @@
 "The front of the commands: their list, their help, and mistakes that are answered before torch is imported."
 import configparser
+import gc
 import inspect
 import os
 import shlex
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from arldm import command_line
 from arldm.cli.commands import COMMANDS, command_list, docstring_line
 from arldm.command_line import command, command_name, command_parser, examples_of, read_arguments
 from arldm.core import StoryError
 from elsewhere import PYTHONPATH
+from processes import end, fork
 
 INI = configparser.ConfigParser()
 INI.read(Path(__file__).parents[2]/'settings.ini')
@@ -180,3 +183,16 @@ examples:
   arldm-paint round --size small
   arldm-paint round there
 '''
+
+
+def test_libraries_load_without_looking_for_garbage():
+    "Only in a process that runs a command; afterwards garbage is looked for again, but not among what they made."
+    def load():
+        gc.unfreeze()
+        command_line.quiet_libraries()
+        print(gc.isenabled(), gc.get_freeze_count())
+        command_line._started = True
+        gc.freeze = lambda: print('enabled' if gc.isenabled() else 'disabled')
+        command_line.quiet_libraries()
+        print(gc.isenabled())
+    assert end(*fork(load)) == (0, ['True 0', 'disabled', 'True'])
