@@ -189,6 +189,7 @@ def test_libraries_load_without_looking_for_garbage():
     "Only in a process that runs a command; afterwards garbage is looked for again, but not among what they made."
     def load():
         gc.unfreeze()
+        command_line._started = False
         command_line.quiet_libraries()
         print(gc.isenabled(), gc.get_freeze_count())
         command_line._started = True

@@ -390,11 +390,11 @@ def test_a_story_that_another_command_has_just_drawn(run, monkeypatch):
     "It is left as it is."
     from arldm.draw import test_set as gallery
     made = gallery.make_plan
-    def meanwhile(texts, given):
+    def meanwhile(texts, given, **options):
         if texts[0] == 'a red star 0':
             (run/'drawn/s0').mkdir(parents=True)
             Image.new('RGB', (16, 16)).save(run/'drawn/s0/1.png')
-        return made(texts, given)
+        return made(texts, given, **options)
     monkeypatch.setattr(gallery, 'make_plan', meanwhile)
     cli.draw(run, **FEW)
     assert len(drawn(run)) == 7 and not np.asarray(Image.open(run/'drawn/s0/1.png')).any()

@@ -20,7 +20,7 @@ from arldm.model.arldm import ARLDM
 from arldm.train.optim import averaged, decay_groups, make_ema, make_optimizer
 from arldm.cli.train import train
 from arldm.settings import FREEZE, PRESETS, SETTINGS, resolve
-from arldm.data.story import StoryFile
+from arldm.data.story import StoryFile, write_stories
 from arldm.train.checkpoint import read_log
 from arldm.train.loop import validation_loss
 
@@ -316,7 +316,7 @@ def files(folder): return {p: p.read_bytes() for p in sorted(Path(folder).rglob(
 PRESET = resolve('tiny')
 EVERY = dict(task='continuation', model='tiny', blip='none.pth', bert='none', resolution=16, crops=1, n_slots=6,
              freeze='all-but-words', lora_rank=2, lora_alpha=4., lora_targets='all', lora_encoders=True, frozen_storage='fp8',
-             legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
+             cast_probability=.5, legacy=True, guidance_scale=3.5, seed=11, max_train_steps=1, autoencoder_steps=1,
              train_batch_size=3,
              gradient_accumulation_steps=2,
              gradient_checkpointing=True, pack_context=False,
@@ -334,7 +334,9 @@ def test_every_setting_is_a_flag(data, tmp_path, monkeypatch):
     assert {*EVERY, 'preset', 'corpus'} == {*SETTINGS}
     assert [k for k, v in EVERY.items() if v == getattr(PRESET, k)] == [
         'model', 'optimizer', 'lr_num_cycles', 'lr_power', 'snr_gamma']
-    monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(data), '--preset=tiny', *words])
+    played = [dataclasses.replace(story, cast={'Ada': story.frames[0]}) for story in StoryFile(data)['train']]
+    write_stories(tmp_path/'cast.h5', dict(train=played, val=StoryFile(data)['val']), 'toy')
+    monkeypatch.setattr(sys, 'argv', ['arldm-train', str(tmp_path/'run'), '--data', str(tmp_path/'cast.h5'), '--preset=tiny', *words])
     train()
     kept = json.loads((tmp_path/'run/settings.json').read_text())
     assert {k: kept[k] for k in SETTINGS} == dict(EVERY, preset='tiny', corpus='toy', freeze=list(FREEZE['all-but-words']))
