@@ -3,8 +3,9 @@ import random
 from dataclasses import replace
 
 from arldm.files.atomic import save_json
-from arldm.toy.facts import read
-from arldm.toy.scene import COLOURS, draw_scene
+from arldm.toy.reader import read
+from arldm.toy.figures import draw_scene
+from arldm.toy.scene import COLOURS
 from arldm.data.story import StoryFile, write_stories
 from arldm.toy.corpus import toy_story
 

@@ -24,8 +24,11 @@ from ..files.pictures import to_png
 from ..data.dataset import Vocabulary, pixels, to_target, word_tokenizers
 from ..data.story import Story, write_stories
 from ..toy.captions import TOY_WORDS, describe, invent, tell
-from ..toy.facts import compare_scenes, read
-from ..toy.scene import draw_scene, landscape, random_scene
+from ..toy.facts import compare_scenes
+from ..toy.reader import read
+from ..toy.figures import draw_scene
+from ..toy.landscapes import landscape
+from ..toy.scene import random_scene
 from ..model.arldm import ARLDM
 from ..model.config import SIZES, make_vae
 from ..train.autoencoder import autoencoder_loss
@@ -50,7 +53,7 @@ def random_frames(
     landscapes = {}
     figures = []
     for scene, frame in zip(scenes, frames):
-        key = scene.place, scene.time
+        key = scene.place, scene.landmark, scene.time
         if key not in landscapes: landscapes[key] = pixels([landscape(*key)])[0]
         # a pixel that differs in any colour from the empty landscape
         figures.append((frame != landscapes[key]).any(0, True))

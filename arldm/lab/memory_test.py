@@ -19,8 +19,9 @@ from ..files.kept_results import claim_folder
 from ..data.story import StoryFile, StorySplit
 from ..data.strips import markdown_table
 from ..toy.corpus import TOY_SPLITS
-from ..toy.facts import check_facts, guess, read
-from ..toy.scene import draw_scene
+from ..toy.facts import check_facts, guess
+from ..toy.reader import read
+from ..toy.figures import draw_scene
 from ..draw.drawing_files import is_drawn, set_name, write_drawing
 from ..draw.drawing_record import drawing_provenance, pipeline_digest
 from ..draw.pipeline import StoryPipeline

@@ -16,9 +16,10 @@ from ..progress import progress_bar
 from ..files.atomic import FolderTaken, atomic_path
 from ..files.pictures import to_png
 from ..data.story import Story
-from .captions import STORY_FRAMES, invent, tell
+from .captions import STORY_FRAMES, cast_looks, invent, tell
 from .facts import check_facts
-from .scene import TOY_SIDE, draw_scene
+from .figures import draw_card, draw_scene
+from .scene import TOY_SIDE
 
 # %% ../../nbs/toy/21_corpus.ipynb #8123bf7d
 def toy_story(
@@ -27,6 +28,8 @@ def toy_story(
     hard:bool=False,     # Open with a colour, shape and place that are held out of training
     side:int=TOY_SIDE,   # Height and width of the pictures in pixels
     telling:int=0,       # Number of the wording: another gives other captions, the same pictures
+    untold:bool=False,   # With patterns, scarves and landmarks, which no caption tells
+    cards:bool=False,    # With a card of each character; captions tell names only, never a look
 )->Story:
     """Return one story of the toy world without writing a corpus; `write_toy` writes other stories.
 
@@ -38,25 +41,44 @@ def toy_story(
         side (int, default TOY_SIDE): Height and width of the pictures in pixels
         telling (int, default 0): Number of the wording: another gives other captions, the same
             pictures
+        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
+        cards (bool, default False): With a card of each character; captions tell names only, never
+            a look
     """
-    beats = invent(random.Random(f'story {i}'), n, hard)
-    captions = tell(beats, random.Random(f'words {i} {telling}'))
+    beats = invent(random.Random(f'story {i}'), n, hard, untold)
+    captions = tell(beats, random.Random(f'words {i} {telling}'), by_name=cards)
     frames = [to_png(draw_scene(beat.scene, side)) for beat in beats]
-    return Story(f's{i}', f'a{i}', tuple(captions), tuple(frames))
+    cast = {}
+    if cards: cast = {name: to_png(draw_card(look, side)) for name, look in cast_looks(beats).items()}
+    return Story(f's{i}', f'a{i}', tuple(captions), tuple(frames), cast)
 
 # %% ../../nbs/toy/21_corpus.ipynb #fe2dfafd
 # split -> its word in the names of SSID's annotation files
 TOY_SPLITS = dict(train='Train', val='Validation', test='Test', hard='Hard')
 
-def _records(album, tellings, beats, rng):
+def _records(album, tellings, beats, rng, cards):
     "Return SSID's records, one per caption, of all stories about the album of this number."
     records = []
     for story_id in range(album*tellings, (album + 1)*tellings):
-        for k, caption in enumerate(tell(beats, rng), 1):
+        # half of the stories with cards leave all looks to the cards
+        captions = tell(beats, rng, by_name=bool(cards) and rng.random() < .5)
+        for k, caption in enumerate(captions, 1):
             record = dict(storylet_id=story_id, storytext=caption, album_id=album,
                           youtube_image_id=f'{album}_{k}', story_id=story_id, image_order=k)
+            if cards and k == 1: record['cast'] = cards
             records.append([record])  # SSID has each record in a list of its own
     return records
+
+def _write_album(album, beats, folder, side, with_cards):
+    "Write the pictures of an album; return its cards, name -> id of the picture."
+    for k, beat in enumerate(beats, 1):
+        draw_scene(beat.scene, side).save(folder/f'{album}_{k}.png')
+    if not with_cards: return {}
+    cards = {}
+    for name, look in cast_looks(beats).items():
+        cards[name] = f'{album}_{name}'
+        draw_card(look, side).save(folder/f'{cards[name]}.png')
+    return cards
 
 # %% ../../nbs/toy/21_corpus.ipynb #5a7e04c1
 def write_toy(
@@ -67,6 +89,8 @@ def write_toy(
     seed:int=0,          # The same seed and numbers give the same corpus
     progress:bool=True,  # Show a progress bar
     side:int=TOY_SIDE,   # Height and width of the pictures in pixels
+    untold:bool=False,   # With patterns, scarves and landmarks, which no caption tells
+    with_cards:float=0., # Share of the albums that have a card of each character
 ):
     """Write a toy corpus in SSID's raw layout, `SSID_Annotations/*.json` and `SSID_Images/*.png`,
     or raise `FolderTaken` if the folder is not empty.
@@ -80,6 +104,8 @@ def write_toy(
         seed (int, default 0): The same seed and numbers give the same corpus
         progress (bool, default True): Show a progress bar
         side (int, default TOY_SIDE): Height and width of the pictures in pixels
+        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
+        with_cards (float, default 0.0): Share of the albums that have a card of each character
     """
     folder = Path(expand_user(str(raw)))
     if folder.exists() and any(folder.iterdir()): raise FolderTaken(folder)
@@ -91,10 +117,10 @@ def write_toy(
     for (split, split_in_name), n in zip(TOY_SPLITS.items(), n_albums):
         records = []
         for _ in range(n):
-            beats = invent(rng, hard=split == 'hard')
-            for k, beat in enumerate(beats, 1):
-                draw_scene(beat.scene, side).save(picture_folder/f'{album}_{k}.png')
-            records += _records(album, tellings, beats, rng)
+            beats = invent(rng, hard=split == 'hard', untold=untold)
+            has_cards = with_cards and rng.random() < with_cards
+            cards = _write_album(album, beats, picture_folder, side, has_cards)
+            records += _records(album, tellings, beats, rng, cards)
             album += 1
             bar.update()
         with atomic_path(folder/f'SSID_Annotations/SSID_{split_in_name}.json') as tmp:

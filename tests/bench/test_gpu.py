@@ -24,7 +24,7 @@ from arldm.train.cache import build_cache
 from arldm.core import StoryError, asset
 from arldm.data.dataset import StoryDataset
 from arldm.draw.pipeline import StoryPipeline
-from arldm.toy.facts import read
+from arldm.toy.reader import read
 from arldm.score.feature_networks import _features
 from arldm.score.inception import Inception
 from arldm.cli.convert import toy_file

@@ -9,12 +9,12 @@ from PIL import Image
 
 from arldm.toy import corpus as toy
 from arldm.cli.convert import convert
-from arldm.toy.facts import (action_in, chance, check_facts, compare_scenes, stated_facts, guess,
-                             read)
+from arldm.toy.facts import action_in, chance, check_facts, compare_scenes, stated_facts, guess
+from arldm.toy.reader import read
 from arldm.toy.captions import PRONOUNS, TOY_WORDS, describe, invent, tell
+from arldm.toy.figures import draw_scene
 from arldm.toy.scene import (ACCESSORIES, ACTIONS, COLOURS, PLACES, POSITIONS, SHAPES, RADII,
-                             TIMES_OF_DAY, Figure, Look, Scene, draw_scene, has_hard, is_hard,
-                             random_scene)
+                             TIMES_OF_DAY, Figure, Look, Scene, has_hard, is_hard, random_scene)
 from arldm.data.story import StoryFile
 
 STAR, DISC = Look('red', 'star', 'big', 'hat'), Look('blue', 'circle', 'small', 'nothing')
