@@ -430,12 +430,19 @@ def answers_per_frame(
     return right, total
 
 # %% ../../nbs/score/53_coherence.ipynb #d4c1e194
+def _answers_by_frame(facts, story, drawn):
+    if hasattr(facts, 'by_frame'): return facts.by_frame(story, drawn)
+    return {k: facts(story, {k: picture}) for k, picture in drawn.items()}
+
 def read_facts(
     drawings:Drawings,
     facts:Callable, # A facts reader such as `toy.check_facts`
     of:int,         # Which set of drawings, from 0
 )->dict:            # {name of a fact: `FactAnswers`}
     """Ask a facts reader about every frame of one set of drawings.
+
+    A reader with an attribute `by_frame` is asked for all drawn frames of a story at once, so that
+    it can compare them: `facts.by_frame(story, drawn)` returns the answers for each frame.
 
     Args:
         facts (Callable): A facts reader such as `toy.check_facts`
@@ -444,13 +451,15 @@ def read_facts(
     Returns:
         dict: {name of a fact: `FactAnswers`}
     """
+    places = {} # place of the story -> {k: place of the drawing}
+    for i in range(len(drawings)): places.setdefault(drawings.story[i], {})[int(drawings.k[i])] = i
     right, frames = {}, {} # {name: a list with an entry for each answer}
-    for i in range(len(drawings)):
-        story = drawings.split[drawings.story[i]]
-        picture = decode(drawings.read(i, of))
-        for name, answers in facts(story, {int(drawings.k[i]): picture}).items():
-            right.setdefault(name, []).extend(answers)
-            frames.setdefault(name, []).extend([i]*len(answers))
+    for place, of_story in places.items():
+        drawn = {k: decode(drawings.read(i, of)) for k, i in of_story.items()}
+        for k, answers_of_frame in _answers_by_frame(facts, drawings.split[place], drawn).items():
+            for name, answers in answers_of_frame.items():
+                right.setdefault(name, []).extend(answers)
+                frames.setdefault(name, []).extend([of_story[k]]*len(answers))
     found = {}
     for name in right:
         frame = np.array(frames[name], int)

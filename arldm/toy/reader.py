@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read', 'read_cards']
 
-# %% ../../nbs/toy/19a_reader.ipynb #367f90f7
+# %% ../../nbs/toy/19a_reader.ipynb #932a942a
 import itertools
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from .landscapes import landscape
 from .scene import (ACCESSORIES, ACTIONS, COLOURS, Figure, LANDMARKS, Look, PATTERNS,
                              POSITIONS, RADII, SCARVES, SHAPES, Scene, TIMES_OF_DAY, TOY_SIDE)
 
-# %% ../../nbs/toy/19a_reader.ipynb #87e85810
+# %% ../../nbs/toy/19a_reader.ipynb #fe0709ab
 _LANDSCAPES = [(place, landmark, time) for place, landmarks in LANDMARKS.items()
                for landmark, time in itertools.product(landmarks, TIMES_OF_DAY)]
 _CARD = len(_LANDSCAPES)  # number of the ground of cards, behind the 72 landscapes
@@ -42,7 +42,7 @@ def _backs(): # float (73, 64, 64, 3): the landscapes and the ground of cards
 
 def _colours(palette, names): return np.array([palette[name] for name in names], np.float32)/255
 
-# %% ../../nbs/toy/19a_reader.ipynb #3b97d1fa
+# %% ../../nbs/toy/19a_reader.ipynb #ee19a1d3
 @lru_cache(None)
 def _shares(j):
     """Return T (768, 64, w, 1), A (768, 64, w, 3), S and R (768, 64, w, 1) of all figures at
@@ -84,7 +84,7 @@ def _squared_lengths(j): # nobody (73, 1) and figures (73, 768, 6, 3)
     figures = of_back[..., None, None] + of_body[..., None] + of_scarf[..., None, :] + of_both
     return back_squared.sum((1, 2))[:, None], figures
 
-# %% ../../nbs/toy/19a_reader.ipynb #38993ef5
+# %% ../../nbs/toy/19a_reader.ipynb #8f627e40
 def _distances(frames, backs, j):
     """Return |x - t|² - |x|² of column j of frames (n, 64, 64, 3), each before some `backs` (n, m):
     nobody first, then all figures, (n, m, 1 + 768*6*3)."""
@@ -113,13 +113,17 @@ def _figure(number, position): # `number` counts the options of `_distances`; 0 
                 _SCARVES[scarf] if has_scarf else 'nothing')
     return Figure(look, position, action)
 
-# %% ../../nbs/toy/19a_reader.ipynb #6f7696e7
+# %% ../../nbs/toy/19a_reader.ipynb #e8015439
 _CANDIDATES = 12  # landscapes of a frame that are compared exactly
 _BATCH = 16       # frames that are compared at once
 
 def _toy_pixels(picture): # PIL picture or array of any size and mode -> float (64, 64, 3)
     im = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
     return _as_floats(im.convert('RGB').resize((TOY_SIDE, TOY_SIDE), Image.BOX))
+
+def _batches(pictures): # -> yields (up to 16, 64, 64, 3)
+    for start in range(0, len(pictures), _BATCH):
+        yield np.stack([_toy_pixels(picture) for picture in pictures[start:start + _BATCH]])
 
 def _likely_landscapes(frames): # (n, 64, 64, 3) -> (n, 12), numbers of landscapes
     few = frames[:, ::2, ::2]  # every fourth pixel is enough
@@ -153,12 +157,11 @@ def read(
     Returns:
         list: n `Scene`s
     """
-    frames = np.stack([_toy_pixels(picture) for picture in pictures])
     scenes = []
-    for start in range(0, len(frames), _BATCH): scenes += _read_batch(frames[start:start + _BATCH])
+    for frames in _batches(pictures): scenes += _read_batch(frames)
     return scenes
 
-# %% ../../nbs/toy/19a_reader.ipynb #4d66890c
+# %% ../../nbs/toy/19a_reader.ipynb #b2cfcd43
 def read_cards(
     pictures,  # n pictures, PIL or uint8 (h, w, 3), of any size
 )->list:       # n `Look`s; `None` for a card without a figure
@@ -170,11 +173,9 @@ def read_cards(
     Returns:
         list: n `Look`s; `None` for a card without a figure
     """
-    frames = np.stack([_toy_pixels(picture) for picture in pictures])
     middle = list(POSITIONS).index('middle')
     looks = []
-    for start in range(0, len(frames), _BATCH):
-        batch = frames[start:start + _BATCH]
+    for batch in _batches(pictures):
         for number in _distances(batch, np.full((len(batch), 1), _CARD), middle).argmin(2)[:, 0]:
             figure = _figure(number, 'middle')
             looks.append(figure.look if figure else None)
