@@ -1926,6 +1926,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'arldm/score/fidelity.py'),
                                       'arldm.score.fidelity.text_rows': ('score/fidelity.html#text_rows', 'arldm/score/fidelity.py')},
             'arldm.score.histories': { 'arldm.score.histories._batches': ('score/histories.html#_batches', 'arldm/score/histories.py'),
+                                       'arldm.score.histories._cast': ('score/histories.html#_cast', 'arldm/score/histories.py'),
                                        'arldm.score.histories._check_same_frames': ( 'score/histories.html#_check_same_frames',
                                                                                      'arldm/score/histories.py'),
                                        'arldm.score.histories._comparable': ( 'score/histories.html#_comparable',

@@ -30,7 +30,8 @@ from .intervals import (Estimate, as_span, estimate, finite_interval, format_val
 
 # %% ../../nbs/score/58_histories.ipynb #71d6c201
 HISTORY_KINDS = 'own', 'reference', 'shuffled', 'none'
-ALL_KINDS = *HISTORY_KINDS, 'captions' # 'captions': its own captions with black pictures
+# 'captions': its own captions with black pictures; 'pictures': its own frames without captions
+ALL_KINDS = *HISTORY_KINDS, 'captions', 'pictures'
 
 def _stories_by_length(stories): # {number of frames: {album: places of its stories}}
     found = {}
@@ -78,17 +79,23 @@ def frames_in_memory(
     kept = min(1, room - 1) # how many of the first frames
     return [*range(kept), *range(k - room + kept, k)]
 
+_BLACK = Image.new('RGB', (64, 64))
+
 def _history(stories, i, kind, other, own):
     # -> captions and pictures of all frames from which the history of story `i` is taken
     # `other`: from `others`; `own`: the list to which its frames are added as they are drawn
     if kind == 'own': return stories.captions(i), own
     if kind == 'none': return stories.captions(i), []
+    if kind == 'pictures': return ['']*len(stories.rows(i)), own
     if kind == 'captions':
         # of any size, since pictures are resized when they are remembered
-        black = Image.new('RGB', (64, 64))
-        return stories.captions(i), [black]*len(stories.rows(i))
+        return stories.captions(i), [_BLACK]*len(stories.rows(i))
     j = other[i] if kind == 'shuffled' else i
     return stories.captions(j), stories[j].pictures()
+
+def _cast(pipe, story, kind): # name -> card; where only captions are in memory, cards are black
+    if not pipe.history.config.cast: return {}
+    return dict.fromkeys(story.cast, _BLACK) if kind == 'captions' else story.cards()
 
 def _batches(stories, limit, batch): # yields places in the split, of stories of one length
     lengths = {}
@@ -97,10 +104,10 @@ def _batches(stories, limit, batch): # yields places in the split, of stories of
         for start in range(0, len(places), batch): yield places[start:start + batch]
 
 # %% ../../nbs/score/58_histories.ipynb #2c860523
-def _draw(pipe, stories, histories, own, kind, seed, sampling):
+def _draw(pipe, stories, histories, casts, own, kind, seed, sampling):
     # -> {place: frames} of stories of one length, which are drawn together, frame by frame
-    # `histories` {place: (captions, pictures)}; `own` {place: list}, to which what the model
-    # remembers of its own frames is added
+    # `histories` {place: (captions, pictures)}; `casts` {place: {name: card}}; `own` {place: list},
+    # to which what the model remembers of its own frames is added; frames there were given
     if not histories: return {}
     size = pipe.model.memory_side, pipe.model.memory_side
     places = list(histories)
@@ -109,7 +116,7 @@ def _draw(pipe, stories, histories, own, kind, seed, sampling):
     noise = initial_noise(story_generators(len(places), seeds), latent_shape)
     frames = {i: [] for i in places}
     n_frames = len(stories.rows(places[0]))
-    for k, noise_of_frame in zip(range(n_frames), noise):
+    for k, noise_of_frame in zip(range(len(own[places[0]]), n_frames), noise):
         past = [] if kind == 'none' else frames_in_memory(k, pipe.history.config.n_slots)
         captions, given = [], []
         for i in places:
@@ -117,27 +124,31 @@ def _draw(pipe, stories, histories, own, kind, seed, sampling):
             captions.append([*(past_captions[p] for p in past), stories.captions(i)[k]])
             given.append([past_pictures[p] for p in past])
         latents = list(noise_of_frame[:, None])
-        drawn = pipe(captions, given, latents=latents, seed=seeds, **sampling).frames
+        drawn = pipe(captions, given, cast=[casts[i] for i in places], latents=latents, seed=seeds,
+                     **sampling).frames
         for i, [frame] in zip(places, drawn):
             frames[i].append(frame)
             own[i].append(frame.resize(size, Image.BILINEAR))
     return frames
 
 # %% ../../nbs/score/58_histories.ipynb #cedd6a98
-def _draw_batch(pipe, stories, places, kind, folder, other, seed, sampling):
+def _draw_batch(pipe, stories, places, kind, folder, other, first_given, seed, sampling):
     # Draws and writes stories of one length that are not drawn yet; yields (story_id, frames),
     # or (story_id, `StoryError`) if a story cannot be read
     own = {i: [] for i in places}
-    histories = {}
+    histories, casts = {}, {}
     for i in places:
         story_id = stories.ids[i]
         try:
             if is_drawn(folder, plain_name(story_id, story_id)): continue
+            story = stories[i]
+            if first_given: own[i].append(story.pictures()[0])
             histories[i] = _history(stories, i, kind, other, own[i])
+            casts[i] = _cast(pipe, story, kind)
         except StoryError as e: yield story_id, e
-    drawn = _draw(pipe, stories, histories, own, kind, seed, sampling)
+    drawn = _draw(pipe, stories, histories, casts, own, kind, seed, sampling)
     for i, frames in drawn.items():
-        write_drawing(folder, stories.ids[i], frames)
+        write_drawing(folder, stories.ids[i], frames, first=2 if first_given else 1)
         yield stories.ids[i], frames
 
 # %% ../../nbs/score/58_histories.ipynb #2bf6258f
@@ -148,6 +159,7 @@ def draw_histories(
     kinds:tuple=HISTORY_KINDS, # Which histories, of `ALL_KINDS`
     below:str='',      # Folder for the stories below that of each kind; '' = none
     *,
+    first_given:bool=False, # Continuation: the first frame is the reference's and is not drawn
     limit:int=None,    # Draw only this many stories, the first of the split
     batch:int=16,      # Stories drawn together
     seed:int=0,        # Story `i` of the split has `seed + i`, in every kind
@@ -166,6 +178,8 @@ def draw_histories(
         out (str | Path): Folder; a folder of drawings for each kind is made in it
         kinds (tuple, default HISTORY_KINDS): Which histories, of `ALL_KINDS`
         below (str, default ''): Folder for the stories below that of each kind; '' = none
+        first_given (bool, default False): Continuation: the first frame is the reference's and is
+            not drawn
         limit (int, optional): Draw only this many stories, the first of the split
         batch (int, default 16): Stories drawn together
         seed (int, default 0): Story `i` of the split has `seed + i`, in every kind
@@ -184,11 +198,13 @@ def draw_histories(
                     guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
     other = others(stories) if 'shuffled' in kinds else {}
     made_with = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
+    if first_given: made_with['first_given'] = True
     folders = {kind: Path(out)/kind/below for kind in kinds}
     for kind, folder in folders.items(): claim_folder(folder, {**made_with, 'history': kind})
     for places in _batches(stories, limit, batch):
         for kind, folder in folders.items():
-            done = _draw_batch(pipe, stories, places, kind, folder, other, seed, sampling)
+            done = _draw_batch(pipe, stories, places, kind, folder, other, first_given, seed,
+                               sampling)
             for story_id, frames in done: yield kind, story_id, frames
 
 # %% ../../nbs/score/58_histories.ipynb #23ca19d2
