@@ -188,7 +188,7 @@ def test_what_nbdev_hides(pages):
 def test_trouble_opens_with_its_tables(pages):
     "All messages stand in tables before the first cell that makes one; what makes them is folded."
     tables, _, rest = pages['trouble.html'].text.partition('id="where-the-lines-come-from"')
-    assert tables.count('<table') == 3 and tables.count('<tr class="row-') == 47 + 3 and '<pre' not in tables
+    assert tables.count('<table') == 3 and tables.count('<tr class="row-') == 56 + 3 and '<pre' not in tables
     assert '<th class="head"><p>what is printed</p></th>' in tables
     assert 'Show the code' in rest and 'class="n">slip</span>' in rest
 
