@@ -212,6 +212,8 @@ def toy_file(
     albums:tuple,     # Number of albums in train, val, test and, if there is a fourth, hard
     seed:int=0,       # The same seed and numbers give the same stories
     quiet:bool=True,  # Show no progress bars and no summary
+    untold:bool=False,    # With patterns, scarves and landmarks, which no caption tells
+    with_cards:float=0.,  # Share of the albums that have a card of each character
 )->Path:              # `path`
     """Write a story file of the toy corpus, or reuse the one that exists.
 
@@ -220,13 +222,18 @@ def toy_file(
         albums (tuple): Number of albums in train, val, test and, if there is a fourth, hard
         seed (int, default 0): The same seed and numbers give the same stories
         quiet (bool, default True): Show no progress bars and no summary
+        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
+        with_cards (float, default 0.0): Share of the albums that have a card of each character
 
     Returns:
         Path: `path`
     """
     def make(tmp):
         with temporary_folder(tmp.with_name('raw')) as raw:
-            write_toy(raw, albums, seed=seed, progress=not quiet)
+            write_toy(raw, albums, seed=seed, progress=not quiet, untold=untold,
+                      with_cards=with_cards)
             convert('toy', str(raw), str(tmp), quiet=quiet)
-    keep_file(path, dict(corpus='toy', albums=albums, seed=seed), make)
+    made_from = dict(corpus='toy', albums=albums, seed=seed)
+    if untold: made_from.update(untold=True, with_cards=with_cards)
+    keep_file(path, made_from, make)
     return Path(path)

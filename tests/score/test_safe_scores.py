@@ -442,7 +442,8 @@ def test_the_memory_test_keeps_what_is_wrong(tmp_path, monkeypatch, capsys):
     def some(folder, *args, **how): return dict(scores=[], frames=[], trouble=[f'{folder.name} lacks a frame'])
     monkeypatch.setattr(memory_test, 'evaluate', some)
     monkeypatch.setattr(memory_test, 'LatentFeatures', lambda vae: None)
-    table = memory_test.score_rows(tmp_path, None, None)
+    for folder in memory_test.ROWS.values(): (tmp_path/'visualization'/folder).mkdir(parents=True)
+    table = memory_test.score_rows(tmp_path, {'visualization': None}, None)
     assert table['reference frames']['trouble'] == ['reference lacks a frame']
-    assert 'note: reference frames: reference lacks a frame' in capsys.readouterr().out
+    assert 'note: visualization, reference frames: reference lacks a frame' in capsys.readouterr().out
     assert memory_test.memory_table(table).count('\n') == 1 + len(memory_test.ROWS)
