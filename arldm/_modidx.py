@@ -1408,6 +1408,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'arldm/lab/ablations.py'),
                                      'arldm.lab.ablations._draw_training_stories': ( 'lab/ablations.html#_draw_training_stories',
                                                                                      'arldm/lab/ablations.py'),
+                                     'arldm.lab.ablations._kinds_of': ('lab/ablations.html#_kinds_of', 'arldm/lab/ablations.py'),
                                      'arldm.lab.ablations._points': ('lab/ablations.html#_points', 'arldm/lab/ablations.py'),
                                      'arldm.lab.ablations._share_right': ('lab/ablations.html#_share_right', 'arldm/lab/ablations.py'),
                                      'arldm.lab.ablations._train_experiment': ( 'lab/ablations.html#_train_experiment',

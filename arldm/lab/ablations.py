@@ -28,7 +28,7 @@ from ..files.pictures import decode
 from ..data.dataset import StoryDataset, pixels
 from ..data.story import StoryFile
 from ..data.strips import markdown_table
-from ..toy.facts import check_facts
+from ..toy.facts import facts_by_frame
 from ..model.arldm import ARLDM
 from ..model.hub import find_pipeline
 from ..train.cache import build_cache, data_digest
@@ -267,7 +267,8 @@ def _draw_training_stories(folder, base, file, n): # -> `folder`
     return folder
 
 # %% ../../nbs/lab/76_ablations.ipynb #46893f55
-FACT_KINDS = 'stated', 'remembered', 'late' # late: remembered in frames 4, 5, …
+# late: remembered in frames 4, 5, …; a world may have no untold facts and no cards
+FACT_KINDS = 'stated', 'remembered', 'late', 'untold', 'card'
 
 def _draw_and_check(pipeline_folder, out, stories, kind, limit, sampling):
     "Draw stories with a kind of history; return {kind of facts: rows (story, whether right)}."
@@ -278,9 +279,10 @@ def _draw_and_check(pipeline_folder, out, stories, kind, limit, sampling):
     rows = {name: [] for name in FACT_KINDS}
     for i in range(len(stories))[:limit]:
         story = stories[i]
-        for k in range(1, len(story) + 1):
-            frame = decode(frame_path(out/kind, story.id, k).read_bytes())
-            for name, checked in check_facts(story, {k: frame}).items():
+        frames = {k: decode(frame_path(out/kind, story.id, k).read_bytes())
+                  for k in range(1, len(story) + 1)}
+        for k, facts in facts_by_frame(story, frames).items():
+            for name, checked in facts.items():
                 new_rows = [[i, right] for right in checked]
                 # 'stated shape' -> 'stated'
                 rows[name.split()[0]] += new_rows
@@ -309,7 +311,7 @@ def compare_experiments(
     table = []
     for name, rows in results.items():
         line = dict(experiment=name)
-        for kind in FACT_KINDS:
+        for kind in _kinds_of(rows):
             n_stories = 1 + max(story for story, _ in rows[kind])
             # the same resamples for both, so that they differ story by story
             resamples = resample(n_stories, n_resamples)
@@ -320,6 +322,9 @@ def compare_experiments(
             line[f'{kind} − control'] = None if name == control else numbers
         table.append(line)
     return table
+
+def _kinds_of(found): # keys of `FACT_KINDS` for which there is something
+    return [kind for kind in FACT_KINDS if found.get(kind) not in (None, [])]
 
 def _share_right(rows, resamples): # -> `Estimate`
     "Estimate the share of rows (story, whether right) that are right."
@@ -368,7 +373,7 @@ def experiment_line(
         line (dict): One of those that `compare_experiments` returns
     """
     parts = []
-    for kind in FACT_KINDS:
+    for kind in _kinds_of(line):
         change = line[f'{kind} − control']
         difference = '' if change is None else f' ({_points(change, ":")})'
         parts.append(f'{kind} {100*line[kind]:.1f} %{difference}')
@@ -382,15 +387,16 @@ def experiments_table(
     Args:
         table (list): From `compare_experiments`
     """
+    kinds = _kinds_of(table[0])
     rows = []
     for line in table:
         cells = []
-        for kind in FACT_KINDS:
+        for kind in kinds:
             change = line[f'{kind} − control']
             difference = '' if change is None else f' ({_points(change, ",")})'
             cells.append(f'{100*line[kind]:.1f}{difference}'.replace('-', '−'))
         rows.append([line['experiment'], *cells])
-    return markdown_table(['', *(f'{kind}, %' for kind in FACT_KINDS)], rows)
+    return markdown_table(['', *(f'{kind}, %' for kind in kinds)], rows)
 
 def _points(change, mark): # -> such as '+0.2: -1.4…+1.9' with the mark ':'
     "Write a difference and its interval in percentage points."

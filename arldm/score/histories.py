@@ -198,9 +198,10 @@ def draw_histories(
                     guidance_interval=guidance_interval, reuse=reuse, height=height, width=width)
     other = others(stories) if 'shuffled' in kinds else {}
     made_with = drawing_provenance(pipe, stories, {**sampling, 'seed': seed})
-    if first_given: made_with['first_given'] = True
     folders = {kind: Path(out)/kind/below for kind in kinds}
-    for kind, folder in folders.items(): claim_folder(folder, {**made_with, 'history': kind})
+    for kind, folder in folders.items(): 
+        history = f'{kind}, first frame given' if first_given else kind
+        claim_folder(folder, {**made_with, 'history': history})
     for places in _batches(stories, limit, batch):
         for kind, folder in folders.items():
             done = _draw_batch(pipe, stories, places, kind, folder, other, first_given, seed,

@@ -91,7 +91,7 @@ def test_what_is_remembered_is_what_memory_keeps(slots):
 class Recorder:
     "Stands for a pipeline, draws grey, and writes down what it was asked."
     model, history = SimpleNamespace(memory_side=8), torch.nn.Linear(1, 1)
-    history.config = SimpleNamespace(n_slots=5)
+    history.config = SimpleNamespace(n_slots=5, cast=False)
     vae = unet = text_encoder = memory_encoder = torch.nn.Linear(1, 1)
     unet.dtype, scheduler = torch.float32, SimpleNamespace(config={})
     tokenizer = memory_tokenizer = SimpleNamespace(get_vocab=dict)
@@ -204,3 +204,52 @@ def test_one_album_gives_no_verdict_and_no_number_that_is_none():
     json.dumps(rows, allow_nan=False)
     with pytest.raises(StoryError, match='3 albums for values of 3 frames .reference., 2 frames .none.'):
         history_rows(dict(reference=[1, 2, 3], none=[1, 2]), np.arange(3), resample(3), 'similarity')
+
+
+# what is in memory: pictures without captions, a given first frame, cards
+
+@pytest.fixture()
+def calls(tiny, monkeypatch):
+    "What the pipeline is asked for, one entry for each frame: (captions, given, cast) of the first story."
+    asked, plain = [], type(tiny).__call__
+    def spy(self, captions, given, *, cast, **how):
+        asked.append((captions[0], given[0], cast[0]))
+        return plain(self, captions, given, cast=cast, **how)
+    monkeypatch.setattr(type(tiny), '__call__', spy)
+    return asked
+
+def test_pictures_only_hides_earlier_captions(tiny, calls, tmp_path):
+    story = tell(1)
+    drawn = draw(tiny, split_of([story], tmp_path), tmp_path/'out', kinds=('own', 'pictures'))
+    own, pictures = calls[:3], calls[3:]
+    assert [list(captions) for captions, _, _ in pictures] == [['']*k + [story.captions[k]] for k in range(3)]
+    assert [list(captions) for captions, _, _ in own] == [list(story.captions[:k+1]) for k in range(3)]
+    assert [len(given) for _, given, _ in pictures] == [0, 1, 2]
+    assert levels(drawn['own']['s1'][:1], drawn['pictures']['s1'][:1]) <= 1          # the first frame has no history
+
+def test_continuation_starts_from_the_reference(tiny, calls, tmp_path):
+    "The first frame is given and not written; all others are drawn, with it in memory."
+    story = tell(2)
+    drawn = draw(tiny, split_of([story], tmp_path), tmp_path/'out', kinds=('own', 'captions'), first_given=True)
+    assert [len(drawn[kind]['s2']) for kind in ('own', 'captions')] == [2, 2]
+    assert sorted(p.name for p in (tmp_path/'out/own/s2').iterdir()) == ['2.png', '3.png']
+    assert np.array_equal(calls[0][1][0], story.pictures()[0]) and np.array_equal(calls[1][1][0], story.pictures()[0])
+    assert calls[2][1][0].getextrema() == ((0, 0),)*3
+    with pytest.raises(StoryError, match='history=own, first frame given, not own'): draw(tiny, split_of([story], tmp_path), tmp_path/'out', kinds=('own',))
+
+def test_cards_are_shown_to_models_that_know_them(tiny, calls, tmp_path):
+    story = toy_story(3, 3, untold=True, cards=True)
+    split = split_of([story], tmp_path)
+    draw(tiny, split, tmp_path/'unknown', kinds=('own',))
+    assert [cast for _, _, cast in calls] == [{}]*3
+    tiny.history.add_cast()
+    calls.clear()
+    try: draw(tiny, split, tmp_path/'known', kinds=('own', 'none', 'captions'))
+    finally:                                                            # as the other tests want it
+        del tiny.history.cast_embedding
+        tiny.history.register_to_config(cast=False)
+    own, none, captions = calls[:3], calls[3:6], calls[6:]
+    for _, _, cast in own + none:
+        assert {name: im.tobytes() for name, im in cast.items()} == {name: im.tobytes() for name, im in story.cards().items()}
+    assert all(cast.keys() == story.cast.keys() and all(im.getextrema() == ((0, 0),)*3 for im in cast.values())
+               for _, _, cast in captions)
