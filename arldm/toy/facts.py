@@ -315,9 +315,9 @@ def _add_guesses(results, beats, captions, cards, rng, untold): # `results`: nam
     history = History(cards) if untold else None
     for beat, caption in zip(beats, captions):
         if history: history.listen(caption, beat.scene)
-        guessed = guess(caption, beat.scene, rng, untold)
         # openings without cards are left out: everything in them is stated
         if beat is not beats[0] or cards:
+            guessed = guess(caption, beat.scene, rng, untold)
             for name, right in compare_scenes(caption, beat.scene, guessed, history).items():
                 results.setdefault(name, []).extend(right)
         if history: history.look_at(caption, beat.scene, beat.scene)
