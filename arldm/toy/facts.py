@@ -220,10 +220,8 @@ def facts_by_frame(
     Returns:
         dict: Frame number -> {'stated place', 'untold pattern', ... -> list of bool}
     """
-    numbers = sorted(drawn)
-    last = numbers[-1]
-    scenes = read([*story.pictures()[:last], *(drawn[k] for k in numbers)])
-    wanted, got = scenes[:last], dict(zip(numbers, scenes[last:]))
+    scenes = read([*story.pictures(), *drawn.values()])
+    wanted, got = scenes[:len(story)], dict(zip(drawn, scenes[len(story):]))
     looks = [look for look in read_cards(list(story.cards().values())) if look]
     # a story of a world in which nothing is untold has no such facts
     history = History(looks) if looks or any(map(_has_untold, wanted)) else None
