@@ -120,7 +120,6 @@ def material_colours(look:Look) -> np.ndarray: # float32 (9, 3) in 0…255; the 
                    scarf=SCARVES[look.scarf])
     return np.array([colours[material] for material in MATERIALS], np.float32)
 
-@lru_cache(None)
 def cutout(
     look:Look,
     action:str,         # One of `ACTIONS`
