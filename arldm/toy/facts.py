@@ -173,10 +173,11 @@ class History:
         for figure, names in zip(want.figures, stated):
             self.told.setdefault(_who(figure.look), set()).update(names)
 
-    def look_at(self, caption:str, want:Scene, shown:Scene):
+    def look_at(self, want:Scene, shown:Scene):
         "Note what a frame shows, after it was compared."
-        _, *stated = stated_facts(caption, want)
-        for figure, shown_figure, _ in _pair(want, stated, shown):
+        # a figure shows whom it looks like, even where the caption states more about another one
+        by_look = [set(LOOK_FACTS)]*len(want.figures)
+        for figure, shown_figure, _ in _pair(want, by_look, shown):
             if shown_figure:
                 self.decided.setdefault(_who(figure.look), ('untold', shown_figure.look))
         if shown.place == want.place: self.landmarks.setdefault(want.place, shown.landmark)
@@ -230,7 +231,7 @@ def facts_by_frame(
         shown = want if teacher_forced else got.get(k, want)
         if history: history.listen(caption, want)
         if k in got: results[k] = compare_scenes(caption, want, got[k], history)
-        if history: history.look_at(caption, want, shown)
+        if history: history.look_at(want, shown)
     return results
 
 def check_facts(
@@ -318,7 +319,7 @@ def _add_guesses(results, beats, captions, cards, rng, untold): # `results`: nam
             guessed = guess(caption, beat.scene, rng, untold)
             for name, right in compare_scenes(caption, beat.scene, guessed, history).items():
                 results.setdefault(name, []).extend(right)
-        if history: history.look_at(caption, beat.scene, beat.scene)
+        if history: history.look_at(beat.scene, beat.scene)
 
 @lru_cache(None)
 def chance(
