@@ -10,7 +10,6 @@ import json
 import random
 from pathlib import Path
 
-
 from ..core import expand_user
 from ..progress import progress_bar
 from ..files.atomic import FolderTaken, atomic_path
