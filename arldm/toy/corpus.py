@@ -48,7 +48,8 @@ def toy_story(
     captions = tell(beats, random.Random(f'words {i} {telling}'), by_name=cards)
     frames = [to_png(draw_scene(beat.scene, side)) for beat in beats]
     cast = {}
-    if cards: cast = {name: to_png(draw_card(look, side)) for name, look in cast_looks(beats).items()}
+    if cards:
+        for name, look in cast_looks(beats).items(): cast[name] = to_png(draw_card(look, side))
     return Story(f's{i}', f'a{i}', tuple(captions), tuple(frames), cast)
 
 # %% ../../nbs/toy/21_corpus.ipynb #fe2dfafd

@@ -182,8 +182,7 @@ class History:
                 self.decided.setdefault(_who(figure.look), ('untold', shown_figure.look))
         if shown.place == want.place: self.landmarks.setdefault(want.place, shown.landmark)
 
-    def has_told(self, look, fact):
-        # only looks can be shown by cards instead of told
+    def has_told(self, look, fact): # only looks can be shown by cards instead of told
         return fact not in LOOK_FACTS or fact in self.told[_who(look)]
 
     def check_untold(self, look, got, add): # `got`: the drawn `Figure`, or `None`
@@ -196,9 +195,11 @@ class History:
         if want.place in self.landmarks and got.place == want.place:
             add('untold', 'landmark', got.landmark == self.landmarks[want.place])
 
-def _has_untold(scene):
-    return scene.landmark != LANDMARKS[scene.place][0] or any(
-        (figure.look.pattern, figure.look.scarf) != ('plain', 'nothing') for figure in scene.figures)
+# %% ../../nbs/toy/20_facts.ipynb #43089275
+def _has_untold(scene): # whether it shows more than a world in which nothing is untold
+    if scene.landmark != LANDMARKS[scene.place][0]: return True
+    looks = [figure.look for figure in scene.figures]
+    return any((look.pattern, look.scarf) != ('plain', 'nothing') for look in looks)
 
 # %% ../../nbs/toy/20_facts.ipynb #21355336
 def facts_by_frame(
@@ -297,7 +298,8 @@ def guess(
         rng (random.Random): Source of what the caption does not state
         untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
     """
-    other = rng.choice(invent(rng, untold=untold)[1:])  # openings are left out: one figure, everything stated
+    # openings are left out: they have one figure, and everything in them is stated
+    other = rng.choice(invent(rng, untold=untold)[1:])
     frame, *stated = stated_facts(caption, want)
     known = []
     for figure, names in zip(want.figures, stated):

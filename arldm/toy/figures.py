@@ -137,11 +137,25 @@ def cutout(
     shares = coverage(uncoloured(look), action, side)
     return shares@material_colours(look), shares[..., :1]
 
-def lay_over(pixels, art, through, left): # in place; what lies beyond the edges is cut off
+def lay_over(
+    pixels:np.ndarray,  # (side, side, c), changed in place
+    art:np.ndarray,     # (side, w, c): the figure's own part
+    through:np.ndarray, # (side, w, 1): how much of `pixels` shows through
+    left:int,           # Where the figure begins; what lies beyond the edges is cut off
+):
+    """Lay a figure over a picture.
+
+    Args:
+        pixels (np.ndarray): (side, side, c), changed in place
+        art (np.ndarray): (side, w, c): the figure's own part
+        through (np.ndarray): (side, w, 1): how much of `pixels` shows through
+        left (int): Where the figure begins; what lies beyond the edges is cut off
+    """
     start, stop = max(left, 0), min(left + art.shape[1], pixels.shape[1])
     columns = slice(start - left, stop - left)
     pixels[:, start:stop] = art[:, columns] + through[:, columns]*pixels[:, start:stop]
 
+# %% ../../nbs/toy/18b_figures.ipynb #fbfa6b8b
 def draw_scene(
     scene:Scene,
     side:int=TOY_SIDE,  # Height and width of the picture in pixels

@@ -118,7 +118,9 @@ def _birches(pen): # white trunks, bare
     for x, y in zip(_TREES, (8, 5, 10, 6)):
         pen.box(x-1.8, y, x+1.8, 40, (245, 245, 240))
         for dy in 6, 14, 22: pen.box(x-1.8, y+dy, x+.5, y+dy+2, (40, 40, 45))
-        for dx in -6, 6: pen.shape([(x, y+10), (x+dx, y+3), (x+dx, y+5), (x, y+13)], (245, 245, 240))
+        for dx in -6, 6:
+            branch = [(x, y+10), (x+dx, y+3), (x+dx, y+5), (x, y+13)]
+            pen.shape(branch, (245, 245, 240))
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #55dd0da2
 def _cactus(pen):
@@ -143,7 +145,8 @@ def _tent(pen):
 
 def _oasis(pen): # a pond with reeds
     for x in 12, 52:
-        pen.shape([(x-11, 38), (x-6, 35), (x+6, 35), (x+11, 38), (x+6, 42), (x-6, 42)], (50, 140, 205))
+        pond = [(x-11, 38), (x-6, 35), (x+6, 35), (x+11, 38), (x+6, 42), (x-6, 42)]
+        pen.shape(pond, (50, 140, 205))
         for dx in -8, -4, 4, 8: pen.peak(x+dx, 16 + abs(dx)/2, 2.2, (50, 140, 60), 37)
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #740a6ea0
@@ -184,7 +187,8 @@ def _street(pen, bodies, roof): # four houses with lit windows; `roof(x, y)` dra
                 pen.box(window_x, window_y, window_x+3, window_y+3, _LAMP)
 
 def _blocks(pen): # grey, with flat roofs
-    _street(pen, [(125, 117, 137), (105, 97, 117), (130, 122, 142), (110, 102, 122)], lambda x, y: None)
+    greys = (125, 117, 137), (105, 97, 117), (130, 122, 142), (110, 102, 122)
+    _street(pen, greys, lambda x, y: None)
 
 def _bricks(pen): # red, with gables
     _street(pen, [(170, 75, 60), (150, 62, 52)]*2,
@@ -195,8 +199,10 @@ def _towers(pen): # of green glass, with masts
             lambda x, y: pen.box(x+5.5, y-8, x+7.5, y, (60, 70, 80)))
 
 def _domes(pen): # of sandstone, with domes
-    _street(pen, [(225, 195, 140), (210, 180, 125)]*2,
-            lambda x, y: (pen.disc(x+6.5, y, 5.5, (60, 110, 190)), pen.box(x, y, x+13, y+2, (240, 215, 165))))
+    def dome(x, y):
+        pen.disc(x+6.5, y, 5.5, (60, 110, 190))
+        pen.box(x, y, x+13, y+2, (240, 215, 165))
+    _street(pen, [(225, 195, 140), (210, 180, 125)]*2, dome)
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #b3050b45
 def _windmill(pen):
