@@ -363,18 +363,22 @@ def test_plain_stories_with_cards_have_card_facts():
 
 # guesses
 
+def count_guesses(found, beats, captions, rng, cards=(), untold=False):
+    "Add to `found`, name -> answers, guesses about all frames after the first, or about all if there are cards."
+    history = History(cards) if untold else None
+    for beat, caption in zip(beats, captions):
+        if history: history.listen(caption, beat.scene)
+        if beat is not beats[0] or cards:
+            got = guess(caption, beat.scene, rng, untold)
+            for name, right in compare_scenes(caption, beat.scene, got, history).items():
+                found.setdefault(name, []).extend(right)
+        if history: history.look_at(beat.scene, beat.scene)
+
 def guessed(stories, rng, by_name=False, untold=False):
-    "name -> answers to guesses about all frames after the first, or about all if there are cards"
     found = {}
     for i, beats in enumerate(stories):
-        history = History(cast_looks(beats).values() if by_name else ()) if untold else None
-        for beat, caption in zip(beats, tell(beats, random.Random(i), by_name)):
-            if history: history.listen(caption, beat.scene)
-            if beat is not beats[0] or by_name:
-                got = guess(caption, beat.scene, rng, untold)
-                for name, right in compare_scenes(caption, beat.scene, got, history).items():
-                    found.setdefault(name, []).extend(right)
-            if history: history.look_at(beat.scene, beat.scene)
+        cards = cast_looks(beats).values() if by_name else ()
+        count_guesses(found, beats, tell(beats, random.Random(i), by_name), rng, cards, untold)
     return found
 
 def near(share, p, n, slack=.03): return abs(share - p) < 5*(p*(1 - p)/n)**.5 + slack
@@ -426,6 +430,18 @@ def test_chance_of_what_is_untold():
     for name in old: assert abs(old[name] - untold[name]) < .05, name
     for fact in 'colour', 'shape', 'size', 'accessory':
         assert abs(untold[f'card {fact}'] - untold[f'remembered {fact}']) < .06
+
+def test_chance_counts_cards_where_looks_are_not_told():
+    "Facts of cards are of stories told by names, all others of stories told with looks."
+    rng = random.Random(5)
+    told, by_name = {}, {}
+    for _ in range(30):
+        beats = invent(rng, untold=True)
+        count_guesses(told, beats, tell(beats, rng), rng, untold=True)
+        count_guesses(by_name, beats, tell(beats, rng, True), rng, cast_looks(beats).values(), untold=True)
+    counted = {name: right for name, right in told.items() if not name.startswith('stated')}
+    counted |= {name: right for name, right in by_name.items() if name.startswith('card')}
+    assert chance(30, 5, untold=True) == {name: sum(right)/len(right) for name, right in counted.items()}
 
 def test_untold_guesses_are_a_quarter_of_the_figures_that_are_drawn():
     "Exactly: among figures that the guess has, a pattern is right as often as one of four."
