@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FID64_SIDE', 'FID64_CUTS', 'INCEPTION_FILE', 'INCEPTION_SHA256', 'Inception', 'fid64_drawn', 'fid64_real',
-           'load_inception']
+           'load_published', 'load_inception']
 
 # %% ../../nbs/score/49_inception.ipynb #ee82df55
 import hashlib, os, pickle
@@ -161,10 +161,6 @@ def _drawn_cut(picture, side): return fid64_drawn(picture)
 FID64_CUTS = (_reference_cut, 'FID64 reference'), (_drawn_cut, 'FID64 drawn') # (cut, its name)
 
 # %% ../../nbs/score/49_inception.ipynb #d6584a14
-INCEPTION_FILE = 'pt_inception-2015-12-05-6726825d.pth'
-INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-_ADVICE = (f'get {INCEPTION_FILE} (release fid_weights of mseitzer/pytorch-fid) and name it by '
-           'ARLDM_INCEPTION')
 _UNREADABLE = RuntimeError, EOFError, OSError, AttributeError, pickle.UnpicklingError
 
 def _sha256(path): # of a file, as hexadecimal digits
@@ -173,6 +169,46 @@ def _sha256(path): # of a file, as hexadecimal digits
         # in blocks of one MiB
         for part in iter(partial(f.read, 1 << 20), b''): h.update(part)
     return h.hexdigest()
+
+def load_published(
+    net:nn.Module, # Takes the tensors that it has names for; others, as of a classifier, are left out
+    path:str|Path, # A file of tensors
+    sha256:str,    # Its digest, as hexadecimal digits
+    what:str,      # Whose weights it holds, for messages
+    advice:str,    # How to get the file, for messages
+)->nn.Module:      # `net`
+    """Load published weights; raise a `StoryError` if the file is missing, another or damaged.
+
+    Args:
+        net (nn.Module): Takes the tensors that it has names for; others, as of a classifier, are
+            left out
+        path (str | Path): A file of tensors
+        sha256 (str): Its digest, as hexadecimal digits
+        what (str): Whose weights it holds, for messages
+        advice (str): How to get the file, for messages
+
+    Returns:
+        nn.Module: `net`
+    """
+    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {advice}')
+    try:
+        found = _sha256(path)
+        if found != sha256:
+            raise StoryError(f'{path}: not the weights of {what}, or damaged: its '
+                             f'SHA-256 is {found}, expected {sha256}; {advice}')
+        weights = torch.load(path, map_location='cpu', weights_only=True)
+        names = net.state_dict().keys()
+        net.load_state_dict({k: v for k, v in weights.items() if k in names})
+    except _UNREADABLE as e:
+        raise StoryError(f'{path}: cannot be read as weights ({first_line(e)}); '
+                         f'{advice}') from None
+    return net
+
+# %% ../../nbs/score/49_inception.ipynb #02f60790
+INCEPTION_FILE = 'pt_inception-2015-12-05-6726825d.pth'
+INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+_ADVICE = (f'get {INCEPTION_FILE} (release fid_weights of mseitzer/pytorch-fid) and name it by '
+           'ARLDM_INCEPTION')
 
 def load_inception(
     path:str|Path=None, # The published file; default: the environment's ARLDM_INCEPTION
@@ -184,17 +220,4 @@ def load_inception(
     """
     path = path or os.environ.get('ARLDM_INCEPTION')
     if not path: raise StoryError(f'no weights named; {_ADVICE}')
-    if not Path(path).is_file(): raise StoryError(f'{path}: no such file; {_ADVICE}')
-    try:
-        found = _sha256(path)
-        if found != INCEPTION_SHA256:
-            raise StoryError(f'{path}: not the weights of the FID Inception, or damaged: its '
-                             f'SHA-256 is {found}, expected {INCEPTION_SHA256}; {_ADVICE}')
-        weights = torch.load(path, map_location='cpu', weights_only=True)
-        net = Inception()
-        # without the classifier
-        net.load_state_dict({k: v for k, v in weights.items() if not k.startswith('fc.')})
-    except _UNREADABLE as e:
-        raise StoryError(f'{path}: cannot be read as weights ({first_line(e)}); '
-                         f'{_ADVICE}') from None
-    return net
+    return load_published(Inception(), path, INCEPTION_SHA256, 'the FID Inception', _ADVICE)
