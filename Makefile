@@ -96,7 +96,7 @@ $(MADE): constraints.txt settings.ini setup.py pyproject.toml $(FRESH)
 	@rm -f $@
 	@echo "installing (some minutes; everything pip says goes to $(VENV)/pip.log)"
 	@{ $(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off \
-	  -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | tee $(VENV)/pip.log | while read -r line; do case "$$line" in \
+	  -c constraints.txt -e '.[dev,lite]' 2>&1 || echo FAILED; } | tee $(VENV)/pip.log | while read -r line; do case "$$line" in \
 	  FAILED) echo "installing failed: $(VENV)/pip.log has the whole story"; exit 1;; \
 	  Collecting*"(from arldm"*|Downloading*MB*|ERROR*) echo "  $$line";; \
 	  "Installing collected"*) echo "  unpacking, this takes a while";; esac; done

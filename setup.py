@@ -42,6 +42,6 @@ setup(
     package_data={'arldm.assets': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors', 'report/*']},
     exclude_package_data={'arldm.assets': ['toy/raw/**']},
     install_requires=lines('requirements'),
-    extras_require=dict(dev=lines('dev_requirements')),
+    extras_require=dict(dev=lines('dev_requirements'), lite=lines('lite_requirements')),
     entry_points=dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d']),
 )

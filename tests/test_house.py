@@ -27,7 +27,7 @@ CORPORA = 'folder', 'toy', 'ssid', 'vist', 'pororo', 'flintstones'
 DYNAMIC = {'version', 'description', 'keywords', 'authors', 'license', 'classifiers', 'dependencies',
     'optional-dependencies', 'scripts', 'entry-points', 'readme'}
 ENTRIES = {'description', 'keywords', 'author', 'license', 'classifiers', 'newest_python', 'requirements', 'dev_requirements',
-    'console_scripts'}
+    'lite_requirements', 'console_scripts'}
 FORBIDDEN = {'torchvision', 'torch-fidelity', 'scipy'}
 DIRECTIVE = re.compile(r'#\s*\|\s*(\w+)\s*:?\s*(.*)')
 IMPORTED_AS = {'pil': 'pillow', 'huggingface_hub': 'huggingface-hub'}   # imported name -> required name, where they differ
@@ -303,7 +303,7 @@ def test_setup_reads_settings(monkeypatch):
     pythons = [one for one in said['classifiers'] if one not in lines('classifiers')]
     assert pythons[0].endswith(' 3.10') and pythons[-1].endswith(f" {settings()['newest_python']}"), pythons
     assert said['install_requires'] == lines('requirements')
-    assert said['extras_require'] == dict(dev=lines('dev_requirements'))
+    assert said['extras_require'] == dict(dev=lines('dev_requirements'), lite=lines('lite_requirements'))
     assert said['entry_points'] == dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d'])
 
 def test_version_has_one_home(monkeypatch):
@@ -317,8 +317,8 @@ def test_requirements():
     pins = [line.split(' ;')[0] for line in (ROOT/'constraints.txt').read_text().splitlines() if line[0] != '#']
     assert all(re.fullmatch(r'[a-z0-9.-]+==[\w.]+', pin) for pin in pins), 'name==version, no +cpu'
     pinned = {pin.split('==')[0] for pin in pins}
-    assert required('requirements', 'dev_requirements') <= pinned
-    assert not FORBIDDEN & (pinned | required('requirements', 'dev_requirements'))
+    needed = required('requirements', 'dev_requirements', 'lite_requirements')
+    assert needed <= pinned and not FORBIDDEN & (pinned | needed)
     assert not [name for name in pinned if re.match('nvidia-|cuda-|triton', name)]
 
 @pytest.mark.parametrize('script', lines('console_scripts'))

@@ -25,7 +25,8 @@ from ..draw.matching import match_drawings
 from ..draw.drawing_record import SamplingSettings, open_pipeline, recorded_sampling
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate
-from ..score.feature_networks import Fields, LatentFeatures, features_file, networks
+from ..score.feature_networks import (Fields, LatentFeatures, features_file, networks,
+                                          with_lite)
 from ..score.histories import (HISTORY_KINDS, draw_histories, remembered_facts,
                                    score_histories)
 from ..score.provenance import (read_drawing, refuse_outputs, stories_note, story_path,
@@ -179,6 +180,7 @@ def score_run(
         latents = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
         nets = {**nets, 'latents': latents}
         facts = toy.check_facts
+    else: nets = with_lite(nets)
     out = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples,
                    store=Store(store), lead=rank == 0, batch=batch_size, share=(rank, world_size),
                    wait=lambda: gather_lists([]))
@@ -190,6 +192,8 @@ def score_run(
     few = few_stories(out['n_stories'], out['n_frames'])
     if few: say(few)
     say(as_lines(out['scores']))
+    if 'lite' in out['networks']:
+        say('lite: features of EfficientNet-Lite0; FD-lite is not comparable to FID')
     return out
 
 # %% ../../nbs/cli/69a_scoring_run.ipynb #e3931c88
@@ -245,7 +249,7 @@ def score_folder(
 # %% ../../nbs/cli/69a_scoring_run.ipynb #deea175a
 def _similarity_network(nets):
     "Return the network that compares drawn with reference frames: the best of those available."
-    for name in 'dinov2', 'clip':
+    for name in 'dinov2', 'clip', 'lite':
         if isinstance(nets.get(name), torch.nn.Module): return nets[name]
     return Fields()
 

@@ -227,6 +227,7 @@ _MEANINGS = {
     'FID': f'{_FRECHET} Inception features',
     'KID': f'{_KERNEL} Inception features; unbiased for few pictures, so it may be below 0',
     'FD-DINOv2': f'{_FRECHET} DINOv2 features, which judge photographs more as people do',
+    'FD-lite': f'{_FRECHET} EfficientNet-Lite0 features; not comparable to FID',
     'FD-latents': f'{_FRECHET} latents of the autoencoder',
     'FD-fields': f'{_FRECHET} colours of fields of the picture',
     'CMMD': f'{_KERNEL} CLIP features',

@@ -380,7 +380,7 @@ def _add_picture_rows(table, features, best): # fidelity of single pictures
 def _add_network_rows(table, features, nets, train_rows):
     # Adds all rows that are computed from features; returns other entries of `scores.json`
     entries = {}
-    best_first = 'dinov2', 'clip', 'latents', 'fields'
+    best_first = 'dinov2', 'clip', 'latents', 'lite', 'fields'
     best = next((features[name] for name in best_first if name in features), None)
     _add_picture_rows(table, features, best)
     if best:

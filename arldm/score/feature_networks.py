@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_VARIABLES', 'fields', 'Fields', 'LatentFeatures', 'normalised', 'Dino', 'Clip', 'open_network', 'networks',
-           'same_cut', 'fingerprint', 'features_file', 'features_of']
+           'with_lite', 'same_cut', 'fingerprint', 'features_file', 'features_of']
 
 # %% ../../nbs/score/50_feature_networks.ipynb #cb0d960f
 import hashlib, os
@@ -28,6 +28,7 @@ from ..files.pictures import decode, to_png, upright
 from ..files.row_store import Store
 from ..data.dataset import center_crop, pixels
 from ..model.config import loading
+from .efficientnet_lite import load_efficientnet_lite
 from .inception import load_inception
 
 # %% ../../nbs/score/50_feature_networks.ipynb #0b4bdb9a
@@ -130,15 +131,18 @@ def _from_pretrained(kind, where): # a model of transformers; a `ValueError` if 
     return model
 
 def open_network(
-    name:str,            # 'inception', 'dinov2' or 'clip'
-    where:str|Path=None, # File, folder or hub name; default: that in the environment
+    name:str,            # 'inception', 'dinov2', 'clip' or 'lite'
+    # File, folder or hub name; default: that in the environment, of 'lite' the installed package's
+    where:str|Path=None,
 )->nn.Module:
     """Open a feature network; raise a `StoryError` that says what to do if it cannot be opened.
 
     Args:
-        name (str): 'inception', 'dinov2' or 'clip'
-        where (str | Path, optional): File, folder or hub name; default: that in the environment
+        name (str): 'inception', 'dinov2', 'clip' or 'lite'
+        where (str | Path, optional): File, folder or hub name; default: that in the environment, of
+            'lite' the installed package's
     """
+    if name == 'lite': return load_efficientnet_lite(where)
     variable = WEIGHT_VARIABLES[one_of('feature network', name, WEIGHT_VARIABLES)]
     where = where or os.environ.get(variable)
     if name == 'inception': return load_inception(where)
@@ -168,6 +172,22 @@ def networks(
         try: found[name] = open_network(name, place).to(pick_device())
         except StoryError as e: found[name] = e
     return found
+
+# %% ../../nbs/score/50_feature_networks.ipynb #30f8e34e
+def with_lite(
+    nets:dict, # As `networks` returns them
+)->dict:       # The same; 'lite', or why it cannot be opened, is added if `nets` needs it
+    """Add EfficientNet-Lite0 to feature networks among which there is neither DINOv2 nor CLIP.
+
+    Args:
+        nets (dict): As `networks` returns them
+
+    Returns:
+        dict: The same; 'lite', or why it cannot be opened, is added if `nets` needs it
+    """
+    for name in 'dinov2', 'clip':
+        if isinstance(nets.get(name), nn.Module): return nets
+    return {**nets, **networks(dict(lite=None))}
 
 # %% ../../nbs/score/50_feature_networks.ipynb #bae2f0cf
 def same_cut(

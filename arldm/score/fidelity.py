@@ -22,7 +22,8 @@ from .table import MIN_MEASURED, NetworkFeatures, Table
 
 # %% ../../nbs/score/55_fidelity.ipynb #b47fb735
 # Network -> name of the Fréchet distance of its features
-FRECHET_NAMES = dict(inception='FID', dinov2='FD-DINOv2', latents='FD-latents', fields='FD-fields')
+FRECHET_NAMES = dict(inception='FID', dinov2='FD-DINOv2', lite='FD-lite', latents='FD-latents',
+                     fields='FD-fields')
 _HALVES = 'half against half'
 _TRAIN = 'train against test'
 
@@ -146,6 +147,7 @@ def distance_rows(table:Table, features:NetworkFeatures):
         stats, floors = distances(table, features, frechet_statistic)
         n, n_features = features.reference.shape
         note = f'{n:,} reference pictures, each once'
+        if network == 'lite': note += '; features of EfficientNet-Lite0, not comparable to FID'
         note += singular_note(n, n_features, len(table.drawings))
         table.add('pictures', FRECHET_NAMES[network], stats, better='lower', beside=floors,
                   note=note, within=(0, math.inf))
