@@ -10,7 +10,7 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import StoryError
@@ -79,6 +79,7 @@ class EfficientNetLite0(nn.Module):
         self.eval().requires_grad_(False)
     def forward(self, x): # uint8 (B, 3, 224, 224)
         x = (x.float() - 127)/128
+        x = x.contiguous(memory_format=torch.channels_last) # nearly twice as fast on a CPU
         x = _relu6(self._bn0(self._conv_stem(x))) # (B, 32, 112, 112)
         x = self._blocks(x)                       # (B, 320, 7, 7)
         x = _relu6(self._bn1(self._conv_head(x)))
