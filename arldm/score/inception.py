@@ -171,7 +171,7 @@ def _sha256(path): # of a file, as hexadecimal digits
     return h.hexdigest()
 
 def load_published(
-    net:nn.Module, # Takes the tensors that it has names for; others, as of a classifier, are left out
+    net:nn.Module, # Takes the tensors it has names for; others, as of a classifier, are left out
     path:str|Path, # A file of tensors
     sha256:str,    # Its digest, as hexadecimal digits
     what:str,      # Whose weights it holds, for messages
@@ -180,8 +180,8 @@ def load_published(
     """Load published weights; raise a `StoryError` if the file is missing, another or damaged.
 
     Args:
-        net (nn.Module): Takes the tensors that it has names for; others, as of a classifier, are
-            left out
+        net (nn.Module): Takes the tensors it has names for; others, as of a classifier, are left
+            out
         path (str | Path): A file of tensors
         sha256 (str): Its digest, as hexadecimal digits
         what (str): Whose weights it holds, for messages
