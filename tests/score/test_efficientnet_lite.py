@@ -123,7 +123,7 @@ def test_tensors_only(made, tmp_path, monkeypatch):
 @pytest.fixture
 def drawn(tmp_path):
     "The reference frames themselves."
-    file = story_file(tmp_path/'data', train=[*stories(2, 1, start=50)], test=[*stories(4, 1)])
+    file = story_file(tmp_path/'data', train=[*stories(1, 1, 2, start=50)], test=[*stories(3, 1, 2)])
     def picture(i, k): return same_cut(file['test'][i].pictures()[k-1], 32, 32)
     draw(tmp_path/'run', file['test'], picture=picture)
     return tmp_path/'run', file
