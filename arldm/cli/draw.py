@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ..core import StoryError, at_least_one
 from ..command_line import command, quiet_libraries
-from ..settings import DTYPES, SCHEDULERS
+from ..settings import DTYPES, SCHEDULERS, SHARING_FORMATS
 
 # %% ../../nbs/cli/69_draw.ipynb #c213c6c1
 _DRAW = dict(headings=dict(data='what to draw', captions='your own captions instead',
                            scheduler='how to draw', dtype='speed', out='output'),
-             choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values())))
+             choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
+                          format=SHARING_FORMATS))
 
 def _check_options(captions, given, cast, redraw, batch_size, sets, limit):
     "Raise a `StoryError` for a number below 1, and for options that are for captions only."
@@ -45,6 +46,7 @@ def draw(
     fast:bool=False,        # Compile the model for the GPU first; pays off for many stories
     batch_size:int=16,      # Stories drawn together; changes pictures by rounding only
     out:str|Path=None,      # Folder for drawings; default: the run, or for mine.txt mine-drawn
+    format:str=None,        # Also write each story as one file to share; default: none
     dry_run:bool=False,     # Check everything, say what would be drawn, and stop
 ):
     """Draw the stories of a split, or your own captions; torchrun divides a split among processes.
@@ -77,6 +79,7 @@ def draw(
         batch_size (int, default 16): Stories drawn together; changes pictures by rounding only
         out (str | Path, optional): Folder for drawings; default: the run, or for mine.txt
             mine-drawn
+        format (str, optional): Also write each story as one file to share; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
     _check_options(captions, given, cast, redraw, batch_size, sets, limit)
@@ -87,6 +90,7 @@ def draw(
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
     if captions is not None:
-        return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast)
+        return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast,
+                         format)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
-                        sets=sets, fast=fast, out=out, dry_run=dry_run)
+                        sets=sets, fast=fast, out=out, dry_run=dry_run, format=format)

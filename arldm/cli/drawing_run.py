@@ -24,7 +24,7 @@ from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, check_output
                                        check_same_drawings, named_folder, open_pipeline,
                                        parse_numbers, pipeline_folder, run_settings,
                                        sampling_facts, write_record)
-from ..draw.test_set import draw_split
+from ..draw.test_set import check_sharing, draw_split, share_split
 from ..score.provenance import read_drawing
 
 # %% ../../nbs/cli/68a_drawing_run.ipynb #6da974a7
@@ -110,6 +110,7 @@ def draw_stories(
     fast:bool=False,    # Compile the UNet first
     out:str=None,       # Folder for `drawn/`; default: the run
     dry_run:bool=False, # Check everything, and draw nothing
+    format:str=None,    # Also write each story as one file to share: one of `SHARING_FORMATS`
 ):                      # -> path of the folder of the first set
     """Draw a split into `drawn/`, `drawn2/`, …; each of several processes draws its share.
 
@@ -125,6 +126,7 @@ def draw_stories(
         fast (bool, default False): Compile the UNet first
         out (str, optional): Folder for `drawn/`; default: the run
         dry_run (bool, default False): Check everything, and draw nothing
+        format (str, optional): Also write each story as one file to share: one of `SHARING_FORMATS`
     """
     settings = run_settings(run)
     sampling.check()
@@ -134,6 +136,9 @@ def draw_stories(
     sampling.check(n, sets)
     sampling = sampling.with_dtype(pipeline_folder(run), read_drawing(folder))
     facts = _checked_facts(run, folder, stories, settings, sampling)
+    folders = [folder/set_name(j) for j in range(sets)]
+    if format:
+        for drawn in folders: check_sharing(drawn, stories.ids[:n], format)
     _warn_of_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
     # raises if the decoder cannot make pictures of this size
@@ -143,11 +148,12 @@ def draw_stories(
         return print(f'would draw {count} of split {split} in {sampling.dtype}; nothing was '
                      'written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
-    folders = [folder/set_name(j) for j in range(sets)]
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
+    if format: bad += _share_sets(stories, folders, settings, format, n)
     bad = gather_lists(bad)
     if bad and rank_and_world_size()[0] == 0:
-        raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn, first {bad[0]}')
+        raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn'
+                         f'{" and shared" if format else ""}, first {bad[0]}')
     _say_drawn(folders, stories.ids[:n])
     return folders[0]
 
@@ -192,6 +198,17 @@ class _FrameLabel:
     def __init__(self, bar): self.set_postfix_str = bar.set_postfix_str
     def __call__(self, total): return contextlib.nullcontext(self)
     def update(self): pass
+
+def _share_sets(stories, folders, settings, format, n):
+    "Write files to share of this process's stories; return 'id (reason)' of those that failed."
+    rank, world_size = rank_and_world_size()
+    bad = []
+    for folder in folders:
+        shared = share_split(stories, folder, format, TASKS[settings['task']], limit=n, rank=rank,
+                             world_size=world_size)
+        for story_id, path in shared:
+            if isinstance(path, StoryError): bad.append(f'{story_id} ({path})')
+    return bad
 
 def _count_drawn(folder, ids): # how many of these stories are drawn in a folder
     return sum(is_drawn(folder, story_id) for story_id in ids)

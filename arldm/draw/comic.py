@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE_DPI', 'scale_frame', 'comic_pages']
 
-# %% ../../nbs/draw/40c_comic.ipynb #c591ad6c
+# %% ../../nbs/draw/40c_comic.ipynb #4b38d277
 import math
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from ..core import StoryError, counted
 from ..data.fonts import Lettering, right_to_left
 from ..data.strips import as_picture
 
-# %% ../../nbs/draw/40c_comic.ipynb #23533bd6
+# %% ../../nbs/draw/40c_comic.ipynb #ebb90ca4
 def _frame_size(picture, width):
     scale = min(width/picture.width, 1.5*width/picture.height)
     return max(1, round(picture.width*scale)), max(1, round(picture.height*scale))
@@ -36,7 +36,7 @@ def scale_frame(
     blocks = picture.resize((n*picture.width, n*picture.height), Image.NEAREST)
     return blocks.resize(size, Image.BOX)
 
-# %% ../../nbs/draw/40c_comic.ipynb #c287bf97
+# %% ../../nbs/draw/40c_comic.ipynb #5d540611
 PAGE_DPI = 200   # pixels per inch of a page
 
 def _mm(length): return round(length/25.4*PAGE_DPI)   # millimetres -> pixels
@@ -82,7 +82,7 @@ class _Page:
         rows = self.rows()
         return sum(height for _, height in rows) + _GUTTER*(len(rows) - 1)
 
-# %% ../../nbs/draw/40c_comic.ipynb #d181151e
+# %% ../../nbs/draw/40c_comic.ipynb #e7ee4fc4
 def _fits(pages, below_title):
     "Whether no page is too high; `below_title` is the height that is left on the first one."
     rooms = [below_title] + [_INNER[1]]*(len(pages) - 1)
@@ -135,7 +135,7 @@ def _continued(pages, below_title):
             all_pages.append(replace(page, panels=[panel]))
     return all_pages
 
-# %% ../../nbs/draw/40c_comic.ipynb #764824c7
+# %% ../../nbs/draw/40c_comic.ipynb #dbb10fe5
 def _draw_lines(canvas, pen, lines, left, top, width):
     "Draw lines of text, aligned to the side at which they begin."
     for i, line in enumerate(lines):
@@ -170,7 +170,7 @@ def _draw_frame(sheet, picture, width, left, top):
     ImageDraw.Draw(sheet).rectangle(edges, outline=_INK, width=3)
     return frame.height
 
-# %% ../../nbs/draw/40c_comic.ipynb #69200f93
+# %% ../../nbs/draw/40c_comic.ipynb #cbc8e300
 def comic_pages(
     frames:list,    # Of one story, in whichever form `as_picture` takes
     captions:list,  # As many; '' leaves the place below a panel empty

@@ -21,9 +21,10 @@ from ..data.strips import strips
 from .cast import cast_notes
 from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, open_pipeline, parse_numbers
+from .sharing import save_story
 from .story_folder import (FINISHED, STORY_STRIP, UNFINISHED, OwnStory, checked_manifest,
                                      frames_to_draw, is_temporary, kept_frames, own_story,
-                                     story_difference)
+                                     sharing_name, story_difference)
 
 # %% ../../nbs/draw/47_own_stories.ipynb #b0bf0a61
 _LOCK = '.lock'
@@ -132,7 +133,7 @@ def _kept_files(story):
 
 # %% ../../nbs/draw/47_own_stories.ipynb #76ac6233
 def _finish(story, source, names, redraw=None):
-    """Replace the story's folder by frames of the folder `source` and their strip.
+    """Replace the story's folder by frames of the folder `source`, their strip and files to share.
     `redraw(folder)` may draw some frames again before that."""
     with replace_folder(story.folder, dict(kind=FINISHED, **story.facts())) as tmp:
         for name in names:
@@ -140,6 +141,8 @@ def _finish(story, source, names, redraw=None):
         if redraw: redraw(tmp)
         frames = FrameFiles(tmp, 1, len(story.captions))
         strips([frames], story.captions, palette=False).save(tmp/STORY_STRIP)
+        for name in story.to_share:
+            save_story(tmp/name, frames, story.captions, story.folder.name.removesuffix('-drawn'))
 
 def _frame_names(story): return [frame_name(k + 1) for k in range(len(story.captions))]
 
@@ -179,6 +182,7 @@ def draw_text(
     out:str=None,        # Folder to draw into; default: `<stem>-drawn` beside the text
     dry_run:bool=False,  # Check everything, and draw nothing
     cast:str=None,       # Cast cards, such as 'Ada=ada.png,Bo=bo.png'
+    format:str=None,     # Also write the story as one file to share: one of `SHARING_FORMATS`
 ):                       # -> path of the folder; None after a dry run
     """Draw the story of a text file: a picture of each frame, and a strip of all.
 
@@ -192,10 +196,11 @@ def draw_text(
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         dry_run (bool, default False): Check everything, and draw nothing
         cast (str, optional): Cast cards, such as 'Ada=ada.png,Bo=bo.png'
+        format (str, optional): Also write the story as one file to share: one of `SHARING_FORMATS`
     """
     rank, _ = rank_and_world_size()
     if dist.is_torchelastic_launched() and rank > 0: return    # the first process draws it
-    story = own_story(run, text, sampling, given, out, cast)
+    story = own_story(run, text, sampling, given, out, cast, format)
     to_redraw = redraw    # None, 'all', or a list of numbers from 1
     if redraw not in (None, 'all'):
         to_redraw = parse_numbers("redraw must be 'all', or its frames", redraw)
@@ -207,18 +212,19 @@ def draw_text(
         print(f'would draw {frames} in {story.sampling.dtype}; nothing was written')
         return
     with locked_story(story): _draw_missing(run, story, to_redraw)
-    print(printable(story.folder/STORY_STRIP))
+    print(printable(story.folder/(sharing_name(format) if format else STORY_STRIP)))
     return story.folder
 
 # %% ../../nbs/draw/47_own_stories.ipynb #f0e13ff6
 def _draw_missing(run, story, to_redraw): # None, 'all', or a list of numbers from 1
-    "Draw what is missing of the story, or make its strip again; the story must be locked."
+    "Draw or make what is missing in the folder of the story, which must be locked."
     # asked again, because another command may have drawn it before it was locked
     recover_folder(story.folder)
     todo = frames_to_draw(story, to_redraw)
     part = checked_manifest(story.part, True)
     if todo is None:
-        if not (story.folder/STORY_STRIP).is_file():
+        made_again = STORY_STRIP, *story.to_share
+        if not all((story.folder/name).is_file() for name in made_again):
             _finish(story, story.folder, _frame_names(story))
         # a process that was killed just before the end has left the unfinished story
         elif part and not story_difference(part, story.facts()): _delete_part(story.part, part)

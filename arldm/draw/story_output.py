@@ -8,15 +8,17 @@ __all__ = ['OUTPUT_TYPES', 'StoryOutput', 'to_output', 'collect_output']
 # %% ../../nbs/draw/41b_story_output.ipynb #e422a4b3
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np, torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..core import counted
+from ..core import StoryError, counted
 from ..data.dataset import center_crop
 from ..data.strips import as_picture, sheet, strips
+from .sharing import save_story
 
 # %% ../../nbs/draw/41b_story_output.ipynb #9e4955a7
 @dataclass(repr=False)
@@ -51,6 +53,20 @@ class StoryOutput(BaseOutput):
     def strip(self, i:int=0) -> Image.Image:
         "Return the pictures of story `i` side by side, with their captions."
         return strips([self.stories[i]], self.captions[i])
+
+    def save(self, path:str|Path, i:int=None, title:str='', author:str=''):
+        """Write story `i`, by default the only one, as `.pdf`, `.cbz` or animated `.webp`.
+
+        Only a file that was written so and not changed since is replaced."""
+        n = len(self.stories)
+        if i is None and n > 1:
+            raise StoryError(f'{n} stories, one file: name one, such as save({str(path)!r}, i=0)')
+        i = i or 0
+        if not -n <= i < n: raise StoryError(f'no story {i}; there are {counted(n, "story", "stories")}')
+        pictures = self.stories[i]
+        if not pictures: raise StoryError(f'story {i} was not drawn, so it cannot be saved')
+        # fewer pictures than captions, if the call was interrupted
+        save_story(path, pictures, self.captions[i][:len(pictures)], title, author)
 
     def __repr__(self):
         captions = self.frames if self.captions is None else self.captions
