@@ -136,9 +136,7 @@ def draw_stories(
     sampling.check(n, sets)
     sampling = sampling.with_dtype(pipeline_folder(run), read_drawing(folder))
     facts = _checked_facts(run, folder, stories, settings, sampling)
-    folders = [folder/set_name(j) for j in range(sets)]
-    if format:
-        for drawn in folders: check_sharing(drawn, stories.ids[:n], format)
+    folders = _set_folders(folder, sets, stories.ids[:n], format)
     _warn_of_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
     # raises if the decoder cannot make pictures of this size
@@ -149,11 +147,10 @@ def draw_stories(
                      'written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
-    if format: bad += _share_sets(stories, folders, settings, format, n)
-    bad = gather_lists(bad)
+    bad = gather_lists(bad + _share_sets(stories, folders, settings, format, n))
     if bad and rank_and_world_size()[0] == 0:
         raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn'
-                         f'{" and shared" if format else ""}, first {bad[0]}')
+                         f'{" or shared" if format else ""}, first {bad[0]}')
     _say_drawn(folders, stories.ids[:n])
     return folders[0]
 
@@ -165,6 +162,13 @@ def _checked_facts(run, folder, stories, settings, sampling):
     facts = sampling_facts(pipeline, stories, settings, sampling)
     check_same_drawings(folder, facts, stories)
     return facts
+
+def _set_folders(folder, sets, ids, format):
+    "Return the folders of all sets; raise `StoryError` if files to share would replace others'."
+    folders = [folder/set_name(j) for j in range(sets)]
+    if format:
+        for drawn in folders: check_sharing(drawn, ids, format)
+    return folders
 
 def _hints(folder, stories, sets):
     "Return what may change in drawing.json: the path of the story file, and the number of sets."
@@ -201,6 +205,7 @@ class _FrameLabel:
 
 def _share_sets(stories, folders, settings, format, n):
     "Write files to share of this process's stories; return 'id (reason)' of those that failed."
+    if not format: return []
     rank, world_size = rank_and_world_size()
     bad = []
     for folder in folders:
