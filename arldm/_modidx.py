@@ -256,7 +256,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'arldm/cli/docstrings.py'),
                                       'arldm.cli.docstrings.with_sections': ( 'cli/docstrings.html#with_sections',
                                                                               'arldm/cli/docstrings.py')},
-            'arldm.cli.draw': { 'arldm.cli.draw._check_options': ('cli/draw.html#_check_options', 'arldm/cli/draw.py'),
+            'arldm.cli.draw': { 'arldm.cli.draw._begin': ('cli/draw.html#_begin', 'arldm/cli/draw.py'),
                                 'arldm.cli.draw.draw': ('cli/draw.html#draw', 'arldm/cli/draw.py')},
             'arldm.cli.drawing_run': { 'arldm.cli.drawing_run._FrameLabel': ( 'cli/drawing_run.html#_framelabel',
                                                                               'arldm/cli/drawing_run.py'),

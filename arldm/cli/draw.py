@@ -18,11 +18,12 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
                           format=SHARING_FORMATS))
 
-def _check_options(captions, given, cast, redraw, batch_size, sets, limit):
-    "Raise a `StoryError` for a number below 1, and for options that are for captions only."
+def _begin(captions, given, cast, redraw, batch_size, sets, limit):
+    "Raise a `StoryError` for wrong options; then load the libraries, quietly."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and (given, cast, redraw) != (None, None, None):
         raise StoryError('--given, --cast and --redraw need --captions')
+    quiet_libraries()
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command(**_DRAW)
@@ -82,15 +83,14 @@ def draw(
         format (str, optional): Also write each story as one file to share; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    _check_options(captions, given, cast, redraw, batch_size, sets, limit)
-    quiet_libraries()
+    _begin(captions, given, cast, redraw, batch_size, sets, limit)
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, local_run, sampling_of
     run = local_run(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
+    output = dict(out=out, dry_run=dry_run, format=format)
     if captions is not None:
-        return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast,
-                         format)
+        return draw_text(run, captions, sampling, given, redraw, cast=cast, **output)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
-                        sets=sets, fast=fast, out=out, dry_run=dry_run, format=format)
+                        sets=sets, fast=fast, **output)

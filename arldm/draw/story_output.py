@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from diffusers.utils import BaseOutput
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
@@ -53,20 +54,6 @@ class StoryOutput(BaseOutput):
     def strip(self, i:int=0) -> Image.Image:
         "Return the pictures of story `i` side by side, with their captions."
         return strips([self.stories[i]], self.captions[i])
-
-    def save(self, path:str|Path, i:int=None, title:str='', author:str=''):
-        """Write story `i`, by default the only one, as `.pdf`, `.cbz` or animated `.webp`.
-
-        Only a file that was written so and not changed since is replaced."""
-        n = len(self.stories)
-        if i is None and n > 1:
-            raise StoryError(f'{n} stories, one file: name one, such as save({str(path)!r}, i=0)')
-        i = i or 0
-        if not -n <= i < n: raise StoryError(f'no story {i}; there are {counted(n, "story", "stories")}')
-        pictures = self.stories[i]
-        if not pictures: raise StoryError(f'story {i} was not drawn, so it cannot be saved')
-        # fewer pictures than captions, if the call was interrupted
-        save_story(path, pictures, self.captions[i][:len(pictures)], title, author)
 
     def __repr__(self):
         captions = self.frames if self.captions is None else self.captions
@@ -147,3 +134,29 @@ def collect_output(
         out.captions.append(plans[i].captions)
     if output_type != 'pil': out.frames = _stacked(out.frames)
     return out
+
+# %% ../../nbs/draw/41b_story_output.ipynb #2c6d0c5c
+@patch
+def save(self:StoryOutput,
+    path:str|Path,  # Ends in `.pdf`, `.cbz` or `.webp`
+    i:int=None,     # Number of the story, from 0; default: the only one
+    title:str='',   # Above the first page, and in the file's metadata
+    author:str='',  # In the metadata
+):
+    """Write a story as one file to share; a file of others, or changed since, is not replaced.
+
+    Args:
+        path (str | Path): Ends in `.pdf`, `.cbz` or `.webp`
+        i (int, optional): Number of the story, from 0; default: the only one
+        title (str, default ''): Above the first page, and in the file's metadata
+        author (str, default ''): In the metadata
+    """
+    n = len(self.stories)
+    if i is None and n > 1:
+        raise StoryError(f'{n} stories, one file: name one, such as save({str(path)!r}, i=0)')
+    if not 0 <= (i or 0) < n:
+        raise StoryError(f'no story {i or 0}; there are {counted(n, "story", "stories")}')
+    pictures = self.stories[i or 0]
+    if not pictures: raise StoryError(f'story {i or 0} was not drawn; nothing was written')
+    # fewer pictures than captions, if the call was interrupted
+    save_story(path, pictures, self.captions[i or 0][:len(pictures)], title, author)
