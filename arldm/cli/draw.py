@@ -89,8 +89,7 @@ def draw(
     run = local_run(run)
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
-    output = dict(out=out, dry_run=dry_run, format=format)
     if captions is not None:
-        return draw_text(run, captions, sampling, given, redraw, cast=cast, **output)
+        return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast, format)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
-                        sets=sets, fast=fast, **output)
+                        sets=sets, fast=fast, out=out, dry_run=dry_run, format=format)
