@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE_DPI', 'scale_frame', 'check_lengths', 'comic_pages']
 
-# %% ../../nbs/draw/40c_comic.ipynb #efb9b3f1
+# %% ../../nbs/draw/40c_comic.ipynb #07697082
 import math
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from ..core import StoryError, counted
 from ..data.fonts import Lettering, right_to_left
 from ..data.strips import as_picture
 
-# %% ../../nbs/draw/40c_comic.ipynb #44458c27
+# %% ../../nbs/draw/40c_comic.ipynb #a576daf6
 def _frame_size(picture, width):
     scale = min(width/picture.width, 1.5*width/picture.height)
     return max(1, round(picture.width*scale)), max(1, round(picture.height*scale))
@@ -36,7 +36,7 @@ def scale_frame(
     blocks = picture.resize((n*picture.width, n*picture.height), Image.NEAREST)
     return blocks.resize(size, Image.BOX)
 
-# %% ../../nbs/draw/40c_comic.ipynb #d2d91541
+# %% ../../nbs/draw/40c_comic.ipynb #07bfbc4b
 PAGE_DPI = 200   # pixels per inch of a page
 
 def _mm(length): return round(length/25.4*PAGE_DPI)   # millimetres -> pixels
@@ -56,7 +56,7 @@ _PAPER = 255, 255, 255
 
 def _pitch(size): return round(1.35*size)   # from one line of text to the next
 
-# %% ../../nbs/draw/40c_comic.ipynb #d5842cd0
+# %% ../../nbs/draw/40c_comic.ipynb #45d0fe51
 def _panel_height(panel, width): # panel: (picture, or None for text only; lines of the caption)
     picture, lines = panel
     height = len(lines)*_pitch(_TEXT)
@@ -83,7 +83,7 @@ class _Page:
         rows = self.rows()
         return sum(height for _, height in rows) + _GUTTER*(len(rows) - 1)
 
-# %% ../../nbs/draw/40c_comic.ipynb #76d677bb
+# %% ../../nbs/draw/40c_comic.ipynb #82b36712
 def _fits(pages, below_title):
     "Whether no page is too high; `below_title` is the height that is left on the first one."
     rooms = [below_title] + [_INNER[1]]*(len(pages) - 1)
@@ -112,7 +112,7 @@ def _widest(pictures, captions, pen, per_page, below_title):
         width = low + (high - low)//8*4                 # about halfway; low if they are near
     return best
 
-# %% ../../nbs/draw/40c_comic.ipynb #bda8747d
+# %% ../../nbs/draw/40c_comic.ipynb #ac1d4aec
 def _layout(pictures, captions, pen, below_title):
     "Return the fewest pages that hold a story, with the widest panels for which it fits."
     n = len(pictures)
@@ -137,7 +137,7 @@ def _continued(pages, below_title):
             all_pages.append(replace(page, panels=[panel]))
     return all_pages
 
-# %% ../../nbs/draw/40c_comic.ipynb #c0a01db1
+# %% ../../nbs/draw/40c_comic.ipynb #b4d62364
 def _draw_lines(canvas, pen, lines, left, top, width):
     "Draw lines of text, aligned to the side at which they begin."
     for i, line in enumerate(lines):
@@ -172,14 +172,14 @@ def _draw_frame(sheet, picture, width, left, top):
     ImageDraw.Draw(sheet).rectangle(edges, outline=_INK, width=3)
     return frame.height
 
-# %% ../../nbs/draw/40c_comic.ipynb #d900ba5e
+# %% ../../nbs/draw/40c_comic.ipynb #13f52954
 def check_lengths(frames:list, captions:list):
     "Raise `StoryError` unless a story has frames, and as many captions."
     if frames and len(frames) == len(captions): return
     raise StoryError(f'{counted(len(frames), "frame")} and {counted(len(captions), "caption")}, '
                      'expected at least one frame, and a caption for each')
 
-# %% ../../nbs/draw/40c_comic.ipynb #15f9d3d4
+# %% ../../nbs/draw/40c_comic.ipynb #a4318b04
 def comic_pages(
     frames:list,    # Of one story, in whichever form `as_picture` takes
     captions:list,  # As many; '' leaves the place below a panel empty

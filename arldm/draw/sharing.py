@@ -6,7 +6,7 @@
 __all__ = ['with_digest', 'is_unchanged', 'story_pdf', 'story_cbz', 'captioned_frames', 'story_webp', 'check_sharing_path',
            'save_story']
 
-# %% ../../nbs/draw/40d_sharing.ipynb #a4d4cd4c
+# %% ../../nbs/draw/40d_sharing.ipynb #d7a784bf
 import hashlib, os, re, zipfile
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..data.fonts import Lettering
 from ..data.strips import as_picture
 from .comic import PAGE_DPI, check_lengths, comic_pages, scale_frame
 
-# %% ../../nbs/draw/40d_sharing.ipynb #b1c194bf
+# %% ../../nbs/draw/40d_sharing.ipynb #cbf1b99c
 _MARK = b'arldm:'
 _NO_DIGEST = b'0'*32   # stands in the place of the digest while it is computed
 
@@ -47,7 +47,7 @@ def is_unchanged(path:str|Path) -> bool:
     digest, after = rest[:32], rest[32:]
     return mark != b'' and digest == _digest(before + mark + _NO_DIGEST + after)
 
-# %% ../../nbs/draw/40d_sharing.ipynb #008d5dce
+# %% ../../nbs/draw/40d_sharing.ipynb #7965514a
 # No subsampling of colours: it would blur coloured edges and pixels that show as blocks.
 _JPEG = dict(quality=90, subsampling='4:4:4')
 
@@ -71,9 +71,9 @@ def story_pdf(
     pages[0].save(buffer, 'PDF', save_all=True, append_images=pages[1:], resolution=PAGE_DPI,
                   title=clean(title) or None, author=clean(author) or None, creator='arldm',
                   creationDate=None, modDate=None, **_JPEG)
-    return buffer.getvalue() + b'%' + _MARK + _NO_DIGEST + b'\n'
+    return buffer.getvalue() + b'\n%' + _MARK + _NO_DIGEST + b'\n'
 
-# %% ../../nbs/draw/40d_sharing.ipynb #7d1c587b
+# %% ../../nbs/draw/40d_sharing.ipynb #60e99a10
 def _comic_info(captions, title, author, n_pages):
     "Return ComicInfo.xml, in the order of elements of its schema."
     values = dict(Title=title, Summary='\n'.join(map(clean, captions)), Notes='Made by arldm',
@@ -116,7 +116,7 @@ def story_cbz(
         z.comment = _MARK + _NO_DIGEST
     return archive.getvalue()
 
-# %% ../../nbs/draw/40d_sharing.ipynb #99c5b0cf
+# %% ../../nbs/draw/40d_sharing.ipynb #bbe0b5d7
 _SIDE = 512    # width of a frame, in pixels
 _EDGE = 16     # around it
 _SIZE = 22     # of the font
@@ -155,7 +155,7 @@ def captioned_frames(
         pictures.append(out)
     return pictures, [1500 + 2000*len(lines) for lines in texts]
 
-# %% ../../nbs/draw/40d_sharing.ipynb #483a1d4b
+# %% ../../nbs/draw/40d_sharing.ipynb #f34c628e
 def story_webp(
     frames:list,    # Of one story, in whichever form `as_picture` takes
     captions:list,  # As many
@@ -180,7 +180,7 @@ def story_webp(
                      duration=durations, quality=90, exif=exif)
     return buffer.getvalue()
 
-# %% ../../nbs/draw/40d_sharing.ipynb #82079e30
+# %% ../../nbs/draw/40d_sharing.ipynb #4e052655
 _WRITERS = dict(pdf=story_pdf, cbz=story_cbz, webp=story_webp)
 
 def check_sharing_path(
