@@ -817,7 +817,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arldm.draw.comic._panel_height': ('draw/comic.html#_panel_height', 'arldm/draw/comic.py'),
                                   'arldm.draw.comic._pitch': ('draw/comic.html#_pitch', 'arldm/draw/comic.py'),
                                   'arldm.draw.comic._widest': ('draw/comic.html#_widest', 'arldm/draw/comic.py'),
-                                  'arldm.draw.comic.check_lengths': ('draw/comic.html#check_lengths', 'arldm/draw/comic.py'),
+                                  'arldm.draw.comic.check_panels': ('draw/comic.html#check_panels', 'arldm/draw/comic.py'),
                                   'arldm.draw.comic.comic_pages': ('draw/comic.html#comic_pages', 'arldm/draw/comic.py'),
                                   'arldm.draw.comic.scale_frame': ('draw/comic.html#scale_frame', 'arldm/draw/comic.py')},
             'arldm.draw.drawing_files': { 'arldm.draw.drawing_files._found_instead': ( 'draw/drawing_files.html#_found_instead',

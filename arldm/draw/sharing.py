@@ -20,7 +20,7 @@ from ..files.atomic import atomic_path
 from ..data.checks import clean
 from ..data.fonts import Lettering
 from ..data.strips import as_picture
-from .comic import PAGE_DPI, check_lengths, comic_pages, scale_frame
+from .comic import PAGE_DPI, check_panels, comic_pages, scale_frame
 
 # %% ../../nbs/draw/40d_sharing.ipynb #cbf1b99c
 _MARK = b'arldm:'
@@ -136,7 +136,7 @@ def captioned_frames(
     Returns:
         tuple: list of RGB pictures of one size; list of ms for which to show each
     """
-    check_lengths(frames, captions)
+    check_panels(frames, captions)
     pen = Lettering(captions, _SIZE)
     texts = [pen.wrap(caption, _SIDE) for caption in captions]
     scaled = [scale_frame(as_picture(frame), _SIDE) for frame in frames]
