@@ -2206,8 +2206,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'arldm/toy/landscapes.py'),
                                       'arldm.toy.landscapes._firs': ('toy/landscapes.html#_firs', 'arldm/toy/landscapes.py'),
                                       'arldm.toy.landscapes._has_colour': ('toy/landscapes.html#_has_colour', 'arldm/toy/landscapes.py'),
-                                      'arldm.toy.landscapes._haystack': ('toy/landscapes.html#_haystack', 'arldm/toy/landscapes.py'),
-                                      'arldm.toy.landscapes._hut': ('toy/landscapes.html#_hut', 'arldm/toy/landscapes.py'),
                                       'arldm.toy.landscapes._lift': ('toy/landscapes.html#_lift', 'arldm/toy/landscapes.py'),
                                       'arldm.toy.landscapes._lighthouse': ('toy/landscapes.html#_lighthouse', 'arldm/toy/landscapes.py'),
                                       'arldm.toy.landscapes._maples': ('toy/landscapes.html#_maples', 'arldm/toy/landscapes.py'),

@@ -56,8 +56,8 @@ def _mountain(pen): # two mountains; the upper 30 % of each are snow
         pen.peak(x, y, .3*r, (250, 250, 255), snow_line)
 
 def _desert(pen): # two dunes
-    pen.peak(20, 28, 18, (205, 145, 85))
-    pen.peak(42, 30, 14, (215, 155, 90))
+    pen.peak(20, 22, 18, (205, 145, 85))
+    pen.peak(42, 27, 14, (215, 155, 90))
 
 def _meadow(pen): # two hills, each half a sine wave, and six flowers
     for x0, width, height, fill in (0, 40, 9, (110, 175, 75)), (30, 34, 7, (120, 185, 80)):
@@ -72,10 +72,9 @@ def _meadow(pen): # two hills, each half a sine wave, and six flowers
 _GROUNDS = dict(beach=_beach, mountain=_mountain, desert=_desert, meadow=_meadow)
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #a656d8db
-def _boat(pen): # two boats with sails
-    for x in 6, 46:
-        pen.shape([(x, 32), (x+14, 32), (x+11, 36.5), (x+3, 36.5)], (150, 80, 50))
-        pen.shape([(x+5, 31), (x+5, 15), (x+15, 29)], (250, 250, 250))
+def _boat(pen): # with a sail
+    pen.shape([(8, 32), (20, 32), (17, 36), (11, 36)], (150, 80, 50))
+    pen.shape([(13, 31), (13, 17), (22, 29)], (250, 250, 250))
 
 def _lighthouse(pen): # striped, at either end of the beach
     for x in 3, 51:
@@ -97,7 +96,7 @@ def _parasol(pen):
         pen.shape([(x-4, 25), (x-2, 15), (x+2, 15), (x+4, 25)], (250, 245, 225))
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #79d1a961
-_TREES = 6, 21, 37, 54 # their middles
+_TREES = 6, 21, 36, 52 # their middles
 
 def _firs(pen):
     for x, y in zip(_TREES, (12, 8, 14, 9)):
@@ -124,13 +123,10 @@ def _birches(pen): # white trunks, bare
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #55dd0da2
 def _cactus(pen):
-    for x in 9, 54:
-        pen.box(x-2, 18, x+2, 42, (60, 130, 75))
-        for side in -1, 1:
-            a, b = sorted((x + 1.5*side, x + 7.5*side))
-            pen.box(a, 28, b, 30.5, (60, 130, 75))
-            a, b = sorted((x + 5*side, x + 7.5*side))
-            pen.box(a, 22, b, 30, (60, 130, 75))
+    trunk = 52, 20, 56, 42
+    left_arm = (47, 25, 49.5, 32), (47, 30, 53, 32.5)
+    right_arm = (59, 23, 61.5, 30), (55, 28, 61.5, 30.5)
+    for corners in trunk, *left_arm, *right_arm: pen.box(*corners, (60, 130, 75))
 
 def _pyramid(pen):
     for x, y, r in (14, 14, 17), (50, 18, 14):
@@ -150,12 +146,6 @@ def _oasis(pen): # a pond with reeds
         for dx in -8, -4, 4, 8: pen.peak(x+dx, 16 + abs(dx)/2, 2.2, (50, 140, 60), 37)
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #740a6ea0
-def _hut(pen): # wooden huts with red roofs
-    for x in 10, 52:
-        pen.box(x-6.5, 30, x+6.5, 41, (140, 90, 55))
-        pen.peak(x, 21, 10, (180, 45, 45), 31)
-        pen.box(x-2, 33, x+2, 37, _LAMP)
-
 def _castle(pen):
     for x in 11, 53:
         pen.box(x-9, 26, x+9, 41, (95, 90, 100))
@@ -179,7 +169,7 @@ def _lift(pen): # masts, a cable and yellow cabins
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #bd8de248
 def _street(pen, bodies, roof): # four houses with lit windows; `roof(x, y)` draws on top of each
-    for (x, y), fill in zip(((1, 18), (15, 10), (31, 22), (48, 14)), bodies):
+    for (x, y), fill in zip(((1, 18), (15, 10), (30, 22), (46, 14)), bodies):
         pen.box(x, y, x+13, 40, fill)
         roof(x, y)
         for window_y in range(y+3, 36, 7):
@@ -218,13 +208,6 @@ def _barn(pen):
         pen.shape([(x-11, 27), (x-6, 18), (x+6, 18), (x+11, 27)], (80, 75, 85))
         pen.box(x-3, 31, x+3, 41, (250, 245, 235))
 
-def _haystack(pen):
-    for x in 12, 52:
-        pen.disc(x, 33, 9, (225, 180, 60))
-        pen.box(x-9, 33, x+9, 41, (225, 180, 60))
-        pen.box(x-9, 35, x+9, 36.5, (170, 125, 40))
-        pen.box(x-8.5, 30, x+8.5, 31.5, (170, 125, 40))
-
 def _blossom(pen): # trees in pink
     for x in 10, 54:
         pen.box(x-1.5, 24, x+1.5, 41, (110, 75, 55))
@@ -233,8 +216,9 @@ def _blossom(pen): # trees in pink
 _DRAW_LANDMARK = dict(
     boat=_boat, lighthouse=_lighthouse, palm=_palm, parasol=_parasol, fir=_firs, oak=_oaks,
     maple=_maples, birch=_birches, cactus=_cactus, pyramid=_pyramid, tent=_tent, oasis=_oasis,
-    hut=_hut, castle=_castle, pine=_pines, lift=_lift, block=_blocks, brick=_bricks, tower=_towers,
-    dome=_domes, windmill=_windmill, barn=_barn, haystack=_haystack, blossom=_blossom)
+    bare=lambda pen: None, castle=_castle, pine=_pines, lift=_lift,
+    block=_blocks, brick=_bricks, tower=_towers, dome=_domes, windmill=_windmill, barn=_barn,
+    blossom=_blossom)
 
 # %% ../../nbs/toy/18a_landscapes.ipynb #a5ec593c
 # time of day -> factors and shifts of red, green and blue: tinted = factor*daylight + shift

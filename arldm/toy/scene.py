@@ -31,9 +31,9 @@ PLACES = dict(beach=((135, 206, 245), (238, 214, 150)), forest=((170, 220, 235),
 LANDMARKS = dict(beach=('boat', 'lighthouse', 'palm', 'parasol'),
                  forest=('fir', 'oak', 'maple', 'birch'),
                  desert=('cactus', 'pyramid', 'tent', 'oasis'),
-                 mountain=('hut', 'castle', 'pine', 'lift'),
+                 mountain=('bare', 'castle', 'pine', 'lift'),
                  city=('block', 'brick', 'tower', 'dome'),
-                 meadow=('windmill', 'barn', 'haystack', 'blossom'))
+                 meadow=('bare', 'windmill', 'barn', 'blossom'))
 TIMES_OF_DAY = 'day', 'evening', 'night'
 
 # %% ../../nbs/toy/18_scene.ipynb #b64d2fdc
