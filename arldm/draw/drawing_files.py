@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['frame_name', 'frame_path', 'is_drawn', 'write_drawing', 'drawn_frames', 'misnamed_pictures', 'set_name', 'set_number',
-           'set_paths', 'set_folders', 'story_and_name', 'some', 'drawn_sets', 'drawings_digest']
+           'set_paths', 'set_folders', 'story_and_name', 'some', 'drawn_sets', 'sets_digest', 'drawings_digest']
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #00157aa3
 import hashlib, json
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core import BadStory, StoryError
@@ -247,10 +248,29 @@ def drawn_sets(
     raise StoryError(f'{folder}: no drawings; expected {expected}; found {found or "nothing"}; '
                      f'{advice}')
 
+def sets_digest(
+    sets:list,                    # For each set, {story_id: {k: path}}
+    digest:Callable=file_digest,  # path -> digest of what it holds
+)->str:                           # 32 hexadecimal digits
+    """Compute a digest of sets of drawings: story ids, numbers, and contents of the files.
+
+    Args:
+        sets (list): For each set, {story_id: {k: path}}
+        digest (Callable, default file_digest): path -> digest of what it holds
+
+    Returns:
+        str: 32 hexadecimal digits
+    """
+    listed = []
+    for j, drawn in enumerate(sets):
+        for story_id, frames in drawn.items():
+            for k, path in frames.items(): listed.append((j, story_id, k, digest(path)))
+    return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
+
 def drawings_digest(
     folder:str|Path, # Run folder, or a folder of drawings
 )->str:              # 32 hexadecimal digits
-    """Compute a digest of all drawings: sets, story ids, numbers, and contents of the files.
+    """Compute a digest of all drawings of a folder: sets, story ids, numbers, contents.
 
     Args:
         folder (str | Path): Run folder, or a folder of drawings
@@ -258,8 +278,4 @@ def drawings_digest(
     Returns:
         str: 32 hexadecimal digits
     """
-    listed = []
-    for j, drawn in enumerate(drawn_sets(folder)):
-        for story_id, frames in drawn.items():
-            for k, path in frames.items(): listed.append((j, story_id, k, file_digest(path)))
-    return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
+    return sets_digest(drawn_sets(folder))
