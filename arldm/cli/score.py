@@ -13,28 +13,31 @@ from ..command_line import command, quiet_libraries
 from ..files.row_store import refuse_foreign_store
 from ..score.intervals import check_n_resamples
 
+# %% ../../nbs/cli/70_score.ipynb #08eb35dc
+def _check_not_negative(**numbers): # None is allowed
+    for name, n in numbers.items():
+        if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
+
 # %% ../../nbs/cli/70_score.ipynb #81c81fd6
 @command(headings=dict(data='what to score', inception='feature networks', train_pictures='scores',
-                       store='output'))
+                       out='output'))
 def score(
-    run:str|Path,            # Run folder, or a folder of drawings `<story_id>/<k>.png`
+    run:str|Path,            # Run folder, or a folder of drawings of any program
     *,
     data:str|Path=None,      # Story file; default: the one that was drawn
     split:str=None,          # Its split; default: the one that was drawn, or test
-    # File with the weights of the FID Inception; default: the environment's ARLDM_INCEPTION
-    inception:str|Path=None,
+    grid:str='',             # Rows x columns of frames in a picture, as 1x5 for a strip
+    map:str|Path=None,       # CSV file of names: file_name,story_id,frame; default: by layout
+    inception:str|Path=None, # Weights of the FID Inception; default: environment's ARLDM_INCEPTION
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
     batch_size:int=32,       # Pictures per batch of a feature network
-    # Training pictures to compare drawings with; default: as many as frames were drawn
-    train_pictures:int=None,
+    train_pictures:int=None, # Training pictures to compare with; default: as many as were drawn
     resamples:int=100,       # Bootstrap resamples of albums for the intervals; 0 = no intervals
-    # Number of stories to draw again with other histories, to see whether the history is used
-    histories:int=0,
+    histories:int=0,         # Stories to draw again with other histories: is the history used?
+    out:str|Path=None,       # Folder for the scores; default: run, or none if not drawn by arldm
     store:str|Path=None,     # File that caches features; default: beside the story file
-    # Where to log the scores, beside scores.json: trackers as of arldm-train, with commas
-    # between them, such as tensorboard,wandb; default: none
-    report_to:str='',
+    report_to:str='',        # Trackers to log to, as of arldm-train: tensorboard,wandb; default: none
     dry_run:bool=False,      # Say what would be scored, and stop
 ):
     """Score drawings against the stories that they illustrate.
@@ -42,36 +45,40 @@ def score(
     Examples:
         arldm-score runs/toy --histories 8
         arldm-score runs/ssid --inception inception.pth --dinov2 facebook/dinov2-large
+        arldm-score outputs/uno --data stories.h5 --out scores/uno
+        arldm-score strips --grid 1x5 --data stories.h5
 
     Args:
-        run (str | Path): Run folder, or a folder of drawings `<story_id>/<k>.png`
+        run (str | Path): Run folder, or a folder of drawings of any program
         data (str | Path, optional): Story file; default: the one that was drawn
         split (str, optional): Its split; default: the one that was drawn, or test
-        inception (str | Path, optional): File with the weights of the FID Inception; default: the
-            environment's ARLDM_INCEPTION
+        grid (str, default ''): Rows x columns of frames in a picture, as 1x5 for a strip
+        map (str | Path, optional): CSV file of names: file_name,story_id,frame; default: by layout
+        inception (str | Path, optional): Weights of the FID Inception; default: environment's
+            ARLDM_INCEPTION
         dinov2 (str | Path, optional): DINOv2: folder or hub name; default: the environment's
             ARLDM_DINOV2
         clip (str | Path, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
         batch_size (int, default 32): Pictures per batch of a feature network
-        train_pictures (int, optional): Training pictures to compare drawings with; default: as many
-            as frames were drawn
+        train_pictures (int, optional): Training pictures to compare with; default: as many as were
+            drawn
         resamples (int, default 100): Bootstrap resamples of albums for the intervals; 0 = no
             intervals
-        histories (int, default 0): Number of stories to draw again with other histories, to see
-            whether the history is used
+        histories (int, default 0): Stories to draw again with other histories: is the history used?
+        out (str | Path, optional): Folder for the scores; default: run, or none if not drawn by
+            arldm
         store (str | Path, optional): File that caches features; default: beside the story file
-        report_to (str, default ''): Where to log the scores, beside scores.json: trackers as of
-            arldm-train, with commas between them, such as tensorboard,wandb; default: none
+        report_to (str, default ''): Trackers to log to, as of arldm-train: tensorboard,wandb;
+            default: none
         dry_run (bool, default False): Say what would be scored, and stop
     """
     at_least_one(batch_size=batch_size)
     check_n_resamples(resamples)
-    for name, n in dict(train_pictures=train_pictures, histories=histories).items():
-        if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
+    _check_not_negative(train_pictures=train_pictures, histories=histories)
     if store: refuse_foreign_store(Path(store))
     quiet_libraries()
     from arldm.cli.scoring_run import score_folder
     weights = dict(inception=inception, dinov2=dinov2, clip=clip)
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
-                        train_pictures=train_pictures, n_resamples=resamples,
-                        batch_size=batch_size, report_to=report_to, dry_run=dry_run)
+                        train_pictures=train_pictures, n_resamples=resamples, out=out, grid=grid,
+                        batch_size=batch_size, report_to=report_to, table=map, dry_run=dry_run)

@@ -128,7 +128,8 @@ def _check_grids(sizes, rows, columns): # sizes: {name: (width, height)} of the 
     "Raise `StoryError` if some pictures are no grids, or their panels have another shape."
     shapes = {}    # name -> width/height of its panels
     for name, (width, height) in sizes.items():
-        if width % columns == height % rows == 0: shapes[name] = Fraction(width*rows, height*columns)
+        if width % columns == height % rows == 0:
+            shapes[name] = Fraction(width*rows, height*columns)
     common = Counter(shapes.values()).most_common(1)
     bad = [name for name in sizes if not common or shapes.get(name) != common[0][0]]
     if not bad: return
@@ -141,6 +142,7 @@ def _check_grids(sizes, rows, columns): # sizes: {name: (width, height)} of the 
                      f'{rows}x{columns} panels like the others, first {bad[0]}: {width}×{height} '
                      f'pixels{others}; give the right --grid, or move such pictures away')
 
+# %% ../../nbs/draw/43a_layouts.ipynb #65434cba
 def _is_blank(picture): return all(low == high for low, high in picture.getextrema())
 
 def _cut_grids(folder, drawn, rows, columns): # drawn: {story: {number of the first panel: name}}
@@ -259,9 +261,10 @@ def _from_one(drawn, n_frames): # drawn: {story: {k: picture}}; n_frames: {story
         elif 0 in frames: from_zero.append(story)
     if not from_zero: return drawn, []
     if from_one:
-        raise StoryError(f'frames are numbered from 0 in {counted(len(from_zero), "story", "stories")}, '
-                         f'first {from_zero[0]}, but from 1 in others, first {from_one[0]}; number '
-                         'all alike, or say with --map which frame is which')
+        stories = counted(len(from_zero), 'story', 'stories')
+        raise StoryError(f'frames are numbered from 0 in {stories}, first {from_zero[0]}, but from '
+                         f'1 in others, first {from_one[0]}; number all alike, or say with --map '
+                         'which frame is which')
     shifted = {}
     for story, frames in drawn.items(): shifted[story] = {k + 1: x for k, x in frames.items()}
     return shifted, [f'frames are numbered from 0, first in story {from_zero[0]}: 0 is taken as '
@@ -269,7 +272,7 @@ def _from_one(drawn, n_frames): # drawn: {story: {k: picture}}; n_frames: {story
 
 # %% ../../nbs/draw/43a_layouts.ipynb #954b3a69
 def _mapped(folder, names, table, has_grids): # names: of all pictures
-    "Yield (story, k, name) of the pictures that a table names; raise `StoryError` if one is missing."
+    "Yield (story, k, name) of the pictures in a table; raise `StoryError` if one is missing."
     for row in read_table(table, Path(table).name):
         name, story = (str(row.cells.get(x, '')).strip() for x in ('file_name', 'story_id'))
         name = Path(name).as_posix()

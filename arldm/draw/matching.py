@@ -84,7 +84,8 @@ class Drawings:
         sets = []
         for paths in self.paths:
             stories = {}
-            for i, path in enumerate(paths): stories.setdefault(self.id(i), {})[int(self.k[i])] = path
+            for i, path in enumerate(paths):
+                stories.setdefault(self.id(i), {})[int(self.k[i])] = path
             sets.append(stories)
         return sets
     def __repr__(self):

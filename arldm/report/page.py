@@ -104,9 +104,13 @@ def embed(
     text = base64.b64encode(data.getvalue()).decode()
     return Picture(f'data:image/{kind};base64,{text}', picture.width, picture.height, alt, small)
 
-def open_picture(path:Path) -> Image.Image|None:
-    "Open a picture file; return None if it cannot be read."
-    try: return decode(Path(path).read_bytes())
+def open_picture(path:Path) -> Image.Image|None: # path: of a file, or a `Panel` of one
+    """Open a picture; return None if it cannot be read.
+
+    Returns:
+        Image.Image | None: path: of a file, or a `Panel` of one
+    """
+    try: return decode(path.read_bytes())
     except (StoryError, OSError): return None
 
 # %% ../../nbs/report/60_page.ipynb #8e2944d0

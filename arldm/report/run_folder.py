@@ -18,7 +18,7 @@ from ..train.checkpoint import read_log
 from ..train.digest import holds_stories
 from ..draw.drawing_files import drawn_frames, set_name
 from ..draw.matching import unknown_drawings
-from ..score.provenance import SCORES, outdated, read_drawing, story_path
+from ..score.provenance import SCORES, open_source, outdated, read_drawing, story_path
 from ..score.table import few_stories
 from .charts import finite_losses
 from .page import is_number, score_text
@@ -49,7 +49,9 @@ def read_run(
     drawings = folder/set_name()
     # a folder of drawings only
     if not drawings.is_dir() and not settings and not log: drawings = folder
-    drawn = drawn_frames(drawings) if drawings.is_dir() else {}
+    sets = open_source(folder, scores)
+    if sets: drawn = sets[0]    # of another folder
+    else: drawn = drawn_frames(drawings) if drawings.is_dir() else {}
     if record: settings['drawing'] = record
     if not (settings or log or drawn):
         raise StoryError(f'{folder}: no settings, log or drawings, so not a run folder; '

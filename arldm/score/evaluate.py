@@ -19,7 +19,7 @@ from ..files.atomic import save_json
 from ..files.manifest import path_hints
 from ..files.pictures import decode
 from ..data.story import StorySplit
-from ..draw.matching import match_drawings
+from ..draw.matching import Drawings, match_drawings
 from .coherence import (FactAnswers, answers_per_frame, by_frame, centred,
                                    character_scores, characters_seen, distant_frames, names_in,
                                    nearest, pairs, read_facts, relative_similarity, similarity,
@@ -276,11 +276,12 @@ def character_rows(
     table.add('story', 'character F1', [s['f1'] for s in sets], better='higher', unit='%',
               beside=[('reference frames', f1, n)], note=note, within=SHARE_BOUNDS)
 
-# %% ../../nbs/score/57_evaluate.ipynb #2395b286
+# %% ../../nbs/score/57_evaluate.ipynb #80c9e095
 # Network -> rows that stay empty without it
 ROWS_OF_NETWORK = {**NETWORK_ROWS, 'inception': ('FID64', *NETWORK_ROWS['inception']),
                    'clip': (*NETWORK_ROWS['clip'], *TEXT_ROWS)}
 
+# %% ../../nbs/score/57_evaluate.ipynb #2395b286
 def evaluate(
     folder:str|Path,          # A run folder, or a folder of drawings
     split:StorySplit,         # The stories that are illustrated
@@ -297,8 +298,11 @@ def evaluate(
     batch:int=32,             # Pictures that a network sees at once
     share:tuple=(0, 1),       # Which of several processes this is, and how many there are
     wait:Callable=lambda: None, # Returns when all processes have come here
+    drawings:Drawings=None,   # From `match_drawings`; None = find those in `folder`
+    # Folder of the scores; None = `folder` if its layout is ours, else they are not kept
+    out:str|Path=None,
 )->dict:                      # What `scores.json` holds; empty if not `lead`
-    """Score drawings against the stories they illustrate, and write `scores.json` into their folder.
+    """Score drawings against the stories that they illustrate, and keep `scores.json`.
 
     Args:
         folder (str | Path): A run folder, or a folder of drawings
@@ -315,13 +319,17 @@ def evaluate(
         batch (int, default 32): Pictures that a network sees at once
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here
+        drawings (Drawings, optional): From `match_drawings`; None = find those in `folder`
+        out (str | Path, optional): Folder of the scores; None = `folder` if its layout is ours,
+            else they are not kept
 
     Returns:
         dict: What `scores.json` holds; empty if not `lead`
     """
-    refuse_outputs(folder)
-    drawings = match_drawings(folder, split, read_drawing(folder))
-    made_from, notes = origin(folder, drawings)
+    if drawings is None: drawings = match_drawings(folder, split, read_drawing(folder))
+    if out is None and drawings.found.ours: out = folder
+    if out is not None: refuse_outputs(out)
+    made_from, notes = origin(folder, drawings, out)
     table = Table(drawings, n_resamples)
     train_rows = training_pictures(split.file, len(drawings) if train is None else train)
     compute = partial(network_features, drawings=drawings, train=train_rows, store=store,
@@ -330,11 +338,11 @@ def evaluate(
     features = _features_of_all(table, nets, compute)
     if not lead: return {}
     other_scores = _add_all_rows(table, features, nets, train_rows, facts, characters)
-    hints = path_hints(folder, split.file.path)
-    out = dict(format=2, **hints, **made_from, **_summary(table, notes), **other_scores,
-               commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
-    _save(Path(folder), table, out)
-    return out
+    hints = path_hints(folder if out is None else out, split.file.path)
+    scores = dict(format=2, **hints, **made_from, **_summary(table, notes), **other_scores,
+                  commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
+    if out is not None: _save(Path(out), table, scores)
+    return scores
 
 # %% ../../nbs/score/57_evaluate.ipynb #b78ce668
 def _features_of_all(table, nets, compute):
@@ -354,13 +362,14 @@ def _features_of_all(table, nets, compute):
             table.empty('pictures', rows, str(e) if invalid else f'not measured: {e}', invalid)
     return features
 
-def _save(folder, table, out): # writes `scores.json` and `resamples.json`
+def _save(folder, table, scores): # writes `scores.json` and `resamples.json`
+    folder.mkdir(parents=True, exist_ok=True)
     values = {r['name']: r['value'] for r in table.rows if r['name'] in table.resampled}
     drawings = table.drawings
     resamples = dict(albums=drawings.albums, split=drawings.split.name, values=values,
                      rows=table.resampled)
     save_json(folder/'resamples.json', resamples)
-    save_json(folder/'scores.json', out)
+    save_json(folder/'scores.json', scores)
 
 # %% ../../nbs/score/57_evaluate.ipynb #ece48fd1
 def _add_picture_rows(table, features, best): # fidelity of single pictures

@@ -219,17 +219,21 @@ def fingerprint(net:nn.Module) -> str:
 # %% ../../nbs/score/50_feature_networks.ipynb #c88b7ae5
 def features_file(
     data:Path, # A story file
-    run:Path,  # A run folder
-)->Path:
+    run:Path,  # A run folder; None = there is none to write into
+)->Path|None:  # None = nowhere
     """Return where features are kept: beside the stories if that can be written, else in the run.
 
     Args:
         data (Path): A story file
-        run (Path): A run folder
+        run (Path): A run folder; None = there is none to write into
+
+    Returns:
+        Path | None: None = nowhere
     """
     beside = data.with_suffix('.features.db')
     to_write = beside if beside.exists() else data.parent
-    return beside if os.access(to_write, os.W_OK) else run/'features.db'
+    if os.access(to_write, os.W_OK): return beside
+    return None if run is None else run/'features.db'
 
 # %% ../../nbs/score/50_feature_networks.ipynb #4ae60427
 def _ahead(pool, f, items, n): # f(item) for each item, in order; at most n are ready or in work

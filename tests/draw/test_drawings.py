@@ -67,12 +67,11 @@ def put(folder, *names):
     (['s0_0/frame1.png', 's0_0/2.jpg', 's0_1/3.webp', 's1_0/4.gif'], 'pictures with other names: s0_0/2.jpg, s0_0/frame1.png, s0_1/3.webp, …'),
     (['test/s0_0/1.png'], 'folders without pictures: test')])
 def test_what_is_there_instead_is_named(tmp_path, split, names, found):
-    "In a folder of drawings, and in a run's."
-    for folder in tmp_path/'theirs', tmp_path/'run2'/'drawn':
-        put(folder, *names)
-        with pytest.raises(StoryError) as e: match_drawings(folder if folder.name == 'theirs' else folder.parent, split)
-        assert str(e.value).endswith(f'no drawings; expected folders such as s0_0, s0_1, s1_0, … with 1.png … 3.png; found {found}; '
-                                     'draw first: arldm-draw, or rename these')
+    "In a run, whose drawings have one layout only; `test_layouts.py` has the folders of others."
+    put(tmp_path/'run2'/'drawn', *names)
+    with pytest.raises(StoryError) as e: match_drawings(tmp_path/'run2', split)
+    assert str(e.value).endswith(f'no drawings; expected folders such as s0_0, s0_1, s1_0, … with 1.png … 3.png; found {found}; '
+                                 'draw first: arldm-draw, or rename these')
 
 def test_numbers_that_no_frame_has_are_named(tmp_path, split):
     put(tmp_path/'run2', 's0_1/4.png', 's0_1/5.png')
