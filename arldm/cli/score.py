@@ -37,7 +37,7 @@ def score(
     histories:int=0,         # Stories to draw again with other histories: is the history used?
     out:str|Path=None,       # Folder for the scores; default: run, or none if not drawn by arldm
     store:str|Path=None,     # File that caches features; default: beside the story file
-    report_to:str='',        # Trackers to log to, as of arldm-train: tensorboard,wandb; default: none
+    report_to:str='',        # Trackers of arldm-train, as tensorboard,wandb; default: none
     dry_run:bool=False,      # Say what would be scored, and stop
 ):
     """Score drawings against the stories that they illustrate.
@@ -68,8 +68,7 @@ def score(
         out (str | Path, optional): Folder for the scores; default: run, or none if not drawn by
             arldm
         store (str | Path, optional): File that caches features; default: beside the story file
-        report_to (str, default ''): Trackers to log to, as of arldm-train: tensorboard,wandb;
-            default: none
+        report_to (str, default ''): Trackers of arldm-train, as tensorboard,wandb; default: none
         dry_run (bool, default False): Say what would be scored, and stop
     """
     at_least_one(batch_size=batch_size)

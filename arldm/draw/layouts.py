@@ -43,6 +43,7 @@ class Layout:
     pattern: str  # Regular expression of it: groups `story` and `k`, perhaps `root`, `run`, `time`
     def match(self, name:str)->re.Match|None: return re.fullmatch(self.pattern, name) # name: a path
 
+# %% ../../nbs/draw/43a_layouts.ipynb #27b647fd
 OURS = Layout('ours', '<story>/<k>.png', rf'{_STORY}/(?P<k>[0-9]+)\.png')
 LAYOUTS = (
     OURS,
@@ -155,15 +156,17 @@ def _cut_grids(folder, drawn, rows, columns): # drawn: {story: {number of the fi
             picture = read_picture(folder/name)
             sizes[name] = picture.size
             cells = [Panel(folder/name, i, rows, columns) for i in range(rows*columns)]
-            while cells and _is_blank(cells[-1].cut(picture)): blank.append(cells.pop())
-            for panel in cells: panels.setdefault(story, []).append((first + panel.place, panel))
+            n = len(cells)    # up to the last panel that is not blank
+            while n and _is_blank(cells[n - 1].cut(picture)): n -= 1
+            blank += cells[n:]
+            for panel in cells[:n]: panels.setdefault(story, []).append((first + panel.place, panel))
     _check_grids(sizes, rows, columns)
     w, h = next(iter(sizes.values()))
     notes = [f'{counted(len(sizes), "picture")} cut into {rows}x{columns} panels, the first of '
              f'{w//columns}×{h//rows} pixels']
     if blank:
         notes.append(f'{counted(len(blank), "blank panel")} at the end of grids left out, first '
-                     f'{blank[-1].name}')
+                     f'{blank[0].name}')
     return _by_number((s, k, panel) for s, found in panels.items() for k, panel in found), notes
 
 # %% ../../nbs/draw/43a_layouts.ipynb #8cd7908c
