@@ -159,7 +159,8 @@ def _cut_grids(folder, drawn, rows, columns): # drawn: {story: {number of the fi
             n = len(cells)    # up to the last panel that is not blank
             while n and _is_blank(cells[n - 1].cut(picture)): n -= 1
             blank += cells[n:]
-            for panel in cells[:n]: panels.setdefault(story, []).append((first + panel.place, panel))
+            for panel in cells[:n]:
+                panels.setdefault(story, []).append((first + panel.place, panel))
     _check_grids(sizes, rows, columns)
     w, h = next(iter(sizes.values()))
     notes = [f'{counted(len(sizes), "picture")} cut into {rows}x{columns} panels, the first of '
@@ -193,6 +194,7 @@ def _pictures(folder):
             if name[0] != '.' and is_picture(name): names.append((here/name).as_posix())
     return sorted(names)
 
+# %% ../../nbs/draw/43a_layouts.ipynb #7057257c
 def _choose_layout(folder, names, ids, layouts): # ids: of the stories in the data
     "Return the layout of pictures; raise `StoryError` if they have two, or none."
     known = {}    # layout -> names of pictures of known stories
