@@ -1,4 +1,5 @@
 "The reader: every figure, landscape and card is read from its pixels, and what is read is the nearest scene there is."
+import os
 import random
 from dataclasses import astuple, replace
 from functools import cache
@@ -47,7 +48,9 @@ def with_noise(frames, sigma, seed=0):
 
 # every scene is read
 
-@pytest.mark.parametrize('part', range(4))
+LONG = pytest.mark.skipif(not os.environ.get('ARLDM_SOAK'), reason='takes half a minute; run by `make soak`')
+
+@pytest.mark.parametrize('part', [0, *(pytest.param(part, marks=LONG) for part in (1, 2, 3))])
 def test_every_figure_is_read(part):
     "Three in a frame: none is taken for another one because of its neighbours or of what is behind it."
     scenes = crowds()[part::4]
