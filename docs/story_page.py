@@ -1,0 +1,45 @@
+"""The page that draws: what the folder story/ of the site holds.
+
+The modules of JavaScript in docs/story, the pipeline as ONNX, and ONNX Runtime from npm.
+"""
+import json
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from arldm.core import StoryError, asset
+
+SOURCE = Path(__file__).resolve().parent/'story'
+PIPELINE = 'toy/arldm'   # of the assets, see `arldm.asset`
+# of onnxruntime-web: the module, and what it loads
+RUNTIME = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
+MODULES = ('page', 'worker', 'story', 'memory', 'model', 'scheduler', 'noise', 'vocabulary', 'tokenizer',
+           'pictures')
+
+
+def install_runtime():
+    "Return the folder of ONNX Runtime; npm installs it at the pinned version unless it is there."
+    package = SOURCE/'node_modules/onnxruntime-web'
+    pinned = json.loads((SOURCE/'package.json').read_text())['dependencies'][package.name]
+    installed = package/'package.json'
+    if installed.is_file() and json.loads(installed.read_text())['version'] == pinned:
+        return package/'dist'
+    if not shutil.which('npm'): raise StoryError('npm is not installed')
+    command = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', str(SOURCE)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        first = (said.stderr.strip() or said.stdout.strip() or 'no reason given').splitlines()[0]
+        raise StoryError(f'npm could not install onnxruntime-web ({first})')
+    return package/'dist'
+
+
+def write_story_folder(out):
+    "Write the folder of the page, which does not exist yet; raise `StoryError` if something is missing."
+    if not find_spec('onnx'): raise StoryError('the Python package onnx is not installed')
+    dist = install_runtime()
+    from export_onnx import export   # needs onnx
+    out.mkdir(parents=True)
+    for name in RUNTIME: shutil.copy(dist/name, out)
+    for name in MODULES: shutil.copy(SOURCE/f'{name}.js', out)
+    export(asset(PIPELINE), out)
