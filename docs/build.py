@@ -27,6 +27,7 @@ from sphinx.cmd.build import main as sphinx
 
 from chapters import first_chapters, parts
 from entries import FULL, definitions, entry
+from story_page import CHAPTER, story_form
 
 docs = Path(__file__).resolve().parent
 root = docs.parent
@@ -181,6 +182,7 @@ class Book:
                        self.contents() if chapter is self.index else self.label(chapter),
                        f'{{.claim}}\n{self.linked(chapter.claim, chapter)}',
                        self.linked(chapter.opening, chapter))
+        if chapter.name == CHAPTER: yield markdown(story_form(self.outside/'story'))
         alt = chapter.title
         for cell in chapter.cells[1:]:
             directives, body = split_directives(cell['source'])

@@ -13,7 +13,7 @@ TITLES = {'': 'Common ground', 'files': 'Files', 'data': 'Data', 'toy': 'Toy wor
           'model': 'Model', 'train': 'Training', 'draw': 'Drawing', 'score': 'Scores',
           'report': 'Reports', 'cli': 'Commands', 'lab': 'Laboratory', 'bench': 'Benchmarks'}
 # what people come for, beside the parts
-FIRST = 'your_stories', 'journey', 'howto', 'ssid', 'glossary', 'trouble'
+FIRST = 'draw_a_story', 'your_stories', 'journey', 'howto', 'ssid', 'glossary', 'trouble'
 # the path of a reader; the other chapters are details
 MAIN = {'core', 'story', 'dataset', 'history', 'encoders', 'arldm', 'loop', 'sampling', 'frames',
         'pipeline', 'evaluate', 'journey'}

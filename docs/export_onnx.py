@@ -29,6 +29,8 @@ EXAMPLES = 3, 8, 21, 34  # numbers of the toy stories whose captions the page of
 UNUSED = dict(trained_betas=None, thresholding=False, use_karras_sigmas=False, use_lu_lambdas=False,
               use_exponential_sigmas=False, use_beta_sigmas=False, use_flow_sigmas=False,
               use_dynamic_shifting=False, variance_type=None)
+SCHEDULE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'prediction_type',
+            'rescale_betas_zero_snr', 'timestep_spacing', 'steps_offset')
 SOLVER = dict(algorithm_type='dpmsolver++', solver_order=2, solver_type='midpoint',
               final_sigmas_type='zero', lower_order_final=True)
 
@@ -138,12 +140,8 @@ def examples(n_frames, cast):
     return found
 
 
-def export(folder, out):
-    "Write the files that the page loads into the folder `out`, which exists; return model.json."
-    folder, out = Path(folder), Path(out)
-    model = ARLDM.load(folder)
-    scheduler = load_json(folder/'scheduler/scheduler_config.json')
-    check(model, scheduler)
+def write_parts(model, out):
+    "Write every part as ONNX; return name -> file and size in bytes."
     files = {}
     with torch.no_grad():
         for name, (part, inputs, axes) in parts(model).items():
@@ -152,25 +150,36 @@ def export(folder, out):
             files[name] = dict(file=path.name, bytes=path.stat().st_size)
     total = sum(file['bytes'] for file in files.values())
     if total > LARGEST:
-        raise StoryError(f'{folder}: {total:,} bytes as ONNX, more than the {LARGEST:,} of the page')
+        raise StoryError(f'{total:,} bytes as ONNX, more than the {LARGEST:,} of the page')
+    return files
+
+
+def write_manifest(model, scheduler, out, **more):
+    "Write the tokenizers, and model.json with sizes, settings and what else is given."
     for name in 'caption_tokenizer', 'memory_tokenizer':
         spec = json.dumps(tokenizer_spec(model, name), ensure_ascii=False)
         (out/f'{name}.json').write_text(spec, encoding='utf-8')
     config = model.history.config
-    keys = ['num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'prediction_type',
-            'rescale_betas_zero_snr', 'timestep_spacing', 'steps_offset']
     manifest = dict(
-        parts=files, length=model.vocab.length, width=config.width, slot_width=model.slot_width,
+        length=model.vocab.length, width=config.width, slot_width=model.slot_width,
         n_slots=config.n_slots, cast=config.cast, side=model.resolution,
         memory_side=model.memory_side,
         latents=[model.unet.config.in_channels, *latent_size(model)],
         mean=list(OPENAI_CLIP_MEAN), std=list(OPENAI_CLIP_STD),
-        scheduler={key: scheduler[key] for key in keys if key in scheduler},
+        scheduler={key: scheduler[key] for key in SCHEDULE if key in scheduler},
         caption_tokenizer=token_ids(model.vocab.caption_tokenizer),
         memory_tokenizer=token_ids(model.vocab.memory_tokenizer),
-        examples=examples(config.n_slots, config.cast))
+        examples=examples(config.n_slots, config.cast), **more)
     (out/'model.json').write_text(json.dumps(manifest, indent=1), encoding='utf-8')
     return manifest
+
+
+def export(folder, out, **more):
+    "Write what the page loads of a pipeline into the folder `out`, which exists; return model.json."
+    model = ARLDM.load(folder)
+    scheduler = load_json(Path(folder)/'scheduler/scheduler_config.json')
+    check(model, scheduler)
+    return write_manifest(model, scheduler, out, parts=write_parts(model, out), **more)
 
 
 if __name__ == '__main__':

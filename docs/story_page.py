@@ -14,8 +14,7 @@ SOURCE = Path(__file__).resolve().parent/'story'
 PIPELINE = 'toy/arldm'   # of the assets, see `arldm.asset`
 # of onnxruntime-web: the module, and what it loads
 RUNTIME = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
-MODULES = ('page', 'worker', 'story', 'memory', 'model', 'scheduler', 'noise', 'vocabulary', 'tokenizer',
-           'pictures')
+CHAPTER = 'draw_a_story'  # on whose page it stands
 
 
 def install_runtime():
@@ -34,12 +33,27 @@ def install_runtime():
     return package/'dist'
 
 
-def write_story_folder(out):
+def copy_page(out):
+    "Copy the modules of the page and its style sheet."
+    for path in [*SOURCE.glob('*.js'), SOURCE/'page.css']: shutil.copy(path, out)
+
+
+def write_story_folder(out, pipeline):
     "Write the folder of the page, which does not exist yet; raise `StoryError` if something is missing."
-    if not find_spec('onnx'): raise StoryError('the Python package onnx is not installed')
     dist = install_runtime()
+    if not find_spec('onnx'): raise StoryError('the Python package onnx is not installed')
     from export_onnx import export   # needs onnx
     out.mkdir(parents=True)
+    copy_page(out)
     for name in RUNTIME: shutil.copy(dist/name, out)
-    for name in MODULES: shutil.copy(SOURCE/f'{name}.js', out)
-    export(asset(PIPELINE), out)
+    export(pipeline, out, runtime_bytes=sum((out/name).stat().st_size for name in RUNTIME))
+
+
+def story_form(out):
+    "Return the fields and buttons of the page as HTML, and write what they load; a note if that fails."
+    try: write_story_folder(out, asset(PIPELINE))
+    except StoryError as e:
+        print(f'the page {CHAPTER}.html cannot draw: {e}; all else is built')
+        return ('*This copy of the site was built without what the page needs to draw: '
+                '`make docs` says what is missing.*')
+    return (SOURCE/'page.html').read_text(encoding='utf-8').strip()

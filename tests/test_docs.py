@@ -20,7 +20,7 @@ import pytest
 from browser import Browser, chromium
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = ['your_stories', 'journey', 'howto', 'ssid', 'glossary', 'trouble']
+FIRST = ['draw_a_story', 'your_stories', 'journey', 'howto', 'ssid', 'glossary', 'trouble']
 PARTS = 'files', 'data', 'toy', 'model', 'train', 'draw', 'score', 'report', 'cli', 'lab', 'bench'
 def in_part(part): return [path.stem.partition('_')[2] for path in sorted((ROOT/'nbs'/part).glob('[0-9][0-9]*_*.ipynb'))]
 CHAPTERS = FIRST + in_part('') + [f'{part}/{name}' for part in PARTS for name in ['index', *in_part(part)]]   # and the parts' pages

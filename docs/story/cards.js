@@ -1,0 +1,82 @@
+// Cast cards: pictures with names, from files that are dropped or chosen, and from the examples.
+
+const LARGEST = 1024   // pixels of the longer side; larger pictures are made smaller first
+
+// A file as a picture, turned as its EXIF says, transparent parts white
+export async function decodePicture(blob, name) {
+  let bitmap
+  try { bitmap = await createImageBitmap(blob) } catch {
+    throw new Error(`${name} is no picture that this browser can read; the others are kept`)
+  }
+  const shrink = Math.min(1, LARGEST/Math.max(bitmap.width, bitmap.height))
+  const width = Math.max(1, Math.round(bitmap.width*shrink)), height = Math.max(1, Math.round(bitmap.height*shrink))
+  const canvas = Object.assign(document.createElement('canvas'), {width, height})
+  const pen = canvas.getContext('2d', {willReadFrequently: true})
+  pen.fillStyle = 'white'
+  pen.fillRect(0, 0, width, height)
+  pen.drawImage(bitmap, 0, 0, width, height)
+  bitmap.close()
+  const rgba = pen.getImageData(0, 0, width, height).data, rgb = new Uint8ClampedArray(3*width*height)
+  for (let i = 0; i < width*height; i++) rgb.set(rgba.subarray(4*i, 4*i + 3), 3*i)
+  return {width, height, rgb}
+}
+
+// Show a picture {width, height, rgb} in a canvas
+export function paint(canvas, {width, height, rgb}) {
+  Object.assign(canvas, {width, height})
+  const pixels = new ImageData(width, height)
+  for (let i = 0; i < width*height; i++) {
+    pixels.data.set(rgb.subarray(3*i, 3*i + 3), 4*i)
+    pixels.data[4*i + 3] = 255
+  }
+  canvas.getContext('2d').putImageData(pixels, 0, 0)
+}
+
+// The cards of the page; `changed()` is called after each change, `failed(message)` for a file that is no picture
+export class Cards {
+  constructor(box, capacity, {changed, failed}) {
+    Object.assign(this, {list: box.querySelector('.cards'), capacity, changed, failed, cards: []})
+    box.hidden = false
+    const input = box.querySelector('input[type=file]')
+    input.addEventListener('change', async () => { await this.addFiles([...input.files]); input.value = '' })
+    box.addEventListener('dragover', event => { event.preventDefault(); box.classList.add('over') })
+    box.addEventListener('dragleave', () => box.classList.remove('over'))
+    box.addEventListener('drop', event => {
+      event.preventDefault()
+      box.classList.remove('over')
+      this.addFiles([...event.dataTransfer.files])
+    })
+  }
+
+  async addFiles(files) {
+    for (const file of files) await this.add(file.name.replace(/\.[^.]*$/, ''), file, file.name)
+  }
+
+  async add(name, blob, file = name) {
+    if (this.cards.length >= this.capacity)
+      return this.failed(`the model has room for ${this.capacity} cards; take one away before adding ${file}`)
+    try { this.cards.push({name, picture: await decodePicture(blob, file)}) } catch (e) { return this.failed(e.message) }
+    this.show()
+  }
+
+  // Other cards instead: {name: data URL}
+  async replace(urls) {
+    this.cards = []
+    this.show()
+    for (const [name, url] of Object.entries(urls)) await this.add(name, await (await fetch(url)).blob())
+  }
+
+  show() {
+    this.list.replaceChildren(...this.cards.map((card, i) => {
+      const item = document.createElement('li'), canvas = document.createElement('canvas')
+      const name = Object.assign(document.createElement('input'), {value: card.name, size: 8, ariaLabel: `Name on card ${i + 1}`})
+      const drop = Object.assign(document.createElement('button'), {type: 'button', textContent: '×', ariaLabel: `Take card ${i + 1} away`})
+      paint(canvas, card.picture)
+      name.addEventListener('input', () => { card.name = name.value; this.changed() })
+      drop.addEventListener('click', () => { this.cards.splice(i, 1); this.show() })
+      item.append(canvas, name, drop)
+      return item
+    }))
+    this.changed()
+  }
+}

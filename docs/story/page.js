@@ -1,0 +1,214 @@
+// The page: fields and buttons, what is odd about a story, and the worker that draws it.
+import {Cards, paint} from './cards.js'
+import {read} from './files.js'
+import {loadVocabulary} from './model.js'
+import {strip} from './strip.js'
+
+const form = document.getElementById('story'), at = form.elements
+const [list, status, notes, progress] = ['.frames', '.status', '.notes', 'progress'].map(s => form.querySelector(s))
+let manifest, vocabulary, cards = null, worker = null
+let isDrawing = false
+let wanted = []      // frames of this task, numbers from 0
+const frames = []    // {item, canvas, field, button, isDrawn, redraws}
+
+function say(text, isWrong = false) {
+  status.textContent = text
+  status.classList.toggle('wrong', isWrong)
+}
+
+const counted = (n, thing) => `${n} ${thing}${n === 1 ? '' : 's'}`
+const captions = () => frames.map(frame => frame.field.value.trim())
+
+// The smallest module that needs SIMD: a function that returns a vector
+const hasSimd = () => WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0,
+  10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11))
+
+
+// frames
+
+function placeholder(canvas, k) {
+  const side = manifest.side
+  Object.assign(canvas, {width: side, height: side})
+  const pen = canvas.getContext('2d')
+  pen.fillStyle = '#8884'
+  pen.fillRect(0, 0, side, side)
+  Object.assign(pen, {fillStyle: '#888', font: `${side/4}px sans-serif`, textAlign: 'center', textBaseline: 'middle'})
+  pen.fillText(k + 1, side/2, side/2)
+}
+
+function addFrame(caption = '') {
+  const k = frames.length, item = document.createElement('li'), canvas = document.createElement('canvas')
+  const field = Object.assign(document.createElement('textarea'), {value: caption, ariaLabel: `Caption ${k + 1}`, rows: 3})
+  const button = Object.assign(document.createElement('button'), {type: 'button', textContent: 'Redraw', disabled: true,
+    ariaLabel: `Redraw frame ${k + 1}`})
+  Object.assign(canvas, {role: 'img', ariaLabel: `Frame ${k + 1}, not drawn yet`})
+  canvas.setAttribute('role', 'img')
+  const frame = {item, canvas, field, button, isDrawn: false, redraws: 0}
+  field.addEventListener('input', note)
+  button.addEventListener('click', () => redraw(k))
+  placeholder(canvas, k)
+  item.append(canvas, field, button)
+  list.append(item)
+  frames.push(frame)
+}
+
+function setCaptions(texts) {
+  while (frames.length > texts.length) frames.pop().item.remove()
+  while (frames.length < texts.length) addFrame()
+  texts.forEach((text, k) => { frames[k].field.value = text })
+  note()
+}
+
+// Which buttons can be pressed now
+function refresh() {
+  form.querySelector('.draw').disabled = isDrawing
+  at.stop.hidden = progress.hidden = !isDrawing
+  at.fewer.disabled = isDrawing || frames.length === 1
+  at.more.disabled = isDrawing || frames.length >= manifest.n_slots
+  at.example.disabled = isDrawing
+  at.download.disabled = isDrawing || !frames.some(frame => frame.isDrawn)
+  for (const frame of frames) frame.button.disabled = isDrawing || !frame.isDrawn
+}
+
+
+// what is odd, and what is wrong
+
+function note() {
+  const texts = captions(), found = []
+  const unknown = vocabulary.unknownWords([...texts, ...(cards?.cards ?? []).map(card => card.name)])
+  if (unknown.length) {
+    const more = unknown.length > 8 ? ` and ${unknown.length - 8} more` : ''
+    const named = unknown.slice(0, 8).map(word => word.slice(0, 30)).join(', ')
+    found.push(`the model’s vocabulary does not know: ${named}${more}; pictures will not show that`)
+  }
+  texts.forEach((text, k) => {
+    const {count} = vocabulary.encode(text)
+    if (count > vocabulary.length) found.push(`caption ${k + 1} is too long: of its ${count} tokens the model reads ${vocabulary.length}`)
+  })
+  const story = texts.join(' ').toLowerCase()
+  for (const {name} of cards?.cards ?? [])
+    if (!story.includes(name.toLowerCase())) found.push(`no caption mentions ${name}; the card is used all the same`)
+  notes.replaceChildren(...found.map(text => Object.assign(document.createElement('li'), {textContent: text})))
+  for (const frame of frames) frame.field.removeAttribute('aria-invalid')
+  refresh()
+}
+
+// A number from a field, or an error that names it
+function number(name, low, high, isWhole) {
+  const text = at[name].value.trim(), x = Number(text)
+  if (text && x >= low && x <= high && (!isWhole || Number.isInteger(x))) return x
+  at[name].focus()
+  throw new Error(`${name} must be a ${isWhole ? 'whole ' : ''}number from ${low} to ${high}, got ${text || 'nothing'}`)
+}
+
+function settings() {
+  return {steps: number('steps', 1, 100, true), guidance: number('guidance', 0, 20), sampler: at.sampler.value}
+}
+
+function checkCaption(k) {
+  const field = frames[k].field, text = field.value.trim()
+  if (text) return text
+  field.setAttribute('aria-invalid', 'true')
+  field.focus()
+  throw new Error(`caption ${k + 1} is empty; say what the frame shows, or take the frame away`)
+}
+
+
+// drawing
+
+function start(message, numbers) {
+  if (!worker) {
+    worker = new Worker(new URL('worker.js', import.meta.url), {type: 'module'})
+    worker.addEventListener('message', ({data}) => answers[data.said](data))
+    worker.addEventListener('error', () => answers.failed({why: 'the worker that draws could not start'}))
+  }
+  wanted = numbers
+  isDrawing = true
+  progress.removeAttribute('value')
+  refresh()
+  at.stop.focus()
+  worker.postMessage(message)
+}
+
+function end(text, isWrong) {
+  isDrawing = false
+  for (const frame of frames) frame.item.classList.remove('drawing')
+  refresh()
+  if (document.activeElement === document.body) form.querySelector('.draw').focus()
+  say(text, isWrong)
+}
+
+const answers = {
+  loading({bytes, of}) { say(`loading the model, ${(bytes/1e6).toFixed(1)} of ${(of/1e6).toFixed(1)} MB`) },
+  step({k, step, steps}) {
+    frames.forEach((frame, i) => frame.item.classList.toggle('drawing', i === k))
+    progress.value = (wanted.indexOf(k) + step/steps)/wanted.length
+    say(`frame ${k + 1} of ${frames.length}, step ${step} of ${steps}`)
+  },
+  frame({k, picture}) {
+    paint(frames[k].canvas, picture)
+    frames[k].isDrawn = true
+    frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${frames[k].field.value.trim()}`
+  },
+  done() { end(wanted.length > 1 ? `${counted(wanted.length, 'frame')} drawn` : `frame ${wanted[0] + 1} drawn`) },
+  stopped() { end('stopped') },
+  failed({why}) {
+    worker.terminate()
+    worker = null
+    for (const frame of frames) frame.isDrawn = false   // their memory is gone with the worker
+    end(why, true)
+  },
+}
+
+function draw() {
+  if (isDrawing) return
+  try {
+    const texts = frames.map((_, k) => checkCaption(k)), seed = number('seed', 0, 2**32 - 1, true)
+    const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: cards?.cards ?? []}
+    frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, redraws: 0}); placeholder(frame.canvas, k) })
+    say(worker ? 'reading the captions' : 'loading the model')
+    start(message, texts.map((_, k) => k))
+  } catch (e) { say(e.message, true) }
+}
+
+// Another seed each time; what the page shows of the other frames stays
+function redraw(k) {
+  try {
+    const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
+    const message = {task: 'redraw', k, caption, seed, settings: settings()}
+    frames[k].redraws++
+    say(`frame ${k + 1} again, with seed ${seed}`)
+    start(message, [k])
+  } catch (e) { say(e.message, true) }
+}
+
+async function download() {
+  const drawn = frames.filter(frame => frame.isDrawn).map(({canvas, field}) => ({canvas, caption: field.value.trim()}))
+  const url = URL.createObjectURL(await strip(drawn))
+  Object.assign(document.createElement('a'), {href: url, download: 'story.png'}).click()
+  setTimeout(() => URL.revokeObjectURL(url), 10000)
+}
+
+async function begin() {
+  if (!hasSimd()) return say('this browser has no WebAssembly SIMD, which drawing needs; use one from 2022 or later', true)
+  try { ({manifest, vocabulary} = await loadVocabulary(read)) } catch (e) { return say(e.message, true) }
+  if (manifest.cast) cards = new Cards(form.querySelector('.cast'), Math.max(1, manifest.n_slots - 1),
+    {changed: note, failed: text => say(text, true)})
+  manifest.examples.forEach(({captions: [first]}, i) => at.example.add(new Option(first.length > 60 ? `${first.slice(0, 58)}…` : first, i)))
+  at.example.addEventListener('change', () => {
+    const example = manifest.examples[at.example.value]
+    setCaptions(example ? example.captions : captions().map(() => ''))
+    cards?.replace(example?.cast ?? {})
+  })
+  at.more.addEventListener('click', () => { addFrame(); note(); frames.at(-1).field.focus() })
+  at.fewer.addEventListener('click', () => { frames.pop().item.remove(); note() })
+  at.stop.addEventListener('click', () => worker.postMessage({task: 'stop'}))
+  at.download.addEventListener('click', download)
+  form.addEventListener('submit', event => { event.preventDefault(); draw() })
+  at.example.value = '0'
+  at.example.dispatchEvent(new Event('change'))
+  const megabytes = Object.values(manifest.parts).reduce((sum, part) => sum + part.bytes, manifest.runtime_bytes)/1e6
+  say(`ready; the first drawing loads ${megabytes.toFixed(0)} MB`)
+}
+
+begin()
