@@ -109,8 +109,9 @@ def commands():
 
 class Book:
     "All chapters in order, and what can be linked to."
-    def __init__(self, processed, outside):
+    def __init__(self, processed, outside, drawing=False):
         self.outside = outside
+        self.drawing = drawing   # whether the page of `CHAPTER` draws
         self.index = Chapter(root/'nbs/index.ipynb', processed/'index.ipynb')
         def chapters(entries):
             found = []
@@ -182,7 +183,7 @@ class Book:
                        self.contents() if chapter is self.index else self.label(chapter),
                        f'{{.claim}}\n{self.linked(chapter.claim, chapter)}',
                        self.linked(chapter.opening, chapter))
-        if chapter.name == CHAPTER: yield markdown(story_form(self.outside/'story'))
+        if chapter.name == CHAPTER and self.drawing: yield markdown(story_form(self.outside/'story'))
         alt = chapter.title
         for cell in chapter.cells[1:]:
             directives, body = split_directives(cell['source'])
@@ -316,13 +317,13 @@ def write_page(path, cells):
     path.write_text(json.dumps(dict(NOTEBOOK, cells=cells)), encoding='utf-8')
 
 
-def main(out, processed):
+def main(out, processed, drawing=True):
     "Build the site into `out` from the notebooks that nbdev processed; return Sphinx's exit code."
     with tempfile.TemporaryDirectory() as folder:
         source, html, outside = Path(folder)/'source', Path(folder)/'html', Path(folder)/'outside'
         source.mkdir()
         outside.mkdir()
-        book = Book(processed, outside)
+        book = Book(processed, outside, drawing)
         for part, title, about, found in book.parts:
             if part: write_page(source/part/'index.ipynb', book.part_page(title, about, found))
         for chapter in book.index, *book.chapters:
@@ -339,4 +340,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Build the site')
     parser.add_argument('--out', type=Path, default=root/'_docs',
                         help='folder of the site, written again from nothing')
-    sys.exit(main(parser.parse_args().out, proc_nbs(n_workers=1)))
+    parser.add_argument('--no-drawing', action='store_true',
+                        help='leave out the page that draws, which needs npm and half a minute')
+    args = parser.parse_args()
+    sys.exit(main(args.out, proc_nbs(n_workers=1), not args.no_drawing))

@@ -1,4 +1,4 @@
-"The site: built once as `make docs` builds it, then read by a program and looked at in a browser."
+"The site: built once as `make docs` builds it, without what `test_story_browser` looks at, then read by a program and looked at in a browser."
 import json
 import os
 import posixpath
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory):
     "The folder of the site."
     out = tmp_path_factory.mktemp('docs')/'site'
-    said = subprocess.run([sys.executable, ROOT/'docs/build.py', '--out', out], capture_output=True, text=True,
+    said = subprocess.run([sys.executable, ROOT/'docs/build.py', '--no-drawing', '--out', out], capture_output=True, text=True,
         cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert said.returncode == 0, said.stderr[-4000:]
     assert 'arning' not in said.stderr, said.stderr[-4000:]
@@ -199,7 +199,7 @@ def test_openings(tmp_path, monkeypatch):
     (tmp_path/'01_sample.ipynb').write_text(json.dumps(dict(cells=[cell])), encoding='utf-8')
     build = module('build', ROOT/'docs/build.py')
     chapter = build.Chapter(tmp_path/'01_sample.ipynb', tmp_path/'01_sample.ipynb')
-    book = SimpleNamespace(linked=lambda text, chapter: text, label=lambda chapter: '', index=None)
+    book = SimpleNamespace(linked=lambda text, chapter: text, label=lambda chapter: '', index=None, drawing=False)
     opening = next(build.Book.page(book, chapter))['source']
     assert '{.claim}\nA claim.' in opening and opening.endswith('Five corpora reach us in three layouts.')
 

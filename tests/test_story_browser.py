@@ -1,0 +1,273 @@
+"The page that draws in a browser: bad input; and, as a long form, that it draws what Python draws, fast enough and alone."
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import Browser, chromium
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not chromium(), reason='no chromium here')
+soak = pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
+
+@pytest.fixture(scope='module')
+def docs():
+    "The scripts of docs/ can be imported."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT/'docs')
+        yield
+
+class Quiet(SimpleHTTPRequestHandler):
+    "Serves a folder without a word."
+    def log_message(self, *_): pass
+
+class Page:
+    "A folder that is served, and a browser in it."
+    def __init__(self, folder, profile):
+        self.folder = folder
+        self.server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=folder))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.home = f'http://127.0.0.1:{self.server.server_port}/'
+        self.browser = Browser(profile)
+        self.js = self.browser.js
+
+    def open(self, name='draw_a_story.html', **how):
+        self.browser.open(self.home + name, **how)
+        self.wait('!/not started/.test(document.querySelector(".status").textContent)')
+
+    def wait(self, condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not self.js(condition):
+            assert time.monotonic() < end, f'{condition}: {self.status()}'
+            time.sleep(.02)
+
+    def status(self): return self.js('document.querySelector(".status").textContent')
+    def notes(self): return self.js('[...document.querySelectorAll(".notes li")].map(e => e.textContent).join("\\n")')
+    def press(self, button): self.js(f'document.querySelector({json.dumps(button)}).click()')
+
+    def fill(self, field, text):
+        self.js(f'''(() => {{ const e = document.querySelector({json.dumps(field)})
+            e.value = {json.dumps(text)}
+            e.dispatchEvent(new Event('input')) }})()''')
+
+    def drawn(self, seconds=120): self.wait('document.querySelector("[name=stop]").hidden', seconds)
+
+    def trouble(self):
+        "What the console says, and who else was asked."
+        self.js('1')
+        events = self.browser.events
+        said = [e['entry']['text'] for e in events('Log.entryAdded')]
+        said += [str(e) for e in events('Runtime.exceptionThrown') + events('Runtime.consoleAPICalled')]
+        asked = [e['request']['url'] for e in events('Network.requestWillBeSent')]
+        return said + [url for url in asked if not url.startswith((self.home, 'data:', 'blob:'))]
+
+    def frames(self):
+        "The frames as arrays."
+        pixels = self.js('''[...document.querySelectorAll('.frames canvas')].map(c =>
+            [c.height, c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]])''')
+        return [np.array(data).reshape(h, w, 4)[..., :3] for h, w, data in pixels]
+
+    def close(self):
+        self.browser.close()
+        self.server.shutdown()
+
+
+# bad input
+
+@pytest.fixture(scope='module')
+def bare(docs, tmp_path_factory):
+    "The page alone, of a model with cards; of its parts there are a few bytes."
+    import torch
+    from arldm.core import asset
+    from arldm.model.arldm import ARLDM
+    from export_onnx import write_manifest
+    from story_page import RUNTIME, SOURCE, copy_page
+    folder = tmp_path_factory.mktemp('bare')
+    (folder/'story').mkdir()
+    torch.manual_seed(0)
+    model = ARLDM.create('tiny', ARLDM.load(asset('toy/arldm')).vocab, resolution=32, n_slots=4, cast=True)
+    copy_page(folder/'story')
+    write_manifest(model, {}, folder/'story', parts=dict(caption_encoder=dict(file='caption_encoder.onnx', bytes=900)),
+        runtime_bytes=14_000_000)
+    (folder/'story/caption_encoder.onnx').write_bytes(b'x'*100)
+    # the runtime is not reached: what comes before it fails
+    (folder/f'story/{RUNTIME[0]}').write_text('export const env = {wasm: {}}')
+    head = '<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><link rel=icon href="data:,">'
+    (folder/'draw_a_story.html').write_text(head + (SOURCE/'page.html').read_text(encoding='utf-8'), encoding='utf-8')
+    page = Page(folder, tmp_path_factory.mktemp('profile'))
+    yield page
+    page.close()
+
+FIRST = '.frames li:first-child textarea'
+
+def test_captions_and_numbers(bare):
+    "An empty caption, numbers that are none and captions that are too long or unknown are named; nothing is drawn."
+    bare.open()
+    assert bare.status().startswith('ready; the first drawing loads 14 MB')
+    assert bare.js('document.querySelectorAll(".frames li").length') == 4    # as many as memory holds
+    assert bare.js('[document.querySelector("[name=more]").disabled, document.querySelector("[name=fewer]").disabled]') == [True, False]
+    for field, text, line in (
+            (FIRST, '  ', 'caption 1 is empty; say what the frame shows, or take the frame away'),
+            ('[name=seed]', '-1', 'seed must be a whole number from 0 to 4294967295, got -1'),
+            ('[name=guidance]', 'much', 'guidance must be a number from 0 to 20, got much'),
+            ('[name=steps]', '', 'steps must be a whole number from 1 to 100, got nothing')):
+        before = bare.js(f'document.querySelector({json.dumps(field)}).value')
+        bare.fill(field, text)
+        bare.press('.draw')
+        assert bare.status() == line and bare.js('document.querySelector("[name=stop]").hidden')
+        assert bare.js(f'document.activeElement === document.querySelector({json.dumps(field)})')
+        bare.fill(field, before)
+    bare.fill(FIRST, 'a zebra and a red star ' + 'jumps '*300)    # and letters of the zebra
+    assert 'does not know: zebra; pictures will not show that' in bare.notes()
+    assert 'caption 1 is too long: of its 312 tokens the model reads 36' in bare.notes()
+    bare.press('[name=fewer]')
+    assert bare.js('document.querySelectorAll(".frames li").length') == 3
+    assert bare.trouble() == []
+
+DROP = '''(async () => { const all = new DataTransfer(), box = document.querySelector('.cast')
+    for (const [name, kind, bytes] of %s) all.items.add(new File([Uint8Array.from(bytes)], name, {type: kind}))
+    box.dispatchEvent(new DragEvent('drop', {dataTransfer: all, bubbles: true, cancelable: true})) })()'''
+
+def test_cards(bare, tmp_path):
+    "Pictures become cards; a file that is none is named, and so is one too many; the others stay."
+    bare.open()
+    bare.wait('document.querySelectorAll(".cards li").length > 0')
+    n = bare.js('document.querySelectorAll(".cards li").length')    # of the example
+    Image.new('RGB', (30, 20), 'red').save(tmp_path/'red.png')
+    png = list((tmp_path/'red.png').read_bytes())
+    bare.js(DROP % json.dumps([['cat.txt', 'text/plain', [1, 2]]]))
+    bare.wait('document.querySelector(".status").classList.contains("wrong")')
+    assert bare.status() == 'cat.txt is no picture that this browser can read; the others are kept'
+    bare.js(DROP % json.dumps([[f'Zed{i}.png', 'image/png', png] for i in range(4)]))
+    bare.wait('/room for/.test(document.querySelector(".status").textContent)')
+    assert bare.status().startswith('the model has room for 3 cards; take one away before adding Zed')
+    assert bare.js('document.querySelectorAll(".cards li").length') == 3 > n
+    assert 'no caption mentions Zed0; the card is used all the same' in bare.notes()
+    bare.press('.cards li:last-child button')
+    assert bare.js('document.querySelectorAll(".cards li").length') == 2
+
+def test_files(bare):
+    "A part that is cut short or missing, no model.json, and a browser without SIMD: a line each."
+    bare.open()
+    bare.press('.draw')
+    bare.drawn(30)
+    assert bare.status() == 'caption_encoder.onnx is cut short: 100 of 900 bytes'
+    part = bare.folder/'story/caption_encoder.onnx'
+    part.rename(part.with_suffix('.away'))
+    bare.press('.draw')
+    bare.drawn(30)
+    assert bare.status() == 'caption_encoder.onnx could not be loaded: the server says 404'
+    manifest = bare.folder/'story/model.json'
+    manifest.rename(manifest.with_suffix('.away'))
+    bare.open()
+    assert bare.status() == 'model.json could not be loaded: the server says 404'
+    script = bare.browser.ask('Page.addScriptToEvaluateOnNewDocument', source='WebAssembly.validate = () => false')
+    bare.open()
+    assert bare.status().startswith('this browser has no WebAssembly SIMD')
+    bare.browser.ask('Page.removeScriptToEvaluateOnNewDocument', **script)
+    manifest.with_suffix('.away').rename(manifest)
+    part.with_suffix('.away').rename(part)
+
+
+# the whole page, of the site
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site as `make docs` builds it."
+    from importlib.util import find_spec
+    if not shutil.which('npm') or not find_spec('onnx'): pytest.skip('the page needs npm and the package onnx')
+    out = tmp_path_factory.mktemp('docs')/'site'
+    said = subprocess.run([sys.executable, ROOT/'docs/build.py', '--out', out], capture_output=True, text=True, cwd=ROOT)
+    assert said.returncode == 0, said.stderr[-4000:]
+    if 'cannot draw' in said.stdout: pytest.skip(said.stdout.strip())
+    page = Page(out, tmp_path_factory.mktemp('profile'))
+    yield page
+    page.close()
+
+@soak
+def test_first_strip(site):
+    "Five frames after the first click, with nothing in the console and nobody else asked; the page stays responsive."
+    site.open()
+    site.js('''(() => { let last = performance.now()
+        window.longest = 0
+        const beat = now => { window.longest = Math.max(window.longest, now - last); last = now; requestAnimationFrame(beat) }
+        requestAnimationFrame(beat) })()''')
+    start = time.monotonic()
+    site.press('.draw')
+    site.drawn()
+    seconds = time.monotonic() - start
+    assert site.status() == '5 frames drawn' and site.trouble() == []
+    print(f'first strip {seconds:.1f} s after the click; longest time between two frames of the page '
+          f'{site.js("window.longest"):.0f} ms')
+
+@soak
+def test_frames_are_those_of_python(site):
+    "What the page draws at first, and a frame drawn again, is what the chapter draws, within a grey level."
+    from arldm.core import asset
+    from arldm.draw.pipeline import StoryPipeline
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    captions = site.js('[...document.querySelectorAll("textarea")].map(e => e.value)')
+    sampling = dict(num_inference_steps=15, guidance_scale=2.)
+    frames = pipe(captions, seed=0, **sampling).images
+    off = [np.abs(a - np.asarray(b).astype(int)).max() for a, b in zip(site.frames(), frames)]
+    assert len(off) == 5 and max(off) <= 1, off
+    site.press('.frames li:nth-child(4) button')
+    site.drawn()
+    again, = pipe(captions, given=frames, redraw=4, seed=1, **sampling).images
+    assert site.status() == 'frame 4 drawn' and np.abs(site.frames()[3] - np.asarray(again).astype(int)).max() <= 1
+
+def resident(pid):
+    "Megabytes in memory of a process and all that it started."
+    total = int(Path(f'/proc/{pid}/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/1e6
+    for task in Path(f'/proc/{pid}/task').iterdir():
+        for child in (task/'children').read_text().split(): total += resident(child)
+    return total
+
+@soak
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='no /proc here')
+def test_memory_is_stable(site):
+    "After ten more stories the browser takes hardly more memory than after two."
+    used = []
+    for seed in range(10):
+        site.fill('[name=seed]', str(seed))
+        site.press('.draw')
+        site.drawn()
+        used.append(resident(site.browser.process.pid))
+    print('MB after each story:', *map(round, used))
+    assert used[-1] < 1.15*used[1]
+
+@soak
+def test_keyboard_and_stop(site):
+    "Enter in a field draws; Stop stops; the strip can be downloaded then."
+    site.open()
+    site.js('document.querySelector("[name=seed]").focus()')
+    for kind in 'keyDown', 'keyUp':
+        site.browser.ask('Input.dispatchKeyEvent', type=kind, key='Enter', code='Enter', windowsVirtualKeyCode=13, text='\r')
+    site.wait('/^frame 2/.test(document.querySelector(".status").textContent)')
+    assert site.js('document.activeElement.name') == 'stop'
+    site.press('[name=stop]')
+    site.drawn()
+    assert site.status() == 'stopped' and site.js('document.activeElement.className') == 'draw'
+    assert site.js('document.querySelector("[name=download]").disabled') is False
+    assert site.js('[...document.querySelectorAll(".frames button")].map(b => b.disabled)') == [False] + [True]*4
+
+@soak
+@pytest.mark.parametrize('width', [390, 1400])
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+def test_can_be_read(site, width, dark):
+    "Nothing wider than the window, and every text stands out from what is behind it."
+    from test_docs import CONTRAST, SEEN
+    site.open(width=width, dark=dark)
+    assert site.js(SEEN) == [0, []]
+    _, pale = site.js(CONTRAST)
+    assert not pale, pale
