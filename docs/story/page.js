@@ -9,6 +9,7 @@ const [list, status, notes, progress] = ['.frames', '.status', '.notes', 'progre
 let manifest, vocabulary, cards = null, worker = null
 let isDrawing = false
 let wanted = []      // frames of this task, numbers from 0
+let doneLine = ''    // what is said when they are drawn
 const frames = []    // {item, canvas, field, button, isDrawn, redraws}
 
 function say(text, isWrong = false) {
@@ -16,7 +17,6 @@ function say(text, isWrong = false) {
   status.classList.toggle('wrong', isWrong)
 }
 
-const counted = (n, thing) => `${n} ${thing}${n === 1 ? '' : 's'}`
 const captions = () => frames.map(frame => frame.field.value.trim())
 
 // The smallest module that needs SIMD: a function that returns a vector
@@ -116,13 +116,14 @@ function checkCaption(k) {
 
 // drawing
 
-function start(message, numbers) {
+function start(message, numbers, line) {
   if (!worker) {
     worker = new Worker(new URL('worker.js', import.meta.url), {type: 'module'})
     worker.addEventListener('message', ({data}) => answers[data.said](data))
     worker.addEventListener('error', () => answers.failed({why: 'the worker that draws could not start'}))
   }
   wanted = numbers
+  doneLine = line
   isDrawing = true
   progress.removeAttribute('value')
   refresh()
@@ -150,7 +151,7 @@ const answers = {
     frames[k].isDrawn = true
     frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${frames[k].field.value.trim()}`
   },
-  done() { end(wanted.length > 1 ? `${counted(wanted.length, 'frame')} drawn` : `frame ${wanted[0] + 1} drawn`) },
+  done() { end(doneLine) },
   stopped() { end('stopped') },
   failed({why}) {
     worker.terminate()
@@ -167,7 +168,7 @@ function draw() {
     const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: cards?.cards ?? []}
     frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, redraws: 0}); placeholder(frame.canvas, k) })
     say(worker ? 'reading the captions' : 'loading the model')
-    start(message, texts.map((_, k) => k))
+    start(message, texts.map((_, k) => k), `${texts.length} frame${texts.length === 1 ? '' : 's'} drawn`)
   } catch (e) { say(e.message, true) }
 }
 
@@ -177,8 +178,7 @@ function redraw(k) {
     const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
     const message = {task: 'redraw', k, caption, seed, settings: settings()}
     frames[k].redraws++
-    say(`frame ${k + 1} again, with seed ${seed}`)
-    start(message, [k])
+    start(message, [k], `frame ${k + 1} drawn again, with seed ${seed}`)
   } catch (e) { say(e.message, true) }
 }
 
