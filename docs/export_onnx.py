@@ -2,8 +2,9 @@
 
     python docs/export_onnx.py data/toy/arldm FOLDER
 
-Every size, setting and name is read from the pipeline. The UNet takes contexts of any number of tokens, the history
-embeddings any number of slots and cards; all else has the sizes that the pipeline was trained with, and one story.
+Every size, setting and name is read from the pipeline. The UNet takes contexts of any number of
+tokens, the history embeddings any number of slots and cards; all else has the sizes that the
+pipeline was trained with, and one story.
 """
 import argparse
 import base64
@@ -48,7 +49,8 @@ class Part(nn.Module):
 def encode_caption(encoder, ids, real): # (1, S), bool (1, S) -> (1, S, D)
     return encoder(ids, attention_mask=real.long()).last_hidden_state
 
-def join(history, caption, slots, cards): # (1, S, D), (1, N, S, D'), (1, C, S, D') -> (1, tokens, D)
+# (1, S, D), (1, N, S, D'), (1, C, S, D') -> (1, tokens, D)
+def join(history, caption, slots, cards):
     return history(caption[:, None], slots[:, None], cards[:, None])
 
 def predict(unet, latents, t, context): # (1, C, h, w), (), (1, tokens, D) -> (1, C, h, w)
@@ -73,8 +75,9 @@ def parts(model):
                         dict(pictures=tensor(1, 3, P, P), ids=ids, real=real), {}),
         history=(Part(model.history, join), dict(caption=tensor(1, S, D), slots=tensor(1, 3, S, W),
                                                  cards=tensor(1, 2, S, W)), slots),
-        unet=(Part(model.unet, predict), dict(latents=z, t=torch.tensor(500),
-                                              context=tensor(1, 2*S, D)), dict(context={1: 'tokens'})),
+        unet=(Part(model.unet, predict),
+              dict(latents=z, t=torch.tensor(500), context=tensor(1, 2*S, D)),
+              dict(context={1: 'tokens'})),
         decoder=(Part(model.vae, decode), dict(latents=z), {}))
 
 
@@ -150,7 +153,7 @@ def write_parts(model, out):
             files[name] = dict(file=path.name, bytes=path.stat().st_size)
     total = sum(file['bytes'] for file in files.values())
     if total > LARGEST:
-        raise StoryError(f'{total:,} bytes as ONNX, more than the {LARGEST:,} of the page')
+        raise StoryError(f'{total:,} bytes as ONNX, a page may load {LARGEST:,}')
     return files
 
 
@@ -175,7 +178,7 @@ def write_manifest(model, scheduler, out, **more):
 
 
 def export(folder, out, **more):
-    "Write what the page loads of a pipeline into the folder `out`, which exists; return model.json."
+    "Write what the page loads of a pipeline into the folder `out`; return model.json."
     model = ARLDM.load(folder)
     scheduler = load_json(Path(folder)/'scheduler/scheduler_config.json')
     check(model, scheduler)

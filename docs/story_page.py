@@ -28,8 +28,8 @@ def install_runtime():
     command = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', str(SOURCE)]
     said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode:
-        first = (said.stderr.strip() or said.stdout.strip() or 'no reason given').splitlines()[0]
-        raise StoryError(f'npm could not install onnxruntime-web ({first})')
+        reason = (said.stderr.strip() or said.stdout.strip() or 'no reason given').splitlines()[0]
+        raise StoryError(f'npm could not install onnxruntime-web ({reason})')
     return package/'dist'
 
 
@@ -39,18 +39,22 @@ def copy_page(out):
 
 
 def write_story_folder(out, pipeline):
-    "Write the folder of the page, which does not exist yet; raise `StoryError` if something is missing."
+    "Write the folder of the page, which does not exist yet, or raise `StoryError`."
     dist = install_runtime()
     if not find_spec('onnx'): raise StoryError('the Python package onnx is not installed')
     from export_onnx import export   # needs onnx
     out.mkdir(parents=True)
     copy_page(out)
     for name in RUNTIME: shutil.copy(dist/name, out)
-    export(pipeline, out, runtime_bytes=sum((out/name).stat().st_size for name in RUNTIME))
+    size = sum((out/name).stat().st_size for name in RUNTIME)
+    try: export(pipeline, out, runtime_bytes=size)
+    except StoryError:
+        shutil.rmtree(out)
+        raise
 
 
 def story_form(out):
-    "Return the fields and buttons of the page as HTML, and write what they load; a note if that fails."
+    "Return the page as HTML, and write what it loads; a note if that fails."
     try: write_story_folder(out, asset(PIPELINE))
     except StoryError as e:
         print(f'the page {CHAPTER}.html cannot draw: {e}; all else is built')

@@ -215,9 +215,14 @@ def test_frames_are_those_of_python(site):
     "What the page draws at first, and a frame drawn again, is what the chapter draws, within a grey level."
     from arldm.core import asset
     from arldm.draw.pipeline import StoryPipeline
+    from arldm.files.pictures import decode
+    from arldm.toy.corpus import toy_story
     pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
     captions = site.js('[...document.querySelectorAll("textarea")].map(e => e.value)')
-    sampling = dict(num_inference_steps=15, guidance_scale=2.)
+    story = toy_story(3, cards=pipe.history.config.cast)
+    assert captions == list(story.captions)
+    sampling = dict(cast={name: decode(png) for name, png in story.cast.items()}, num_inference_steps=15, guidance_scale=2.)
     frames = pipe(captions, seed=0, **sampling).images
     off = [np.abs(a - np.asarray(b).astype(int)).max() for a, b in zip(site.frames(), frames)]
     assert len(off) == 5 and max(off) <= 1, off

@@ -262,7 +262,10 @@ def drawn(run, runtime, exported, pipes):
             settings=dict(sampler=story['scheduler'], steps=story['steps'], guidance=story['guidance'], seed=story.get('seed')),
             redraw=None if noise else dict(frame=1, seed=9))
     got = run('stories', runtime=str(runtime), stories=asked)
-    return {name: (np.array(list(map(np.asarray, want[name])), int), np.array(list(map(as_array, got[name])), int)) for name in STORIES}
+    frames = {}
+    for name in STORIES:
+        frames[name] = np.stack(list(map(np.asarray, want[name]))).astype(int), np.stack(list(map(as_array, got[name]))).astype(int)
+    return frames
 
 @exports
 @node
