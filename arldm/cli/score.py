@@ -26,7 +26,7 @@ def score(
     *,
     data:str|Path=None,      # Story file; default: the one that was drawn
     split:str=None,          # Its split; default: the one that was drawn, or test
-    grid:str='',             # Rows x columns of frames in a picture, as 1x5 for a strip
+    grid:str='',             # Rows x columns of frames in a picture, as 1x5; default: one frame
     map:str|Path=None,       # CSV file of names: file_name,story_id,frame; default: by layout
     inception:str|Path=None, # Weights of the FID Inception; default: environment's ARLDM_INCEPTION
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
@@ -52,7 +52,7 @@ def score(
         run (str | Path): Run folder, or a folder of drawings of any program
         data (str | Path, optional): Story file; default: the one that was drawn
         split (str, optional): Its split; default: the one that was drawn, or test
-        grid (str, default ''): Rows x columns of frames in a picture, as 1x5 for a strip
+        grid (str, default ''): Rows x columns of frames in a picture, as 1x5; default: one frame
         map (str | Path, optional): CSV file of names: file_name,story_id,frame; default: by layout
         inception (str | Path, optional): Weights of the FID Inception; default: environment's
             ARLDM_INCEPTION
