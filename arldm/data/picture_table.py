@@ -84,20 +84,20 @@ def _json_rows(text, where):
 def _is_missing(value): return value is None or isinstance(value, str) and not value.strip()
 
 def read_table(
-    path:str|Path,  # The file, one of `TABLE_FILES`
+    path:str|Path,  # The file: `.jsonl`, else CSV
     name:str,       # Its path relative to the folder of the stories, for messages
 )->list:            # `TableRow`s, at least one
     """Return the rows of a table, or raise `StoryError`.
 
     Args:
-        path (str | Path): The file, one of `TABLE_FILES`
+        path (str | Path): The file: `.jsonl`, else CSV
         name (str): Its path relative to the folder of the stories, for messages
 
     Returns:
         list: `TableRow`s, at least one
     """
     text = read_text(path, 'a table with the columns file_name, text and story_id')
-    read = _csv_rows if name.endswith('.csv') else _json_rows
+    read = _json_rows if name.lower().endswith('.jsonl') else _csv_rows
     rows = []
     for line, values in read(text, name):
         cells = {column: value for column, value in values.items() if not _is_missing(value)}

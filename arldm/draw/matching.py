@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core import StoryError, counted
 from ..settings import TASKS
+from ..files.grids import is_flat
 from ..files.manifest import file_digest
 from ..files.pictures import BadPicture, decode
 from ..data.story import StorySplit
@@ -344,8 +345,7 @@ def _size_and_flatness(path):
     "Return (width, height) and whether the picture is one flat colour; None if it cannot be read."
     try: picture = decode(path.read_bytes())
     except (BadPicture, OSError): return None
-    is_flat = all(low == high for low, high in picture.getextrema())
-    return picture.size, is_flat
+    return picture.size, is_flat(picture)
 
 def check_pictures(
     drawings:Drawings, # `side` is set, and notes are added to `trouble`
@@ -365,9 +365,9 @@ def check_pictures(
         if result is None:
             broken.append(path)
             continue
-        size, is_flat = result
+        size, one_colour = result
         sizes[size] += 1
-        if is_flat: flat.append(drawings.found.label(path))
+        if one_colour: flat.append(drawings.found.label(path))
     of_all = f'of {len(paths):,} drawings'
     if broken:
         unreadable = _count_and_first(broken, f'{of_all} cannot be read')

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ..core import StoryError
 from ..files.atomic import load_json, refuse_foreign
+from ..files.grids import open_entry, source_digest, source_entry
 from ..files.manifest import folder_digest, hinted_path, path_hints
 from ..data.story import StorySplit
 from ..train.digest import data_digest, holds_stories
 from ..draw.drawing_files import drawings_digest, set_paths, sets_digest
-from ..draw.layouts import open_entry, source_digest, source_entry
 from ..draw.matching import Drawings
 
 # %% ../../nbs/score/56_provenance.ipynb #9ebc0727

@@ -8,8 +8,9 @@ from PIL import Image
 from arldm.cli.report import report
 from arldm.cli.score import score
 from arldm.core import StoryError
-from arldm.draw.layouts import LAYOUTS, Panel, find_drawings
+from arldm.draw.layouts import LAYOUTS, find_drawings
 from arldm.draw.matching import match_drawings, match_table
+from arldm.files.grids import Panel
 from arldm.files.pictures import decode
 from arldm.report.run_folder import read_run, run_warnings
 from arldm.score.evaluate import evaluate
@@ -319,3 +320,76 @@ def test_every_layout_names_a_story_and_a_frame():
 def test_an_unknown_folder_is_one_line(tmp_path):
     assert 'no such folder' in one_line(find_drawings, tmp_path/'nowhere', {})
     assert 'no drawings' in one_line(find_drawings, tmp_path, {})
+
+
+# odd folders
+
+def test_grids_of_unknown_stories_are_one_line(tmp_path, split, ours):
+    top = save_grids(ours, tmp_path/'strips', 1, 3, 'x{s}')
+    said = one_line(match_drawings, top, split, grid='1x3')
+    assert 'holds none of the 6 stories' in said and 'found x01, x02, x03, …; say which stories these are with --map' in said
+
+def test_pictures_that_are_no_stories_do_not_stop_the_others(tmp_path, split, ours):
+    "Two characters with the same number, beside stories; a cover, beside strips."
+    top = save(ours, tmp_path/'theirs', '{s}/shot_{k}')
+    (top/'characters').mkdir()
+    for name in 'ada_1.png', 'bo_1.png': painting(3).save(top/'characters'/name)
+    got = match_drawings(top, split)
+    assert len(got) == 18 and got.unknown == ['characters'] and ('extra', 1, 2, ['characters']) in got.counts
+    top = save_grids(ours, tmp_path/'strips', 1, 3)
+    painting(4, (47, 20)).save(top/'cover.png')
+    got = match_drawings(top, split, grid='1x3')
+    assert pixels(got) == pixels(match_drawings(ours, split)) and got.unknown == ['cover']
+    assert '6 pictures cut into 1x3 panels, the first of 32×32 pixels' in got.trouble
+
+def test_more_panels_than_pixels(tmp_path, split, ours):
+    top = save_grids(ours, tmp_path/'strips', 1, 3)
+    assert '6 of 6 pictures cannot be cut into 50x99 panels' in one_line(match_drawings, top, split, grid='50x99')
+
+def test_numbered_from_0_or_from_1(tmp_path, split, ours):
+    "A frame too many, as large as the others: nobody knows which; a table can say."
+    top = save(ours, tmp_path/'theirs', '{s}_{k}')
+    painting(5, (32, 32)).save(top/'02_0.png')
+    said = one_line(match_drawings, top, split)
+    assert 'story 02 has 3 frames, found 0 to 3: it cannot be told whether they are numbered from 0 or from 1' in said and '--map' in said
+    (tmp_path/'names.csv').write_text('file_name,story_id,frame\n' + '\n'.join(f'{s}_{k}.png,{s},{k}' for s, k, _ in frames(ours)))
+    assert pixels(match_drawings(top, split, table=tmp_path/'names.csv')) == pixels(match_drawings(ours, split))
+
+def test_from_0_is_not_ours(tmp_path, split, ours):
+    "arldm-draw counts from 1: nothing is written there, and a report shows the frames that were scored."
+    top = save(ours, tmp_path/'theirs', '{s}/{k}', first=0)
+    before = tree(top)
+    run_score(top, split, out=tmp_path/'scores')
+    run_score(top, split)
+    assert tree(top) == before
+    assert {k: x.name for k, x in read_run(tmp_path/'scores').drawn['02'].items()} == {1: '0.png', 2: '1.png', 3: '2.png'}
+
+def test_links_back_are_not_followed(tmp_path, split, ours):
+    top = save(ours, tmp_path/'up/theirs', '{s}/shot_{k}')
+    (top/'loop').symlink_to(top)
+    (top/'01/up').symlink_to(tmp_path)
+    assert len(match_drawings(top, split)) == 18
+
+def test_pictures_with_and_without_a_timestamp(tmp_path, split, ours):
+    top = save(ours, tmp_path/'uno', f'{NEW}/shots/{{s}}/shot_{{k}}')
+    save(ours, top, 'shots/{s}/shot_{k}')
+    assert match_drawings(top, split).trouble == [f'2 timestamps in one folder: the newest, {NEW}, is taken, not what has none']
+
+@pytest.mark.parametrize('name', ['NAMES.CSV', 'names.tsv', 'names.txt'])
+def test_a_table_of_any_name(name, tmp_path, split, ours):
+    top = save(ours, tmp_path/'theirs', 'x{s}{k}_output')
+    lines = ['file_name\tstory_id\tframe'] + [f'x{s}{k}_output.png\t{s}\t{k}' for s, k, _ in frames(ours)]
+    (tmp_path/name).write_text('\n'.join(lines))
+    assert len(match_drawings(top, split, table=tmp_path/name)) == 18
+
+def test_the_frame_of_a_folder(tmp_path, split, ours):
+    "A folder has many frames; the number that a table gives it would count for nothing."
+    top = save(ours, tmp_path/'theirs', 'x{s}/{k}')
+    (tmp_path/'names.csv').write_text('file_name,story_id,frame\nx01,01,2\n')
+    assert 'line 2: x01 is a folder, whose pictures are numbered by their names; leave frame empty' in one_line(
+        match_drawings, top, split, table=tmp_path/'names.csv')
+
+def test_upper_case(tmp_path, split, ours):
+    top = save(ours, tmp_path/'theirs', f'{NEW}/{{s}}/Shots/SHOT_{{k}}')
+    for path in top.rglob('*.png'): path.rename(path.with_suffix('.PNG'))
+    assert pixels(match_drawings(top, split)) == pixels(match_drawings(ours, split))
