@@ -18,7 +18,7 @@ from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from arldm.core import StoryError
-from arldm.files.atomic import load_json
+from arldm.files.atomic import load_json, whole_folder
 from arldm.model.arldm import ARLDM
 from arldm.model.encoders import MemoryEncoder
 from arldm.toy.captions import STORY_FRAMES
@@ -32,6 +32,8 @@ UNUSED = dict(trained_betas=None, thresholding=False, use_karras_sigmas=False, u
               use_dynamic_shifting=False, variance_type=None)
 SCHEDULE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'prediction_type',
             'rescale_betas_zero_snr', 'timestep_spacing', 'steps_offset')
+KNOWN = dict(prediction_type=('epsilon', 'v_prediction'), beta_schedule=('linear', 'scaled_linear'),
+             timestep_spacing=('linspace', 'leading', 'trailing'))
 SOLVER = dict(algorithm_type='dpmsolver++', solver_order=2, solver_type='midpoint',
               final_sigmas_type='zero', lower_order_final=True)
 
@@ -109,6 +111,10 @@ def check(model, scheduler):
         if scheduler.get(key, value) != value:
             raise StoryError(f'the page knows {key}={value!r} only, the scheduler has '
                              f'{scheduler[key]!r}')
+    for key, values in KNOWN.items():
+        if scheduler.get(key, values[0]) not in values:
+            raise StoryError(f'the page knows {key} {" and ".join(values)}, the scheduler has '
+                             f'{scheduler[key]!r}')
     if type(model.memory_encoder) is not MemoryEncoder:
         raise StoryError(f'the page knows MemoryEncoder, the pipeline has '
                          f'{type(model.memory_encoder).__name__}')
@@ -178,20 +184,24 @@ def write_manifest(model, scheduler, out, **more):
 
 
 def export(folder, out, **more):
-    "Write what the page loads of a pipeline into the folder `out`; return model.json."
+    "Write what the page loads of a pipeline into a folder that exists; return model.json."
     model = ARLDM.load(folder)
     scheduler = load_json(Path(folder)/'scheduler/scheduler_config.json')
     check(model, scheduler)
     return write_manifest(model, scheduler, out, parts=write_parts(model, out), **more)
 
 
-if __name__ == '__main__':
+def main(words=None):
+    "The command; `words`: its arguments, by default those it was called with."
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('pipeline', type=Path, help='pipeline folder')
-    parser.add_argument('out', type=Path, help='folder for the files, made if it is missing')
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    try: made = export(args.pipeline, args.out)
+    parser.add_argument('out', type=Path, help='folder for the files, which does not exist yet')
+    args = parser.parse_args(words)
+    try:
+        with whole_folder(args.out) as tmp: made = export(args.pipeline, tmp)
     except StoryError as e: sys.exit(str(e))
     total = sum(part['bytes'] for part in made['parts'].values())
     print(f'{args.out}: {len(made["parts"])} parts, {total:,} bytes')
+
+
+if __name__ == '__main__': main()

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from arldm.core import StoryError, asset
+from arldm.files.atomic import whole_folder
 
 SOURCE = Path(__file__).resolve().parent/'story'
 PIPELINE = 'toy/arldm'   # of the assets, see `arldm.asset`
@@ -22,8 +23,9 @@ def install_runtime():
     package = SOURCE/'node_modules/onnxruntime-web'
     pinned = json.loads((SOURCE/'package.json').read_text())['dependencies'][package.name]
     installed = package/'package.json'
-    if installed.is_file() and json.loads(installed.read_text())['version'] == pinned:
-        return package/'dist'
+    needed = [installed, *(package/'dist'/name for name in RUNTIME)]
+    is_whole = all(path.is_file() for path in needed)
+    if is_whole and json.loads(installed.read_text())['version'] == pinned: return package/'dist'
     if not shutil.which('npm'): raise StoryError('npm is not installed')
     command = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', str(SOURCE)]
     said = subprocess.run(command, capture_output=True, text=True)
@@ -43,14 +45,11 @@ def write_story_folder(out, pipeline):
     dist = install_runtime()
     if not find_spec('onnx'): raise StoryError('the Python package onnx is not installed')
     from export_onnx import export   # needs onnx
-    out.mkdir(parents=True)
-    copy_page(out)
-    for name in RUNTIME: shutil.copy(dist/name, out)
-    size = sum((out/name).stat().st_size for name in RUNTIME)
-    try: export(pipeline, out, runtime_bytes=size)
-    except StoryError:
-        shutil.rmtree(out)
-        raise
+    with whole_folder(out) as tmp:
+        copy_page(tmp)
+        for name in RUNTIME: shutil.copy(dist/name, tmp)
+        size = sum((tmp/name).stat().st_size for name in RUNTIME)
+        export(pipeline, tmp, runtime_bytes=size)
 
 
 def story_form(out):

@@ -156,6 +156,60 @@ def test_cards(bare, tmp_path):
     bare.press('.cards li:last-child button')
     assert bare.js('document.querySelectorAll(".cards li").length') == 2
 
+def test_cards_of_the_last_example(bare):
+    "Of examples chosen one after the other, while pictures are still read."
+    bare.open()
+    stories = json.loads((bare.folder/'story/model.json').read_text())['examples']
+    last = max(range(len(stories)), key=lambda i: len(stories[i]['cast']))
+    choose = '(i => { const e = document.querySelector("[name=example]"); e.value = i; e.dispatchEvent(new Event("change")) })'
+    for i in [*range(len(stories)), last]: bare.js(f'{choose}({i})')
+    time.sleep(.5)
+    assert bare.js('[...document.querySelectorAll(".cards input")].map(e => e.value)') == list(stories[last]['cast'])
+
+# In place of the worker: frames of one colour at once, and a note of what was asked. What would be downloaded is noted, too.
+PLAIN = '''asked = []; texts = []
+Worker = class extends EventTarget {
+    postMessage(message) {
+        asked.push(message)
+        const answer = data => this.dispatchEvent(new MessageEvent('message', {data}))
+        const numbers = message.task === 'draw' ? [...message.captions.keys()] : [message.k]
+        setTimeout(() => {
+            for (const k of numbers) {
+                answer({said: 'step', k, step: 1, steps: 1})
+                answer({said: 'frame', k, picture: {width: 4, height: 4, rgb: new Uint8ClampedArray(48)}})
+            }
+            answer({said: 'done'})
+        })
+    }
+}
+HTMLAnchorElement.prototype.click = () => {}
+CanvasRenderingContext2D.prototype.fillText = text => texts.push(text)'''
+
+def test_what_belongs_to_a_picture(bare):
+    "The strip has the captions that were drawn; a frame is drawn again with the cards of now; another example clears all."
+    script = bare.browser.ask('Page.addScriptToEvaluateOnNewDocument', source=PLAIN)
+    bare.open()
+    bare.wait('document.querySelectorAll(".cards li").length > 0')
+    caption = bare.js(f'document.querySelector("{FIRST}").value')
+    bare.press('.draw')
+    bare.drawn()
+    n = bare.js('asked[0].cast.length')
+    bare.fill(FIRST, 'something else')
+    bare.js('texts = []')
+    bare.press('[name=download]')
+    bare.wait('texts.length > 0')
+    said = ' '.join(bare.js('texts'))
+    assert said.startswith(caption) and 'something' not in said
+    bare.press('.cards li:last-child button')
+    bare.press('.frames li:nth-child(2) button')
+    bare.drawn()
+    assert bare.js('[asked[1].task, asked[1].k, asked[1].cast.length]') == ['redraw', 1, n - 1]
+    assert bare.js('document.activeElement.ariaLabel') == 'Redraw frame 2'
+    bare.js('(e => { e.value = 1; e.dispatchEvent(new Event("change")) })(document.querySelector("[name=example]"))')
+    assert bare.js('document.querySelector("canvas").ariaLabel') == 'Frame 1, not drawn yet'
+    assert bare.js('document.querySelector("[name=download]").disabled')
+    bare.browser.ask('Page.removeScriptToEvaluateOnNewDocument', **script)
+
 def test_files(bare):
     "A part that is cut short or missing, no model.json, and a browser without SIMD: a line each."
     bare.open()
@@ -168,6 +222,11 @@ def test_files(bare):
     bare.drawn(30)
     assert bare.status() == 'caption_encoder.onnx could not be loaded: the server says 404'
     manifest = bare.folder/'story/model.json'
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:len(whole)//2])
+    bare.open()
+    assert bare.status() == 'model.json is cut short or damaged; load the page again'
+    manifest.write_bytes(whole)
     manifest.rename(manifest.with_suffix('.away'))
     bare.open()
     assert bare.status() == 'model.json could not be loaded: the server says 404'

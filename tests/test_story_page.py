@@ -125,8 +125,31 @@ def test_what_cannot_be_exported(docs, models, pipes):
     from export_onnx import check
     config = {'_class_name': 'DPMSolverMultistepScheduler', **pipes['other'].scheduler.config}
     check(models['other'], config)
-    for change, line in (dict(use_karras_sigmas=True), 'use_karras_sigmas'), (dict(_class_name='PNDMScheduler'), 'PNDM'):
+    for change, line in ((dict(use_karras_sigmas=True), 'use_karras_sigmas'), (dict(_class_name='PNDMScheduler'), 'PNDM'),
+                         (dict(prediction_type='sample'), "prediction_type epsilon and v_prediction, the scheduler has 'sample'"),
+                         (dict(beta_schedule='squaredcos_cap_v2'), 'beta_schedule linear')):
         with pytest.raises(StoryError, match=line): check(models['other'], {**config, **change})
+
+def test_nothing_is_exported_over_other_files(docs, tmp_path):
+    from export_onnx import main
+    (tmp_path/'model.json').write_text('mine')
+    with pytest.raises(SystemExit, match='is there already; move it away'): main([str(tmp_path/'nowhere'), str(tmp_path)])
+    with pytest.raises(SystemExit, match='nowhere'): main([str(tmp_path/'nowhere'), str(tmp_path/'out')])
+    assert [p.name for p in tmp_path.iterdir()] == ['model.json'] and (tmp_path/'model.json').read_text() == 'mine'
+
+def test_half_an_installation_is_installed_again(docs, tmp_path, monkeypatch):
+    "Of the pinned version, but npm was stopped before the runtime was there."
+    import story_page
+    pinned = json.loads((STORY/'package.json').read_text())['dependencies']['onnxruntime-web']
+    shutil.copy(STORY/'package.json', tmp_path)
+    dist = tmp_path/'node_modules/onnxruntime-web/dist'
+    dist.mkdir(parents=True)
+    (dist.parent/'package.json').write_text(json.dumps(dict(version=pinned)))
+    monkeypatch.setattr(story_page, 'SOURCE', tmp_path)
+    monkeypatch.setenv('PATH', '')
+    with pytest.raises(StoryError, match='npm is not installed'): story_page.install_runtime()
+    for name in story_page.RUNTIME: (dist/name).touch()
+    assert story_page.install_runtime() == dist
 
 def test_without_npm(docs, tmp_path, monkeypatch, capsys):
     "The rest of the site is built, with one line that says what is missing."

@@ -98,12 +98,15 @@ def _pages(pictures, captions, pen, per_page, width):
     return [_Page(panels[i:i + per_page], columns, width, text_width) for i in starts]
 
 def _widest(pictures, captions, pen, per_page, below_title):
-    "Return the pages with the widest panels that fit, or None if even the narrowest do not."
+    "Return the pages with the widest panels that fit, or None if neither narrow nor wide ones do."
     def pages_of(width): return _pages(pictures, captions, pen, per_page, width)
-    best = pages_of(_NARROWEST)
-    if not _fits(best, below_title): return None
-    low = _NARROWEST                                    # panels of this width fit
     high = _INNER[0] if per_page <= 2 else (_INNER[0] - _GUTTER)//2
+    best = pages_of(_NARROWEST)
+    if not _fits(best, below_title):
+        # below wide panels long captions have fewer lines, and wide pictures are not high
+        best = pages_of(high)
+        return best if _fits(best, below_title) else None
+    low = _NARROWEST                                    # panels of this width fit
     width = high                                        # the first that is tried
     while low < width:
         pages = pages_of(width)

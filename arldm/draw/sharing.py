@@ -24,6 +24,7 @@ from .comic import PAGE_DPI, check_panels, comic_pages, scale_frame
 
 # %% ../../nbs/draw/40d_sharing.ipynb #cbf1b99c
 _MARK = b'arldm:'
+_MARKED = re.compile(_MARK + b'([0-9a-f]{32})')
 _NO_DIGEST = b'0'*32   # stands in the place of the digest while it is computed
 
 def _digest(data): return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
@@ -43,9 +44,10 @@ def is_unchanged(path:str|Path) -> bool:
     "Whether a file has a digest in it, from `with_digest`, and is as it was then."
     try: data = Path(path).read_bytes()
     except OSError: return False   # of a file that cannot be read nothing is known
-    before, mark, rest = data.rpartition(_MARK)
-    digest, after = rest[:32], rest[32:]
-    return mark != b'' and digest == _digest(before + mark + _NO_DIGEST + after)
+    marks = list(_MARKED.finditer(data))
+    if not marks: return False
+    start, end = marks[-1].span(1)
+    return marks[-1][1] == _digest(data[:start] + _NO_DIGEST + data[end:])
 
 # %% ../../nbs/draw/40d_sharing.ipynb #7965514a
 # No subsampling of colours: it would blur coloured edges and pixels that show as blocks.

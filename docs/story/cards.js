@@ -48,22 +48,24 @@ export class Cards {
     })
   }
 
-  async addFiles(files) {
-    for (const file of files) await this.add(file.name.replace(/\.[^.]*$/, ''), file, file.name)
-  }
+  async addFiles(files) { for (const file of files) await this.add(file) }
 
-  async add(name, blob, file = name) {
+  async add(file) {
+    let picture
+    try { picture = await decodePicture(file, file.name) } catch (e) { return this.failed(e.message) }
     if (this.cards.length >= this.capacity)
-      return this.failed(`the model has room for ${this.capacity} cards; take one away before adding ${file}`)
-    try { this.cards.push({name, picture: await decodePicture(blob, file)}) } catch (e) { return this.failed(e.message) }
+      return this.failed(`the model has room for ${this.capacity} cards; take one away before adding ${file.name}`)
+    this.cards.push({name: file.name.replace(/\.[^.]*$/, ''), picture})
     this.show()
   }
 
   // Other cards instead: {name: data URL}
   async replace(urls) {
-    this.cards = []
+    const cards = this.cards = []   // what is still being read for the cards before them is not shown
     this.show()
-    for (const [name, url] of Object.entries(urls)) await this.add(name, await (await fetch(url)).blob())
+    for (const [name, url] of Object.entries(urls))
+      cards.push({name, picture: await decodePicture(await (await fetch(url)).blob(), name)})
+    if (cards === this.cards) this.show()
   }
 
   show() {

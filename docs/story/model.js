@@ -5,7 +5,10 @@ const SPECS = ['caption_tokenizer', 'memory_tokenizer']
 
 // Read model.json and both tokenizers with `read(name)` -> Uint8Array; -> {manifest, vocabulary}
 export async function loadVocabulary(read) {
-  const json = async name => JSON.parse(new TextDecoder().decode(await read(name)))
+  const json = async name => {
+    const text = new TextDecoder().decode(await read(name))
+    try { return JSON.parse(text) } catch { throw new Error(`${name} is cut short or damaged; load the page again`) }
+  }
   const [manifest, ...specs] = await Promise.all([json('model.json'), ...SPECS.map(name => json(`${name}.json`))])
   return {manifest, vocabulary: new Vocabulary(manifest, ...specs)}
 }

@@ -8,9 +8,10 @@ const form = document.getElementById('story'), at = form.elements
 const [list, status, notes, progress] = ['.frames', '.status', '.notes', 'progress'].map(s => form.querySelector(s))
 let manifest, vocabulary, cards = null, worker = null
 let isDrawing = false
-let wanted = []      // frames of this task, numbers from 0
-let doneLine = ''    // what is said when they are drawn
-const frames = []    // {item, canvas, field, button, isDrawn, redraws}
+let wanted = new Map()   // frames of this task: number, from 0 -> caption
+let doneLine = ''        // what is said when they are drawn
+let pressed              // the button that began the task
+const frames = []        // {item, canvas, field, button, isDrawn, caption: of its picture, redraws}
 
 function say(text, isWrong = false) {
   status.textContent = text
@@ -28,7 +29,7 @@ const hasSimd = () => WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 
 
 function placeholder(canvas, k) {
   const side = manifest.side
-  Object.assign(canvas, {width: side, height: side})
+  Object.assign(canvas, {width: side, height: side, ariaLabel: `Frame ${k + 1}, not drawn yet`})
   const pen = canvas.getContext('2d')
   pen.fillStyle = '#8884'
   pen.fillRect(0, 0, side, side)
@@ -41,7 +42,6 @@ function addFrame(caption = '') {
   const field = Object.assign(document.createElement('textarea'), {value: caption, ariaLabel: `Caption ${k + 1}`, rows: 3})
   const button = Object.assign(document.createElement('button'), {type: 'button', textContent: 'Redraw', disabled: true,
     ariaLabel: `Redraw frame ${k + 1}`})
-  Object.assign(canvas, {role: 'img', ariaLabel: `Frame ${k + 1}, not drawn yet`})
   canvas.setAttribute('role', 'img')
   const frame = {item, canvas, field, button, isDrawn: false, redraws: 0}
   field.addEventListener('input', note)
@@ -52,10 +52,17 @@ function addFrame(caption = '') {
   frames.push(frame)
 }
 
+// No frame is drawn
+function clear() {
+  frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, redraws: 0}); placeholder(frame.canvas, k) })
+}
+
+// Captions of another story
 function setCaptions(texts) {
   while (frames.length > texts.length) frames.pop().item.remove()
   while (frames.length < texts.length) addFrame()
   texts.forEach((text, k) => { frames[k].field.value = text })
+  clear()
   note()
 }
 
@@ -116,14 +123,15 @@ function checkCaption(k) {
 
 // drawing
 
-function start(message, numbers, line) {
+function start(message, captions, line, button) {
   if (!worker) {
     worker = new Worker(new URL('worker.js', import.meta.url), {type: 'module'})
     worker.addEventListener('message', ({data}) => answers[data.said](data))
     worker.addEventListener('error', () => answers.failed({why: 'the worker that draws could not start'}))
   }
-  wanted = numbers
+  wanted = captions
   doneLine = line
+  pressed = button
   isDrawing = true
   progress.removeAttribute('value')
   refresh()
@@ -133,9 +141,10 @@ function start(message, numbers, line) {
 
 function end(text, isWrong) {
   isDrawing = false
+  const isLost = [document.body, at.stop].includes(document.activeElement)   // the focus, when Stop is hidden
   for (const frame of frames) frame.item.classList.remove('drawing')
   refresh()
-  if (document.activeElement === document.body) form.querySelector('.draw').focus()
+  if (isLost) (pressed.disabled ? form.querySelector('.draw') : pressed).focus()
   say(text, isWrong)
 }
 
@@ -143,13 +152,13 @@ const answers = {
   loading({bytes, of}) { say(`loading the model, ${(bytes/1e6).toFixed(1)} of ${(of/1e6).toFixed(1)} MB`) },
   step({k, step, steps}) {
     frames.forEach((frame, i) => frame.item.classList.toggle('drawing', i === k))
-    progress.value = (wanted.indexOf(k) + step/steps)/wanted.length
-    say(`frame ${k + 1} of ${frames.length}, step ${step} of ${steps}`)
+    progress.value = ([...wanted.keys()].indexOf(k) + step/steps)/wanted.size
+    if (step === 1) say(`frame ${k + 1} of ${frames.length}`)   // not every step, for screen readers
   },
   frame({k, picture}) {
     paint(frames[k].canvas, picture)
-    frames[k].isDrawn = true
-    frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${frames[k].field.value.trim()}`
+    Object.assign(frames[k], {isDrawn: true, caption: wanted.get(k)})
+    frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${wanted.get(k)}`
   },
   done() { end(doneLine) },
   stopped() { end('stopped') },
@@ -166,9 +175,10 @@ function draw() {
   try {
     const texts = frames.map((_, k) => checkCaption(k)), seed = number('seed', 0, 2**32 - 1, true)
     const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: cards?.cards ?? []}
-    frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, redraws: 0}); placeholder(frame.canvas, k) })
+    clear()
     say(worker ? 'reading the captions' : 'loading the model')
-    start(message, texts.map((_, k) => k), `${texts.length} frame${texts.length === 1 ? '' : 's'} drawn`)
+    start(message, new Map(texts.entries()), `${texts.length} frame${texts.length === 1 ? '' : 's'} drawn`,
+      form.querySelector('.draw'))
   } catch (e) { say(e.message, true) }
 }
 
@@ -176,15 +186,14 @@ function draw() {
 function redraw(k) {
   try {
     const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
-    const message = {task: 'redraw', k, caption, seed, settings: settings()}
+    const message = {task: 'redraw', k, caption, seed, settings: settings(), cast: cards?.cards ?? []}
     frames[k].redraws++
-    start(message, [k], `frame ${k + 1} drawn again, with seed ${seed}`)
+    start(message, new Map([[k, caption]]), `frame ${k + 1} drawn again, with seed ${seed}`, frames[k].button)
   } catch (e) { say(e.message, true) }
 }
 
 async function download() {
-  const drawn = frames.filter(frame => frame.isDrawn).map(({canvas, field}) => ({canvas, caption: field.value.trim()}))
-  const url = URL.createObjectURL(await strip(drawn))
+  const url = URL.createObjectURL(await strip(frames.filter(frame => frame.isDrawn)))
   Object.assign(document.createElement('a'), {href: url, download: 'story.png'}).click()
   setTimeout(() => URL.revokeObjectURL(url), 10000)
 }

@@ -28,8 +28,9 @@ const tasks = {
     let k = 0
     for await (const picture of story.frames(captions, seed, onStep)) show(k++, picture)
   },
-  async redraw({k, caption, seed, settings}) {
+  async redraw({k, caption, seed, settings, cast}) {
     story.settings = settings
+    await story.setCast(cast)
     show(k, await story.redraw(k, caption, seed, onStep))
   },
 }

@@ -84,6 +84,11 @@ def test_no_line_is_lost(monkeypatch, n, times):
     assert words.split() == (LONG*times*n).split()
     assert len(sum((boxes(page, n) for page in pages), [])) == n
 
+def test_long_captions_of_wide_frames():
+    "Below wide panels they have fewer lines: six fit on a page, although narrow ones do not."
+    page, = comic_pages(plain(6, (640, 320)), [LONG*4]*6)
+    assert len(boxes(page, 6)) == 6
+
 def test_a_long_title_takes_three_lines():
     page, = comic_pages(plain(1), ['Rain.'], 'A very long title of a story. '*9)
     (_, top, _, _), = boxes(page, 1)
@@ -213,7 +218,7 @@ def test_files_of_others_stay(tmp_path, kind, what):
 @pytest.mark.parametrize('kind', SHARING_FORMATS)
 def test_own_files_are_replaced(tmp_path, kind):
     path = tmp_path/f'a.{kind}'
-    for caption in 'Rain.', f'arldm:{"0"*32} Snow.', 'Rain.':
+    for caption in 'Rain.', f'arldm:{"0"*32} Snow.', 'arldm: Snow.', 'Rain.':
         save_story(path, plain(1), [caption], caption, caption)
         assert is_unchanged(path)
 
