@@ -163,7 +163,8 @@ def test_cards_of_the_last_example(bare):
     last = max(range(len(stories)), key=lambda i: len(stories[i]['cast']))
     choose = '(i => { const e = document.querySelector("[name=example]"); e.value = i; e.dispatchEvent(new Event("change")) })'
     for i in [*range(len(stories)), last]: bare.js(f'{choose}({i})')
-    time.sleep(.5)
+    bare.wait(f'document.querySelectorAll(".cards li").length >= {len(stories[last]["cast"])}')
+    time.sleep(.3)    # for those that should not come
     assert bare.js('[...document.querySelectorAll(".cards input")].map(e => e.value)') == list(stories[last]['cast'])
 
 # In place of the worker: frames of one colour at once, and a note of what was asked. What would be downloaded is noted, too.
