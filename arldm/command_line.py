@@ -185,6 +185,8 @@ def _add_argument(group, p, comment, choices):
         return group.add_argument(_flag(p.name), action='store_true', **options)
     parse = {bool: true_or_false, Path: str}.get(kind, kind)
     if p.default is not p.empty: options['default'] = p.default
+    if p.kind is p.VAR_POSITIONAL:
+        return group.add_argument(p.name, nargs='*', type=parse, **options)
     if _is_positional(p):
         if p.default is not p.empty: options['nargs'] = '?'
         return group.add_argument(p.name, type=parse, **options)
@@ -228,7 +230,8 @@ def command_parser(f:Callable) -> argparse.ArgumentParser:
     parameters = inspect.signature(f).parameters.values()
     usage = [command_name(f)]
     for p in filter(_is_positional, parameters):
-        usage.append(p.name if p.default is p.empty else f'[{p.name}]')
+        if p.kind is p.VAR_POSITIONAL: usage.append(f'[{p.name} ...]')
+        else: usage.append(p.name if p.default is p.empty else f'[{p.name}]')
     about = textwrap.fill(inspect.getdoc(f).partition('\n\n')[0], width)
     examples = '\n  '.join(['examples:', *examples_of(f)])
     parser = _Parser(command_name(f), ' '.join([*usage, '[options]']), about,
@@ -250,7 +253,9 @@ def read_arguments(f:Callable, words:list) -> dict:
     "Read the arguments of a command from words of the command line; -> parameter -> value."
     arguments = vars(command_parser(f).parse_args(words))
     for p in inspect.signature(f).parameters.values():
-        if arguments[p.name] == '' and (p.default is p.empty or _kind(p.annotation) is Path):
+        value = arguments[p.name]
+        is_empty = '' in value if p.kind is p.VAR_POSITIONAL else value == ''
+        if is_empty and (p.default is p.empty or _kind(p.annotation) is Path):
             raise StoryError(f'{p.name} is empty; expected a name')
     for name, choices in getattr(f, 'choices', {}).items():
         value = arguments[name]
@@ -297,7 +302,7 @@ def _run(f):
     def note(message, *_): # a warning, written above the progress bars
         tqdm.write(f'{name}: note: {printable(message)}', sys.stderr)
     warnings.showwarning = note
-    try: f(**_expanded(read_arguments(f, sys.argv[1:])))
+    try: _call(f, read_arguments(f, sys.argv[1:]))
     except KeyboardInterrupt: stop(stopped(), 130)
     except Exception as e:
         line = error_line(e)
@@ -306,6 +311,14 @@ def _run(f):
 
 # %% ../nbs/00b_command_line.ipynb #6f5c1091
 def _expanded(arguments): return {name: expand_user(value) for name, value in arguments.items()}
+
+def _call(f, arguments):
+    "Call a function with the arguments of its command."
+    positional = []
+    for p in inspect.signature(f).parameters.values():
+        if p.kind is p.VAR_POSITIONAL: positional += arguments.pop(p.name)
+        elif _is_positional(p): positional.append(arguments.pop(p.name))
+    return f(*map(expand_user, positional), **_expanded(arguments))
 
 def command(f:Callable=None, *, name:str='', headings:dict={}, choices:dict={}) -> Callable:
     """Make a function a command.

@@ -92,25 +92,27 @@ def _why_resamples_differ(a, row_a, b, row_b): # each run with its row of the sc
     return ''
 
 # %% ../../nbs/report/59_compare.ipynb #b858865f
-def _difference(a, row_a, b, row_b, better, unit): # -> verdict, low, high
+def _difference(a, row_a, b, row_b, better, unit, n_pairs): # -> verdict, low, high
     "Return the verdict on one score and the interval of B − A; None, None without an interval."
     name = row_a['name']
     estimate_a = Estimate(row_a['value'], a.resamples[name], len(a.albums))
     estimate_b = Estimate(row_b['value'], b.resamples[name], len(a.albums))
-    low, high = (estimate_b - estimate_a).interval
-    text = verdict(estimate_a, estimate_b, better, unit=unit)
+    low, high = (estimate_b - estimate_a).simultaneous(n_pairs)
+    text = verdict(estimate_a, estimate_b, better, unit=unit, n_pairs=n_pairs)
     # the interval is NaN if there are too few albums or resamples
     return (text, low, high) if math.isfinite(low) else (text, None, None)
 
 def compare_runs(
     run_a:str|Path, # A scored run folder
     run_b:str|Path, # Another one, of the same stories
+    n_pairs:int=1,  # Pairs that are compared; the intervals of all hold at once
 )->list: # A dict per score: name, group, a, b, unit, better, difference, low, high, verdict
     """Compare the scores that two runs have in common, and say which differ significantly.
 
     Args:
         run_a (str | Path): A scored run folder
         run_b (str | Path): Another one, of the same stories
+        n_pairs (int, default 1): Pairs that are compared; the intervals of all hold at once
 
     Returns:
         list: A dict per score: name, group, a, b, unit, better, difference, low, high, verdict
@@ -128,7 +130,7 @@ def compare_runs(
         both = a, row_a, b, row_b
         text = why_runs_unpaired or _why_networks_differ(*both) or _why_resamples_differ(*both)
         low, high = None, None
-        if not text: text, low, high = _difference(*both, better, unit)
+        if not text: text, low, high = _difference(*both, better, unit, n_pairs)
         differences.append(dict(
             name=row_a['name'], group=row_a.get('group') or '', a=row_a['value'], b=row_b['value'],
             unit=unit, better=better, difference=row_b['value'] - row_a['value'],

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_FRAMES', 'percent', 'anchor', 'render', 'is_page', 'Picture', 'embed', 'open_picture', 'PictureCell',
-           'picture_cell', 'StoryFrame', 'StoryFigure', 'story_figure', 'meaning', 'glossary', 'is_number',
-           'score_text', 'interval_text', 'RangeBar', 'range_bar', 'grouped', 'score_row', 'score_table', 'fact_bars',
-           'difference_row']
+           'picture_cell', 'center_square', 'StoryFrame', 'StoryFigure', 'story_figure', 'meaning', 'glossary',
+           'is_number', 'score_text', 'interval_text', 'RangeBar', 'range_bar', 'grouped', 'score_row', 'score_table',
+           'fact_bars', 'difference_row']
 
 # %% ../../nbs/report/60_page.ipynb #319b399e
 import base64, io, math
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..core import StoryError, asset, story_name
 from ..files.pictures import decode, upright
@@ -145,12 +145,16 @@ def picture_cell(
     embedded = embed(picture, f'{row}: {caption}') if picture else None
     return PictureCell(row, kind or row, embedded, placeholder)
 
-def _drawn_cell(row, frames, k, reference, caption):
+def center_square(picture:Image.Image|None) -> Image.Image|None:
+    "Crop the centre square of a picture, if there is one."
+    return ImageOps.fit(picture, (min(picture.size),)*2) if picture else None
+
+def _drawn_cell(row, frames, k, reference, caption, shown): # shown: picture -> what is shown of it
     "Return the cell of frame `k` of one run, whose drawn files are `frames`, {k: path}."
     # frames before the first drawn one were given to a continuation
     if k < min(frames): return picture_cell(f'{row}, given', reference, caption, 'given', 'given')
     if k not in frames: return picture_cell(row, None, caption, 'not drawn', 'drawn')
-    return picture_cell(row, open_picture(frames[k]), caption, 'unreadable', 'drawn')
+    return picture_cell(row, shown(open_picture(frames[k])), caption, 'unreadable', 'drawn')
 
 # %% ../../nbs/report/60_page.ipynb #f2a896a6
 MAX_FRAMES = 100  # in the figure of one story
@@ -195,6 +199,7 @@ def story_figure(
     drawn:dict,  # Name of a row -> {k: `Path` of the drawn frame}; k from 1
     story=None,  # The `Story` that was drawn; None: no reference frames and captions
     story_id:str='',
+    square:bool=False, # Whether the centre square of each picture is shown, so all on one scale
 )->StoryFigure:
     """Arrange a story: reference frames above drawn ones, captions below them.
 
@@ -202,8 +207,11 @@ def story_figure(
         title (str): Text above the figure
         drawn (dict): Name of a row -> {k: `Path` of the drawn frame}; k from 1
         story (optional): The `Story` that was drawn; None: no reference frames and captions
+        square (bool, default False): Whether the centre square of each picture is shown, so all on
+            one scale
     """
-    reference = dict(enumerate(story.pictures(), 1)) if story else {}
+    shown = center_square if square else lambda picture: picture
+    reference = dict(enumerate(map(shown, story.pictures()), 1)) if story else {}
     numbers = _frame_numbers(len(reference), drawn)
     columns = []
     for k in numbers[:MAX_FRAMES]:
@@ -213,7 +221,7 @@ def story_figure(
             picture = reference.get(k)
             cells.append(picture_cell('reference', picture, caption, 'no reference frame'))
         for row, frames in drawn.items():
-            cells.append(_drawn_cell(row, frames, k, reference.get(k), caption))
+            cells.append(_drawn_cell(row, frames, k, reference.get(k), caption, shown))
         columns.append(StoryFrame(k, cells, caption))
     n_more = len(numbers) - MAX_FRAMES
     if n_more > 0:
