@@ -6,7 +6,7 @@
 __all__ = ['RANKING', 'system_names', 'shared_split', 'System', 'open_systems', 'lowest_resolution', 'common_notes',
            'score_systems', 'rank_systems', 'rank_text', 'refuse_other_ranking', 'save_ranking']
 
-# %% ../../nbs/report/59a_systems.ipynb #512e5732
+# %% ../../nbs/report/59a_systems.ipynb #b50ae1c1
 import os
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -26,7 +26,7 @@ from ..score.provenance import (SCORES, open_source, read_drawing, refuse_other_
                                     story_path)
 from .compare import compare_runs
 
-# %% ../../nbs/report/59a_systems.ipynb #7d88ba0d
+# %% ../../nbs/report/59a_systems.ipynb #6a733f18
 def system_names(
     folders:list, # Of drawings
 )->list:          # All different
@@ -50,7 +50,7 @@ def system_names(
     while len({of_one[-n:] for of_one in parts}) < len(parts): n += 1
     return ['/'.join(of_one[-n:]) for of_one in parts]
 
-# %% ../../nbs/report/59a_systems.ipynb #a87593c7
+# %% ../../nbs/report/59a_systems.ipynb #f52cbcdc
 def _scores(folder):
     "Return what `scores.json` of a folder holds; empty if there is none."
     path = Path(folder)/'scores.json'
@@ -86,7 +86,7 @@ def _match(folder, split):
     found = FoundDrawings(drawn, layouts[0], open_source(folder, scores), [drawn])
     return match_drawings(drawn, split, found=found)
 
-# %% ../../nbs/report/59a_systems.ipynb #ae8b67d8
+# %% ../../nbs/report/59a_systems.ipynb #e2f4c381
 @dataclass
 class System:
     """Somebody's drawings, of which those are compared that all systems have.
@@ -136,7 +136,7 @@ def open_systems(
     _refuse_without_common(systems)
     return systems
 
-# %% ../../nbs/report/59a_systems.ipynb #ae7ed45c
+# %% ../../nbs/report/59a_systems.ipynb #4a324265
 def lowest_resolution(systems:list) -> int: # Of `System`s; pixels
     """Return the short side at which all systems are compared.
 
@@ -180,7 +180,7 @@ def common_notes(
                      f'{min(sides.values())}, so finer detail does not count')
     return lines + _same_pictures(systems)
 
-# %% ../../nbs/report/59a_systems.ipynb #edee48bf
+# %% ../../nbs/report/59a_systems.ipynb #ccb029fc
 def score_systems(
     systems:list,       # `System`s
     out:str|Path,       # Folder for their scores, `<out>/<name>/scores.json`
@@ -219,7 +219,7 @@ def score_systems(
             n_resamples=n_resamples, out=out/system.name)
     return scores
 
-# %% ../../nbs/report/59a_systems.ipynb #5359474f
+# %% ../../nbs/report/59a_systems.ipynb #12dd6706
 def _pair(a, b, row): # row: of `compare_runs`
     "Return what a ranking says about two systems."
     better = None
@@ -263,7 +263,7 @@ def rank_systems(
         if score['better']: score['ranks'] = _ranks(measured, score['pairs'])
     return list(scores.values())
 
-# %% ../../nbs/report/59a_systems.ipynb #b4f48d51
+# %% ../../nbs/report/59a_systems.ipynb #3b60f088
 def rank_text(
     rank:list, # Best and worst possible place
 )->str:
@@ -274,7 +274,7 @@ def rank_text(
     """
     return '–'.join(str(place) for place in sorted(set(rank)))
 
-# %% ../../nbs/report/59a_systems.ipynb #69a77147
+# %% ../../nbs/report/59a_systems.ipynb #46ab9f4f
 RANKING = {'format': int, 'systems': [{'name': str, 'folder': str, 'digest': (str, type(None))}],
            'scores': [{'name': str, 'values': dict, 'ranks': dict, 'pairs': list}]}
 
