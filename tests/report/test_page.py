@@ -2,9 +2,11 @@
 import pytest
 
 from arldm.report import report as chapter
+from arldm.report.ranking_page import write_ranking
 from arldm.report.report import write_report
 from browser import Browser, chromium
 from folders import write_run
+from painted import draw, painting, stories, story_file
 
 pytestmark = pytest.mark.skipif(not chromium(), reason='no Chromium here; Debian has it as chromium')
 
@@ -15,12 +17,17 @@ VERDICTS = [dict(name='FID64', group='pictures', a=45.4, b=50.4, unit='', better
 
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
-    "The page of a run, and of two."
+    "The page of a run, of two, and of several systems, one with a long name."
     runs = tmp_path_factory.mktemp('runs')
     a, b = write_run(runs/'before', wrong=.7, seed=1, steps=200), write_run(runs/'after <b>', wrong=.2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chapter, 'compare_runs', lambda a, b: VERDICTS)
-        return dict(one=write_report(b), two=write_report(b, against=a))
+        found = dict(one=write_report(b), two=write_report(b, against=a))
+    split = story_file(runs/'data', test=stories(6))['test']
+    systems = [runs/name for name in ('near', 'a-system-with-a-long-name-' + '0123456789'*3, 'far', 'less')]
+    draw(systems[0], split)
+    for n, system in enumerate(systems[1:], 1): draw(system, split, 1 + n//3, picture=lambda i, k: painting(n*i + k))
+    return dict(found, several=write_ranking(systems, split, runs/'ranking', n_resamples=20)[0])
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
@@ -28,9 +35,10 @@ def browser(tmp_path_factory):
     yield browser
     browser.close()
 
-def each(names, *values): return pytest.mark.parametrize(names, [(page, *v) for page in ('one', 'two') for v in values])
+def each(names, *values, pages=('one', 'two')):
+    return pytest.mark.parametrize(names, [(page, *v) for page in pages for v in values])
 
-@each('page, width, dark', (390, False), (1400, True))
+@each('page, width, dark', (390, False), (1400, True), pages=('one', 'two', 'several'))
 def test_page_is_silent_and_complete(browser, pages, page, width, dark):
     "Nothing in the console, no request except for the file itself, every picture loaded."
     browser.open(pages[page], width, dark)
@@ -54,7 +62,7 @@ SMALL = """[...document.querySelectorAll('body *')]
     .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && e.offsetParent)
     .filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.outerHTML.slice(0, 80))"""
 
-@each('page, width', (390,), (1400,))
+@each('page, width', (390,), (1400,), pages=('one', 'two', 'several'))
 def test_page_can_be_read(browser, pages, page, width):
     "Nothing is wider than the window, no text is smaller than 12 pixels, folded parts included."
     browser.open(pages[page], width)
