@@ -154,8 +154,7 @@ def match_drawings(
     *,
     grid:str='',       # Rows x columns of the frames in each picture, as 1x5; '' = one frame
     table:str|Path='', # CSV file that says which picture is which frame; '' = none
-    # Its drawings by story and number, if they are known; None = find them by layout
-    found:FoundDrawings=None,
+    found:FoundDrawings=None, # Its drawings, if they are known; None = find them by layout
 )->Drawings:
     """Match drawn frames with reference pictures, check them, and note all that does not fit.
 
@@ -165,8 +164,7 @@ def match_drawings(
         record (dict, default {}): `task` and `sets` from `drawing.json`, if there is one
         grid (str, default ''): Rows x columns of the frames in each picture, as 1x5; '' = one frame
         table (str | Path, default ''): CSV file that says which picture is which frame; '' = none
-        found (FoundDrawings, optional): Its drawings by story and number, if they are known; None =
-            find them by layout
+        found (FoundDrawings, optional): Its drawings, if they are known; None = find them by layout
     """
     if not len(split):
         raise StoryError(f'{split.file.path}: split {split.name} holds no stories')

@@ -49,12 +49,12 @@ def ranking_rows(
         cells = []
         for system, value in score['values'].items():
             rank = score['ranks'].get(system)
-            row = rows[system, score['name']]
+            row = rows.get((system, score['name']), {})
             cells.append(dict(
                 system=system, value=format_value(value, score['unit']),
                 interval=interval_text(row), rank=rank_text(rank) if rank else '',
                 first=bool(rank) and rank[0] == 1 and rank[1] < len(score['ranks'])))
-        beside = _beside(rows[next(iter(scores)), score['name']])
+        beside = _beside(rows.get((next(iter(scores)), score['name']), {}))
         return dict(name=score['name'], meaning=meaning(score['name']), better=score['better'],
                     beside=beside, cells=cells)
     return grouped(ranking, as_row)
