@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core import StoryError, counted
 from ..files.atomic import atomic_path, refuse_foreign
 from ..data.story import StorySplit
-from ..score.intervals import format_value
+from ..score.intervals import as_span, format_value
 from ..score.table import few_stories
 from .page import (glossary, grouped, interval_text, is_number, is_page, meaning,
                                range_bar, render, story_figure)
@@ -95,8 +95,11 @@ def pair_tables(
             differs = text.endswith((' is better', ' is higher'))
             n_differing += differs
             bar = range_bar(pair['difference'], pair['low'], pair['high'], ends=limits, zero=True)
+            interval = ''
+            if pair['low'] is not None: interval = as_span(pair['low'], pair['high'], unit, True)
             rows.append(dict(name=f'{pair["b"]} − {pair["a"]}', bar=bar, verdict=text,
-                             value=format_value(pair['difference'], unit, True), differs=differs))
+                             value=format_value(pair['difference'], unit, True),
+                             interval=interval, differs=differs))
         summary = f'{n_differing} of {counted(len(rows), "pair")} differ'
         tables.append(dict(name=score['name'], meaning=meaning(score['name']), rows=rows,
                            better=score['better'], summary=summary))
