@@ -91,7 +91,9 @@ CORPORA = {
     'vist-dii': Corpus('vist-dii', 65, 512),
     'pororo': Corpus('pororo', 85, 512, names=_pororo),
     'flintstones': Corpus('flintstones', 91, 512, names=_flintstones),
-    'folder': Corpus('folder', 77, 256)}
+    'folder': Corpus('folder', 77, 256),
+    'vistory': Corpus('vistory', 77, 512),
+    'vistory-ch': Corpus('vistory-ch', 77, 512)}
 
 # %% ../nbs/00_core.ipynb #caf54410
 def one_of(

@@ -22,6 +22,7 @@ from ..data.checks import NoStory, refuse
 from ..data.corpora import SOURCES, SPLITS, SSID_KEYS, TOY_FILES, drafts_in
 from ..data.folder import folder_splits
 from ..data.splits import describe_cast
+from ..data.vistory import LANGUAGES, vistory_splits
 from ..data.story import NoStories, count_stories, is_story_file, write_stories
 from ..toy.corpus import write_toy
 
@@ -91,12 +92,16 @@ def _open_splits(source, raw, skip_bad, seed):
     if source == 'folder':
         stories, notes = folder_splits(raw, on_bad_story, seed)
         return stories, skipped, notes
+    if source in LANGUAGES:
+        stories, notes = vistory_splits(raw, LANGUAGES[source], on_bad_story)
+        return stories, skipped, notes
     folder = RawFolder(raw)
     splits = [*SPLITS]
     if source == 'toy' and TOY_FILES['hard'] in folder.files: splits.append('hard')
     return {split: SOURCES[source](folder, split, on_bad_story) for split in splits}, skipped, []
 
 # %% ../../nbs/cli/65_convert.ipynb #275d749c
+_SOURCES = [*SOURCES, 'folder', *LANGUAGES]
 _UPPER_LIMITS = dict(resolution=100_000, workers=64, albums=1_000_000)
 
 def _check_numbers(**numbers):
@@ -149,7 +154,7 @@ def _counted(source, stories, skipped, work, raw, quiet):
 
 # %% ../../nbs/cli/65_convert.ipynb #7c5aa255
 @command(headings=dict(skip_bad='pictures and stories', albums='for one source', dry_run='output'),
-         choices=dict(source=[*SOURCES, 'folder']))
+         choices=dict(source=_SOURCES))
 def convert(
     source:str,             # A corpus, or folder for your own pictures
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist), or with
@@ -174,6 +179,7 @@ def convert(
         arldm-convert ssid raw/ssid ssid.h5
         arldm-convert folder my_stories mine.h5
         arldm-convert toy raw/toy toy.h5 --albums 400
+        arldm-convert vistory ViStory vistory.h5
 
     Args:
         source (str): A corpus, or folder for your own pictures
@@ -195,7 +201,7 @@ def convert(
     Returns:
         dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
     """
-    one_of('source', source, [*SOURCES, 'folder'])
+    one_of('source', source, _SOURCES)
     _check_numbers(resolution=resolution or 1, workers=workers, albums=albums or 1)
     refuse_foreign(out, is_story_file, 'story file')
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)

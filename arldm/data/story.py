@@ -23,8 +23,8 @@ from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
 from ..files.pictures import decode, encoded_picture, shrink, to_png
 from .cast import cast_rows, encoded_cast, fits_cast
 from .legacy import is_original, original_attrs, original_index, original_picture
-from .splits import (as_tuple, count_index, describe_index, divided_splits, has_holes,
-                               index_stories, numbered_splits)
+from .splits import (NO_PICTURE, as_tuple, count_index, describe_index, divided_splits,
+                               encoded_frames, has_holes, index_stories, numbered_splits)
 from .strips import below_cast, sheet, strips
 
 # %% ../../nbs/data/12_story.ipynb #07572c4a
@@ -36,16 +36,18 @@ class Story:
         id (str): The story's name in its corpus
         album (str): Name of its album; stories of one album share pictures
         captions (tuple): `n` strings
-        frames (tuple, default field(repr=False)): `n` frames, kept as `bytes` or a tuple of
-            `bytes`; what `encoded_picture` takes is encoded
+        frames (tuple | None, default field(repr=False)): `n` frames, kept as `bytes` or a tuple of
+            `bytes`; what `encoded_picture` takes is encoded. None = no pictures: the story can be
+            drawn, but not trained on
         cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
             a character, kept as `bytes`; what `encoded_picture` takes is encoded
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
     captions: tuple  # `n` strings
-    # `n` frames, kept as `bytes` or a tuple of `bytes`; what `encoded_picture` takes is encoded
-    frames: tuple = field(repr=False)
+    # `n` frames, kept as `bytes` or a tuple of `bytes`; what `encoded_picture` takes is encoded.
+    # None = no pictures: the story can be drawn, but not trained on
+    frames: tuple|None = field(repr=False)
     # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
     cast: dict = field(default_factory=dict, repr=False, hash=False)
 
@@ -53,23 +55,17 @@ class Story:
         if isinstance(self.captions, str):
             raise StoryError(f'story {self.id}: captions must be several texts, not one')
         captions = tuple(self.captions)
-        given = tuple(self.frames)
-        frames = []
-        for k, frame in enumerate(given, 1):
-            is_missing = frame is None or isinstance(frame, (bytes, tuple)) and not frame
-            if not is_missing: frames.append(_encoded_frame(frame, f'story {self.id}, frame {k}'))
-        if not len(captions) == len(given) == len(frames) or not frames:
-            raise StoryError(f'story {self.id} has {len(captions)} captions and '
-                             f'{len(frames)} pictures; every frame needs one of each')
+        frames = encoded_frames(self.frames, len(captions), f'story {self.id}')
         # the way to set a field of a frozen dataclass
         object.__setattr__(self, 'captions', captions)
-        object.__setattr__(self, 'frames', tuple(frames))
+        object.__setattr__(self, 'frames', frames)
         object.__setattr__(self, 'cast', encoded_cast(self.cast, f'story {self.id}', False))
 
-    def __len__(self): return len(self.frames)
+    def __len__(self): return len(self.captions)
 
     def pictures(self, i:int=0)->list:
         "Decode picture `i` of every frame, or the last one of a frame that has fewer."
+        if self.frames is None: raise StoryError(f'story {self.id} has captions, but no pictures')
         chosen = []
         for frame in map(as_tuple, self.frames):
             chosen.append(frame[min(i, len(frame) - 1)])
@@ -77,13 +73,6 @@ class Story:
         except StoryError as e: raise StoryError(f'story {self.id}: {e}') from None
 
 # %% ../../nbs/data/12_story.ipynb #5e0a71d8
-def _encoded_frame(frame, where):
-    "Return a frame as bytes, or a tuple of them; raise `StoryError`, which begins with `where`."
-    if isinstance(frame, tuple): return tuple(_encoded_frame(picture, where) for picture in frame)
-    if isinstance(frame, bytes) and frame: return frame   # not decoded here: stories are read often
-    try: return encoded_picture(frame)
-    except StoryError as e: raise StoryError(f'{where}: {e}') from None
-
 @patch
 def cards(self:Story)->dict:
     "Decode the pictures of the cast: name -> picture."
@@ -91,7 +80,8 @@ def cards(self:Story)->dict:
 
 @patch
 def _repr_png_(self:Story):
-    strip = strips([self.pictures()], captions=self.captions, palette=False)
+    pictures = [None]*len(self) if self.frames is None else self.pictures()
+    strip = strips([pictures], captions=self.captions, palette=False)
     return to_png(sheet([below_cast(strip, self.cards())]))
 
 # %% ../../nbs/data/12_story.ipynb #7ecd1f5b
@@ -109,8 +99,12 @@ def count_stories(splits:dict)->dict: # Name of a split -> its counts, see `coun
 def _indices(splits, keep=None):
     "Yield name and index of every split; raise `NoStories` if all are empty."
     rows = {}
-    for split, stories in splits.items(): yield split, index_stories(stories, rows, keep)
-    if not rows: raise NoStories('there is not a single story')
+    n = 0
+    for split, stories in splits.items():
+        index = index_stories(stories, rows, keep)
+        n += len(index['story_id'])
+        yield split, index
+    if not n: raise NoStories('there is not a single story')
 
 # %% ../../nbs/data/12_story.ipynb #bdcf2b91
 class _PictureWriter:
@@ -291,6 +285,7 @@ def _check(self:StoryFile):
 @patch
 def picture(self:StoryFile, row:int)->bytes:
     "Return the encoded picture in a row of `/frames`."
+    if row < 0: raise StoryError(f'{self.path}: this story has captions, but no pictures')
     with reading(self.path):
         h5 = self.h5  # opens the file in a new process, and sets `_frames`
         return original_picture(h5, row) if self.legacy else self._frames[row].tobytes()
@@ -323,7 +318,7 @@ class StorySplit:
     def rows(self,
         i:int, # Place of the story in the split
     )->np.ndarray: # int32 (n,), or (n, K) with -1 where a frame has fewer than K pictures
-        """Return the rows of a story's pictures in `/frames`.
+        """Return the rows of a story's pictures in `/frames`; `NO_PICTURE` where it has none.
 
         Args:
             i (int): Place of the story in the split
@@ -333,7 +328,7 @@ class StorySplit:
         """
         rows = self._index['frame'][i]
         # Shorter stories are filled up with frames whose rows are all -1.
-        return rows[rows.reshape(len(rows), -1).max(-1) >= 0]
+        return rows[rows.reshape(len(rows), -1)[:, 0] != -1]
 
 
     def __getitem__(self, i:int|slice)->Story|list:
@@ -343,9 +338,9 @@ class StorySplit:
         frames = []
         for rows in self.rows(i):
             pictures = tuple(self.file.picture(row) for row in np.atleast_1d(rows) if row >= 0)
-            frames.append(pictures if len(pictures) > 1 else pictures[0])
+            if pictures: frames.append(pictures if len(pictures) > 1 else pictures[0])
         cast = {name: self.file.picture(row) for name, row in self.cast(i).items()}
-        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames), cast)
+        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames) or None, cast)
 
 # %% ../../nbs/data/12_story.ipynb #97f264f4
 @patch
@@ -369,6 +364,20 @@ def _check_index(self:StorySplit):
 def captions(self:StorySplit, i:int)->tuple:
     "Return the captions of the story at place `i`."
     return tuple(self._index['caption'][i][:len(self.rows(i))])
+
+@patch
+def has_pictures(self:StorySplit, i:int)->bool:
+    "Whether the story at place `i` has pictures of its frames, not only captions."
+    return not (self.rows(i) == NO_PICTURE).any()
+
+@patch
+def need_pictures(self:StorySplit):
+    "Raise `StoryError` if a story has captions only, so that it is nothing to train on."
+    for i in range(len(self)):
+        if not self.has_pictures(i):
+            raise StoryError(f'{self.file.path}: story {self.ids[i]} of split {self.name} has '
+                             'captions, but no pictures; it can be drawn, not trained on or '
+                             'compared with drawings')
 
 @patch
 def cast(self:StorySplit, i:int)->dict:

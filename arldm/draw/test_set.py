@@ -23,7 +23,8 @@ from .sharing import check_sharing_path, save_story
 
 # %% ../../nbs/draw/44_test_set.ipynb #7144228a
 def _first_pictures(story, n): # PIL pictures of the first n frames
-    return replace(story, captions=story.captions[:n], frames=story.frames[:n]).pictures()
+    frames = story.frames and story.frames[:n]    # None if the story has no pictures
+    return replace(story, captions=story.captions[:n], frames=frames).pictures()
 
 def _read_story(pipe, stories, i, n_given, out):
     "Return (captions, given pictures, cast), or the `StoryError` why story i cannot be drawn."

@@ -299,6 +299,7 @@ def network_features(
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here
     """
+    drawings.split.need_pictures()
     reference, place = np.unique(drawings.reference, return_inverse=True)
     album = np.empty(len(reference), int)
     album[place] = drawings.album

@@ -79,7 +79,7 @@ def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many p
         if cast: story.append(cast)
         h.update(json.dumps(story).encode())
         used.update(rows.ravel().tolist(), cast.values())
-    pictures = sorted(used - {-1})
+    pictures = sorted(row for row in used if row >= 0)
     h.update(str(split.file.path.stat().st_size).encode())
     for at in np.linspace(0, len(pictures) - 1, min(sample, len(pictures))):
         h.update(split.file.picture(pictures[int(at)]))
