@@ -10,20 +10,24 @@ from pathlib import Path
 
 from ..core import StoryError, at_least_one
 from ..command_line import command, quiet_libraries
-from ..settings import DTYPES, SCHEDULERS, SHARING_FORMATS
+from ..settings import DRAWING_LAYOUTS, DTYPES, SCHEDULERS, SHARING_FORMATS
 
 # %% ../../nbs/cli/69_draw.ipynb #c213c6c1
 _DRAW = dict(headings=dict(data='what to draw', captions='your own captions instead',
                            scheduler='how to draw', dtype='speed', out='output'),
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
-                          format=SHARING_FORMATS))
+                          format=SHARING_FORMATS, layout=DRAWING_LAYOUTS))
 
-def _begin(captions, given, cast, redraw, batch_size, sets, limit):
-    "Raise a `StoryError` for wrong options; then load the libraries, quietly."
+def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout):
+    "Raise a `StoryError` for wrong options; load the libraries, quietly; return the run's folder."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and (given, cast, redraw) != (None, None, None):
         raise StoryError('--given, --cast and --redraw need --captions')
+    if captions is not None and layout is not None:
+        raise StoryError('--layout writes the drawings of a split; leave out --captions')
     quiet_libraries()
+    from arldm.cli.drawing_run import local_run
+    return local_run(run)
 
 # %% ../../nbs/cli/69_draw.ipynb #ab246239
 @command(**_DRAW)
@@ -48,6 +52,7 @@ def draw(
     batch_size:int=16,      # Stories drawn together; changes pictures by rounding only
     out:str|Path=None,      # Folder for drawings; default: the run, or for mine.txt mine-drawn
     format:str=None,        # Also write each story as one file to share; default: none
+    layout:str=None,        # Also copy the drawings into another program's layout; default: none
     dry_run:bool=False,     # Check everything, say what would be drawn, and stop
 ):
     """Draw the stories of a split, or your own captions; torchrun divides a split among processes.
@@ -81,15 +86,15 @@ def draw(
         out (str | Path, optional): Folder for drawings; default: the run, or for mine.txt
             mine-drawn
         format (str, optional): Also write each story as one file to share; default: none
+        layout (str, optional): Also copy the drawings into another program's layout; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    _begin(captions, given, cast, redraw, batch_size, sets, limit)
+    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout)
     from arldm.draw.own_stories import draw_text
-    from arldm.cli.drawing_run import draw_stories, local_run, sampling_of
-    run = local_run(run)
+    from arldm.cli.drawing_run import draw_stories, sampling_of
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
                            reuse, dtype, seed)
     if captions is not None:
         return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast, format)
-    return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit,
-                        sets=sets, fast=fast, out=out, dry_run=dry_run, format=format)
+    return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit, sets=sets,
+                        fast=fast, out=out, dry_run=dry_run, format=format, layout=layout)

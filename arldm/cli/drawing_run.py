@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ..core import StoryError, counted, rank_and_world_size, say
+from ..core import StoryError, counted, one_of, rank_and_world_size, say
 from ..progress import progress_bar
-from ..settings import TASKS
+from ..settings import DRAWING_LAYOUTS, TASKS
 from ..files.manifest import hinted_path, path_hints
 from ..data.story import StoryFile, StorySplit
 from ..model.hub import NotOnHub, download_pipeline, hub_name
@@ -25,6 +25,7 @@ from ..draw.drawing_record import (SEEDS_PER_SET, SamplingSettings, check_output
                                        parse_numbers, pipeline_folder, run_settings,
                                        sampling_facts, write_record)
 from ..draw.test_set import check_sharing, draw_split, share_split
+from ..draw.vistory_tree import check_vistory_ids, write_vistory
 from ..score.provenance import read_drawing
 
 # %% ../../nbs/cli/68a_drawing_run.ipynb #6da974a7
@@ -111,6 +112,7 @@ def draw_stories(
     out:str=None,       # Folder for `drawn/`; default: the run
     dry_run:bool=False, # Check everything, and draw nothing
     format:str=None,    # Also write each story as one file to share: one of `SHARING_FORMATS`
+    layout:str=None,    # Also copy all drawings into a layout of `DRAWING_LAYOUTS`
 ):                      # -> path of the folder of the first set
     """Draw a split into `drawn/`, `drawn2/`, …; each of several processes draws its share.
 
@@ -127,6 +129,7 @@ def draw_stories(
         out (str, optional): Folder for `drawn/`; default: the run
         dry_run (bool, default False): Check everything, and draw nothing
         format (str, optional): Also write each story as one file to share: one of `SHARING_FORMATS`
+        layout (str, optional): Also copy all drawings into a layout of `DRAWING_LAYOUTS`
     """
     settings = run_settings(run)
     sampling.check()
@@ -136,21 +139,19 @@ def draw_stories(
     sampling.check(n, sets)
     sampling = sampling.with_dtype(pipeline_folder(run), read_drawing(folder))
     facts = _checked_facts(run, folder, stories, settings, sampling)
-    folders = _set_folders(folder, sets, stories.ids[:n], format)
+    folders = _set_folders(folder, sets, stories.ids[:n], format, layout)
     _warn_of_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
     # raises if the decoder cannot make pictures of this size
     pipe._latent_shape(settings['resolution'], settings['resolution'])
     if dry_run:
-        count = counted(n, 'story', 'stories')
-        return print(f'would draw {count} of split {split} in {sampling.dtype}; nothing was '
-                     'written')
+        return print(f'would draw {counted(n, "story", "stories")} of split {split} in '
+                     f'{sampling.dtype}; nothing was written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
     bad = gather_lists(bad + _share_sets(stories, folders, settings, format, n))
-    if bad and rank_and_world_size()[0] == 0:
-        raise StoryError(f'{len(bad)} of {n*sets} stories could not be drawn'
-                         f'{" or shared" if format else ""}, first {bad[0]}')
+    if layout: _copy_sets(run, stories, folders, facts)
+    _refuse_failed(bad, n*sets, format)
     _say_drawn(folders, stories.ids[:n])
     return folders[0]
 
@@ -163,11 +164,14 @@ def _checked_facts(run, folder, stories, settings, sampling):
     check_same_drawings(folder, facts, stories)
     return facts
 
-def _set_folders(folder, sets, ids, format):
-    "Return the folders of all sets; raise `StoryError` if files to share would replace others'."
+def _set_folders(folder, sets, ids, format, layout):
+    "Return the folders of all sets; raise `StoryError` if they cannot be shared or copied."
     folders = [folder/set_name(j) for j in range(sets)]
     if format:
         for drawn in folders: check_sharing(drawn, ids, format)
+    if layout:
+        one_of('layout', layout, DRAWING_LAYOUTS)
+        check_vistory_ids(ids)
     return folders
 
 def _hints(folder, stories, sets):
@@ -229,6 +233,22 @@ def _warn_of_share(n):
     warnings.warn(f'draws of {counted(n, "story", "stories")} only {shown}: the environment says '
                   f'RANK={rank} and WORLD_SIZE={world_size}, though torchrun did not start this '
                   'process; unset both to draw all')
+
+def _refuse_failed(bad, n, format):
+    "Raise `StoryError` if some of the `n` stories could not be drawn; only one process does."
+    if bad and rank_and_world_size()[0] == 0:
+        raise StoryError(f'{len(bad)} of {n} stories could not be drawn'
+                         f'{" or shared" if format else ""}, first {bad[0]}')
+
+def _copy_sets(run, stories, folders, facts):
+    "Copy the drawings of each set into ViStoryBench's layout; the first process does it."
+    if rank_and_world_size()[0]: return
+    for j, drawn in enumerate(folders):
+        if not drawn.is_dir(): continue    # no story could be drawn
+        of_set = dict(facts, seed=facts['seed'] + j*SEEDS_PER_SET)
+        copied, n = write_vistory(stories, drawn, run.resolve().name, of_set)
+        say(f'{copied}: {n:,} of {counted(len(stories), "story", "stories")} in the layout of '
+            'ViStoryBench')
 
 def _say_drawn(folders, ids):
     "Say how many stories are drawn, and where; of several processes, with torchrun one says it."

@@ -276,8 +276,7 @@ class StoryDataset(Dataset):
         # Probability that a story with a cast shows its cards; 1 = always, for validation
         cast_probability:float=0.,
     ):
-        split.need_pictures()
-        self.split = split
+        self.split = split.need_pictures()
         # A pipeline holds its `ARLDM`
         model = getattr(model, 'model', model)
         self.vocab = getattr(model, 'vocab', model)

@@ -36,17 +36,17 @@ class Story:
         id (str): The story's name in its corpus
         album (str): Name of its album; stories of one album share pictures
         captions (tuple): `n` strings
-        frames (tuple | None, default field(repr=False)): `n` frames, kept as `bytes` or a tuple of
-            `bytes`; what `encoded_picture` takes is encoded. None = no pictures: the story can be
-            drawn, but not trained on
+        frames (tuple | None, default field(repr=False)): `n` frames, as `bytes` or a tuple of
+            `bytes`; what `encoded_picture` takes is encoded; None = no pictures: the story can only
+            be drawn
         cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
             a character, kept as `bytes`; what `encoded_picture` takes is encoded
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
     captions: tuple  # `n` strings
-    # `n` frames, kept as `bytes` or a tuple of `bytes`; what `encoded_picture` takes is encoded.
-    # None = no pictures: the story can be drawn, but not trained on
+    # `n` frames, as `bytes` or a tuple of `bytes`; what `encoded_picture` takes is encoded; None =
+    # no pictures: the story can only be drawn
     frames: tuple|None = field(repr=False)
     # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
     cast: dict = field(default_factory=dict, repr=False, hash=False)
@@ -72,12 +72,11 @@ class Story:
         try: return [decode(picture) for picture in chosen]
         except StoryError as e: raise StoryError(f'story {self.id}: {e}') from None
 
-# %% ../../nbs/data/12_story.ipynb #5e0a71d8
-@patch
-def cards(self:Story)->dict:
-    "Decode the pictures of the cast: name -> picture."
-    return {name: decode(picture) for name, picture in self.cast.items()}
+    def cards(self)->dict:
+        "Decode the pictures of the cast: name -> picture."
+        return {name: decode(picture) for name, picture in self.cast.items()}
 
+# %% ../../nbs/data/12_story.ipynb #5e0a71d8
 @patch
 def _repr_png_(self:Story):
     pictures = [None]*len(self) if self.frames is None else self.pictures()
@@ -247,8 +246,7 @@ class StoryFile:
 
 # %% ../../nbs/data/12_story.ipynb #7d10c0fe
 def _identity(path):
-    """Return inode, size and time of a file, which tell it from another that took its place;
-    () if there is none."""
+    "Return inode, size and time of a file, by which another in its place is known; () if missing."
     try: status = os.stat(path)
     except OSError: return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
@@ -330,7 +328,6 @@ class StorySplit:
         # Shorter stories are filled up with frames whose rows are all -1.
         return rows[rows.reshape(len(rows), -1)[:, 0] != -1]
 
-
     def __getitem__(self, i:int|slice)->Story|list:
         "Return the story at place `i`, or a list of stories for a slice."
         if isinstance(i, slice): return [self[k] for k in range(len(self))[i]]
@@ -359,25 +356,20 @@ def _check_index(self:StorySplit):
         raise StoryError(f'{self.file.path}: damaged, the casts of split {self.name} do not fit '
                          'to its stories; convert the corpus again')
 
+@patch
+def need_pictures(self:StorySplit)->StorySplit:
+    "Return the split itself; raise `StoryError` if one of its stories has captions only."
+    for i, story_id in enumerate(self.ids):
+        if NO_PICTURE in self.rows(i):
+            raise StoryError(f'{self.file.path}: story {story_id} of split {self.name} has '
+                             'captions, but no pictures; it can only be drawn')
+    return self
+
 # %% ../../nbs/data/12_story.ipynb #3fe7f6b7
 @patch
 def captions(self:StorySplit, i:int)->tuple:
     "Return the captions of the story at place `i`."
     return tuple(self._index['caption'][i][:len(self.rows(i))])
-
-@patch
-def has_pictures(self:StorySplit, i:int)->bool:
-    "Whether the story at place `i` has pictures of its frames, not only captions."
-    return not (self.rows(i) == NO_PICTURE).any()
-
-@patch
-def need_pictures(self:StorySplit):
-    "Raise `StoryError` if a story has captions only, so that it is nothing to train on."
-    for i in range(len(self)):
-        if not self.has_pictures(i):
-            raise StoryError(f'{self.file.path}: story {self.ids[i]} of split {self.name} has '
-                             'captions, but no pictures; it can be drawn, not trained on or '
-                             'compared with drawings')
 
 @patch
 def cast(self:StorySplit, i:int)->dict:
