@@ -178,8 +178,9 @@ def has_holes(frame:np.ndarray)->bool:
         empty_then_filled = (rows[:, :-1] == -1) & (rows[:, 1:] != -1)
         if (rows < NO_PICTURE).any() or empty_then_filled.any(): return True
     # a story has pictures of all its frames, or of none
-    rows = frame.reshape(len(frame), -1)
-    return bool(((rows == NO_PICTURE).any(-1) & (rows >= 0).any(-1)).any())
+    of_story = tuple(range(1, frame.ndim))
+    has_both = (frame == NO_PICTURE).any(of_story) & (frame >= 0).any(of_story)
+    return bool(has_both.any())
 
 # %% ../../nbs/data/11a_splits.ipynb #8326c516
 # Names of splits in folders and programs -> in a story file
