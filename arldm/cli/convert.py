@@ -156,7 +156,7 @@ def _counted(source, stories, skipped, work, raw, quiet):
 @command(headings=dict(skip_bad='pictures and stories', albums='for one source', dry_run='output'),
          choices=dict(source=_SOURCES))
 def convert(
-    source:str,             # A corpus, or folder for your own pictures
+    source:str,             # A corpus, or folder for your own pictures; vistory-ch is in Chinese
     # Folder with the corpus as its authors ship it (toy: drawn there if it does not exist), or with
     # your own stories: STORY/1.png … and STORY/captions.txt, with STORY/cast/Ada.png … if it has a
     # cast, or metadata.csv
@@ -182,7 +182,7 @@ def convert(
         arldm-convert vistory ViStory vistory.h5
 
     Args:
-        source (str): A corpus, or folder for your own pictures
+        source (str): A corpus, or folder for your own pictures; vistory-ch is in Chinese
         raw (str | Path): Folder with the corpus as its authors ship it (toy: drawn there if it does
             not exist), or with your own stories: STORY/1.png … and STORY/captions.txt, with
             STORY/cast/Ada.png … if it has a cast, or metadata.csv
