@@ -170,7 +170,7 @@ def describe_index(index:dict)->str:
 
 # %% ../../nbs/data/11a_splits.ipynb #606f1bcd
 def has_holes(frame:np.ndarray)->bool:
-    "Whether rows of pictures (n, L) or (n, L, K) have a -1 before another number, or a wrong number."
+    "Whether rows of pictures (n, L) or (n, L, K) have a -1 before others, or a wrong number."
     if frame.ndim == 2: tables = [frame]
     # Of several pictures a frame: the first ones along the story, then those of each frame.
     else: tables = [frame[..., 0], frame.reshape(-1, frame.shape[-1])]
