@@ -62,7 +62,8 @@ def _name(key, about, language):
 def _cast(folder, tree, told, language, story):
     "Return {name: encoded picture} of the characters of a story, or raise `BadStory`."
     characters = told.get('Characters', {})
-    if not isinstance(characters, dict) or not all(isinstance(x, dict) for x in characters.values()):
+    is_dict = isinstance(characters, dict)
+    if not is_dict or not all(isinstance(x, dict) for x in characters.values()):
         raise BadStory('bad cast', f'story {story}: expected "Characters" in its story.json to be '
                                    'an object of objects')
     names = []
@@ -83,7 +84,8 @@ def _told(folder, tree, story):
     "Return what the story.json of a story holds, or raise `BadStory`."
     file = tree.files.get(f'{story}/story.json')
     if file is None:
-        raise BadStory('missing story.json', f'story {story}: no story.json in {folder.path}/{story}')
+        raise BadStory('missing story.json',
+                       f'story {story}: no story.json in {folder.path}/{story}')
     try: return load_json(folder.checked_path(file, story), dict)
     except BadStory: raise
     except StoryError as e: raise BadStory('bad story.json', f'story {story}: {e}') from None
