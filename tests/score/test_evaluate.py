@@ -126,14 +126,17 @@ def test_clip_rows(tmp_path, split):
     got = evaluate(tmp_path/'run', split, dict(clip=net), n_resamples=10)
     with torch.no_grad():
         def pic(p): return net(torch.tensor(np.asarray(p.resize((32, 32), Image.BICUBIC))).permute(2, 0, 1)[None])[0]
-        scores, ranks = [], []
+        scores, ranks, xs, ys = [], [], [], []
         for s in split:
             words = net.words(list(s.captions))
             for k in range(3):
                 cos = words @ pic(Image.open(tmp_path/'run/drawn'/s.id/f'{k+1}.png'))
                 scores.append(100*max(0, cos[k].item()))
+                xs, ys = [*xs, pic(Image.open(tmp_path/'run/drawn'/s.id/f'{k+1}.png'))], [*ys, words[k]]
                 ranks.append(1/(1 + (cos > cos[k]).sum().item()))
     assert row(got, 'CLIP score')['value'] == pytest.approx(np.mean(scores), rel=1e-3)
+    other = [100*max(0, (xs[i] @ ys[(i + 24) % 48]).item()) for i in range(48)]            # captions of albums half of all away
+    assert row(got, 'CLIP score')['beside'][1] == dict(what='captions of other albums', value=pytest.approx(np.mean(other), rel=1e-3), n=48)
     assert row(got, 'rank of the own caption')['value'] == pytest.approx(np.mean(ranks), abs=.03)
     assert dict((b['what'], b['value']) for b in row(got, 'rank of the own caption')['beside'])['chance'] == pytest.approx(11/18)
     assert {f['name'] for f in got['frames']} >= {'CLIP score'} and row(got, 'CMMD')['value'] is not None
