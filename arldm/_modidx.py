@@ -1980,6 +1980,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'arldm/score/consistency.py'),
                                          'arldm.score.consistency.character_row': ( 'score/consistency.html#character_row',
                                                                                     'arldm/score/consistency.py'),
+                                         'arldm.score.consistency.cosine_between': ( 'score/consistency.html#cosine_between',
+                                                                                     'arldm/score/consistency.py'),
                                          'arldm.score.consistency.group_means': ( 'score/consistency.html#group_means',
                                                                                   'arldm/score/consistency.py'),
                                          'arldm.score.consistency.mean_over_stories': ( 'score/consistency.html#mean_over_stories',

@@ -6,6 +6,7 @@
 __all__ = ['score']
 
 # %% ../../nbs/cli/70_score.ipynb #42871f0f
+import os
 from pathlib import Path
 
 from ..core import StoryError, at_least_one
@@ -31,6 +32,7 @@ def score(
     inception:str|Path=None, # Weights of the FID Inception; default: environment's ARLDM_INCEPTION
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+    csd:str|Path=None,       # CSD, for style: file of weights; default: environment's ARLDM_CSD
     batch_size:int=32,       # Pictures per batch of a feature network
     train_pictures:int=None, # Training pictures to compare with; default: as many as were drawn
     resamples:int=100,       # Bootstrap resamples of albums for the intervals; 0 = no intervals
@@ -45,7 +47,7 @@ def score(
     Examples:
         arldm-score runs/toy --histories 8
         arldm-score runs/ssid --inception inception.pth --dinov2 facebook/dinov2-large
-        arldm-score outputs/uno --data stories.h5 --out scores/uno
+        arldm-score outputs/uno --data stories.h5 --out scores/uno --csd csd_vit-large.pth
         arldm-score strips --grid 1x5 --data stories.h5
 
     Args:
@@ -59,6 +61,8 @@ def score(
         dinov2 (str | Path, optional): DINOv2: folder or hub name; default: the environment's
             ARLDM_DINOV2
         clip (str | Path, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+        csd (str | Path, optional): CSD, for style: file of weights; default: environment's
+            ARLDM_CSD
         batch_size (int, default 32): Pictures per batch of a feature network
         train_pictures (int, optional): Training pictures to compare with; default: as many as were
             drawn
@@ -78,6 +82,7 @@ def score(
     quiet_libraries()
     from arldm.cli.scoring_run import score_folder
     weights = dict(inception=inception, dinov2=dinov2, clip=clip)
+    if csd or os.environ.get('ARLDM_CSD'): weights['csd'] = csd
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
                         train_pictures=train_pictures, n_resamples=resamples, out=out, grid=grid,
                         batch_size=batch_size, report_to=report_to, table=map, dry_run=dry_run)

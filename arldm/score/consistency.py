@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE_ROWS', 'named_cards', 'group_means', 'mean_over_stories', 'similarity_to_cards', 'cast_row', 'character_row',
-           'style_rows']
+           'cosine_between', 'style_rows']
 
-# %% ../../nbs/score/55a_consistency.ipynb #0f8e5b04
+# %% ../../nbs/score/55a_consistency.ipynb #caed3324
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +17,7 @@ from .coherence import (centred, distant_frames, names_in, pairs, similarity,
 from .intervals import mean_of
 from .table import NetworkFeatures, Table, card_rows
 
-# %% ../../nbs/score/55a_consistency.ipynb #7ce3a141
+# %% ../../nbs/score/55a_consistency.ipynb #6224feb7
 def named_cards(
     drawings:Drawings,
     or_first:bool=False, # Whether a frame whose caption names nobody gets its story's first card
@@ -43,7 +43,7 @@ def named_cards(
         cards += rows
     return np.array(frames, int), np.array(cards, int)
 
-# %% ../../nbs/score/55a_consistency.ipynb #a97b7323
+# %% ../../nbs/score/55a_consistency.ipynb #b9ae8d23
 def group_means(
     values:np.ndarray, # (p,)
     group:np.ndarray,  # (p,)
@@ -78,7 +78,7 @@ def mean_over_stories(
     _, first = np.unique(story, return_index=True)
     return mean_of(group_means(values, story), np.asarray(album)[first])
 
-# %% ../../nbs/score/55a_consistency.ipynb #a363324f
+# %% ../../nbs/score/55a_consistency.ipynb #70f85374
 def similarity_to_cards(
     drawings:Drawings,
     x:np.ndarray,     # (n, d) rows of the frames, of length 1
@@ -132,17 +132,39 @@ def cast_row(
         floors = [similarity_to_cards(drawings, x, frame[strange], cards[other][strange])
                   for x in drawn]
         floor = np.mean([stat(every_album) for stat in floors])
-        beside.append(('cards of another story', float(floor), len(np.unique(frame[strange]))))
+        beside.append(('cards of other albums', float(floor), len(np.unique(frame[strange]))))
     table.add('story', name, [similarity_to_cards(drawings, x, frame, cards) for x in drawn],
               better='higher', n=n, beside=beside, note=note, within=(-1, 1))
 
-# %% ../../nbs/score/55a_consistency.ipynb #e9fcdd75
+# %% ../../nbs/score/55a_consistency.ipynb #df0b09ee
 def character_row(table:Table, features:NetworkFeatures):
     "Add how similar frames are to the cards of the characters that their captions name."
     cast_row(table, features, f'character similarity to the cast ({features.name})',
              'cosine of whole frame and card, not comparable to CIDS: nobody is cut out')
 
-# %% ../../nbs/score/55a_consistency.ipynb #1ce4e292
+# %% ../../nbs/score/55a_consistency.ipynb #1b175cba
+def cosine_between(
+    x:np.ndarray,     # (n, d) rows of length 1
+    album:np.ndarray, # int (n,), the album of each, at least two of them
+)->tuple:             # float, int
+    """Return the mean cosine of all pairs of rows from different albums, and the number of pairs.
+
+    Args:
+        x (np.ndarray): (n, d) rows of length 1
+        album (np.ndarray): int (n,), the album of each, at least two of them
+
+    Returns:
+        tuple: float, int
+    """
+    _, place, counts = np.unique(album, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, place, x)
+    total = sums.sum(0)
+    # all pairs without those of one album, each counted twice, and rows with themselves
+    n_pairs = int(len(x)**2 - (counts**2).sum())
+    return float((total@total - (sums**2).sum())/n_pairs), n_pairs//2
+
+# %% ../../nbs/score/55a_consistency.ipynb #a7b7a35a
 STYLE_ROWS = 'style similarity of frames (csd)', 'style similarity to the cast (csd)'
 
 def _frames_row(table, features, name, note): # adds the similarity of all pairs of a story's frames
@@ -157,16 +179,14 @@ def _frames_row(table, features, name, note): # adds the similarity of all pairs
     drawn = [centred(x, mean=0) for x in features.drawn]
     reference = centred(features.reference, mean=0)[features.place]
     beside = [('reference frames', stat(reference)(np.ones(len(drawings.albums))), n)]
-    other = distant_frames(drawings.album)
-    strange = np.flatnonzero(drawings.album[other] != drawings.album)
-    if len(strange):
-        apart = np.stack([strange, other[strange]], 1)
-        floor = np.mean([similarity(x, apart).mean() for x in drawn])
-        beside.append(('frames of different stories', float(floor), len(apart)))
+    if len(drawings.albums) > 1:
+        apart = [cosine_between(x, drawings.album) for x in drawn]
+        floor = np.mean([cosine for cosine, _ in apart])
+        beside.append(('frames of other albums', float(floor), apart[0][1]))
     table.add('story', name, [stat(x) for x in drawn], better='higher', n=n, beside=beside,
               note=note, within=(-1, 1))
 
-# %% ../../nbs/score/55a_consistency.ipynb #84bf5e3a
+# %% ../../nbs/score/55a_consistency.ipynb #a25b7ba2
 def style_rows(
     table:Table,
     features:NetworkFeatures,

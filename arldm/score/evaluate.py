@@ -24,7 +24,8 @@ from .coherence import (FactAnswers, answers_per_frame, by_frame, centred,
                                    character_scores, characters_seen, distant_frames, names_in,
                                    nearest, pairs, read_facts, relative_similarity, similarity,
                                    similarity_to_reference, unusual)
-from .feature_networks import Fields, Store, fingerprint
+from .consistency import STYLE_ROWS, character_row, style_rows
+from .feature_networks import CSD_CUTS, Fields, Store, fingerprint
 from .fidelity import (FRECHET_NAMES, NETWORK_ROWS, TEXT_ROWS, distance_by_frame,
                                   distance_rows, fid64_row, neighbour_rows, text_rows)
 from .inception import FID64_CUTS
@@ -277,9 +278,9 @@ def character_rows(
               beside=[('reference frames', f1, n)], note=note, within=SHARE_BOUNDS)
 
 # %% ../../nbs/score/57_evaluate.ipynb #80c9e095
-# Network -> rows that stay empty without it
+# Network -> rows that stay empty without it; those of 'csd' are left out unless it is named
 ROWS_OF_NETWORK = {**NETWORK_ROWS, 'inception': ('FID64', *NETWORK_ROWS['inception']),
-                   'clip': (*NETWORK_ROWS['clip'], *TEXT_ROWS)}
+                   'clip': (*NETWORK_ROWS['clip'], *TEXT_ROWS), 'csd': STYLE_ROWS}
 
 # %% ../../nbs/score/57_evaluate.ipynb #2395b286
 def evaluate(
@@ -350,12 +351,14 @@ def _features_of_all(table, nets, compute):
     # Adds empty rows to the table for networks that are missing or fail. FID64 is Inception's
     # features of pictures that are cropped in another way.
     features = {}
-    for name in dict.fromkeys([*nets, *ROWS_OF_NETWORK]):
+    for name in dict.fromkeys([*nets, *NETWORK_ROWS]):
         net = nets.get(name, StoryError(f'no weights of {name} named'))
         try:
             if isinstance(net, StoryError): raise net
             if name == 'inception': features['FID64'] = compute(net, cuts=FID64_CUTS)
-            features[name] = compute(net)
+            # style is compared with reference frames and cards only, not with training pictures
+            if name == 'csd': features[name] = compute(net, train=[], cuts=CSD_CUTS)
+            else: features[name] = compute(net)
         except StoryError as e:
             invalid = str(e).startswith('invalid')
             rows = ROWS_OF_NETWORK.get(name, (FRECHET_NAMES.get(name, name),))
@@ -378,7 +381,7 @@ def _add_picture_rows(table, features, best): # fidelity of single pictures
         table.network = features['FID64'].name
         fid64_row(table, features['FID64'])
     for key, of_network in features.items():
-        if key == 'FID64': continue
+        if key in ('FID64', 'csd'): continue
         table.network = of_network.name
         distance_rows(table, of_network)
     if best:
@@ -397,6 +400,7 @@ def _add_network_rows(table, features, nets, train_rows):
             if of_network.name not in ('dinov2', 'clip', best.name): continue
             table.network = of_network.name
             to_reference = story_rows(table, of_network)
+            character_row(table, of_network)
             if of_network is best:
                 name = f'similarity to the reference frame ({best.name})'
                 # single stories are shown from the first set of drawings
@@ -409,6 +413,9 @@ def _add_network_rows(table, features, nets, train_rows):
     if 'clip' in features:
         table.network = 'clip'
         text_rows(table, features['clip'], nets['clip'])
+    if 'csd' in features:
+        table.network = 'csd'
+        style_rows(table, features['csd'], nets['csd'].is_published_size)
     table.network = ''
     return entries
 

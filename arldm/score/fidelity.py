@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np, torch
 from torch import nn
 
-from .coherence import (by_frame, reciprocal_rank, reciprocal_rank_by_chance,
-                                   text_score)
+from .coherence import (by_frame, distant_frames, reciprocal_rank,
+                                   reciprocal_rank_by_chance, text_score)
 from .distances import frechet, kernel_distance, kid_std, neighbours
 from .intervals import mean_of
 from .table import MIN_MEASURED, NetworkFeatures, Table
@@ -269,9 +269,15 @@ def text_rows(
     reference = features.reference[features.place]
     scores = [text_score(x, own) for x in features.drawn]
     reference_scores = text_score(reference, own)
+    beside = [('reference frames', float(reference_scores.mean()), n)]
+    other = distant_frames(drawings.album)
+    strange = drawings.album[other] != drawings.album
+    if strange.any():
+        floor = np.mean([text_score(x[strange], own[other][strange]) for x in features.drawn])
+        beside.append(('captions of other albums', float(floor), int(strange.sum())))
     table.add('pictures', score_name, [mean_of(x, drawings.album) for x in scores],
-              better='higher', beside=[('reference frames', float(reference_scores.mean()), n)],
-              note='100 × cosine of frame and caption')
+              better='higher', beside=beside,
+              note='100 × cosine of frame and caption; CLIPScore is 2.5 × this cosine')
     table.by_frame(score_name, [by_frame(x, drawings.k, drawings.album) for x in scores],
                    {k: reference_scores[drawings.k == k].mean() for k in np.unique(drawings.k)})
     ranks = [_caption_ranks(drawings, captions, words, x) for x in features.drawn]
