@@ -4,7 +4,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
+from arldm.cli.score import score
 from arldm.core import StoryError
 from arldm.data.story import Story
 from arldm.draw.matching import match_drawings
@@ -99,6 +101,25 @@ def test_without_cards_or_weights(tmp_path, csd):
     assert [name for name in rows(csd=csd) if 'cast' in name or 'style' in name] == [FRAMES]
     empty = rows(csd=StoryError('x.pth: expected weights of CSD'))
     assert empty[FRAMES]['value'] is empty[CAST]['value'] is None and 'x.pth' in empty[FRAMES]['note']
+
+def published_names(net): # the tensors of our network as files of CSD name them
+    found = {'last_layer_content': torch.zeros(2)}
+    for name, x in net.state_dict().items():
+        for ours, file in {'in_proj.': 'attn.in_proj_', 'out_proj.': 'attn.out_proj.', 'c_': 'mlp.c_',
+                           'layers.': 'transformer.resblocks.'}.items(): name = name.replace(ours, file)
+        found[name if name == 'last_layer_style' else f'backbone.{name}'] = x
+    return found
+
+def test_arldm_score_takes_csd(tmp_path, split, csd, capsys):
+    "The command with a file of weights gives the same rows as the network itself."
+    draw(tmp_path/'run/drawn', split)
+    torch.save(published_names(csd), tmp_path/'csd.pth')
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)).save_pretrained(tmp_path/'dino')
+    got = score(tmp_path/'run', data=split.file.path, dinov2=tmp_path/'dino', csd=tmp_path/'csd.pth', resamples=0, train_pictures=0)
+    alone = evaluate(tmp_path/'run', split, dict(csd=csd), n_resamples=0)
+    for name in FRAMES, CAST: assert row(got, name)['value'] == pytest.approx(row(alone, name)['value'], abs=1e-6)
+    said = capsys.readouterr().out
+    assert FRAMES in said and CHARACTERS in said and 'cards of other albums' in said
 
 def test_a_story_counts_once_and_albums_are_resampled():
     stat = mean_over_stories([1, 1, 1, 0], [7, 7, 7, 2], [0, 0, 0, 1])
