@@ -257,6 +257,10 @@ _MEANINGS = {
     'remembered facts': 'share of facts drawn correctly that only earlier frames tell, as a colour',
     'stated facts': "share of facts drawn correctly that the frame's own caption tells",
     'facts correct': 'share of all facts of a story that are drawn correctly',
+    'style similarity of frames': 'cosine of the style of frames of a story, by CSD; 1 = one hand',
+    'style similarity to the cast': 'cosine of the style of frames and cast cards, by CSD',
+    'character similarity to the cast':
+        'cosine of whole frames and the cast cards of whom their captions name',
     'character accuracy': 'share of frames with exactly the characters that the caption names',
     'character F1': 'characters found in frames against those that captions name'}
 
