@@ -19,6 +19,10 @@ def _check_not_negative(**numbers): # None is allowed
     for name, n in numbers.items():
         if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
 
+def _weights(**named): # without CSD, unless it is named: its rows are not even listed as empty
+    if not (named['csd'] or os.environ.get('ARLDM_CSD')): del named['csd']
+    return named
+
 # %% ../../nbs/cli/70_score.ipynb #81c81fd6
 @command(headings=dict(data='what to score', inception='feature networks', train_pictures='scores',
                        out='output'))
@@ -81,8 +85,7 @@ def score(
     if store: refuse_foreign_store(Path(store))
     quiet_libraries()
     from arldm.cli.scoring_run import score_folder
-    weights = dict(inception=inception, dinov2=dinov2, clip=clip)
-    if csd or os.environ.get('ARLDM_CSD'): weights['csd'] = csd
+    weights = _weights(inception=inception, dinov2=dinov2, clip=clip, csd=csd)
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
                         train_pictures=train_pictures, n_resamples=resamples, out=out, grid=grid,
                         batch_size=batch_size, report_to=report_to, table=map, dry_run=dry_run)

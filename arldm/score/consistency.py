@@ -99,6 +99,7 @@ def similarity_to_cards(
     frames = np.unique(frame)
     return mean_over_stories(of_frames, drawings.story[frames], drawings.album[frames])
 
+# %% ../../nbs/score/55a_consistency.ipynb #5f40f9fb
 def cast_row(
     table:Table,
     features:NetworkFeatures,
@@ -197,7 +198,7 @@ def style_rows(
     Args:
         as_published (bool, default False): Whether they come from a network of CSD's published size
     """
-    origin = 'weights as named'
+    origin = "ViStoryBench's CSD, if the weights named are those of CSD"
     if not as_published: origin = 'not comparable to CSD: the network is another'
     name = f'style similarity of frames ({features.name})'
     _frames_row(table, features, name, f'mean cosine of the pairs of a story; {origin}')

@@ -389,6 +389,7 @@ def _add_picture_rows(table, features, best): # fidelity of single pictures
         neighbour_rows(table, best)
         distance_by_frame(table, best)
 
+# %% ../../nbs/score/57_evaluate.ipynb #e67c5ae2
 def _add_network_rows(table, features, nets, train_rows):
     # Adds all rows that are computed from features; returns other entries of `scores.json`
     entries = {}

@@ -133,8 +133,8 @@ class _StyleLayer(nn.Module): # (B, S, d) -> (B, S, d), a layer of CLIP's vision
         self.c_fc = nn.Linear(d, 4*d)
         self.c_proj = nn.Linear(4*d, d)
     def forward(self, x):
-        qkv = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.n_heads, -1)) # (B, S, 3, heads, 64)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                 # each (B, heads, S, 64)
+        qkv = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4) # (B, S, 3, heads, 64) -> each (B, heads, S, 64)
         attended = (q@k.mT/math.sqrt(q.shape[-1])).softmax(-1)@v
         x = x + self.out_proj(attended.transpose(1, 2).flatten(2))
         y = self.c_fc(self.ln_2(x))
