@@ -338,6 +338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arldm.cli.report._rank': ('cli/report.html#_rank', 'arldm/cli/report.py'),
                                   'arldm.cli.report.report': ('cli/report.html#report', 'arldm/cli/report.py')},
             'arldm.cli.score': { 'arldm.cli.score._check_not_negative': ('cli/score.html#_check_not_negative', 'arldm/cli/score.py'),
+                                 'arldm.cli.score._weights': ('cli/score.html#_weights', 'arldm/cli/score.py'),
                                  'arldm.cli.score.score': ('cli/score.html#score', 'arldm/cli/score.py')},
             'arldm.cli.scoring_run': { 'arldm.cli.scoring_run._say_matches': ( 'cli/scoring_run.html#_say_matches',
                                                                                'arldm/cli/scoring_run.py'),
