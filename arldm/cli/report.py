@@ -27,7 +27,7 @@ def report(
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
 ):
-    """Write a run as one page, compare two, or rank several systems.
+    """Write a run as one page, compare two, or rank several.
 
     Examples:
         arldm-report runs/toy

@@ -51,7 +51,7 @@ def score(
     Examples:
         arldm-score runs/toy --histories 8
         arldm-score runs/ssid --inception inception.pth --dinov2 facebook/dinov2-large
-        arldm-score outputs/uno --data stories.h5 --out scores/uno --csd csd_vit-large.pth
+        arldm-score uno --data stories.h5 --out scores/uno --csd csd_vit-large.pth
         arldm-score strips --grid 1x5 --data stories.h5
 
     Args:

@@ -82,8 +82,10 @@ def drop_stories(model:ARLDM):
     model.random_inputs = random_inputs
 
 def without_pictures(item:dict, rng:random.Random) -> dict:
-    "Return an item with black memory pictures: of the history only the captions remain."
-    return {**item, 'memory': torch.zeros_like(item['memory'])}
+    "Return an item with black pictures: of history and cast only captions and names remain."
+    black = {name: torch.zeros_like(item[name]) for name in ('memory', 'cast_memory')
+             if name in item}
+    return {**item, **black}
 
 # %% ../../nbs/lab/76_ablations.ipynb #aec63583
 def noisy_memory(item:dict, rng:random.Random, most=80) -> dict:
@@ -235,9 +237,10 @@ def _train_experiment(out, base, file, s, change_model, change_item, first, pipe
     "Train in the folder `out`, and write the pipeline into another."
     model = ARLDM.load(base)
     model.freeze()
+    if s.cast_probability: model.history.add_cast()
     if change_model: change_model(model)
     pictures = StoryDataset(file['train'], model, s.resolution, train=True, seed=s.seed,
-                            crops=1)
+                            crops=1, cast_probability=s.cast_probability)
     # all experiments of a study share the cache of what the frozen parts compute
     cached = build_cache(model, pictures, out.parent/'cache')
     stories = Changed(cached, change_item or _unchanged, first)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.dataset import Vocabulary, pixels
 from ..data.strips import as_picture, with_palette
 from ..model.arldm import ARLDM
+from ..draw.cast import cast_tensors, check_cast
 from ..draw.frames import Memory, preprocess_frame
 from ..draw.pipeline import StoryPipeline
 
@@ -51,6 +52,25 @@ def record_attention(model:ARLDM): # -> yields a list of `AttentionRecorder`, on
     try: yield [*recorders.values()]
     finally: model.unet.set_attn_processor(processors)
 
+# %% ../../nbs/lab/77_attention.ipynb #7748833f
+def _memory(pipe, frames, story, cast): # `story`: tokens of each frame's caption
+    "Return the `Memory` of a story's cast and first frames."
+    model, side = pipe.model, pipe.model.memory_side
+    cards = cast_tensors([check_cast(cast)], model.vocab.encode, side)
+    if cards is not None:
+        cards = {name: x.to(model.device) for name, x in cards.items()}
+        cards['memory'] = cards['memory'].to(pipe.unet.dtype)
+    memory = Memory(model, opening=1, cast=cards)
+    for frame, tokens in zip(frames, story):
+        memory.add(preprocess_frame([frame], side).to(model.device, pipe.unet.dtype), tokens)
+    return memory
+
+def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
+    "Reshape the weights of a layer to maps, enlarged to the size of the latents."
+    side = int(len(weights)**.5)
+    squares = weights.T.unflatten(1, (side, side))
+    return squares.repeat_interleave(h//side, 1).repeat_interleave(h//side, 2)
+
 # %% ../../nbs/lab/77_attention.ipynb #884b0767
 @torch.no_grad()
 def attention(
@@ -60,7 +80,8 @@ def attention(
     k:int,                # Number of the frame whose attention is wanted, from 1
     timesteps:tuple=(500, 650, 800), # Noise levels to average over, of the 1,000 of training
     seed:int=0,           # Of the noise
-)->Tensor: # (1 + slots, S, h, w): own caption, then each slot; sums to 1 over slots and tokens
+    cast:dict={},         # The story's cast cards: name -> picture
+)->Tensor: # (1 + cards + slots, S, h, w): own caption, each card, each slot; a pixel's sum is 1
     """Return how strongly each pixel of a frame attends to each token of its context.
 
     Args:
@@ -70,40 +91,31 @@ def attention(
         timesteps (tuple, default (500, 650, 800)): Noise levels to average over, of the 1,000 of
             training
         seed (int, default 0): Of the noise
+        cast (dict, default {}): The story's cast cards: name -> picture
 
     Returns:
-        Tensor: (1 + slots, S, h, w): own caption, then each slot; sums to 1 over slots and tokens
+        Tensor: (1 + cards + slots, S, h, w): own caption, each card, each slot; a pixel's sum is 1
     """
     model = pipe.model
-    device = model.device
     story = [] # of each caption: name -> tokens
     for caption in captions[:k]:
         tokens = model.vocab.encode([caption])
-        story.append({name: x.to(device) for name, x in tokens.items()})
-    memory = Memory(model, opening=1)
-    for frame, tokens in zip(frames[:k-1], story):
-        memory.add(preprocess_frame([frame], model.memory_side).to(device, pipe.unet.dtype), tokens)
-    context, visible = memory.context(story[-1])
+        story.append({name: x.to(model.device) for name, x in tokens.items()})
+    context, visible = _memory(pipe, frames[:k-1], story, cast).context(story[-1])
     latents = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, 4, h, w)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape, generator=generator).to(device, pipe.unet.dtype)
+    noise = torch.randn(latents.shape, generator=generator).to(model.device, pipe.unet.dtype)
     with record_attention(model) as recorders:
-        for t in torch.tensor(timesteps, device=device):
+        for t in torch.tensor(timesteps, device=model.device):
             noisy = model.noise_scheduler.add_noise(latents, noise, t[None])
             model.predict(noisy, t, context, visible)
     maps = [] # of every layer and timestep: (tokens, h, w)
     for recorder in recorders:
         for weights in recorder.weights: maps.append(_as_map(weights[0], latents.shape[-1]))
     mean = torch.stack(maps).float().mean(0).cpu()
-    # the context is the caption and each slot in turn, all of S tokens
+    # the context is the caption, each card and each slot in turn, all of S tokens
     n_tokens = len(story[-1]['caption_ids'][0])
     return mean.unflatten(0, (-1, n_tokens))
-
-def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
-    "Reshape the weights of a layer to maps, enlarged to the size of the latents."
-    side = int(len(weights)**.5)
-    squares = weights.T.unflatten(1, (side, side))
-    return squares.repeat_interleave(h//side, 1).repeat_interleave(h//side, 2)
 
 # %% ../../nbs/lab/77_attention.ipynb #eff6688c
 def token_words(
@@ -145,37 +157,39 @@ def _write_words(pen, x, y, width, words, weights, highest, font):
 
 # %% ../../nbs/lab/77_attention.ipynb #a27451f5
 def show_attention(
-    weights:Tensor,   # (1 + slots, S, h, w), from `attention`
+    weights:Tensor,   # (1 + cards + slots, S, h, w), from `attention`
     vocab:Vocabulary,
     captions:list,    # Strings, one for each frame of the story
     frames:list,      # PIL pictures of the story
     k:int,            # Number of the frame whose attention it is, from 1
     side:int=120,     # Pixels of a picture in the figure
+    cast:dict={},     # The story's cast cards: name -> picture
 )->Image.Image:
-    """Show how much a frame attends to its own caption and to each earlier frame, word by word.
+    """Show how much a frame attends to its own caption, each card and each earlier frame, by word.
 
     Args:
-        weights (Tensor): (1 + slots, S, h, w), from `attention`
+        weights (Tensor): (1 + cards + slots, S, h, w), from `attention`
         captions (list): Strings, one for each frame of the story
         frames (list): PIL pictures of the story
         k (int): Number of the frame whose attention it is, from 1
         side (int, default 120): Pixels of a picture in the figure
+        cast (dict, default {}): The story's cast cards: name -> picture
     """
-    shares = weights.mean((2, 3)) # (1 + slots, S)
+    shares = weights.mean((2, 3)) # (1 + cards + slots, S)
+    # title, picture and words of each column
+    columns = [(f'draws frame {k}', frames[k-1], captions[k-1])]
+    columns += [(f'card of {name}', card, name) for name, card in cast.items()]
+    for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
     # without the start token, which gets much attention and is not shown
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)
     gap = 12
-    out = Image.new('RGB', ((side + gap)*len(shares) + gap, side + 120), 'white')
+    out = Image.new('RGB', ((side + gap)*len(columns) + gap, side + 120), 'white')
     pen = ImageDraw.Draw(out)
-    for j, share in enumerate(shares):
-        # the first column is the frame itself, column j the earlier frame j
-        shown = k if j == 0 else j
-        title = f'draws frame {k}' if j == 0 else f'frame {j}'
+    for j, (share, (title, picture, text)) in enumerate(zip(shares, columns)):
         x = gap + j*(side + gap)
         pen.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
-        picture = as_picture(frames[shown-1]).resize((side, side), Image.NEAREST)
-        out.paste(picture, (x, 22))
-        words = token_words(vocab, captions[shown-1], j == 0)
+        out.paste(as_picture(picture).resize((side, side), Image.NEAREST), (x, 22))
+        words = token_words(vocab, text, j == 0)
         _write_words(pen, x, side + 28, side, words, share.tolist(), highest, font)
     return with_palette(out)

@@ -352,6 +352,8 @@ def run_memory_test(
 # %% ../../nbs/lab/75_memory_test.ipynb #aa4db4ff
 def _stories_of_tasks(out, pipe, stories, split): # -> {key of `MEMORY_TASKS`: stories}
     if not pipe.history.config.cast: return {'visualization': stories}
+    # of stories for a cast there are only these two splits
+    of_cast = 'hard' if split == 'hard' else 'test'
     return {'visualization': stories, 'continuation': stories,
-            'cast': StoryFile(cast_stories(out/'cast.h5'))[split],
-            'swapped cast': StoryFile(cast_stories(out/'swapped.h5', swapped=True))[split]}
+            'cast': StoryFile(cast_stories(out/'cast.h5'))[of_cast],
+            'swapped cast': StoryFile(cast_stories(out/'swapped.h5', swapped=True))[of_cast]}

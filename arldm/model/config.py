@@ -69,7 +69,7 @@ def make_vae(
         **config: More arguments of `AutoencoderKL`
     """
     n = len(block_out_channels)
-    return AutoencoderKL(block_out_channels=block_out_channels, latent_channels=4,
+    return AutoencoderKL(block_out_channels=block_out_channels,
                          down_block_types=('DownEncoderBlock2D',)*n,
                          up_block_types=('UpDecoderBlock2D',)*n, **config)
 

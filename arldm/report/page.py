@@ -211,11 +211,12 @@ def story_figure(
             one scale
     """
     shown = center_square if square else lambda picture: picture
-    reference = dict(enumerate(map(shown, story.pictures()), 1)) if story else {}
+    pictures = story.pictures() if story and story.frames else []
+    reference = dict(enumerate(map(shown, pictures), 1))
     numbers = _frame_numbers(len(reference), drawn)
     columns = []
     for k in numbers[:MAX_FRAMES]:
-        caption = story.captions[k-1] if k <= len(reference) else ''
+        caption = story.captions[k-1] if story and k <= len(story) else ''
         cells = []
         if reference:
             picture = reference.get(k)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..core import StoryError, counted
 from ..files.atomic import load_json, refuse_foreign, save_json
+from ..files.grids import source_digest
 from ..files.manifest import hinted_path, path_hints
 from ..files.row_store import Store
 from ..data.story import StoryFile, StorySplit
 from ..draw.drawing_files import some
-from ..draw.layouts import (GRID_LAYOUTS, LAYOUTS, MAPPED, FoundDrawings,
-                                source_digest)
+from ..draw.layouts import GRID_LAYOUTS, LAYOUTS, MAPPED, FoundDrawings
 from ..draw.matching import Drawings, common_frames, match_drawings
 from ..score.evaluate import evaluate
 from ..score.provenance import (SCORES, open_source, read_drawing, refuse_other_scores,

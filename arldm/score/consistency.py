@@ -15,7 +15,7 @@ from ..draw.matching import Drawings
 from .coherence import (centred, distant_frames, names_in, pairs, similarity,
                                    similarity_to_reference)
 from .intervals import mean_of
-from .table import NetworkFeatures, Table, card_rows
+from .table import NetworkFeatures, Table, cast_pictures
 
 # %% ../../nbs/score/55a_consistency.ipynb #6224feb7
 def named_cards(
@@ -115,7 +115,7 @@ def cast_row(
         or_first (bool, default False): As of `named_cards`
     """
     drawings = table.drawings
-    rows = card_rows(drawings)
+    rows = cast_pictures(drawings)
     if not len(rows): return
     frame, card = named_cards(drawings, or_first)
     n = len(np.unique(frame))
