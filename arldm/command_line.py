@@ -186,7 +186,7 @@ def _add_argument(group, p, comment, choices):
     parse = {bool: true_or_false, Path: str}.get(kind, kind)
     if p.default is not p.empty: options['default'] = p.default
     if p.kind is p.VAR_POSITIONAL:
-        return group.add_argument(p.name, nargs='*', type=parse, **options)
+        return group.add_argument(p.name, nargs='*', type=parse, default=[], **options)
     if _is_positional(p):
         if p.default is not p.empty: options['nargs'] = '?'
         return group.add_argument(p.name, type=parse, **options)
