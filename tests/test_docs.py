@@ -280,34 +280,41 @@ def trouble(browser, served):
     assert asked, 'nothing was loaded'
     return said + [url for url in asked if not url.startswith((served, 'data:', 'about:'))]
 
-@browses
-def test_every_page_loads_and_fits(browser, served, pages):
-    "No error, no request elsewhere, nothing wider than the window but what scrolls by itself."
-    wrong = {}
-    for name in pages:
-        b = browser(name, width=1400)
-        wide = b.js(SEEN)
-        b.ask('Emulation.setDeviceMetricsOverride', width=390, height=900, deviceScaleFactor=1, mobile=True)
-        narrow, said = b.js(SEEN), trouble(b, served)
-        if said or wide != [0, []] or narrow != [0, []]: wrong[name] = said, wide, narrow
-    assert not wrong, wrong
-
 # For every block of code, also in a folded one: its longest line in columns, and how many pixels are out of its box
 BLOCKS = '''(() => {
   document.querySelectorAll('details').forEach(d => d.open = true)
   return [...document.querySelectorAll('details.source pre, .cell_input pre')].map(pre =>
     [Math.max(...pre.textContent.split('\\n').map(line => line.length)), pre.scrollWidth - pre.clientWidth]) })()'''
 
+@pytest.fixture(scope='module')
+def looks(browser, served, pages):
+    "Of every page: what went wrong, what is wider than the window at 1280 and at 390 pixels, its blocks of code at 1280."
+    found = {}
+    for name in pages:
+        b = browser(name, width=1280)
+        wide = b.js(SEEN)
+        b.ask('Emulation.setDeviceMetricsOverride', width=390, height=900, deviceScaleFactor=1, mobile=True)
+        narrow, said = b.js(SEEN), trouble(b, served)
+        b.ask('Emulation.setDeviceMetricsOverride', width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        found[name] = SimpleNamespace(said=said, wide=wide, narrow=narrow, blocks=b.js(BLOCKS))
+    return found
+
 @browses
-def test_code_fits(browser, pages):
+def test_every_page_loads_and_fits(looks):
+    "No error, no request elsewhere, nothing wider than the window but what scrolls by itself."
+    wrong = {name: page for name, page in looks.items() if page.said or page.wide != [0, []] or page.narrow != [0, []]}
+    assert not wrong, wrong
+
+@browses
+def test_code_fits(looks, browser, pages):
     "At 1280 pixels and more no block of code scrolls sideways, unless a line of it has more than 100 columns."
-    names = [name for name in pages if 'class="source"' in pages[name].text]
-    assert len(names) > 60
-    for width in 1280, 1320:
-        for name in names if width == 1280 else ['model/history.html', 'model/arldm.html', 'train/loop.html']:
-            blocks = browser(name, width=width).js(BLOCKS)
-            wide = [block for block in blocks if block[0] <= 100 and block[1] > 0]
-            assert blocks and not wide, f'{name} at {width}: {wide}'
+    found = {name: looks[name].blocks for name in pages if 'class="source"' in pages[name].text}
+    assert len(found) > 60
+    for name in 'model/history.html', 'model/arldm.html', 'train/loop.html':
+        found[f'{name} at 1320'] = browser(name, width=1320).js(BLOCKS)
+    for name, blocks in found.items():
+        wide = [block for block in blocks if block[0] <= 100 and block[1] > 0]
+        assert blocks and not wide, f'{name}: {wide}'
 
 @browses
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])

@@ -536,7 +536,7 @@ CRAFTED = dict(
     words=replaced('test/frame', **texts((2, 5))), floats=replaced('test/frame', data=np.full((2, 5), .5)),
     nan=replaced('test/frame', data=np.full((2, 5), np.nan)),
     far=replaced('test/frame', data=np.full((2, 5), 2**31 - 1)),
-    minus=replaced('test/frame', data=np.full((2, 5), -2)), empty=replaced('test/frame', data=np.full((2, 5), -1)),
+    minus=replaced('test/frame', data=np.full((2, 5), -3)), empty=replaced('test/frame', data=np.full((2, 5), -1)),
     none=replaced('test/frame', data=np.zeros((2, 0), 'int32')),
     deep=replaced('test/frame', data=np.zeros((2, 5, 2, 2), 'int32')),
     one=replaced('test/frame', data=3), line=replaced('test/frame', data=np.zeros(2, 'int32')),

@@ -420,7 +420,7 @@ def test_chance_is_that_of_the_old_world():
 def test_chance_of_what_is_untold():
     """A pattern and a scarf are one of four if the figure is drawn at all; a landmark is one of four, as only those
     of right places are counted. What is remembered is as likely as in the old world."""
-    untold, old = chance(900, 2, untold=True), chance(900, 2)
+    untold, old = chance(400, 2, untold=True), chance(400, 2)
     assert {name for name in untold if name.startswith('untold')} == {f'untold {x}' for x in ('pattern', 'scarf', 'landmark')}
     assert {name for name in untold if name.startswith('card')} == {f'card {fact}' for fact in CARD_FACTS}
     assert abs(untold['untold landmark'] - 1/4) < .03

@@ -20,6 +20,7 @@ HOW = dict(preset='tiny', resolution=32, crops=1, train_batch_size=2, checkpoint
            learning_rate=3e-3, lr_scheduler='constant')
 LORA = dict(lora_rank=2, mixed_precision='bf16')
 N = 7      # stories, of which a step takes four
+soak = pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +69,7 @@ def stories_of(run): # step -> [(place, story, epoch)]
     return {step: sorted(found) for step, found in steps.items()}
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked')
-@pytest.mark.parametrize('how', [{}, LORA], ids=['all', 'lora'])
+@pytest.mark.parametrize('how', [pytest.param({}, marks=soak), LORA], ids=['all', 'lora'])
 def test_one_two_and_again_one_process(data, tmp_path, how):
     "The same stories in every step, and the same dropout: losses and weights are equal to float error."
     whole, run = tmp_path/'whole', tmp_path/'run'
