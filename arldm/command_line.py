@@ -301,13 +301,15 @@ def _run(f):
         sys.exit(code)
     def note(message, *_): # a warning, written above the progress bars
         tqdm.write(f'{name}: note: {printable(message)}', sys.stderr)
-    warnings.showwarning = note
+    shown, warnings.showwarning = warnings.showwarning, note
     try: _call(f, read_arguments(f, sys.argv[1:]))
     except KeyboardInterrupt: stop(stopped(), 130)
     except Exception as e:
         line = error_line(e)
         if not line: raise
         stop(line)
+    # in a notebook, later warnings are not of this command
+    finally: warnings.showwarning = shown
 
 # %% ../nbs/00b_command_line.ipynb #6f5c1091
 def _expanded(arguments): return {name: expand_user(value) for name, value in arguments.items()}

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -197,3 +198,14 @@ def test_libraries_load_without_looking_for_garbage():
         command_line.quiet_libraries()
         print(gc.isenabled())
     assert end(*fork(load)) == (0, ['True 0', 'disabled', 'True'])
+
+def test_warnings_after_a_command(monkeypatch, capsys):
+    "Only the warnings of a command get its name: in a notebook, where it ran in the same process, later ones do not."
+    @command
+    def warn():
+        "Warn."
+        warnings.warn('odd')
+    before = warnings.showwarning
+    monkeypatch.setattr(sys, 'argv', ['arldm-warn'])
+    warn()
+    assert 'arldm-warn: note: odd' in capsys.readouterr().err and warnings.showwarning is before
