@@ -60,6 +60,7 @@ SIZES = {
 
 def make_vae(
     block_out_channels:tuple, # Channels of each level
+    latent_channels:int=4,
     **config,                 # More arguments of `AutoencoderKL`
 )->AutoencoderKL:
     """Make an autoencoder like Stable Diffusion's: every level but the last halves the picture.
@@ -69,7 +70,7 @@ def make_vae(
         **config: More arguments of `AutoencoderKL`
     """
     n = len(block_out_channels)
-    return AutoencoderKL(block_out_channels=block_out_channels,
+    return AutoencoderKL(block_out_channels=block_out_channels, latent_channels=latent_channels,
                          down_block_types=('DownEncoderBlock2D',)*n,
                          up_block_types=('UpDecoderBlock2D',)*n, **config)
 

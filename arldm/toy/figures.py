@@ -97,7 +97,7 @@ def coverage(
     x = CUTOUT_WIDTH/2
     y = _FLOOR - body[:, 1].max() - (_LIFT if action == 'jump' else 0)
     pen.shape((body + (x, y)).tolist(), _BODY, _INK)
-    rows, columns = np.indices(size[::-1])
+    rows, columns = np.ogrid[:size[1], :size[0]]
     is_dark = _is_dark(look.pattern, (columns + .5)/pen.scale - x, (rows + .5)/pen.scale - y)
     im.paste(_PATTERN, mask=Image.fromarray((np.asarray(im) == _BODY) & is_dark))
     _draw_eyes(pen, x, y, r, closed=action == 'sleep')
@@ -105,9 +105,12 @@ def coverage(
     # a pointed head reaches further into what it wears
     overlap = 2.2 if look.shape in ('triangle', 'star') else .5
     _draw_accessory(pen, look.accessory, x, y + body[:, 1].min() + overlap)
-    blocks = np.asarray(im).reshape(side, OVERSAMPLING, width, OVERSAMPLING)
-    shares = [(blocks == material).mean((1, 3)) for material in range(len(MATERIALS))]
-    return np.stack(shares, -1).astype(np.float32)
+    # of each pixel: how many of its points show each material
+    points = np.asarray(im).reshape(side, OVERSAMPLING, width, OVERSAMPLING)
+    pixel = np.arange(side*width).reshape(side, 1, width, 1)
+    n = len(MATERIALS)
+    counts = np.bincount((pixel*n + points).ravel(), minlength=side*width*n)
+    return (counts/OVERSAMPLING**2).astype(np.float32).reshape(side, width, n)
 
 # %% ../../nbs/toy/18b_figures.ipynb #36ded477
 def uncoloured(look:Look) -> Look:
