@@ -1,6 +1,9 @@
 "What pytest has to know of all tests."
 import gc
 import os
+from pathlib import Path
+
+import pytest
 
 gc.disable()   # nothing that imports make is garbage, and looking for it takes a quarter of their time
 
@@ -16,3 +19,10 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     gc.freeze()   # what imports made stays anyhow; here and in processes that fork it is not looked through again
     gc.enable()
+
+@pytest.fixture(scope='module')
+def docs():
+    "The scripts of docs/ can be imported."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parent.parent/'docs')
+        yield

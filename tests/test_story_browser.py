@@ -20,13 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not chromium(), reason='no chromium here')
 soak = pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
 
-@pytest.fixture(scope='module')
-def docs():
-    "The scripts of docs/ can be imported."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT/'docs')
-        yield
-
 class Quiet(SimpleHTTPRequestHandler):
     "Serves a folder without a word."
     def log_message(self, *_): pass

@@ -32,13 +32,6 @@ node = pytest.mark.skipif(not shutil.which('node'), reason='no node here; Debian
 
 
 @pytest.fixture(scope='module')
-def docs():
-    "The scripts of docs/ can be imported."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT/'docs')
-        yield
-
-@pytest.fixture(scope='module')
 def runtime(docs):
     "The module of ONNX Runtime for WebAssembly, as npm installs it."
     from story_page import RUNTIME, install_runtime
