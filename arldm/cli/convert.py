@@ -111,6 +111,12 @@ def _check_numbers(**numbers):
         limit = _UPPER_LIMITS[name]
         if n > limit: raise StoryError(f'{name} must be at most {limit:,}, got {n}')
 
+def _check_source_only(source, **wishes):
+    "Raise a `StoryError` for a wish that another source would follow: name -> that source, value."
+    for name, (its_source, value) in wishes.items():
+        if value is not None and source != its_source:
+            raise StoryError(f'{name} is for {its_source} only; leave it out for {source}')
+
 def _draw_toy_folder(raw, albums, quiet):
     "Draw the toy corpus into the new folder `raw`: `albums` for training, fewer for other splits."
     n_others = -(-albums//10)  # a tenth, rounded up
@@ -202,7 +208,8 @@ def convert(
         dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
     """
     one_of('source', source, _SOURCES)
-    _check_numbers(resolution=resolution or 1, workers=workers, albums=albums or 1)
+    _check_numbers(resolution=resolution or 1, workers=workers, albums=1 if albums is None else albums)
+    _check_source_only(source, albums=('toy', albums), seed=('folder', seed or None))
     refuse_foreign(out, is_story_file, 'story file')
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
     stories, skipped, notes = _open_splits(source, raw, skip_bad, seed)

@@ -14,6 +14,7 @@ from ..core import StoryError, counted
 from ..files.folder_tree import is_picture
 from ..files.grids import cut_grids, grid_size
 from ..files.pictures import read_picture
+from ..files.raw_folder import composed
 from ..data.picture_table import read_table
 from .drawing_files import drawn_sets, set_folders, set_paths, some, story_and_name
 
@@ -80,6 +81,14 @@ def _leads_back(folder, name): # whether it is a link to this folder or to one a
     link = folder/name
     return link.is_symlink() and folder.resolve().is_relative_to(link.resolve())
 
+def _is_second_name(root, link): # of a folder of folders that is read anyway, such as `latest`
+    if not link.is_symlink(): return False
+    try:
+        if any(is_picture(name) for name in os.listdir(link)): return False    # of one story
+        target = link.resolve().relative_to(root.resolve())
+    except (OSError, ValueError): return False    # cannot be read, or lies elsewhere
+    return not any(part.startswith('.') for part in target.parts)
+
 def _pictures(folder):
     "Return the relative paths of all pictures in a folder, without hidden files, in order."
     def refuse(e): raise StoryError(f'{e.filename} cannot be read ({e.strerror})')
@@ -87,7 +96,8 @@ def _pictures(folder):
     for place, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(place)
         subfolders[:] = [name for name in subfolders
-                         if name[0] != '.' and not _leads_back(here, name)]
+                         if name[0] != '.' and not _leads_back(here, name)
+                         and not _is_second_name(folder, here/name)]
         above = here.relative_to(folder)
         if len(above.parts) > 8: subfolders.clear()    # two links that lead to each other
         for name in files:
@@ -95,13 +105,16 @@ def _pictures(folder):
     return sorted(names)
 
 # %% ../../nbs/draw/43a_layouts.ipynb #7057257c
+def _story(found): # the id in a path; accented letters as in story files
+    return composed(found['story'])
+
 def _choose_layout(folder, names, ids, layouts): # ids: of the stories in the data
     "Return the layout of pictures; raise `StoryError` if they have two, or none."
     known = {}    # layout -> names of pictures of known stories
     for name in names:
         for layout in layouts:
             found = layout.match(name)
-            if found and found['story'] in ids:
+            if found and _story(found) in ids:
                 known.setdefault(layout, []).append(name)
                 break
     if len(known) > 1:
@@ -127,7 +140,7 @@ def _place(found): # where stories are: what stands above them, or between them 
 
 def _in_one_place(folder, matches, ids): # matches: from `Layout.match`
     "Return the matches beside known stories; raise `StoryError` if these are in several places."
-    places = {_place(found) for found in matches if found['story'] in ids}
+    places = {_place(found) for found in matches if _story(found) in ids}
     if len(places) > 1:
         names = sorted('/'.join(filter(None, (root.rstrip('/'), style))) or '.'
                        for root, style in places)
@@ -148,13 +161,13 @@ def _newest(matches):
         notes.append(f'{counted(len(runs), "timestamp")} in one folder: the newest, {run}, is '
                      f'taken, not {names}')
     for found in in_run:
-        stamps.setdefault(found['story'], set()).add(found.groupdict().get('time'))
+        stamps.setdefault(_story(found), set()).add(found.groupdict().get('time'))
     newest = {story: max(times, key=_when) for story, times in stamps.items()}
     several = [story for story, times in stamps.items() if len(times) > 1]
     if several:
         notes.append(f'{counted(len(several), "story", "stories")} with several timestamps, the '
                      f'newest is taken, first {several[0]}: {newest[several[0]]}')
-    return [x for x in in_run if x.groupdict().get('time') == newest[x['story']]], notes
+    return [x for x in in_run if x.groupdict().get('time') == newest[_story(x)]], notes
 
 # %% ../../nbs/draw/43a_layouts.ipynb #21bf1a92
 def _refuse_unclear(drawn, n_frames): # drawn: {story: {k: path}}; n_frames: {story: its frames}
@@ -191,22 +204,22 @@ def _cell(row, column): return str(row.cells.get(column, '')).strip()
 
 def _mapped(folder, names, table, has_grids): # names: of all pictures
     "Yield (story, k, name) of the pictures in a table; raise `StoryError` if one is missing."
-    pictures = set(names)
+    pictures = {composed(name): name for name in names}
     for row in read_table(table, Path(table).name):
         name = _cell(row, 'file_name')
-        story = _cell(row, 'story_id')
+        story = composed(_cell(row, 'story_id'))
         frame = _cell(row, 'frame')
         if not name or not story:
             raise StoryError(f'{row.where}: expected columns file_name, story_id and frame')
-        name = Path(name).as_posix()
+        name = composed(Path(name).as_posix())
         if name in pictures:
             if has_grids and not frame: frame = '1'    # of the first panel
             if not (frame.isascii() and frame.isdecimal()):
                 raise StoryError(f'{row.where}: frame {frame or "missing"}, expected the number of '
                                  f'{name} in story {story}')
-            yield story, int(frame), name
+            yield story, int(frame), pictures[name]
             continue
-        inside = [x for x in names if x.startswith(f'{name}/') and '/' not in x[len(name) + 1:]]
+        inside = [x for x in pictures if x.startswith(f'{name}/') and '/' not in x[len(name) + 1:]]
         if not inside:
             raise StoryError(f'{row.where}: {folder} holds no picture {name}, nor a folder of '
                              'pictures of that name')
@@ -215,7 +228,7 @@ def _mapped(folder, names, table, has_grids): # names: of all pictures
                              'their names; leave frame empty')
         for picture in inside:
             found = re.fullmatch(_FRAME, picture[len(name) + 1:])
-            if found: yield story, int(found['k']), picture
+            if found: yield story, int(found['k']), pictures[picture]
 
 def _by_table(folder, names, table, ids, has_grids):
     "Return {story: {k: name}} as a table says, and the names that are not in it."
@@ -272,9 +285,9 @@ def _by_layout(folder, names, n_frames, layouts):
     matches = list(filter(None, map(layout.match, names)))
     placed = _in_one_place(folder, matches, n_frames)
     if not placed: # no story is known; these are
-        return layout, {found['story']: {} for found in matches}, names, []
+        return layout, {_story(found): {} for found in matches}, names, []
     taken, notes = _newest(placed)
-    numbered = [(x['story'], int(x.groupdict().get('k', 1)), x.string) for x in taken]
+    numbered = [(_story(x), int(x.groupdict().get('k', 1)), x.string) for x in taken]
     drawn = _by_number(numbered, n_frames)
     counted_names = {found.string for found in placed}
     return layout, drawn, [name for name in names if name not in counted_names], notes

@@ -34,7 +34,13 @@ def _run_folder(parent, facts):
     "Return the folder in `parent` of drawings with these facts, or a new one named by the time."
     for folder in sorted(parent.glob('*')):
         if folder.is_dir() and read_manifest(folder).get('drawing') == facts: return folder
-    return parent/time.strftime('%Y%m%d_%H%M%S')
+    now = int(time.time())
+    # other drawings may have been copied in this second
+    while _timestamp(parent, now).exists(): now += 1
+    return _timestamp(parent, now)
+
+def _timestamp(parent, seconds):
+    return parent/time.strftime('%Y%m%d_%H%M%S', time.localtime(seconds))
 
 def write_vistory(
     stories:StorySplit,  # Whose drawings are copied

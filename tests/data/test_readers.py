@@ -398,6 +398,14 @@ def test_a_toy_corpus_is_never_drawn_over(tmp_path):
     with pytest.raises(StoryError, match='is there already'): write_toy(tmp_path/'raw', (1, 1, 1), progress=False)
     assert os.listdir(tmp_path/'raw') == ['mine.txt']
 
+@pytest.mark.parametrize('source, wish', [('folder', dict(albums=3)), ('ssid', dict(albums=3)),
+                                          ('toy', dict(seed=3)), ('ssid', dict(seed=3))])
+def test_a_wish_that_another_source_would_follow(tmp_path, source, wish):
+    name, = wish
+    with pytest.raises(StoryError, match=f'^{name} is for (toy|folder) only; leave it out for {source}$'):
+        convert(source, tmp_path/'raw', tmp_path/'x.h5', **wish)
+    assert not list(tmp_path.iterdir())
+
 def test_a_toy_corpus_of_another_size_is_not_taken_for_it(tmp_path):
     convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=3, quiet=True)
     convert('toy', tmp_path/'raw', tmp_path/'x.h5', albums=3, quiet=True)

@@ -255,6 +255,43 @@ def test_a_link_to_itself_ends(tmp_path, split, ours):
     (top/'loop').symlink_to(top)
     assert len(match_drawings(top, split)) == 18
 
+@pytest.mark.parametrize('form', [f'{NEW}/shots/{{s}}/shot_{{k}}', f'{NEW}/{{s}}/shot_{{k}}', 'run/{s}/{k}'])
+def test_a_link_to_the_newest_run_is_read_once(tmp_path, split, ours, form):
+    top = save(ours, tmp_path/'theirs', form)
+    (top/'latest').symlink_to(top/form.split('/')[0])
+    assert pixels(match_drawings(top, split)) == pixels(match_drawings(ours, split))
+
+def test_links_that_are_the_only_way_to_pictures_are_followed(tmp_path, split, ours):
+    save(ours, tmp_path/'elsewhere', 'run/shots/{s}/shot_{k}')
+    save(ours, top := tmp_path/'theirs', '.runs/3/shots/{s}/shot_{k}')
+    (top/'latest').symlink_to(top/'.runs/3')
+    for place in top, tmp_path/'elsewhere': assert len(match_drawings(place, split)) == 18
+    shutil.rmtree(top)
+    top.symlink_to(tmp_path/'elsewhere/run')
+    assert len(match_drawings(top, split)) == 18
+
+def test_the_same_pictures_for_two_stories(tmp_path, split, ours):
+    top = save(ours, tmp_path/'theirs', '{s}/shot_{k}', skip=lambda s, k: s == '02')
+    (top/'02').symlink_to(top/'01')
+    assert len(match_drawings(top, split)) == 18
+
+@pytest.mark.parametrize('form', ['{s}/shot_{k}', '{s}_{k}', f'{NEW}/shots/{{s}}/shot_{{k}}'])
+def test_accents_of_a_macs_archive(tmp_path, ours, form):
+    "A Mac's archives write an accented letter as two characters; the story file has one."
+    names = {id: f'Zo\u00eb {id}' for id in IDS}
+    told = [replace(story, id=names[id]) for id, story in zip(IDS, stories(3, 2, 3))]
+    accented = story_file(tmp_path, test=told, train=list(stories(4, start=50)), val=[])['test']
+    top = tmp_path/'theirs'
+    for s, k, path in frames(ours):
+        to = top/(form.format(s=f'Zoe\u0308 {s}', k=k) + '.png')
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    drawings = match_drawings(top, accented)
+    assert len(drawings) == 18 and not drawings.unknown
+    rows = [f'{form.format(s=names[s], k=k)}.png,{names[s]},{k}' for s, k, _ in frames(ours)]
+    (tmp_path/'map.csv').write_text('\n'.join(['file_name,story_id,frame', *rows]), encoding='utf-8')
+    assert pixels(match_drawings(top, accented, table=tmp_path/'map.csv')) == pixels(drawings)
+
 
 # where scores go
 

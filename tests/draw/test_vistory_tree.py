@@ -79,12 +79,20 @@ def test_other_drawings_get_a_timestamp_of_their_own(data, drawn, tmp_path, monk
     out = shutil.copytree(drawn, tmp_path/'out')
     before = trees(out)
     for name in 'drawing.json', 'drawn', 'drawn2': (out/name).rename(tmp_path/name)
-    monkeypatch.setattr('time.strftime', lambda form: '20300101_000000')
+    monkeypatch.setattr('time.strftime', lambda form, at: '20300101_000000')
     draw(MODEL, data=data, out=out, limit=1, **{**FAST, 'num_inference_steps': 2})
     after = trees(out)
     assert {key: x for key, x in after.items() if key in before} == before
     new, = after.keys() - before.keys()
     assert new == 'arldm/seed-0/en/20300101_000000' and after[new] == ours(out/'drawn')
+
+def test_two_drawings_of_one_second(tmp_path, monkeypatch):
+    told = [replace(story, id=f'{i:02d}') for i, story in enumerate(stories(3, 2, 3), 1)]
+    split = story_file(tmp_path, test=told, train=list(stories(4, start=50)), val=[])['test']
+    paint(tmp_path/'run/drawn', split)
+    monkeypatch.setattr('time.time', lambda: 1_900_000_000.5)
+    places = [write_vistory(split, tmp_path/'run/drawn', 'run', dict(seed=0, steps=steps))[0] for steps in (1, 2, 1)]
+    assert len(set(places)) == 2 and places[0] == places[2] and len(trees(tmp_path/'run')) == 2
 
 def test_what_others_changed_stays(data, drawn, tmp_path):
     out = shutil.copytree(drawn, tmp_path/'out')
