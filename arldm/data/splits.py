@@ -83,6 +83,7 @@ def index_stories(
     frames = []
     captions = []
     casts = []
+    told = []
     albums = {}  # id of a story -> its album
     for story in stories:
         _check_text(story)
@@ -94,15 +95,18 @@ def index_stories(
         frames.append(rows_by_frame or [[NO_PICTURE]]*len(story.captions))
         captions.append(story.captions)
         casts.append({name: row_of(picture) for name, picture in story.cast.items()})
+        told.append(story.about)
         albums[story.id] = story.album
     return dict(frame=_rectangle(frames), caption=_table(captions),
                 story_id=np.array(list(albums), object),
-                album_id=np.array(list(albums.values()), object), **cast_index(casts))
+                album_id=np.array(list(albums.values()), object), **cast_index(casts, told))
 
 # %% ../../nbs/data/11a_splits.ipynb #1a5b2cb3
 def _check_text(story):
-    "Raise `StoryError` at an id, album or caption that HDF5 cannot store: it ends text at a zero."
-    for text in (story.id, story.album, *story.captions):
+    "Raise `StoryError` at an id, album or other text that HDF5 cannot store: a zero ends it there."
+    texts = [story.id, story.album, *story.captions]
+    for told in story.about.values(): texts += told.values()
+    for text in texts:
         valid = isinstance(text, str) and '\0' not in text
         if not valid or text != text.encode('utf-8', 'replace').decode():   # lone surrogates
             raise StoryError(f'story {story.id}: {text!r:.40} is not text that a file can hold')

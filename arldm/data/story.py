@@ -8,8 +8,6 @@ __all__ = ['FORMAT', 'VERSION', 'Story', 'NoStories', 'count_stories', 'is_story
 
 # %% ../../nbs/data/12_story.ipynb #bbda7b41
 import json, os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
@@ -19,9 +17,9 @@ from fastcore.basics import patch
 
 from ..core import CORPORA, StoryError, expand_user, one_of
 from ..files.atomic import atomic_path, check_shape, refuse_foreign
-from ..files.hdf5 import Disk, open_hdf5, open_unchecked, reading
-from ..files.pictures import decode, encoded_picture, shrink, to_png
-from .cast import cast_rows, encoded_cast, fits_cast
+from ..files.hdf5 import Disk, PictureWriter, open_hdf5, open_unchecked, reading
+from ..files.pictures import decode, encoded_picture, to_png
+from .cast import about_cards, cast_rows, checked_about, encoded_cast, fits_cast
 from .legacy import is_original, original_attrs, original_index, original_picture
 from .splits import (NO_PICTURE, as_tuple, count_index, describe_index, divided_splits,
                                encoded_frames, has_holes, index_stories, numbered_splits)
@@ -41,6 +39,8 @@ class Story:
             be drawn
         cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
             a character, kept as `bytes`; what `encoded_picture` takes is encoded
+        about (dict, default field(default_factory=dict, repr=False, hash=False)): Name of a card ->
+            {'description': text, 'tag': text}; both are optional, the model sees neither
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
@@ -50,6 +50,8 @@ class Story:
     frames: tuple|None = field(repr=False)
     # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
     cast: dict = field(default_factory=dict, repr=False, hash=False)
+    # Name of a card -> {'description': text, 'tag': text}; both are optional, the model sees neither
+    about: dict = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self):
         if isinstance(self.captions, str):
@@ -60,6 +62,7 @@ class Story:
         object.__setattr__(self, 'captions', captions)
         object.__setattr__(self, 'frames', frames)
         object.__setattr__(self, 'cast', encoded_cast(self.cast, f'story {self.id}', False))
+        object.__setattr__(self, 'about', checked_about(self.about, self.cast, f'story {self.id}'))
 
     def __len__(self): return len(self.captions)
 
@@ -105,33 +108,6 @@ def _indices(splits, keep=None):
         yield split, index
     if not n: raise NoStories('there is not a single story')
 
-# %% ../../nbs/data/12_story.ipynb #bdcf2b91
-class _PictureWriter:
-    "Appends pictures to a dataset in the order of the calls; threads shrink them to `resolution`."
-    def __init__(self, disk, frames, resolution, workers):
-        # `resolution` 0 = not shrunk; `disk` is the file that `frames`, a dataset, is written to.
-        self.disk = disk
-        self.frames = frames
-        self.resolution = resolution
-        self.pool = ThreadPoolExecutor(workers)
-        self.waiting = deque()          # futures of pictures that are being shrunk, oldest first
-        self.max_waiting = 2*workers    # limits the memory that they take
-
-    def __call__(self, picture):
-        "Append a picture, or have it shrunk and append it later."
-        if not self.resolution: return self.append(picture)
-        self.waiting.append(self.pool.submit(shrink, picture, self.resolution))
-        if len(self.waiting) > self.max_waiting: self.append(self.waiting.popleft().result())
-
-    def append(self, picture):
-        self.frames.resize(len(self.frames) + 1, axis=0)
-        self.frames[-1] = np.frombuffer(picture, 'uint8')
-        self.disk.check()   # for a full disk
-
-    def finish(self):
-        "Append the pictures that are still being shrunk."
-        while self.waiting: self.append(self.waiting.popleft().result())
-
 # %% ../../nbs/data/12_story.ipynb #ea7bb09a
 FORMAT = 'arldm-stories'
 VERSION = 1
@@ -151,7 +127,7 @@ def _write(disk, splits, corpus, resolution, workers):
     with h5py.File(disk, 'w', libver='v110') as f:
         frames = f.create_dataset('frames', (0,), h5py.vlen_dtype('uint8'), maxshape=(None,),
                                   chunks=(256,))
-        writer = _PictureWriter(disk, frames, resolution, workers)
+        writer = PictureWriter(disk, frames, resolution, workers)
         for split, index in _indices(splits, writer):
             counts[split] = count_index(index)
             for name, values in index.items():
@@ -337,7 +313,8 @@ class StorySplit:
             pictures = tuple(self.file.picture(row) for row in np.atleast_1d(rows) if row >= 0)
             if pictures: frames.append(pictures if len(pictures) > 1 else pictures[0])
         cast = {name: self.file.picture(row) for name, row in self.cast(i).items()}
-        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames) or None, cast)
+        return Story(self.ids[i], self.albums[i], self.captions(i), tuple(frames) or None, cast,
+                     self.about(i))
 
 # %% ../../nbs/data/12_story.ipynb #97f264f4
 @patch
@@ -375,6 +352,11 @@ def captions(self:StorySplit, i:int)->tuple:
 def cast(self:StorySplit, i:int)->dict:
     "Return the cast of the story at place `i`: name -> row of the picture in `/frames`."
     return cast_rows(self._index, i)
+
+@patch
+def about(self:StorySplit, i:int)->dict:
+    "Return what is told about the cards of story `i`: name -> {'description': text, 'tag': text}."
+    return about_cards(self._index, i)
 
 @patch
 def first(self:StorySplit, n:int)->StorySplit:

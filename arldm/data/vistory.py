@@ -79,6 +79,20 @@ def _cast(folder, tree, told, language, story):
     check_names(names, f'story {story}')
     return dict(zip(names, pictures))
 
+def _about(told, language, story):
+    "Return what is told about the characters: {name: {'description': text, 'tag': text}}."
+    about = {}
+    for key, character in told.get('Characters', {}).items():
+        texts = {}
+        for what, field in dict(description=f'prompt_{language}', tag='tag').items():
+            text = character.get(field) or ''
+            if not isinstance(text, str):
+                raise BadStory('bad cast', f'story {story}: {field} of {key} is {text!r:.40}, '
+                                           'expected text')
+            texts[what] = clean(text)
+        about[_name(key, character, language)] = texts
+    return about
+
 # %% ../../nbs/data/17c_vistory.ipynb #42b4022d
 def _told(folder, tree, story):
     "Return what the story.json of a story holds, or raise `BadStory`."
@@ -121,7 +135,8 @@ def vistory_splits(
         told = _told(folder, tree, story)
         shots = _shots_in_order(told, story)
         captions = [_caption(shot, language, story) for shot in shots]
-        return Story(story, story, captions, None, _cast(folder, tree, told, language, story))
+        cast = _cast(folder, tree, told, language, story)
+        return Story(story, story, captions, None, cast, _about(told, language, story))
 
     notes = ['the stories have captions, but no pictures: they can be drawn, not trained on']
     if others: notes.append(f'left out, because it is not the number of a story: {others[0]}')

@@ -65,7 +65,7 @@ def vocabulary_digest(vocab:Vocabulary) -> str:
     return _digest(json.dumps(settings))
 
 def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many pictures are read
-    """Hash ids, albums, captions, picture rows and casts of a split, and evenly spaced pictures.
+    """Hash ids, texts, picture rows and casts of a split, and evenly spaced pictures.
 
     Returns:
         str: `sample`: how many pictures are read
@@ -77,6 +77,8 @@ def data_digest(split:StorySplit, sample:int=256) -> str: # `sample`: how many p
         story = [split.ids[i], split.albums[i], split.captions(i), rows.tolist()]
         cast = split.cast(i)
         if cast: story.append(cast)
+        about = split.about(i)
+        if about: story.append(about)
         h.update(json.dumps(story).encode())
         used.update(rows.ravel().tolist(), cast.values())
     pictures = sorted(row for row in used if row >= 0)
