@@ -15,17 +15,27 @@ from ..files.row_store import refuse_foreign_store
 from ..score.intervals import check_n_resamples
 
 # %% ../../nbs/cli/70_score.ipynb #08eb35dc
-def _check_not_negative(**numbers): # None is allowed
-    for name, n in numbers.items():
+_HEADINGS = dict(data='what to score', inception='feature networks', train_pictures='scores',
+                 out='output')
+
+def _check_numbers(batch_size, resamples, train_pictures, histories):
+    at_least_one(batch_size=batch_size)
+    check_n_resamples(resamples)
+    for name, n in dict(train_pictures=train_pictures, histories=histories).items():
         if n is not None and n < 0: raise StoryError(f'{name} must be 0 or more, got {n}')
 
 def _weights(**named): # without CSD, unless it is named: its rows are not even listed as empty
     if not (named['csd'] or os.environ.get('ARLDM_CSD')): del named['csd']
     return named
 
+def _detector(detector, clip): # the folder of a detector, also from the environment; None = none
+    if detector and not (clip or os.environ.get('ARLDM_CLIP')):
+        raise StoryError('--detector cuts characters out, and CLIP compares them; name CLIP, too: '
+                         '--clip FOLDER')
+    return detector or os.environ.get('ARLDM_DETECTOR')
+
 # %% ../../nbs/cli/70_score.ipynb #81c81fd6
-@command(headings=dict(data='what to score', inception='feature networks', train_pictures='scores',
-                       out='output'))
+@command(headings=_HEADINGS, choices=dict(detector_prompt=('character', 'description')))
 def score(
     run:str|Path,            # Run folder, or a folder of drawings of any program
     *,
@@ -37,6 +47,8 @@ def score(
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
     csd:str|Path=None,       # CSD, for style: file of weights; default: environment's ARLDM_CSD
+    detector:str|Path=None,  # GroundingDINO, for CIDS: folder; default: environment's ARLDM_DETECTOR
+    detector_prompt:str='character', # What it looks for: this word, or each card's description
     batch_size:int=32,       # Pictures per batch of a feature network
     train_pictures:int=None, # Training pictures to compare with; default: as many as were drawn
     resamples:int=100,       # Bootstrap resamples of albums for the intervals; 0 = no intervals
@@ -67,6 +79,10 @@ def score(
         clip (str | Path, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
         csd (str | Path, optional): CSD, for style: file of weights; default: environment's
             ARLDM_CSD
+        detector (str | Path, optional): GroundingDINO, for CIDS: folder; default: environment's
+            ARLDM_DETECTOR
+        detector_prompt (str, default 'character'): What it looks for: this word, or each card's
+            description
         batch_size (int, default 32): Pictures per batch of a feature network
         train_pictures (int, optional): Training pictures to compare with; default: as many as were
             drawn
@@ -79,13 +95,12 @@ def score(
         report_to (str, default ''): Trackers of arldm-train, as tensorboard,wandb; default: none
         dry_run (bool, default False): Say what would be scored, and stop
     """
-    at_least_one(batch_size=batch_size)
-    check_n_resamples(resamples)
-    _check_not_negative(train_pictures=train_pictures, histories=histories)
+    _check_numbers(batch_size, resamples, train_pictures, histories)
     if store: refuse_foreign_store(Path(store))
     quiet_libraries()
     from arldm.cli.scoring_run import score_folder
     weights = _weights(inception=inception, dinov2=dinov2, clip=clip, csd=csd)
     return score_folder(Path(run), data, split, weights, histories=histories, store=store,
                         train_pictures=train_pictures, n_resamples=resamples, out=out, grid=grid,
-                        batch_size=batch_size, report_to=report_to, table=map, dry_run=dry_run)
+                        batch_size=batch_size, report_to=report_to, table=map, dry_run=dry_run,
+                        detector=_detector(detector, clip), detector_prompt=detector_prompt)

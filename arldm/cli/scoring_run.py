@@ -23,6 +23,7 @@ from ..toy import corpus as toy
 from ..train.trackers import Trackers, tracker_names
 from ..draw.matching import Drawings, match_drawings, match_table
 from ..draw.drawing_record import SamplingSettings, open_pipeline, recorded_sampling
+from ..score.cids import detector_or_reason
 from ..score.coherence import centred, similarity_to_reference
 from ..score.evaluate import evaluate
 from ..score.feature_networks import (Fields, LatentFeatures, features_file, networks,
@@ -206,6 +207,7 @@ def score_run(
     # Training pictures to compare drawings with; default: as many as frames were drawn
     train_pictures:int=None,
     batch_size:int=32,                    # Pictures per batch of a feature network
+    detector:torch.nn.Module=None,        # As of `evaluate`
     drawings:Drawings=None,               # From `match_drawings`; None = find those in `run`
     out:Path=None,                        # Folder of the scores; as of `evaluate`
 )->dict|None:                             # What `scores.json` holds; None in all processes but one
@@ -222,6 +224,7 @@ def score_run(
         train_pictures (int, optional): Training pictures to compare drawings with; default: as many
             as frames were drawn
         batch_size (int, default 32): Pictures per batch of a feature network
+        detector (torch.nn.Module, optional): As of `evaluate`
         drawings (Drawings, optional): From `match_drawings`; None = find those in `run`
         out (Path, optional): Folder of the scores; as of `evaluate`
 
@@ -232,8 +235,8 @@ def score_run(
     nets, facts = with_own_features(stories, nets)
     scored = evaluate(run, stories, nets, facts, train=train_pictures, n_resamples=n_resamples,
                       store=Store(store), lead=rank == 0, batch=batch_size,
-                      share=(rank, world_size), wait=lambda: gather_lists([]), drawings=drawings,
-                      out=out)
+                      share=(rank, world_size), wait=lambda: gather_lists([]), detector=detector,
+                      drawings=drawings, out=out)
     if rank: return
     if histories:
         scored['scores'] += history_scores(run, stories, histories, sampling, nets, n_resamples)
@@ -262,6 +265,8 @@ def score_folder(
     grid:str='',          # Of `match_drawings`
     table:Path|None=None, # Of `match_drawings`
     out:Path|None=None,   # Of `scores_folder`
+    detector:Path|None=None,          # Of `detector_or_reason`
+    detector_prompt:str='character',  # Of `detector_or_reason`
     dry_run:bool=False,   # Say what would be scored, and stop
 )->dict|None:             # As of `score_run`
     """Find out what a folder holds, check that it can be scored, and score it.
@@ -280,6 +285,8 @@ def score_folder(
         grid (str, default ''): Of `match_drawings`
         table (Path | None, optional): Of `match_drawings`
         out (Path | None, optional): Of `scores_folder`
+        detector (Path | None, optional): Of `detector_or_reason`
+        detector_prompt (str, default 'character'): Of `detector_or_reason`
         dry_run (bool, default False): Say what would be scored, and stop
 
     Returns:
@@ -300,7 +307,8 @@ def score_folder(
     if first: _say_matches(run, drawings, out)
     scored = score_run(run, stories, networks(weights), sampling=sampling, histories=histories,
                        store=store, train_pictures=train_pictures, n_resamples=n_resamples,
-                       batch_size=batch_size, drawings=drawings, out=out)
+                       batch_size=batch_size, drawings=drawings, out=out,
+                       detector=detector_or_reason(detector, detector_prompt))
     if trackers: log_scores(scored['scores'], trackers, step)
     return scored
 

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['STYLE_ROWS', 'named_cards', 'group_means', 'mean_over_stories', 'similarity_to_cards', 'cast_row', 'character_row',
-           'cosine_between', 'style_rows']
+           'cosine_between', 'style_rows', 'character_rows']
 
 # %% ../../nbs/score/55a_consistency.ipynb #caed3324
 from collections.abc import Callable
 
 import numpy as np
 
+from ..core import CORPORA, StoryError
+from ..files.pictures import decode
 from ..draw.matching import Drawings
-from .coherence import (centred, distant_frames, names_in, pairs, similarity,
-                                   similarity_to_reference)
+from .coherence import (centred, character_scores, characters_seen, distant_frames,
+                                   names_in, pairs, similarity, similarity_to_reference)
 from .intervals import mean_of
-from .table import NetworkFeatures, Table, cast_pictures
+from .table import SHARE_BOUNDS, NetworkFeatures, Table, cast_pictures
 
 # %% ../../nbs/score/55a_consistency.ipynb #6224feb7
 def named_cards(
@@ -204,3 +206,37 @@ def style_rows(
     _frames_row(table, features, name, f'mean cosine of the pairs of a story; {origin}')
     name = f'style similarity to the cast ({features.name})'
     cast_row(table, features, name, f'mean cosine of frame and cards; {origin}', or_first=True)
+
+# %% ../../nbs/score/55a_consistency.ipynb #970bcccb
+def character_rows(
+    table:Table,
+    classify:Callable, # Takes a list of pictures, returns a set of names for each
+):
+    """Add how well the characters in drawn frames match those that the captions name.
+
+    Args:
+        classify (Callable): Takes a list of pictures, returns a set of names for each
+    """
+    drawings = table.drawings
+    file = drawings.split.file
+    names = CORPORA[file.corpus].names
+    if not names: raise StoryError(f'corpus {file.corpus} has no named characters to look for')
+    expected = []
+    for i, k in zip(drawings.story, drawings.k):
+        expected.append(names_in(drawings.split.captions(i)[k-1], names))
+    def scores(pictures):
+        seen = characters_seen(classify, pictures, names)
+        return character_scores(seen, expected, drawings.album)
+    def drawn(j): # yields the pictures of one set of drawings
+        for i in range(len(drawings)): yield decode(drawings.read(i, j))
+    sets = [scores(drawn(j)) for j in range(len(drawings.paths))]
+    reference = scores(decode(file.picture(int(row))) for row in drawings.reference)
+    n = len(drawings)
+    accuracy = float(reference['exact'].mean())
+    f1 = reference['f1'](np.ones(len(drawings.albums)))
+    note = 'wanted are those that the caption names'
+    table.add('story', 'character accuracy', [mean_of(s['exact'], drawings.album) for s in sets],
+              better='higher', unit='%', beside=[('reference frames', accuracy, n)],
+              note=note, within=SHARE_BOUNDS)
+    table.add('story', 'character F1', [s['f1'] for s in sets], better='higher', unit='%',
+              beside=[('reference frames', f1, n)], note=note, within=SHARE_BOUNDS)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CSD_SIZES', 'CSD_CUTS', 'WEIGHT_VARIABLES', 'fields', 'Fields', 'LatentFeatures', 'normalised', 'Dino', 'Clip', 'Csd',
-           'load_csd', 'whole_picture', 'open_network', 'networks', 'with_lite', 'same_cut', 'fingerprint',
-           'features_file', 'features_of']
+           'load_csd', 'whole_picture', 'complete_model', 'open_network', 'networks', 'with_lite', 'same_cut',
+           'fingerprint', 'features_file', 'row_key', 'features_of']
 
 # %% ../../nbs/score/50_feature_networks.ipynb #cb0d960f
 import hashlib, math, os
@@ -228,7 +228,12 @@ _EXAMPLES = dict(dinov2='a folder or a hub name such as facebook/dinov2-large',
                  clip='a folder or a hub name such as openai/clip-vit-large-patch14-336',
                  csd='a file such as csd_vit-large.pth of ViStoryBench')
 
-def _from_pretrained(kind, where): # a model of transformers; a `ValueError` if weights are missing
+def complete_model(kind:type, where:str)->nn.Module: # `kind`: a class of transformers
+    """Load a model; raise a `ValueError` if some of its weights are missing.
+
+    Returns:
+        nn.Module: `kind`: a class of transformers
+    """
     model, about = kind.from_pretrained(where, output_loading_info=True)
     missing = about['missing_keys']
     if missing: raise ValueError(f'{len(missing)} tensors are missing')
@@ -255,7 +260,7 @@ def open_network(
     if name == 'csd': return load_csd(where)
     kind = dict(dinov2=Dinov2Model, clip=CLIPModel)[name]
     with loading(where, f'weights of {kind.__name__}'):
-        model = _from_pretrained(kind, str(where))
+        model = complete_model(kind, str(where))
         if name == 'dinov2': return Dino(model)
         return Clip(model, CLIPTokenizerFast.from_pretrained(str(where)))
 
@@ -347,7 +352,12 @@ def _ahead(pool, f, items, n): # f(item) for each item, in order; at most n are 
         if len(waiting) > n: yield waiting.popleft().result()
     while waiting: yield waiting.popleft().result()
 
-def _key(data, *about): # the key of a row in the store, from the picture's bytes and anything else
+def row_key(data:bytes, *about)->bytes: # `about`: anything that the row depends on, too
+    """Return the key of a row in the store, from the bytes of its picture and from anything else.
+
+    Returns:
+        bytes: `about`: anything that the row depends on, too
+    """
     return hashlib.blake2b(data + '|'.join(map(str, about)).encode(), digest_size=16).digest()
 
 def _batches(items, n): # yields lists of at most n
@@ -407,7 +417,7 @@ def features_of(
     network = fingerprint(net)
     threads = min(4, os.cpu_count())
     first = {} # key -> the first of the pictures that have it
-    def key(i): return _key(read(i), network, cut_name)
+    def key(i): return row_key(read(i), network, cut_name)
     def square(i): return i, cut(decode(read(i)), net.side)
     def compute(which, of): # a share of the missing rows
         have = store.get(first)
