@@ -1960,6 +1960,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arldm.score.cids.Detector.forward': ('score/cids.html#detector.forward', 'arldm/score/cids.py'),
                                   'arldm.score.cids.Detector.tokens': ('score/cids.html#detector.tokens', 'arldm/score/cids.py'),
                                   'arldm.score.cids.FoundCharacters': ('score/cids.html#foundcharacters', 'arldm/score/cids.py'),
+                                  'arldm.score.cids._card_notes': ('score/cids.html#_card_notes', 'arldm/score/cids.py'),
                                   'arldm.score.cids._counts': ('score/cids.html#_counts', 'arldm/score/cids.py'),
                                   'arldm.score.cids._cross_floor': ('score/cids.html#_cross_floor', 'arldm/score/cids.py'),
                                   'arldm.score.cids._differences': ('score/cids.html#_differences', 'arldm/score/cids.py'),

@@ -8,7 +8,7 @@ __all__ = ['BOX_THRESHOLD', 'PROMPTS', 'CUT_OUT', 'Detector', 'detector_size', '
            'find_characters', 'card_features', 'cids', 'CastInDrawings', 'named_characters', 'cut_out_cast',
            'cast_or_reason', 'cids_names', 'cids_rows']
 
-# %% ../../nbs/score/55b_cids.ipynb #7140a1ef
+# %% ../../nbs/score/55b_cids.ipynb #bc51ac87
 import hashlib, io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from .feature_networks import (complete_model, features_of, fingerprint, normali
 from .intervals import mean_of
 from .table import SHARE_BOUNDS, Table
 
-# %% ../../nbs/score/55b_cids.ipynb #96d36153
+# %% ../../nbs/score/55b_cids.ipynb #56faba9a
 BOX_THRESHOLD = .25                  # the least score of a box, as published
 PROMPTS = 'character', 'description' # what the detector can be told to look for
 
@@ -81,7 +81,7 @@ class Detector(nn.Module):
         found = torch.cat([scores[:, None], out.pred_boxes[0].float()], 1)[order]
         return found[found[:, 0] > BOX_THRESHOLD].cpu().numpy()
 
-# %% ../../nbs/score/55b_cids.ipynb #a8a8245b
+# %% ../../nbs/score/55b_cids.ipynb #1445295d
 def detector_size(
     size:tuple,   # Width and height of a picture, pixels
     shortest:int, # The new short side
@@ -140,7 +140,7 @@ def detector_or_reason(
     try: return open_detector(folder, prompt).to(pick_device())
     except StoryError as e: return e
 
-# %% ../../nbs/score/55b_cids.ipynb #a59fab2c
+# %% ../../nbs/score/55b_cids.ipynb #b97e49f6
 def box_corners(
     boxes:np.ndarray, # float32 (n, 4): centre x, y, width, height, from 0 to 1
     size:tuple,       # Width and height of the picture, pixels
@@ -180,7 +180,7 @@ def clip_crop(
     whole = picture.resize((width, height), Image.BICUBIC)
     return whole.crop((left, top, left + side, top + side))
 
-# %% ../../nbs/score/55b_cids.ipynb #0dbc79c2
+# %% ../../nbs/score/55b_cids.ipynb #2df84a73
 def assign(
     similarity:np.ndarray, # (r, c)
 )->np.ndarray:             # int (r,), the column of each row, none twice; -1 = none is left for it
@@ -225,7 +225,7 @@ def assign(
             column[row], j = j, column[row]
     return column
 
-# %% ../../nbs/score/55b_cids.ipynb #528f5060
+# %% ../../nbs/score/55b_cids.ipynb #1bbde18a
 class CharacterCutter:
     """Cuts what a detector finds out of pictures and computes its features; keeps what it computed.
 
@@ -298,7 +298,7 @@ class CharacterCutter:
         if bad: raise StoryError(f'invalid: the detector gave no numbers for {bad} pictures')
         return [have[key][1:].astype(int).reshape(-1, 4) for key in keys]
 
-# %% ../../nbs/score/55b_cids.ipynb #abc32a48
+# %% ../../nbs/score/55b_cids.ipynb #994f560d
 def crops(
     read:Callable, # i -> the encoded picture i
     corners:list,  # Of each picture int (m, 4)
@@ -347,7 +347,7 @@ def crop_features(
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return np.split(x, np.searchsorted(place, np.arange(1, len(corners))))
 
-# %% ../../nbs/score/55b_cids.ipynb #2e293a02
+# %% ../../nbs/score/55b_cids.ipynb #cfb902d8
 @dataclass
 class FoundCharacters:
     """Which characters were found in some pictures, and the features of their crops.
@@ -414,7 +414,7 @@ def card_features(
     rows = crop_features(cutter, read, corners, 'cast')
     return np.concatenate(rows), np.array([len(of_card) > 0 for of_card in found])
 
-# %% ../../nbs/score/55b_cids.ipynb #6254ed35
+# %% ../../nbs/score/55b_cids.ipynb #451fca42
 def cids(
     seen:FoundCharacters,
     character:np.ndarray, # int (p,), the character of each pair
@@ -437,7 +437,7 @@ def cids(
         if len(rows) > 1: values[i, 1] = (rows@rows.T)[np.triu_indices(len(rows), 1)].mean()
     return values
 
-# %% ../../nbs/score/55b_cids.ipynb #d3e685da
+# %% ../../nbs/score/55b_cids.ipynb #bbb3d2ac
 @dataclass
 class CastInDrawings:
     """Characters whom captions name, and where they were found.
@@ -489,7 +489,7 @@ def named_characters(
             frames.append(i)
     return [*numbers], np.array(characters, int), np.array(frames, int)
 
-# %% ../../nbs/score/55b_cids.ipynb #a50fa22f
+# %% ../../nbs/score/55b_cids.ipynb #a6ff675f
 # ViStoryBench's networks: channels and layers of the detector's Swin; CLIP's side, patch, width,
 # layers and features
 _PUBLISHED_SIZES = (96, [2, 2, 6, 2]), (224, 14, 1024, 24, 768)
@@ -522,7 +522,18 @@ def _texts(detector, characters, told): # of each character, and the notes
     return texts, [f'{n} of {counted(len(told), "character")} have no description; the detector '
                    'looks for their names']
 
-# %% ../../nbs/score/55b_cids.ipynb #7de28239
+def _card_notes(on_card, n_cards): # bool (c,), of the named characters; of all cards
+    notes = []
+    if n_cards > len(on_card):
+        notes.append(f'{n_cards - len(on_card)} of {counted(n_cards, "cast card")} are named by no '
+                     'caption of a drawn frame and left out of CIDS; ViStoryBench counts a '
+                     'character that is in no frame as 0')
+    if not on_card.all():
+        notes.append(f'the detector found nothing on {(~on_card).sum()} of '
+                     f'{counted(len(on_card), "cast card")}; these are compared as a whole')
+    return notes
+
+# %% ../../nbs/score/55b_cids.ipynb #1d14de7d
 def cut_out_cast(
     drawings:Drawings,
     cutter:CharacterCutter,
@@ -530,16 +541,14 @@ def cut_out_cast(
     "Look for the characters of the cast in all frames whose captions name them, and on their cards."
     split = drawings.split
     characters, character, frame = named_characters(drawings)
-    if not any(split.cast(i) for i in np.unique(drawings.story)):
-        raise StoryError('the stories have no cast')
+    n_cards = sum(len(split.cast(i)) for i in np.unique(drawings.story))
+    if not n_cards: raise StoryError('the stories have no cast')
     if not characters: raise StoryError('no caption names a character of the cast')
     told = [split.about(story).get(name, {}) for story, name in characters]
     texts, notes = _texts(cutter.detector, characters, told)
     rows = [split.cast(story)[name] for story, name in characters]
     cards, on_card = card_features(cutter, lambda i: split.file.picture(rows[i]), texts)
-    if not on_card.all():
-        notes.append(f'the detector found nothing on {(~on_card).sum()} of '
-                     f'{counted(len(on_card), "cast card")}; these are compared as a whole')
+    notes += _card_notes(on_card, n_cards)
     text = [texts[i] for i in character]
     drawn = []
     for j in range(len(drawings.paths)):
@@ -584,7 +593,7 @@ def cast_or_reason(
         note = str(e) if is_invalid else f'not measured: {e}'
         table.empty('story', cids_names(getattr(detector, 'prompt', PROMPTS[0])), note, is_invalid)
 
-# %% ../../nbs/score/55b_cids.ipynb #30fdc62e
+# %% ../../nbs/score/55b_cids.ipynb #4d91e8b2
 CUT_OUT = 'groundingdino+clip' # the network of the rows, in `scores.json`
 
 def cids_names(
@@ -623,7 +632,7 @@ def _self_floor(cast): # likewise
     return [('characters of other albums', float(np.mean([cosine for cosine, _ in each])),
              each[0][1])]
 
-# %% ../../nbs/score/55b_cids.ipynb #7b34df47
+# %% ../../nbs/score/55b_cids.ipynb #8913a32e
 def _counts(cast): # characters never found, and found once, in all sets; all characters
     n_found = []
     for seen in cast.drawn:
