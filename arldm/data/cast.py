@@ -78,6 +78,9 @@ def checked_about(
     Returns:
         dict: The same, without empty texts
     """
+    if not isinstance(about, dict) or not all(isinstance(x, dict) for x in about.values()):
+        raise BadStory('bad cast', f'{where}: what is told about the cast is {about!r:.40}, '
+                                   "expected {name: {'description': text, 'tag': text}}")
     checked = {}
     for name, told in about.items():
         if name not in cast:

@@ -84,6 +84,54 @@ def test_damaged_casts(path, wrong):
     assert str(e.value) == (f'{path}: damaged, the casts of split train do not fit to its stories; '
                             'convert the corpus again')
 
+# what is told about cards
+
+ABOUT = {'Bo': {'description': 'a boy\nin blue, 蓝色', 'tag': 'non_human'}, 'Ada': {'tag': 'realistic_human'}}
+
+def told(i, about, cast={'Ada': png(5), 'Bo': png(1)}): return Story(str(i), 'a', ('Ada sits.',), None, cast, about)
+
+def test_descriptions_come_back(tmp_path):
+    "Beside the cast, in tables that are only there if something is told; data with other descriptions are other data."
+    stories = [story(1), told(2, ABOUT), told(3, {'Ada': {'description': 'a girl', 'tag': ''}, 'Bo': {}}), told(4, {})]
+    write_stories(tmp_path/'x.h5', dict(test=stories), 'toy')
+    split = StoryFile(tmp_path/'x.h5')['test']
+    assert list(split) == stories and [split.about(i) for i in range(4)] == [{}, ABOUT, {'Ada': {'description': 'a girl'}}, {}]
+    assert split.first(2)[1] == stories[1] and stories[2].about == {'Ada': {'description': 'a girl'}}
+    assert hash(stories[1]) == hash(told(2, {})) and stories[1] != told(2, {})
+    with h5py.File(tmp_path/'x.h5') as f:
+        assert f['test/cast_tag'].asstr()[()].tolist() == [['', ''], ['realistic_human', 'non_human'], ['', ''], ['', '']]
+    digests = []
+    for about in {}, {'Ada': {'tag': 'a'}}, {'Ada': {'tag': 'b'}}, {'Bo': {'tag': 'a'}}:
+        write_stories(tmp_path/'y.h5', dict(test=[told(2, about)]), 'toy')
+        with h5py.File(tmp_path/'y.h5') as f: assert ('cast_tag' in f['test']) == bool(about) and 'cast_description' not in f['test']
+        digests.append(data_digest(StoryFile(tmp_path/'y.h5')['test']))
+    assert len(set(digests)) == 4
+
+BAD_ABOUT = {"story 7: the cast has no card 'Eve' to tell about": {'Eve': {'tag': 'x'}},
+             "story 7, card Ada of the cast: 'looks' is 'red'; expected a text for description or tag": {'Ada': {'looks': 'red'}},
+             "story 7, card Ada of the cast: 'tag' is None; expected a text for description or tag": {'Ada': {'tag': None}},
+             "story 7: what is told about the cast is 'Ada', expected {name: {'description': text, 'tag': text}}": 'Ada',
+             "story 7: what is told about the cast is {'Ada': 'a girl'}, expected {name: {'description': text, 'tag': text}}": {'Ada': 'a girl'}}
+
+@pytest.mark.parametrize('said', BAD_ABOUT)
+def test_bad_descriptions(said):
+    with pytest.raises(StoryError) as e: told(7, BAD_ABOUT[said])
+    assert str(e.value) == said
+
+@pytest.mark.parametrize('name, values', [
+    ('cast_tag', [['', '']]), ('cast_tag', [['a', ''], ['', '']]), ('cast_name', None), ('cast_tag', np.zeros((2, 2)))])
+def test_damaged_descriptions(tmp_path, name, values):
+    write_stories(tmp_path/'x.h5', dict(test=[story(1), told(2, ABOUT)]), 'toy')
+    with h5py.File(tmp_path/'x.h5', 'a') as f:
+        del f[f'test/{name}']
+        if name == 'cast_name': del f['test/cast_frame']
+        else: f.create_dataset(f'test/{name}', data=values, dtype=h5py.string_dtype() if isinstance(values, list) else None)
+    with pytest.raises(StoryError, match='damaged'): StoryFile(tmp_path/'x.h5')['test']
+
+def test_text_that_no_file_can_hold(tmp_path):
+    with pytest.raises(StoryError, match='is not text that a file can hold'):
+        write_stories(tmp_path/'x.h5', dict(test=[told(2, {'Ada': {'description': 'a\0b'}})]), 'toy')
+
 def test_from_pictures_with_a_cast(tmp_path):
     stories = [(['Ada sits.'], [picture(0)], {'Ada': picture(5)}), (['Bo runs.'], [picture(1)])]
     file = StoryFile.from_pictures(tmp_path/'x.h5', dict(train=stories))

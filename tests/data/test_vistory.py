@@ -41,6 +41,8 @@ def test_stories_are_those_of_the_files(data, tmp_path, source, language):
         assert len(story) == len(x['Shots']) and story.frames is None
         assert story.cast == {about[f'name_{language}']: first_picture(raw/name, key)
                               for key, about in x['Characters'].items()}
+        assert story.about == {about[f'name_{language}']: dict(description=about[f'prompt_{language}'], tag=about['tag'])
+                               for about in x['Characters'].values()}
     assert len({len(story) for story in file['test']}) == 3
 
 def test_dry_run_and_summary(data, tmp_path, capsys):
