@@ -47,7 +47,7 @@ def score(
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
     csd:str|Path=None,       # CSD, for style: file of weights; default: environment's ARLDM_CSD
-    detector:str|Path=None,  # GroundingDINO, for CIDS: folder; default: environment's ARLDM_DETECTOR
+    detector:str|Path=None,  # GroundingDINO for CIDS: folder; default: environment's ARLDM_DETECTOR
     detector_prompt:str='character', # What it looks for: this word, or each card's description
     batch_size:int=32,       # Pictures per batch of a feature network
     train_pictures:int=None, # Training pictures to compare with; default: as many as were drawn
@@ -79,7 +79,7 @@ def score(
         clip (str | Path, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
         csd (str | Path, optional): CSD, for style: file of weights; default: environment's
             ARLDM_CSD
-        detector (str | Path, optional): GroundingDINO, for CIDS: folder; default: environment's
+        detector (str | Path, optional): GroundingDINO for CIDS: folder; default: environment's
             ARLDM_DETECTOR
         detector_prompt (str, default 'character'): What it looks for: this word, or each card's
             description

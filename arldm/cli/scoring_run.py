@@ -23,8 +23,8 @@ from ..toy import corpus as toy
 from ..train.trackers import Trackers, tracker_names
 from ..draw.matching import Drawings, match_drawings, match_table
 from ..draw.drawing_record import SamplingSettings, open_pipeline, recorded_sampling
-from ..score.cids import detector_or_reason
 from ..score.coherence import centred, similarity_to_reference
+from ..score.cutting_out import detector_or_reason
 from ..score.evaluate import evaluate
 from ..score.feature_networks import (Fields, LatentFeatures, features_file, networks,
                                           with_lite)

@@ -40,7 +40,7 @@ class Story:
         cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
             a character, kept as `bytes`; what `encoded_picture` takes is encoded
         about (dict, default field(default_factory=dict, repr=False, hash=False)): Name of a card ->
-            {'description': text, 'tag': text}; both are optional, the model sees neither
+            {'description': text, 'tag': text}, both optional; the model sees neither
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
@@ -50,7 +50,7 @@ class Story:
     frames: tuple|None = field(repr=False)
     # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
     cast: dict = field(default_factory=dict, repr=False, hash=False)
-    # Name of a card -> {'description': text, 'tag': text}; both are optional, the model sees neither
+    # Name of a card -> {'description': text, 'tag': text}, both optional; the model sees neither
     about: dict = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self):

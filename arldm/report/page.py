@@ -262,8 +262,8 @@ _MEANINGS = {
     'style similarity to the cast': 'cosine of the style of frames and cast cards, by CSD',
     'character similarity to the cast':
         'cosine of whole frames and the cast cards of whom their captions name',
-    'character similarity': 'cosine, by CLIP, of characters cut out of frames, and of cast cards (to '
-                            'the cast) or other frames (between frames)',
+    'character similarity':
+        'cosine, by CLIP, of characters cut out of frames and of cards, or of other frames',
     'characters found': 'share of the characters that captions name for whom a detector found a '
                         'figure',
     'character accuracy': 'share of frames with exactly the characters that the caption names',

@@ -21,8 +21,9 @@ from ..files.manifest import path_hints
 from ..data.story import StorySplit
 from ..draw.matching import Drawings, match_drawings
 from .coherence import (FactAnswers, answers_per_frame, by_frame, centred,
-                                   distant_frames, nearest, pairs, read_facts, relative_similarity, similarity,
-                                   similarity_to_reference, unusual)
+                                   distant_frames, nearest, pairs, read_facts,
+                                   relative_similarity, similarity, similarity_to_reference,
+                                   unusual)
 from .cids import CUT_OUT, cast_or_reason, cids_rows
 from .consistency import STYLE_ROWS, character_row, character_rows, style_rows
 from .feature_networks import CSD_CUTS, Fields, Store, fingerprint
@@ -256,8 +257,7 @@ def evaluate(
     *,
     # Takes a list of pictures, returns a set of names for each; None = no characters
     characters:Callable=None,
-    # A `Detector`, which cuts characters out for CLIP, or why there is none; None = none is named
-    detector:nn.Module=None,
+    detector:nn.Module=None,  # Cuts characters out for CLIP, as of `cast_or_reason`
     train:int=None,           # Training pictures to look at; default: as many as were drawn
     n_resamples:int=100,      # Resamples of the albums for the intervals; 0 = no intervals
     store:Store=None,         # Keeps features
@@ -279,8 +279,7 @@ def evaluate(
         facts (Callable, optional): A facts reader such as `toy.check_facts`; None = no facts
         characters (Callable, optional): Takes a list of pictures, returns a set of names for each;
             None = no characters
-        detector (nn.Module, optional): A `Detector`, which cuts characters out for CLIP, or why
-            there is none; None = none is named
+        detector (nn.Module, optional): Cuts characters out for CLIP, as of `cast_or_reason`
         train (int, optional): Training pictures to look at; default: as many as were drawn
         n_resamples (int, default 100): Resamples of the albums for the intervals; 0 = no intervals
         store (Store, optional): Keeps features
@@ -306,15 +305,10 @@ def evaluate(
                       batch=batch, share=share, wait=wait)
     nets = {'fields': Fields(), **(nets or {})}
     features = _features_of_all(table, nets, compute)
-    cast = None
-    if detector is not None:
-        cast = cast_or_reason(table, detector, nets.get('clip'), store, batch, share, wait)
+    cast = cast_or_reason(table, detector, nets.get('clip'), store, batch, share, wait)
     if not lead: return {}
-    other_scores = _add_all_rows(table, features, nets, train_rows, facts, characters)
-    if cast:
-        cids_rows(table, cast)
-        other_scores['networks'][CUT_OUT] = cast.digest
-        notes += cast.notes
+    if cast: notes += cast.notes
+    other_scores = _add_all_rows(table, features, nets, train_rows, facts, characters, cast)
     hints = path_hints(folder if out is None else out, split.file.path)
     scores = dict(format=2, **hints, **made_from, **_summary(table, notes), **other_scores,
                   commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
@@ -397,7 +391,7 @@ def _add_network_rows(table, features, nets, train_rows):
     return entries
 
 # %% ../../nbs/score/57_evaluate.ipynb #4d543645
-def _add_all_rows(table, features, nets, train_rows, facts, characters):
+def _add_all_rows(table, features, nets, train_rows, facts, characters, cast):
     # Adds all rows to the table; returns other entries of `scores.json`, by key
     entries = _add_network_rows(table, features, nets, train_rows)
     # FID64 is Inception, too, and has no network of its own
@@ -408,6 +402,9 @@ def _add_all_rows(table, features, nets, train_rows, facts, characters):
         entries['facts'] = single_facts
         entries['stories'] = _per_story(table.drawings, 'facts correct', right, total)
     if characters: character_rows(table, characters)
+    if cast:
+        cids_rows(table, cast)
+        entries['networks'][CUT_OUT] = cast.digest
     return entries
 
 def _summary(table, notes): # entries of `scores.json` about the drawings and the table

@@ -15,8 +15,8 @@ from arldm.data.story import Story, StoryFile
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.files.row_store import Store
-from arldm.score.cids import (CUT_OUT, CharacterCutter, Detector, FoundCharacters, assign, box_corners, cids, cids_names, clip_crop,
-                              cut_out_cast, detector_size, open_detector)
+from arldm.score.cids import CUT_OUT, FoundCharacters, assign, cids, cids_names, cut_out_cast
+from arldm.score.cutting_out import CharacterCutter, Detector, box_corners, clip_crop, detector_size, open_detector
 from arldm.score.evaluate import evaluate
 from arldm.score.feature_networks import open_network
 from networks import clip_folder, detector_folder
