@@ -1,12 +1,13 @@
 "CIDS: boxes as transformers finds them, crops as CLIP wants them, the best assignment, and ViStoryBench's numbers by hand."
 import json
 from itertools import combinations, permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, CLIPVisionConfig, GroundingDinoConfig
 
 from arldm.cli.convert import convert
 from arldm.cli.score import score
@@ -15,7 +16,7 @@ from arldm.data.story import Story, StoryFile
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.files.row_store import Store
-from arldm.score.cids import CUT_OUT, FoundCharacters, assign, cids, cids_names, cut_out_cast
+from arldm.score.cids import CUT_OUT, FoundCharacters, _differences, assign, cids, cids_names, cut_out_cast
 from arldm.score.cutting_out import CharacterCutter, Detector, box_corners, clip_crop, detector_size, open_detector
 from arldm.score.evaluate import evaluate
 from arldm.score.feature_networks import open_network
@@ -93,6 +94,20 @@ def test_cids_of_a_character():
     mine = x[[0, 2, 3]]
     assert got[0] == pytest.approx([(mine @ x[1]).mean(), np.mean([a @ b for a, b in combinations(mine, 2)])])
     assert got[1] == pytest.approx([x[5] @ x[4], 1]) and got[2].tolist() == [0, 0]
+
+
+def test_what_is_as_published():
+    "The sizes of GroundingDINO-T, as transformers' own defaults have them, and of CLIP ViT-L/14."
+    vision = CLIPVisionConfig(hidden_size=1024, patch_size=14, num_hidden_layers=24, image_size=224)
+    dino = SimpleNamespace(model=SimpleNamespace(config=GroundingDinoConfig()), prompt='character', side=(800, 1333))
+    clip = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vision_config=vision)), side=224, num_features=768)
+    both = SimpleNamespace(detector=dino, clip=clip)
+    assert _differences(both, [{}, dict(tag='unrealistic_human')]) == []
+    assert _differences(both, [{}, dict(tag='realistic_human')]) == ['1 of 2 characters are realistic humans, of whom CIDS compares the faces']
+    clip.side = 336
+    assert _differences(both, [{}]) == ['the networks have other sizes']
+    clip.side, dino.side = 224, (600, 1333)
+    assert _differences(both, [{}]) == ['the networks have other sizes']
 
 
 # stories whose figures are squares of one colour, in front of a plain ground
