@@ -213,14 +213,14 @@ def named_characters(
     return [*numbers], np.array(characters, int), np.array(frames, int)
 
 # %% ../../nbs/score/55c_cids.ipynb #a276261a
-# ViStoryBench's networks: channels and layers of the detector's Swin; CLIP's side, patch, width,
-# layers and features
-_PUBLISHED_SIZES = (96, [2, 2, 6, 2]), (224, 14, 1024, 24, 768)
+# ViStoryBench's networks: sides of the detector's picture, channels and layers of its Swin; CLIP's
+# side, patch, width, layers and features
+_PUBLISHED_SIZES = ((800, 1333), 96, [2, 2, 6, 2]), (224, 14, 1024, 24, 768)
 
 def _sizes(detector, clip):
     swin = detector.model.config.backbone_config
     vision = clip.model.config.vision_config
-    return ((swin.embed_dim, list(swin.depths)),
+    return ((tuple(detector.side), swin.embed_dim, list(swin.depths)),
             (clip.side, vision.patch_size, vision.hidden_size, vision.num_hidden_layers,
              clip.num_features))
 
@@ -371,7 +371,7 @@ def _counts(cast): # characters never found, and found once, in all sets; all ch
 def _row_notes(cast): # of the two rows of similarity
     never, once, total = _counts(cast)
     origin = ("ViStoryBench's CIDS, if the weights named are the published ones; who is in a frame "
-              'is read from its caption')
+              'is read from its caption, and the only reference of a character is its card')
     if cast.differences: origin = f'not comparable to CIDS: {"; ".join(cast.differences)}'
     missing = f'{never} of {counted(total, "character")} never found, counted as 0'
     return (f'cosine of characters cut out of frames and cards; {missing}; {origin}',

@@ -307,10 +307,9 @@ def evaluate(
     features = _features_of_all(table, nets, compute)
     cast = cast_or_reason(table, detector, nets.get('clip'), store, batch, share, wait)
     if not lead: return {}
-    if cast: notes += cast.notes
     other_scores = _add_all_rows(table, features, nets, train_rows, facts, characters, cast)
     hints = path_hints(folder if out is None else out, split.file.path)
-    scores = dict(format=2, **hints, **made_from, **_summary(table, notes), **other_scores,
+    scores = dict(format=2, **hints, **made_from, **_summary(table, notes, cast), **other_scores,
                   commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
     if out is not None: _save(Path(out), table, scores)
     return scores
@@ -407,10 +406,10 @@ def _add_all_rows(table, features, nets, train_rows, facts, characters, cast):
         entries['networks'][CUT_OUT] = cast.digest
     return entries
 
-def _summary(table, notes): # entries of `scores.json` about the drawings and the table
+def _summary(table, notes, cast): # entries of `scores.json` about the drawings and the table
     drawings = table.drawings
     n_albums = len(drawings.albums)
-    notes = [*drawings.trouble, *notes]
+    notes = [*drawings.trouble, *notes, *(cast.notes if cast else [])]
     if n_albums == 1: notes.append('only 1 album: there are no intervals')
     elif n_albums < 20:
         notes.append(f'only {n_albums} albums: intervals are wide and unreliable')

@@ -98,7 +98,7 @@ def test_cids_of_a_character():
 
 def test_what_is_as_published():
     "The sizes of GroundingDINO-T, as transformers' own defaults have them, and of CLIP ViT-L/14."
-    vision = CLIPVisionConfig(hidden_size=1024, patch_size=14, num_hidden_layers=24, image_size=224)
+    vision = CLIPVisionConfig(hidden_size=1024, patch_size=14, num_hidden_layers=24, num_attention_heads=16, image_size=224)
     dino = SimpleNamespace(model=SimpleNamespace(config=GroundingDinoConfig()), prompt='character', side=(800, 1333))
     clip = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vision_config=vision)), side=224, num_features=768)
     both = SimpleNamespace(detector=dino, clip=clip)
