@@ -15,6 +15,7 @@ SOURCE = Path(__file__).resolve().parent/'story'
 PIPELINE = 'toy/arldm'   # of the assets, see `arldm.asset`
 # of onnxruntime-web: the module, and what it loads
 RUNTIME = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
+WEBGPU = 'ort.jspi.bundle.min.mjs', 'ort-wasm-simd-threaded.jspi.wasm'   # if there is a GPU
 CHAPTER = 'draw_a_story'  # on whose page it stands
 
 
@@ -23,7 +24,7 @@ def install_runtime():
     package = SOURCE/'node_modules/onnxruntime-web'
     pinned = json.loads((SOURCE/'package.json').read_text())['dependencies'][package.name]
     installed = package/'package.json'
-    needed = [installed, *(package/'dist'/name for name in RUNTIME)]
+    needed = [installed, *(package/'dist'/name for name in (*RUNTIME, *WEBGPU))]
     is_whole = all(path.is_file() for path in needed)
     if is_whole and json.loads(installed.read_text())['version'] == pinned: return package/'dist'
     if not shutil.which('npm'): raise StoryError('npm is not installed')
@@ -47,9 +48,11 @@ def write_story_folder(out, pipeline):
     from export_onnx import export   # needs onnx
     with whole_folder(out) as tmp:
         copy_page(tmp)
-        for name in RUNTIME: shutil.copy(dist/name, tmp)
-        size = sum((tmp/name).stat().st_size for name in RUNTIME)
-        export(pipeline, tmp, runtime_bytes=size)
+        sizes = []
+        for names in RUNTIME, WEBGPU:
+            for name in names: shutil.copy(dist/name, tmp)
+            sizes.append(sum((tmp/name).stat().st_size for name in names))
+        export(pipeline, tmp, runtime_bytes=sizes)
 
 
 def story_form(out):

@@ -13,6 +13,11 @@ export async function loadVocabulary(read) {
   return {manifest, vocabulary: new Vocabulary(manifest, ...specs)}
 }
 
+// A part as a session on 'wasm' or 'webgpu'
+export function openSession(ort, data, provider) {
+  return ort.InferenceSession.create(data, {executionProviders: [provider], logSeverityLevel: 3})   // errors
+}
+
 export class Model {
   // `ort`: the module onnxruntime-web; `loaded(n, of)`: called with the bytes that are there
   static async load(ort, read, loaded = () => {}) {
@@ -24,7 +29,7 @@ export class Model {
     for (const [name, {file, bytes}] of parts) {
       const data = await read(file)
       if (data.length !== bytes) throw new Error(`${file} is cut short: ${data.length} of ${bytes} bytes`)
-      model.sessions[name] = await ort.InferenceSession.create(data)
+      model.sessions[name] = await openSession(ort, data, 'wasm')
       loaded(there += bytes, all)
     }
     model.nullCond = await model.encode(model.vocabulary.null(), model.black())

@@ -125,7 +125,7 @@ function checkCaption(k) {
 
 function start(message, captions, line, button) {
   if (!worker) {
-    worker = new Worker(new URL('worker.js', import.meta.url), {type: 'module'})
+    worker = new Worker(new URL(`worker.js${location.search}`, import.meta.url), {type: 'module'})
     worker.addEventListener('message', ({data}) => answers[data.said](data))
     worker.addEventListener('error', () => answers.failed({why: 'the worker that draws could not start'}))
   }
@@ -160,7 +160,7 @@ const answers = {
     Object.assign(frames[k], {isDrawn: true, caption: wanted.get(k)})
     frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${wanted.get(k)}`
   },
-  done() { end(doneLine) },
+  done({seconds, runtime}) { end(`${doneLine} in ${seconds.toFixed(1)} s, ${runtime}`) },
   stopped() { end('stopped') },
   failed({why}) {
     worker.terminate()
@@ -188,7 +188,7 @@ function redraw(k) {
     const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
     const message = {task: 'redraw', k, caption, seed, settings: settings(), cast: cards?.cards ?? []}
     frames[k].redraws++
-    start(message, new Map([[k, caption]]), `frame ${k + 1} drawn again, with seed ${seed}`, frames[k].button)
+    start(message, new Map([[k, caption]]), `frame ${k + 1} drawn again with seed ${seed}`, frames[k].button)
   } catch (e) { say(e.message, true) }
 }
 
@@ -216,8 +216,9 @@ async function begin() {
   form.addEventListener('submit', event => { event.preventDefault(); draw() })
   at.example.value = '0'
   at.example.dispatchEvent(new Event('change'))
-  const megabytes = Object.values(manifest.parts).reduce((sum, part) => sum + part.bytes, manifest.runtime_bytes)/1e6
-  say(`ready; the first drawing loads ${megabytes.toFixed(0)} MB`)
+  const parts = Object.values(manifest.parts).reduce((sum, part) => sum + part.bytes, 0)
+  const [wasm, webgpu] = manifest.runtime_bytes.map(bytes => `${((parts + bytes)/1e6).toFixed(0)} MB`)
+  say(`ready; the first drawing loads ${wasm}, with WebGPU ${webgpu}`)
 }
 
 begin()

@@ -1,13 +1,10 @@
 // Drawing, apart from the page so that it stays responsive. Takes {task: 'draw' | 'redraw' | 'stop', …};
 // answers {said: 'loading' | 'step' | 'frame' | 'done' | 'stopped' | 'failed', …}.
-import * as ort from './ort.wasm.bundle.min.mjs'
 import {read} from './files.js'
-import {Model} from './model.js'
+import {loadModel} from './runtime.js'
 import {Story} from './story.js'
 
-ort.env.wasm.numThreads = 1   // more need headers that few servers send
-ort.env.logLevel = 'error'
-
+const isForced = new URLSearchParams(location.search).has('webgpu')
 class Stopped extends Error {}
 let model = null, story = null, isStopped = false
 
@@ -22,7 +19,6 @@ const show = (k, picture) => postMessage({said: 'frame', k, picture})
 
 const tasks = {
   async draw({captions, seed, settings, cast}) {
-    model ??= await Model.load(ort, read, (bytes, of) => postMessage({said: 'loading', bytes, of}))
     story = new Story(model, settings)
     await story.setCast(cast)
     let k = 0
@@ -39,8 +35,10 @@ addEventListener('message', async ({data: {task, ...given}}) => {
   isStopped = task === 'stop'
   if (isStopped) return
   try {
+    model ??= await loadModel(read, (bytes, of) => postMessage({said: 'loading', bytes, of}), isForced)
+    const start = performance.now()
     await tasks[task](given)
-    postMessage({said: 'done'})
+    postMessage({said: 'done', seconds: (performance.now() - start)/1000, runtime: model.sessions.unet.runtime})
   } catch (e) {
     postMessage(e instanceof Stopped ? {said: 'stopped'} : {said: 'failed', why: e.message})
   }
