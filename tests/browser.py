@@ -14,15 +14,15 @@ FLAGS = ('--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no
 def chromium(): return shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 class Browser:
-    "One tab; `heard` holds what happened in it since the last `open`."
-    def __init__(self, profile):
+    "One tab; `heard` holds what happened in it since the last `open`. `flags`: more arguments of Chromium."
+    def __init__(self, profile, *flags):
         (theirs_in, self.out), (self.into, theirs_out) = os.pipe(), os.pipe()
         def as_three_and_four():
             # copies first: `theirs_in` or `theirs_out` may themselves be 3 or 4
             a, b = os.dup(theirs_in), os.dup(theirs_out)
             os.dup2(a, 3)
             os.dup2(b, 4)
-        self.process = subprocess.Popen([chromium(), *FLAGS, f'--user-data-dir={profile}', 'about:blank'],
+        self.process = subprocess.Popen([chromium(), *FLAGS, *flags, f'--user-data-dir={profile}', 'about:blank'],
             preexec_fn=as_three_and_four, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(theirs_in)
         os.close(theirs_out)

@@ -2,9 +2,10 @@
 import {readFileSync, writeFileSync} from 'node:fs'
 import {join} from 'node:path'
 import {pathToFileURL} from 'node:url'
-import {loadVocabulary, Model} from '../docs/story/model.js'
+import {loadVocabulary, Model, openSession} from '../docs/story/model.js'
 import {initialNoise} from '../docs/story/noise.js'
 import {centerCrop, resize} from '../docs/story/pictures.js'
+import {UNet} from '../docs/story/runtime.js'
 import {makeScheduler} from '../docs/story/scheduler.js'
 import {Story} from '../docs/story/story.js'
 
@@ -37,6 +38,24 @@ const tasks = {
   },
   scaled({pictures}) {
     return pictures.map(p => ({resized: plain(resize(picture(p), p.to[0], p.to[1])), cropped: plain(centerCrop(picture(p), p.to[0]))}))
+  },
+  // Each of the other files in place of WebGPU, beside the first: how far what is answered is off the first, and what it ran on
+  async unet({runtime, files, latents, width, lengths}) {
+    const ort = await import(pathToFileURL(runtime))
+    ort.env.wasm.numThreads = 1
+    const open = file => openSession(ort, new Uint8Array(readFileSync(file)), 'wasm')
+    const tensor = shape => new ort.Tensor('float32', Float32Array.from({length: shape.reduce((a, b) => a*b)}, (_, i) => Math.sin(i)), shape)
+    const [first, ...others] = await Promise.all(files.map(open)), answers = []
+    for (const other of others) {
+      const unet = new UNet(first, other, true), off = []
+      for (const n of lengths) {
+        const feeds = {latents: tensor([1, ...latents]), t: new ort.Tensor('int64', BigInt64Array.of(500n), []), context: tensor([1, n, width])}
+        const want = (await first.run(feeds)).out.data, got = (await unet.run(feeds)).out.data
+        off.push(Math.max(...want.map((x, i) => Math.abs(got[i] - x)))/Math.max(...want.map(Math.abs)))
+      }
+      answers.push({runtime: unet.runtime, off})
+    }
+    return answers
   },
   async stories({runtime, stories}) {
     const ort = await import(pathToFileURL(runtime)), models = {}, drawn = {}

@@ -1,6 +1,7 @@
 "The page that draws in a browser: bad input; and, as a long form, that it draws what Python draws, fast enough and alone."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import threading
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,18 +23,26 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not chromium(), reason='no chromium here')
 soak = pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
 
+# a GPU that the CPU imitates
+SWIFTSHADER = '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'
+
 class Quiet(SimpleHTTPRequestHandler):
-    "Serves a folder without a word."
+    "Serves a folder without a word, and notes what it was asked for."
     def log_message(self, *_): pass
 
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        super().do_GET()
+
 class Page:
-    "A folder that is served, and a browser in it."
-    def __init__(self, folder, profile):
+    "A folder that is served, and a browser in it; `asked` are the paths that it asked for."
+    def __init__(self, folder, profile, *flags):
         self.folder = folder
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=folder))
+        self.server.asked = self.asked = []
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.home = f'http://127.0.0.1:{self.server.server_port}/'
-        self.browser = Browser(profile)
+        self.browser = Browser(profile, *flags)
         self.js = self.browser.js
 
     def open(self, name='draw_a_story.html', **how):
@@ -60,6 +71,7 @@ class Page:
         self.js('1')
         events = self.browser.events
         said = [e['entry']['text'] for e in events('Log.entryAdded')]
+        said = [text for text in said if text != 'No available adapters.']    # what Chromium says where there is no GPU
         said += [str(e) for e in events('Runtime.exceptionThrown') + events('Runtime.consoleAPICalled')]
         asked = [e['request']['url'] for e in events('Network.requestWillBeSent')]
         return said + [url for url in asked if not url.startswith((self.home, 'data:', 'blob:'))]
@@ -77,26 +89,35 @@ class Page:
 
 # bad input
 
-@pytest.fixture(scope='module')
-def bare(docs, tmp_path_factory):
-    "The page alone, of a model with cards; of its parts there are a few bytes."
+def tiny_model():
+    "A model with random weights and with cards."
     import torch
     from arldm.core import asset
     from arldm.model.arldm import ARLDM
-    from export_onnx import write_manifest
-    from story_page import RUNTIME, SOURCE, copy_page
-    folder = tmp_path_factory.mktemp('bare')
-    (folder/'story').mkdir()
     torch.manual_seed(0)
-    model = ARLDM.create('tiny', ARLDM.load(asset('toy/arldm')).vocab, resolution=32, n_slots=4, cast=True)
+    return ARLDM.create('tiny', ARLDM.load(asset('toy/arldm')).vocab, resolution=32, n_slots=4, cast=True)
+
+def write_page(folder):
+    "Write the page alone; return the folder of what it loads."
+    from story_page import SOURCE, copy_page
+    (folder/'story').mkdir()
     copy_page(folder/'story')
-    write_manifest(model, {}, folder/'story', parts=dict(caption_encoder=dict(file='caption_encoder.onnx', bytes=900)),
-        runtime_bytes=14_000_000)
-    (folder/'story/caption_encoder.onnx').write_bytes(b'x'*100)
-    # the runtime is not reached: what comes before it fails
-    (folder/f'story/{RUNTIME[0]}').write_text('export const env = {wasm: {}}')
     head = '<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><link rel=icon href="data:,">'
     (folder/'draw_a_story.html').write_text(head + (SOURCE/'page.html').read_text(encoding='utf-8'), encoding='utf-8')
+    return folder/'story'
+
+@pytest.fixture(scope='module')
+def bare(docs, tmp_path_factory):
+    "The page alone, of a model with cards; of its parts there are a few bytes."
+    from export_onnx import write_manifest
+    from story_page import RUNTIME
+    folder = tmp_path_factory.mktemp('bare')
+    story = write_page(folder)
+    write_manifest(tiny_model(), {}, story, parts=dict(caption_encoder=dict(file='caption_encoder.onnx', bytes=900)),
+        runtime_bytes=[14_000_000, 17_000_000])
+    (story/'caption_encoder.onnx').write_bytes(b'x'*100)
+    # the runtime is not reached: what comes before it fails
+    (story/RUNTIME[0]).write_text('export const env = {wasm: {}}')
     page = Page(folder, tmp_path_factory.mktemp('profile'))
     yield page
     page.close()
@@ -106,7 +127,7 @@ FIRST = '.frames li:first-child textarea'
 def test_captions_and_numbers(bare):
     "An empty caption, numbers that are none and captions that are too long or unknown are named; nothing is drawn."
     bare.open()
-    assert bare.status().startswith('ready; the first drawing loads 14 MB')
+    assert bare.status() == 'ready; the first drawing loads 14 MB, with WebGPU 17 MB'
     assert bare.js('document.querySelectorAll(".frames li").length') == 4    # as many as memory holds
     assert bare.js('[document.querySelector("[name=more]").disabled, document.querySelector("[name=fewer]").disabled]') == [True, False]
     for field, text, line in (
@@ -172,7 +193,7 @@ Worker = class extends EventTarget {
                 answer({said: 'step', k, step: 1, steps: 1})
                 answer({said: 'frame', k, picture: {width: 4, height: 4, rgb: new Uint8ClampedArray(48)}})
             }
-            answer({said: 'done'})
+            answer({said: 'done', seconds: 1.26, runtime: 'WebAssembly'})
         })
     }
 }
@@ -187,6 +208,7 @@ def test_what_belongs_to_a_picture(bare):
     caption = bare.js(f'document.querySelector("{FIRST}").value')
     bare.press('.draw')
     bare.drawn()
+    assert bare.status() == '4 frames drawn in 1.3 s, WebAssembly'
     n = bare.js('asked[0].cast.length')
     bare.fill(FIRST, 'something else')
     bare.js('texts = []')
@@ -210,6 +232,7 @@ def test_files(bare):
     bare.press('.draw')
     bare.drawn(30)
     assert bare.status() == 'caption_encoder.onnx is cut short: 100 of 900 bytes'
+    assert [path for path in bare.asked if '/ort' in path] == ['/story/ort.wasm.bundle.min.mjs']    # there is no GPU here
     part = bare.folder/'story/caption_encoder.onnx'
     part.rename(part.with_suffix('.away'))
     bare.press('.draw')
@@ -232,12 +255,98 @@ def test_files(bare):
     part.with_suffix('.away').rename(part)
 
 
+# WebGPU
+
+@pytest.fixture(scope='module')
+def imitated(docs, tmp_path_factory):
+    "The page of a tiny model, in a browser whose GPU is imitated."
+    if not find_spec('onnx'): pytest.skip('to export, the package onnx is missing: pip install -e .[dev]')
+    import torch
+    from arldm.core import StoryError, asset
+    from arldm.files.atomic import load_json
+    from export_onnx import write_manifest, write_parts
+    from story_page import RUNTIME, WEBGPU, install_runtime
+    try: dist = install_runtime()
+    except StoryError as e: pytest.skip(str(e))
+
+    class FewOperations(torch.nn.Module):
+        "In place of a UNet: for all the operations of one, SwiftShader takes a quarter of a minute."
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+            self.conv = torch.nn.Conv2d(config.in_channels, config.out_channels, 3, padding=1)
+
+        def forward(self, latents, t, encoder_hidden_states):
+            return SimpleNamespace(sample=self.conv(latents) + encoder_hidden_states.mean() + t/1000)
+
+    folder = tmp_path_factory.mktemp('imitated')
+    story = write_page(folder)
+    model = tiny_model()
+    model.unet = FewOperations(model.unet.config)
+    model.vae.decoder.conv_out.weight.data *= 8
+    scheduler = load_json(asset('toy/arldm')/'scheduler/scheduler_config.json')
+    write_manifest(model, scheduler, story, parts=write_parts(model, story), runtime_bytes=[0, 0])
+    for name in (*RUNTIME, *WEBGPU): shutil.copy(dist/name, story)
+    page = Page(folder, tmp_path_factory.mktemp('profile'), *SWIFTSHADER)
+    yield page
+    page.close()
+
+def draw(page, query='', script=''):
+    "What the page draws and says, with a script before that of the worker."
+    worker = page.folder/'story/worker.js'
+    whole = worker.read_text(encoding='utf-8')
+    worker.write_text(script + whole, encoding='utf-8')
+    page.open(f'draw_a_story.html?{query}&{len(page.asked)}')    # another address each time, so that nothing is cached
+    page.fill('[name=steps]', '3')
+    page.press('.draw')
+    page.drawn()
+    worker.write_text(whole, encoding='utf-8')
+    assert page.trouble() == []
+    m = re.fullmatch(r'4 frames drawn in \d+\.\d s, (.*)', page.status())
+    assert m, page.status()
+    return np.stack(page.frames()), m[1]
+
+@pytest.fixture(scope='module')
+def on_cpu(imitated):
+    "The frames without WebGPU, of which nothing is loaded if there is no other GPU than an imitated one."
+    before = len(imitated.asked)
+    frames, runtime = draw(imitated)
+    loaded = [path for path in imitated.asked[before:] if '/ort' in path]
+    assert runtime == 'WebAssembly' and len(loaded) == 2 and not any('jspi' in path for path in loaded)
+    assert frames.std((1, 2, 3)).min() > 5, 'frames that are almost plain prove nothing'
+    return frames
+
+def test_webgpu(imitated, on_cpu):
+    "It draws the same frames."
+    frames, runtime = draw(imitated, 'webgpu')
+    assert runtime == 'WebGPU' and np.abs(frames - on_cpu).max() <= 1
+
+# before the worker: `device` is the GPU's, and what is done at the sixth call of the UNet
+AT_SIXTH = '''const {requestDevice} = GPUAdapter.prototype, {mapAsync} = GPUBuffer.prototype
+let device, calls = 0
+GPUAdapter.prototype.requestDevice = async function (...how) { return device = await requestDevice.apply(this, how) }
+GPUBuffer.prototype.mapAsync = function (...how) { if (++calls === 6) { %s } return mapAsync.apply(this, how) }
+'''
+
+@pytest.mark.parametrize('query, script, why', [
+    ('webgpu', 'GPUAdapter.prototype.requestDevice = () => Promise.reject(new Error("no device"))\n', '.*no device'),
+    pytest.param('webgpu', 'GPUQueue.prototype.submit = () => {}\n', 'it gives other numbers', marks=soak),
+    pytest.param('webgpu', AT_SIXTH % 'device.destroy()', ".*mapAsync.*", marks=soak),
+    pytest.param('webgpu', AT_SIXTH % 'device.createBuffer({size: 16, usage: 0})', '.*usage.*', marks=soak),
+    pytest.param('', 'Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", {get: () => false})\n',
+        r'a call takes \d+ ms, without it \d+ ms', marks=soak)], ids=['no device', 'numbers', 'lost', 'error', 'slow'])
+def test_webgpu_given_up(imitated, on_cpu, query, script, why):
+    "A GPU that fails, gives wrong numbers or is slower is left, with a word; the frames are the same."
+    frames, runtime = draw(imitated, query, script)
+    assert re.fullmatch(rf'WebAssembly \(WebGPU given up: {why}\)', runtime), runtime
+    assert np.abs(frames - on_cpu).max() <= 1
+
+
 # the whole page, of the site
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The site as `make docs` builds it."
-    from importlib.util import find_spec
     if not shutil.which('npm') or not find_spec('onnx'): pytest.skip('the page needs npm and the package onnx')
     out = tmp_path_factory.mktemp('docs')/'site'
     said = subprocess.run([sys.executable, ROOT/'docs/build.py', '--out', out], capture_output=True, text=True, cwd=ROOT)
@@ -259,7 +368,7 @@ def test_first_strip(site):
     site.press('.draw')
     site.drawn()
     seconds = time.monotonic() - start
-    assert site.status() == '5 frames drawn' and site.trouble() == []
+    assert re.fullmatch(r'5 frames drawn in \d+\.\d s, WebAssembly', site.status()) and site.trouble() == []
     print(f'first strip {seconds:.1f} s after the click; longest time between two frames of the page '
           f'{site.js("window.longest"):.0f} ms')
 
@@ -282,7 +391,32 @@ def test_frames_are_those_of_python(site):
     site.press('.frames li:nth-child(4) button')
     site.drawn()
     again, = pipe(captions, given=frames, redraw=4, seed=1, **sampling).images
-    assert site.status() == 'frame 4 drawn again, with seed 1' and np.abs(site.frames()[3] - np.asarray(again).astype(int)).max() <= 1
+    assert site.status().startswith('frame 4 drawn again with seed 1 in ') and np.abs(site.frames()[3] - np.asarray(again).astype(int)).max() <= 1
+
+@soak
+def test_frames_of_webgpu_are_those_of_python(site, tmp_path):
+    "With the UNet that comes with the book; two frames of two steps, since a GPU that is imitated takes seconds for a call."
+    from arldm.core import asset
+    from arldm.draw.pipeline import StoryPipeline
+    from arldm.files.pictures import decode
+    from arldm.toy.corpus import toy_story
+    page = Page(site.folder, tmp_path, *SWIFTSHADER)
+    try:
+        page.open('draw_a_story.html?webgpu')
+        for _ in range(3): page.press('[name=fewer]')
+        page.fill('[name=steps]', '2')
+        page.press('.draw')
+        page.drawn(600)
+        assert re.fullmatch(r'2 frames drawn in \d+\.\d s, WebGPU', page.status()) and page.trouble() == []
+        drawn = page.frames()
+    finally: page.close()
+    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
+    pipe.set_progress_bar_config(disable=True)
+    story = toy_story(3, cards=pipe.history.config.cast)
+    cast = {name: decode(png) for name, png in story.cast.items()}
+    frames = pipe(list(story.captions[:2]), seed=0, cast=cast, num_inference_steps=2, guidance_scale=2.).images
+    off = [np.abs(a - np.asarray(b).astype(int)).max() for a, b in zip(drawn, frames)]
+    assert len(off) == 2 and max(off) <= 1, off
 
 def resident(pid):
     "Megabytes in memory of a process and all that it started."

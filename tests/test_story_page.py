@@ -142,6 +142,8 @@ def test_half_an_installation_is_installed_again(docs, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', '')
     with pytest.raises(StoryError, match='npm is not installed'): story_page.install_runtime()
     for name in story_page.RUNTIME: (dist/name).touch()
+    with pytest.raises(StoryError, match='npm is not installed'): story_page.install_runtime()
+    for name in story_page.WEBGPU: (dist/name).touch()
     assert story_page.install_runtime() == dist
 
 def test_without_npm(docs, tmp_path, monkeypatch, capsys):
@@ -241,6 +243,26 @@ def test_scaling_is_that_of_pillow(run):
         want.append((np.asarray(picture.resize(to, Image.BILINEAR)), np.asarray(center_crop(picture, to[0]))))
     for got, (resized, cropped) in zip(run('scaled', pictures=asked), want):
         assert np.array_equal(as_array(got['resized']), resized) and np.array_equal(as_array(got['cropped']), cropped)
+
+@exports
+@node
+def test_numbers_of_another_runtime(run, runtime, exported, tmp_path):
+    "A second session of the UNet is used if it is off by 1e-4 of the first, and given up if by 5e-3; the first answers then."
+    import onnx
+    from onnx import numpy_helper
+    files = [exported['shipped']/'unet.onnx']
+    for i, factor in enumerate((1.0001, 1.005)):
+        model = onnx.load(files[0])
+        for weight in model.graph.initializer:
+            if 'conv_out' in weight.name:
+                weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)*np.float32(factor), weight.name))
+        files.append(tmp_path/f'{i}.onnx')
+        onnx.save(model, files[-1])
+    manifest = json.loads((exported['shipped']/'model.json').read_text())
+    near, far = run('unet', runtime=str(runtime), files=[str(file) for file in files], latents=manifest['latents'],
+                    width=manifest['width'], lengths=[9, 9, 20])
+    assert near['runtime'] == 'WebGPU' and all(2e-5 < off < 2e-4 for off in near['off']), near
+    assert far == dict(runtime='WebAssembly (WebGPU given up: it gives other numbers)', off=[0, 0, 0])
 
 
 # whole stories

@@ -2,7 +2,7 @@
 import {Model, openSession} from './model.js'
 
 const TOLERANCE = 1e-3   // largest difference, relative to the largest number
-const TRIALS = 4         // calls that are timed on both
+const TRIALS = 3         // calls that are timed on both
 
 async function importRuntime(name) {
   const ort = await import(`./ort.${name}.bundle.min.mjs`)
@@ -24,8 +24,10 @@ export async function loadModel(read, loaded, isForced) {
   try {
     if (await hasWebGPU(isForced)) {
       const ort = await importRuntime('jspi'), model = await Model.load(ort, read, loaded)
-      const data = await read(model.manifest.parts.unet.file)
-      model.sessions.unet = new UNet(model.sessions.unet, await openSession(ort, data, 'webgpu'), isForced)
+      const gpu = await openSession(ort, await read(model.manifest.parts.unet.file), 'webgpu')
+      const unet = model.sessions.unet = new UNet(model.sessions.unet, gpu, isForced)
+      const {device} = ort.env.webgpu   // what the runtime does not answer for: no memory, invalid commands
+      device.addEventListener('uncapturederror', event => { event.preventDefault(); unet.error = event.error })
       return model
     }
   } catch (e) { failure = e }
@@ -36,16 +38,17 @@ export async function loadModel(read, loaded, isForced) {
 }
 
 // A session on WebAssembly, and perhaps one on WebGPU beside it, as one session
-class UNet {
+export class UNet {
   constructor(wasm, gpu = null, isForced = false) {
     const {inputNames, outputNames} = wasm
-    Object.assign(this, {wasm, gpu, isForced, inputNames, outputNames, lengths: new Set(), trials: 0, spent: {wasm: 0, gpu: 0}})
+    Object.assign(this, {wasm, gpu, isForced, inputNames, outputNames, error: null})
+    Object.assign(this, {lengths: new Set(), trials: 0, spent: {wasm: 0, gpu: 0}})
     this.runtime = gpu ? 'WebGPU' : 'WebAssembly'
   }
 
   giveUp({message}) {
     this.gpu = null
-    this.runtime = `WebAssembly (WebGPU given up: ${message.trim().split(/\. |ERROR_MESSAGE: /).at(-1)})`
+    this.runtime = `WebAssembly (WebGPU given up: ${message.trim().split(/\. |message: /i).at(-1)})`
   }
 
   async run(feeds) {
@@ -57,6 +60,7 @@ class UNet {
   async runOnGpu(feeds) {
     const length = feeds.context.dims[1], isNew = !this.lengths.has(length), [name] = this.outputNames
     const start = performance.now(), out = await this.gpu.run(feeds), middle = performance.now()
+    if (this.error) throw this.error
     if (!isNew && this.trials === TRIALS) return out
     const {[name]: {data: want}} = await this.wasm.run(feeds), end = performance.now()
     const most = TOLERANCE*Math.max(...want.map(Math.abs))
