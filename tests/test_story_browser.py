@@ -297,6 +297,7 @@ def draw(page, query='', script=''):
     whole = worker.read_text(encoding='utf-8')
     worker.write_text(script + whole, encoding='utf-8')
     page.open(f'draw_a_story.html?{query}&{len(page.asked)}')    # another address each time, so that nothing is cached
+    page.wait('document.querySelectorAll(".cards li").length > 0')
     page.fill('[name=steps]', '3')
     page.press('.draw')
     page.drawn()

@@ -250,7 +250,7 @@ def test_numbers_of_another_runtime(run, runtime, exported, tmp_path):
     "A second session of the UNet is used if it is off by 1e-4 of the first, and given up if by 5e-3; the first answers then."
     import onnx
     from onnx import numpy_helper
-    files = [exported['shipped']/'unet.onnx']
+    files = [exported['other']/'unet.onnx']
     for i, factor in enumerate((1.0001, 1.005)):
         model = onnx.load(files[0])
         for weight in model.graph.initializer:
@@ -258,7 +258,7 @@ def test_numbers_of_another_runtime(run, runtime, exported, tmp_path):
                 weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)*np.float32(factor), weight.name))
         files.append(tmp_path/f'{i}.onnx')
         onnx.save(model, files[-1])
-    manifest = json.loads((exported['shipped']/'model.json').read_text())
+    manifest = json.loads((exported['other']/'model.json').read_text())
     near, far = run('unet', runtime=str(runtime), files=[str(file) for file in files], latents=manifest['latents'],
                     width=manifest['width'], lengths=[9, 9, 20])
     assert near['runtime'] == 'WebGPU' and all(2e-5 < off < 2e-4 for off in near['off']), near
