@@ -48,7 +48,8 @@ export class UNet {
 
   giveUp({message}) {
     this.gpu = null
-    this.runtime = `WebAssembly (WebGPU given up: ${message.trim().split(/\. |message: /i).at(-1)})`
+    const why = message.trim().split('\n')[0].split(/\. |message: /i).at(-1)   // the end of what the runtime says
+    this.runtime = `WebAssembly (WebGPU given up: ${why})`
   }
 
   async run(feeds) {
