@@ -334,8 +334,10 @@ GPUBuffer.prototype.mapAsync = function (...how) { if (++calls === 6) { %s } ret
     pytest.param('webgpu', 'GPUQueue.prototype.submit = () => {}\n', 'it gives other numbers', marks=soak),
     pytest.param('webgpu', AT_SIXTH % 'device.destroy()', ".*mapAsync.*", marks=soak),
     pytest.param('webgpu', AT_SIXTH % 'device.createBuffer({size: 16, usage: 0})', '.*usage.*', marks=soak),
+    pytest.param('webgpu', AT_SIXTH % 'device.dispatchEvent(new GPUUncapturedErrorEvent("uncapturederror", '
+        '{error: new GPUOutOfMemoryError("none left")}))', 'none left', marks=soak),
     pytest.param('', 'Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", {get: () => false})\n',
-        r'a call takes \d+ ms, without it \d+ ms', marks=soak)], ids=['no device', 'numbers', 'lost', 'error', 'slow'])
+        r'a call takes \d+ ms, without it \d+ ms', marks=soak)], ids=['no device', 'numbers', 'lost', 'error', 'memory', 'slow'])
 def test_webgpu_given_up(imitated, on_cpu, query, script, why):
     "A GPU that fails, gives wrong numbers or is slower is left, with a word; the frames are the same."
     frames, runtime = draw(imitated, query, script)

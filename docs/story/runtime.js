@@ -7,7 +7,7 @@ const TRIALS = 3         // calls that are timed on both
 async function importRuntime(name) {
   const ort = await import(`./ort.${name}.bundle.min.mjs`)
   ort.env.wasm.numThreads = 1   // more need headers that few servers send
-  ort.env.logLevel = 'error'
+  ort.env.logLevel = 'fatal'   // what fails is thrown, too
   return ort
 }
 
