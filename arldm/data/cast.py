@@ -7,6 +7,8 @@ __all__ = ['TOLD', 'check_names', 'encoded_cast', 'checked_about', 'cast_index',
            'fits_cast']
 
 # %% ../../nbs/data/10a_cast.ipynb #371ea9da
+import re
+
 import numpy as np
 
 from ..core import BadStory, StoryError
@@ -61,17 +63,21 @@ def encoded_cast(
     return encoded
 
 # %% ../../nbs/data/10a_cast.ipynb #43b636f1
-TOLD = 'description', 'tag'   # what may be told about a card
+TOLD = 'description', 'tag', 'shown_in'    # what may be told about a card
+
+def _is_told(what, text): # whether this may be told about a card
+    if what not in TOLD or not isinstance(text, str): return False
+    return what != 'shown_in' or bool(re.fullmatch('|none|[0-9]+(,[0-9]+)*', text))
 
 def checked_about(
-    about:dict,  # Name of a card -> {'description': text, 'tag': text}, both optional
+    about:dict,  # Name of a card -> {what of `TOLD`: text}, none of them required
     cast:dict,   # Name -> picture
     where:str,   # Begins the messages, such as 'story 7'
 )->dict:         # The same, without empty texts
     """Return what is told about the cards of a cast, or raise `BadStory`.
 
     Args:
-        about (dict): Name of a card -> {'description': text, 'tag': text}, both optional
+        about (dict): Name of a card -> {what of `TOLD`: text}, none of them required
         cast (dict): Name -> picture
         where (str): Begins the messages, such as 'story 7'
 
@@ -80,15 +86,16 @@ def checked_about(
     """
     if not isinstance(about, dict) or not all(isinstance(x, dict) for x in about.values()):
         raise BadStory('bad cast', f'{where}: what is told about the cast is {about!r:.40}, '
-                                   "expected {name: {'description': text, 'tag': text}}")
+                                   "expected {name: {'description': text, …}}")
     checked = {}
     for name, told in about.items():
         if name not in cast:
             raise BadStory('bad cast', f'{where}: the cast has no card {name!r:.40} to tell about')
         for what, text in told.items():
-            if what not in TOLD or not isinstance(text, str):
+            if not _is_told(what, text):
                 raise BadStory('bad cast', f'{where}, card {name} of the cast: {what!r:.40} is '
-                               f'{text!r:.40}; expected a text for {" or ".join(TOLD)}')
+                               f'{text!r:.40}; expected a text for {" or ".join(TOLD)}, which is '
+                               "as '1,3'")
         texts = {what: text for what, text in told.items() if text}
         if texts: checked[name] = texts
     return checked
@@ -137,7 +144,7 @@ def cast_rows(
 def about_index(
     told:list,         # For each story what is told about its cards, from `checked_about`
     names:np.ndarray,  # (n, C), as of `cast_index`
-)->dict:               # `cast_description` and `cast_tag`, text (n, C), '' = none
+)->dict:               # `cast_description` and so on, text (n, C), '' = none
     """Return what is told about cards as arrays; one without any text is left out.
 
     Args:
@@ -145,7 +152,7 @@ def about_index(
         names (np.ndarray): (n, C), as of `cast_index`
 
     Returns:
-        dict: `cast_description` and `cast_tag`, text (n, C), '' = none
+        dict: `cast_description` and so on, text (n, C), '' = none
     """
     tables = {}
     for what in TOLD:
@@ -158,7 +165,7 @@ def about_index(
 def about_cards(
     index:dict,  # Arrays of a split, with those of `about_index` or without
     i:int,       # Place of the story
-)->dict:         # Name -> {'description': text, 'tag': text}, without empty ones
+)->dict:         # Name -> {what of `TOLD`: text}, without empty ones
     """Return what is told about the cards of a story.
 
     Args:
@@ -166,7 +173,7 @@ def about_cards(
         i (int): Place of the story
 
     Returns:
-        dict: Name -> {'description': text, 'tag': text}, without empty ones
+        dict: Name -> {what of `TOLD`: text}, without empty ones
     """
     told = {}
     for what in TOLD:

@@ -40,7 +40,7 @@ class Story:
         cast (dict, default field(default_factory=dict, repr=False, hash=False)): Name -> picture of
             a character, kept as `bytes`; what `encoded_picture` takes is encoded
         about (dict, default field(default_factory=dict, repr=False, hash=False)): Name of a card ->
-            {'description': text, 'tag': text}, both optional; the model sees neither
+            {'description', 'tag' or 'shown_in': text}; the model sees none of it
     """
     id: str          # The story's name in its corpus
     album: str       # Name of its album; stories of one album share pictures
@@ -50,7 +50,7 @@ class Story:
     frames: tuple|None = field(repr=False)
     # Name -> picture of a character, kept as `bytes`; what `encoded_picture` takes is encoded
     cast: dict = field(default_factory=dict, repr=False, hash=False)
-    # Name of a card -> {'description': text, 'tag': text}, both optional; the model sees neither
+    # Name of a card -> {'description', 'tag' or 'shown_in': text}; the model sees none of it
     about: dict = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self):
@@ -355,7 +355,7 @@ def cast(self:StorySplit, i:int)->dict:
 
 @patch
 def about(self:StorySplit, i:int)->dict:
-    "Return what is told about the cards of story `i`: name -> {'description': text, 'tag': text}."
+    "Return what is told about the cards of story `i`: name -> {'description': text, …}."
     return about_cards(self._index, i)
 
 @patch

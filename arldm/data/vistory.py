@@ -79,8 +79,21 @@ def _cast(folder, tree, told, language, story):
     check_names(names, f'story {story}')
     return dict(zip(names, pictures))
 
+# %% ../../nbs/data/17c_vistory.ipynb #ba1e8ab5
+def _listed(shots, story): # {character: numbers of the shots that list it, in order}
+    listed = {}
+    for shot in sorted(shots, key=lambda shot: place_number(shot.get('index'), 'index', story)):
+        appearing = shot.get('Characters Appearing')
+        # their evaluator looks for the English keys, in every language
+        names = appearing.get('en') if isinstance(appearing, dict) else None
+        if not isinstance(names, list): continue
+        for name in names:
+            if isinstance(name, str): listed.setdefault(name, []).append(shot['index'])
+    return listed
+
 def _about(told, language, story):
-    "Return what is told about the characters: {name: {'description': text, 'tag': text}}."
+    "Return what is told about the characters: {name: {'description': text, 'tag': text, …}}."
+    listed = _listed(told['Shots'], story)
     about = {}
     for key, character in told.get('Characters', {}).items():
         texts = {}
@@ -90,6 +103,7 @@ def _about(told, language, story):
                 raise BadStory('bad cast', f'story {story}: {field} of {key} is {text!r:.40}, '
                                            'expected text')
             texts[what] = clean(text)
+        if listed: texts['shown_in'] = ','.join(map(str, listed.get(key, []))) or 'none'
         about[_name(key, character, language)] = texts
     return about
 

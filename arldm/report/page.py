@@ -264,8 +264,8 @@ _MEANINGS = {
         'cosine of whole frames and the cast cards of whom their captions name',
     'character similarity':
         'cosine, by CLIP, of characters cut out of frames and of cards, or of other frames',
-    'characters found': 'share of the characters that captions name for whom a detector found a '
-                        'figure',
+    'characters found': 'share of the characters that frames should show for whom a detector '
+                        'found a figure',
     'character accuracy': 'share of frames with exactly the characters that the caption names',
     'character F1': 'characters found in frames against those that captions name'}
 

@@ -162,7 +162,7 @@ def cids(
 # %% ../../nbs/score/55c_cids.ipynb #d0a852b8
 @dataclass
 class CastInDrawings:
-    """Characters whom captions name, and where they were found.
+    """Characters that frames should show, and where they were found.
 
     Args:
         character (np.ndarray): int (p,), the character of each pair
@@ -174,6 +174,7 @@ class CastInDrawings:
         reference (FoundCharacters | None): In reference frames; None = there are none
         prompt (str): As of `Detector`
         digest (str): Of the weights of detector and CLIP
+        is_listed (bool): Whether the stories list who is in which frame
         differences (list): Texts: why the rows are not comparable to CIDS
         notes (list): Texts
     """
@@ -186,6 +187,7 @@ class CastInDrawings:
     reference: FoundCharacters|None # In reference frames; None = there are none
     prompt: str             # As of `Detector`
     digest: str             # Of the weights of detector and CLIP
+    is_listed: bool         # Whether the stories list who is in which frame
     differences: list       # Texts: why the rows are not comparable to CIDS
     notes: list             # Texts
 
@@ -193,7 +195,7 @@ class CastInDrawings:
 def named_characters(
     drawings:Drawings,
 )->tuple: # list (c,) of (place of the story, name); int (p,), a character; int (p,), its frame
-    """Pair each frame with the characters that its caption names.
+    """Pair each frame with the characters that it should show: as listed, else as its caption names.
 
     Returns:
         tuple: list (c,) of (place of the story, name); int (p,), a character; int (p,), its frame
@@ -205,9 +207,12 @@ def named_characters(
         story = int(drawings.story[i])
         caption = drawings.split.captions(story)[drawings.k[i] - 1]
         cast = drawings.split.cast(story)
+        told = drawings.split.about(story)
         named = names_in(caption, tuple(cast))
         for name in cast:
-            if name not in named: continue
+            listed = told.get(name, {}).get('shown_in')
+            if not (name in named if listed is None else str(drawings.k[i]) in listed.split(',')):
+                continue
             characters.append(numbers.setdefault((story, name), len(numbers)))
             frames.append(i)
     return [*numbers], np.array(characters, int), np.array(frames, int)
@@ -249,9 +254,8 @@ def _texts(detector, characters, told): # of each character, and the notes
 def _card_notes(on_card, n_cards): # bool (c,), of the named characters; of all cards
     notes = []
     if n_cards > len(on_card):
-        notes.append(f'{n_cards - len(on_card)} of {counted(n_cards, "cast card")} are named by no '
-                     'caption of a drawn frame and left out of CIDS; ViStoryBench counts a '
-                     'character that is in no frame as 0')
+        notes.append(f'{n_cards - len(on_card)} of {counted(n_cards, "cast card")} should be in no '
+                     'drawn frame and are left out of CIDS; ViStoryBench counts them as 0')
     if not on_card.all():
         notes.append(f'the detector found nothing on {(~on_card).sum()} of '
                      f'{counted(len(on_card), "cast card")}; these are compared as a whole')
@@ -262,12 +266,12 @@ def cut_out_cast(
     drawings:Drawings,
     cutter:CharacterCutter,
 )->CastInDrawings:
-    "Look for the characters of the cast in frames whose captions name them, and on their cards."
+    "Look for the characters of the cast in frames that should show them, and on their cards."
     split = drawings.split
     characters, character, frame = named_characters(drawings)
     n_cards = sum(len(split.cast(i)) for i in np.unique(drawings.story))
     if not n_cards: raise StoryError('the stories have no cast')
-    if not characters: raise StoryError('no caption names a character of the cast')
+    if not characters: raise StoryError('no frame should show a character of the cast')
     told = [split.about(story).get(name, {}) for story, name in characters]
     texts, notes = _texts(cutter.detector, characters, told)
     rows = [split.cast(story)[name] for story, name in characters]
@@ -286,6 +290,7 @@ def cut_out_cast(
     _, first = np.unique(character, return_index=True)
     return CastInDrawings(character, frame, story, drawings.album[frame[first]], cards, drawn,
                           reference, cutter.detector.prompt, cutter.digest(),
+                          all('shown_in' in about for about in told),
                           _differences(cutter, told), notes)
 
 # %% ../../nbs/score/55c_cids.ipynb #94a3bd83
@@ -370,8 +375,9 @@ def _counts(cast): # characters never found, and found once, in all sets; all ch
 
 def _row_notes(cast): # of the two rows of similarity
     never, once, total = _counts(cast)
-    origin = ("ViStoryBench's CIDS, if the weights named are the published ones; who is in a frame "
-              'is read from its caption, and the only reference of a character is its card')
+    origin = ("ViStoryBench's CIDS, if the weights named are the published ones; the only "
+              'reference of a character is its card')
+    if not cast.is_listed: origin += ', and who is in a frame is read from its caption'
     if cast.differences: origin = f'not comparable to CIDS: {"; ".join(cast.differences)}'
     missing = f'{never} of {counted(total, "character")} never found, counted as 0'
     return (f'cosine of characters cut out of frames and cards; {missing}; {origin}',
@@ -383,7 +389,7 @@ def cids_rows(
     table:Table,
     cast:CastInDrawings,
 ):
-    "Add cross and self CIDS, and how often the characters that captions name were found."
+    "Add cross and self CIDS, and how often the characters that frames should show were found."
     drawings = table.drawings
     table.network = CUT_OUT
     to_cast, between, share = cids_names(cast.prompt)
@@ -404,5 +410,5 @@ def cids_rows(
     table.add('story', share, [mean_of(seen.found, drawings.album[cast.frame])
                                for seen in cast.drawn],
               better='higher', n=n, unit='%', beside=beside, within=SHARE_BOUNDS,
-              note='characters whom captions name and for whom the detector found a figure, '
+              note='characters that a frame should show and for whom the detector found a figure, '
                    'whoever that is; CIDS leaves the others out')

@@ -86,7 +86,7 @@ def test_damaged_casts(path, wrong):
 
 # what is told about cards
 
-ABOUT = {'Bo': {'description': 'a boy\nin blue, 蓝色', 'tag': 'non_human'}, 'Ada': {'tag': 'realistic_human'}}
+ABOUT = {'Bo': {'description': 'a boy\nin blue, 蓝色', 'tag': 'non_human', 'shown_in': '1'}, 'Ada': {'tag': 'realistic_human', 'shown_in': 'none'}}
 
 def told(i, about, cast={'Ada': png(5), 'Bo': png(1)}): return Story(str(i), 'a', ('Ada sits.',), None, cast, about)
 
@@ -108,10 +108,12 @@ def test_descriptions_come_back(tmp_path):
     assert len(set(digests)) == 4
 
 BAD_ABOUT = {"story 7: the cast has no card 'Eve' to tell about": {'Eve': {'tag': 'x'}},
-             "story 7, card Ada of the cast: 'looks' is 'red'; expected a text for description or tag": {'Ada': {'looks': 'red'}},
-             "story 7, card Ada of the cast: 'tag' is None; expected a text for description or tag": {'Ada': {'tag': None}},
-             "story 7: what is told about the cast is 'Ada', expected {name: {'description': text, 'tag': text}}": 'Ada',
-             "story 7: what is told about the cast is {'Ada': 'a girl'}, expected {name: {'description': text, 'tag': text}}": {'Ada': 'a girl'}}
+             "story 7, card Ada of the cast: 'looks' is 'red'; expected a text for description or tag or shown_in, which is as '1,3'": {'Ada': {'looks': 'red'}},
+             "story 7, card Ada of the cast: 'tag' is None; expected a text for description or tag or shown_in, which is as '1,3'": {'Ada': {'tag': None}},
+             "story 7, card Ada of the cast: 'shown_in' is '1, x'; expected a text for description or tag or shown_in, which is as '1,3'":
+                 {'Ada': {'shown_in': '1, x'}},
+             "story 7: what is told about the cast is 'Ada', expected {name: {'description': text, …}}": 'Ada',
+             "story 7: what is told about the cast is {'Ada': 'a girl'}, expected {name: {'description': text, …}}": {'Ada': 'a girl'}}
 
 @pytest.mark.parametrize('said', BAD_ABOUT)
 def test_bad_descriptions(said):

@@ -41,9 +41,21 @@ def test_stories_are_those_of_the_files(data, tmp_path, source, language):
         assert len(story) == len(x['Shots']) and story.frames is None
         assert story.cast == {about[f'name_{language}']: first_picture(raw/name, key)
                               for key, about in x['Characters'].items()}
-        assert story.about == {about[f'name_{language}']: dict(description=about[f'prompt_{language}'], tag=about['tag'])
-                               for about in x['Characters'].values()}
+        def shown_in(key): return ','.join(str(shot['index']) for shot in x['Shots'] if key in shot['Characters Appearing']['en'])
+        assert story.about == {about[f'name_{language}']: dict(description=about[f'prompt_{language}'], tag=about['tag'],
+                                                               shown_in=shown_in(key) or 'none')
+                               for key, about in x['Characters'].items()}
     assert len({len(story) for story in file['test']}) == 3
+
+def test_a_story_that_lists_nobody(data, tmp_path):
+    raw, told = data
+    shutil.copytree(raw, tmp_path/'raw')
+    for name, x in told.items():
+        x = json.loads(json.dumps(x))
+        for shot in x['Shots']: del shot['Characters Appearing']
+        write_told(tmp_path/'raw'/name, x)
+    convert('vistory', tmp_path/'raw', tmp_path/'x.h5', quiet=True)
+    assert not any('shown_in' in about for story in StoryFile(tmp_path/'x.h5')['test'] for about in story.about.values())
 
 def test_dry_run_and_summary(data, tmp_path, capsys):
     raw, _ = data

@@ -16,7 +16,7 @@ from arldm.data.story import Story, StoryFile
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.files.row_store import Store
-from arldm.score.cids import CUT_OUT, FoundCharacters, _differences, assign, cids, cids_names, cut_out_cast
+from arldm.score.cids import CUT_OUT, FoundCharacters, _differences, assign, cids, cids_names, cut_out_cast, named_characters
 from arldm.score.cutting_out import CharacterCutter, Detector, box_corners, clip_crop, detector_size, open_detector
 from arldm.score.evaluate import evaluate
 from arldm.score.feature_networks import open_network
@@ -185,7 +185,7 @@ def test_rows_by_hand(tmp_path, monkeypatch):
     found = row(got, FOUND)
     assert (found['value'], found['n'], found['unit']) == (9/16, 16, '%') and found['beside'][0]['value'] == 1
     assert 'not comparable to CIDS: the networks have other sizes' in cross['note'] and '2 of 8 characters never found' in cross['note']
-    assert '4 of 12 cast cards are named by no caption' in ' '.join(got['trouble'])
+    assert '4 of 12 cast cards should be in no drawn frame' in ' '.join(got['trouble'])
     assert got['networks'].keys() == {'fields', 'clip', CUT_OUT} and cross['network'] == CUT_OUT
     saved = json.loads((tmp_path/'run/scores.json').read_text())
     assert row(saved, CROSS) == json.loads(json.dumps(cross))
@@ -199,6 +199,20 @@ def test_the_floor_is_the_cards_of_others(tmp_path, monkeypatch):
     for name in CROSS, SELF:
         r = row(got, name)
         assert r['value'] == pytest.approx(1, abs=1e-4) and r['beside'][1]['value'] == pytest.approx(cosine(RED, BLUE), abs=1e-3)
+
+def test_who_is_listed_counts_instead_of_who_is_named(tmp_path):
+    "As in ViStoryBench's stories: a caption may say she."
+    listed = {'Bo': {'shown_in': '2'}, 'Ada': {'shown_in': '1,2,4'}, 'Eve': {'shown_in': 'none'}}
+    split = story_file(tmp_path, 'folder', test=coloured(2, listed))['test']
+    drawn(tmp_path/'drawn', split, lambda i: [scene(RED)]*4)
+    drawings = match_drawings(tmp_path, split)
+    characters, character, frame = named_characters(drawings)
+    pairs = {(*characters[c], int(drawings.k[i])) for c, i in zip(character, frame)}
+    assert pairs == {(story, *x) for story in (0, 1) for x in (('Bo', 2), ('Ada', 1), ('Ada', 2), ('Ada', 4))}
+    cast = cut_out_cast(drawings, CharacterCutter(Squares(), Mean()))
+    assert cast.is_listed and '2 of 6 cast cards should be in no drawn frame and are left out' in ' '.join(cast.notes)
+    some = story_file(tmp_path/'some', 'folder', test=coloured(2, {'Bo': {'shown_in': '2'}}))['test']
+    assert not cut_out_cast(match_drawings(tmp_path, some), CharacterCutter(Squares(), Mean())).is_listed
 
 def test_by_description(tmp_path, monkeypatch):
     "A character is looked for by its description, or its name; realistic humans are counted; the rows have other names."
@@ -247,7 +261,7 @@ def test_what_is_missing_is_said(tmp_path, folders, detector, monkeypatch):
     why([Story('s', 'a', ('It rains.',)*4, frames, {'Ada': painting(9)})])
     why([Story('s', 'a', CAPTIONS, frames, {'Ada': painting(9)})], nets=dict(clip=StoryError('no weights named; name CLIP')))
     why([Story('s', 'a', CAPTIONS, frames, {'Ada': painting(9)})], StoryError('x: no config.json in it'))
-    assert reasons == ['not measured: the stories have no cast', 'not measured: no caption names a character of the cast',
+    assert reasons == ['not measured: the stories have no cast', 'not measured: no frame should show a character of the cast',
                        'not measured: no weights named; name CLIP', 'not measured: x: no config.json in it']
 
 def test_folders_that_are_no_detector(tmp_path, folders):
