@@ -48,13 +48,25 @@ export class Cards {
     })
   }
 
-  async addFiles(files) { for (const file of files) await this.add(file) }
+  // Whether there is no room for files, which is then said
+  isFull(files) {
+    if (this.cards.length < this.capacity) return false
+    const names = files.map(file => file.name).join(', ')
+    this.failed(`the model has room for ${this.capacity} cards; take one away before adding ${names}`)
+    return true
+  }
+
+  async addFiles(files) {
+    for (const [i, file] of files.entries()) {
+      if (this.isFull(files.slice(i))) return
+      await this.add(file)
+    }
+  }
 
   async add(file) {
     let picture
     try { picture = await decodePicture(file, file.name) } catch (e) { return this.failed(e.message) }
-    if (this.cards.length >= this.capacity)
-      return this.failed(`the model has room for ${this.capacity} cards; take one away before adding ${file.name}`)
+    if (this.isFull([file])) return   // of two drops at once
     this.cards.push({name: file.name.replace(/\.[^.]*$/, ''), picture})
     this.show()
   }
