@@ -83,7 +83,7 @@ def index_stories(
     frames = []
     captions = []
     casts = []
-    told = []
+    abouts = []
     albums = {}  # id of a story -> its album
     for story in stories:
         _check_text(story)
@@ -95,17 +95,17 @@ def index_stories(
         frames.append(rows_by_frame or [[NO_PICTURE]]*len(story.captions))
         captions.append(story.captions)
         casts.append({name: row_of(picture) for name, picture in story.cast.items()})
-        told.append(story.about)
+        abouts.append(story.about)
         albums[story.id] = story.album
     return dict(frame=_rectangle(frames), caption=_table(captions),
                 story_id=np.array(list(albums), object),
-                album_id=np.array(list(albums.values()), object), **cast_index(casts, told))
+                album_id=np.array(list(albums.values()), object), **cast_index(casts, abouts))
 
 # %% ../../nbs/data/11a_splits.ipynb #1a5b2cb3
 def _check_text(story):
     "Raise `StoryError` at an id, album or other text that HDF5 cannot store: a zero ends it there."
     texts = [story.id, story.album, *story.captions]
-    for told in story.about.values(): texts += told.values()
+    for fields in story.about.values(): texts += fields.values()
     for text in texts:
         valid = isinstance(text, str) and '\0' not in text
         if not valid or text != text.encode('utf-8', 'replace').decode():   # lone surrogates

@@ -355,7 +355,7 @@ def cast(self:StorySplit, i:int)->dict:
 
 @patch
 def about(self:StorySplit, i:int)->dict:
-    "Return what is told about the cards of story `i`: name -> {'description': text, …}."
+    "Return what is known about the cards of story `i`: name -> {'description': text, …}."
     return about_cards(self._index, i)
 
 @patch

@@ -23,9 +23,9 @@ from .story import Story
 LANGUAGES = {'vistory': 'en', 'vistory-ch': 'ch'}
 _CAPTION = 'Static Shot Description'
 
-def _shots_in_order(told, story):
+def _shots_in_order(content, story):
     "Return the shots of a story in the order of their numbers, or raise `BadStory`."
-    shots = told.get('Shots')
+    shots = content.get('Shots')
     if not isinstance(shots, list) or not shots or not all(isinstance(x, dict) for x in shots):
         raise BadStory('no shots', f'story {story}: expected a list "Shots" in its story.json, of '
                                    'objects')
@@ -59,9 +59,9 @@ def _name(key, about, language):
     name = about.get(f'name_{language}')
     return clean(name if isinstance(name, str) and has_visible(name) else key)
 
-def _cast(folder, tree, told, language, story):
+def _cast(folder, tree, content, language, story):
     "Return {name: encoded picture} of the characters of a story, or raise `BadStory`."
-    characters = told.get('Characters', {})
+    characters = content.get('Characters', {})
     is_dict = isinstance(characters, dict)
     if not is_dict or not all(isinstance(x, dict) for x in characters.values()):
         raise BadStory('bad cast', f'story {story}: expected "Characters" in its story.json to be '
@@ -91,11 +91,11 @@ def _listed(shots, story): # {character: numbers of the shots that list it, in o
             if isinstance(name, str): listed.setdefault(name, []).append(shot['index'])
     return listed
 
-def _about(told, language, story):
-    "Return what is told about the characters: {name: {'description': text, 'tag': text, …}}."
-    listed = _listed(told['Shots'], story)
+def _about(content, language, story):
+    "Return what is known about the characters: {name: {'description': text, 'tag': text, …}}."
+    listed = _listed(content['Shots'], story)
     about = {}
-    for key, character in told.get('Characters', {}).items():
+    for key, character in content.get('Characters', {}).items():
         texts = {}
         for what, field in dict(description=f'prompt_{language}', tag='tag').items():
             text = character.get(field) or ''
@@ -108,7 +108,7 @@ def _about(told, language, story):
     return about
 
 # %% ../../nbs/data/17c_vistory.ipynb #42b4022d
-def _told(folder, tree, story):
+def _read_story(folder, tree, story):
     "Return what the story.json of a story holds, or raise `BadStory`."
     file = tree.files.get(f'{story}/story.json')
     if file is None:
@@ -146,11 +146,11 @@ def vistory_splits(
                          'ViStory of the data set')
 
     def build(story):
-        told = _told(folder, tree, story)
-        shots = _shots_in_order(told, story)
+        content = _read_story(folder, tree, story)
+        shots = _shots_in_order(content, story)
         captions = [_caption(shot, language, story) for shot in shots]
-        cast = _cast(folder, tree, told, language, story)
-        return Story(story, story, captions, None, cast, _about(told, language, story))
+        cast = _cast(folder, tree, content, language, story)
+        return Story(story, story, captions, None, cast, _about(content, language, story))
 
     notes = ['the stories have captions, but no pictures: they can be drawn, not trained on']
     if others: notes.append(f'left out, because it is not the number of a story: {others[0]}')

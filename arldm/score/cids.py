@@ -207,10 +207,10 @@ def named_characters(
         story = int(drawings.story[i])
         caption = drawings.split.captions(story)[drawings.k[i] - 1]
         cast = drawings.split.cast(story)
-        told = drawings.split.about(story)
+        abouts = drawings.split.about(story)
         named = names_in(caption, tuple(cast))
         for name in cast:
-            listed = told.get(name, {}).get('shown_in')
+            listed = abouts.get(name, {}).get('shown_in')
             if not (name in named if listed is None else str(drawings.k[i]) in listed.split(',')):
                 continue
             characters.append(numbers.setdefault((story, name), len(numbers)))
@@ -229,26 +229,26 @@ def _sizes(detector, clip):
             (clip.side, vision.patch_size, vision.hidden_size, vision.num_hidden_layers,
              clip.num_features))
 
-def _differences(cutter, told): # told: of each character, as of `StorySplit.about`
+def _differences(cutter, abouts): # abouts: of each character, as of `StorySplit.about`
     "Return why rows are not comparable to CIDS; [] if weights and characters may be as published."
     found = []
     if cutter.detector.prompt != 'character': found.append('the detector looks for descriptions')
     try: same_networks = _sizes(cutter.detector, cutter.clip) == _PUBLISHED_SIZES
     except AttributeError: same_networks = False # networks of another kind
     if not same_networks: found.append('the networks have other sizes')
-    n = sum(about.get('tag') == 'realistic_human' for about in told)
-    if n: found.append(f'{n} of {counted(len(told), "character")} are realistic humans, of whom '
+    n = sum(about.get('tag') == 'realistic_human' for about in abouts)
+    if n: found.append(f'{n} of {counted(len(abouts), "character")} are realistic humans, of whom '
                        'CIDS compares the faces')
     return found
 
 # %% ../../nbs/score/55c_cids.ipynb #440561e7
-def _texts(detector, characters, told): # of each character, and the notes
+def _texts(detector, characters, abouts): # of each character, and the notes
     if detector.prompt == 'character': return ['character']*len(characters), []
     texts = []
-    for (_, name), about in zip(characters, told): texts.append(about.get('description') or name)
-    n = sum('description' not in about for about in told)
+    for (_, name), about in zip(characters, abouts): texts.append(about.get('description') or name)
+    n = sum('description' not in about for about in abouts)
     if not n: return texts, []
-    return texts, [f'{n} of {counted(len(told), "character")} have no description; the detector '
+    return texts, [f'{n} of {counted(len(abouts), "character")} have no description; the detector '
                    'looks for their names']
 
 def _card_notes(on_card, n_cards): # bool (c,), of the named characters; of all cards
@@ -272,8 +272,8 @@ def cut_out_cast(
     n_cards = sum(len(split.cast(i)) for i in np.unique(drawings.story))
     if not n_cards: raise StoryError('the stories have no cast')
     if not characters: raise StoryError('no frame should show a character of the cast')
-    told = [split.about(story).get(name, {}) for story, name in characters]
-    texts, notes = _texts(cutter.detector, characters, told)
+    abouts = [split.about(story).get(name, {}) for story, name in characters]
+    texts, notes = _texts(cutter.detector, characters, abouts)
     rows = [split.cast(story)[name] for story, name in characters]
     cards, on_card = card_features(cutter, lambda i: split.file.picture(rows[i]), texts)
     notes += _card_notes(on_card, n_cards)
@@ -290,8 +290,8 @@ def cut_out_cast(
     _, first = np.unique(character, return_index=True)
     return CastInDrawings(character, frame, story, drawings.album[frame[first]], cards, drawn,
                           reference, cutter.detector.prompt, cutter.digest(),
-                          all('shown_in' in about for about in told),
-                          _differences(cutter, told), notes)
+                          all('shown_in' in about for about in abouts),
+                          _differences(cutter, abouts), notes)
 
 # %% ../../nbs/score/55c_cids.ipynb #94a3bd83
 def cast_or_reason(

@@ -112,8 +112,8 @@ BAD_ABOUT = {"story 7: the cast has no card 'Eve' to tell about": {'Eve': {'tag'
              "story 7, card Ada of the cast: 'tag' is None; expected a text for description or tag or shown_in, which is as '1,3'": {'Ada': {'tag': None}},
              "story 7, card Ada of the cast: 'shown_in' is '1, x'; expected a text for description or tag or shown_in, which is as '1,3'":
                  {'Ada': {'shown_in': '1, x'}},
-             "story 7: what is told about the cast is 'Ada', expected {name: {'description': text, …}}": 'Ada',
-             "story 7: what is told about the cast is {'Ada': 'a girl'}, expected {name: {'description': text, …}}": {'Ada': 'a girl'}}
+             "story 7: what is known about the cast is 'Ada', expected {name: {'description': text, …}}": 'Ada',
+             "story 7: what is known about the cast is {'Ada': 'a girl'}, expected {name: {'description': text, …}}": {'Ada': 'a girl'}}
 
 @pytest.mark.parametrize('said', BAD_ABOUT)
 def test_bad_descriptions(said):
