@@ -67,7 +67,7 @@ CARD_FIELDS = 'description', 'tag', 'shown_in'    # of what is known about a car
 
 def _is_field(field, text): # whether this may be said about a card
     if field not in CARD_FIELDS or not isinstance(text, str): return False
-    return field != 'shown_in' or bool(re.fullmatch('|none|[0-9]+(,[0-9]+)*', text))
+    return field != 'shown_in' or bool(re.fullmatch('|none|[1-9][0-9]*(,[1-9][0-9]*)*', text))
 
 def checked_about(
     about:dict,  # Name of a card -> {field of `CARD_FIELDS`: text}, none of them required

@@ -80,20 +80,20 @@ def _cast(folder, tree, content, language, story):
     return dict(zip(names, pictures))
 
 # %% ../../nbs/data/17c_vistory.ipynb #ba1e8ab5
-def _listed(shots, story): # {character: numbers of the shots that list it, in order}
+def _listed(shots): # shots in order -> {character: numbers of those that list it}
     listed = {}
-    for shot in sorted(shots, key=lambda shot: place_number(shot.get('index'), 'index', story)):
+    for k, shot in enumerate(shots, 1):
         appearing = shot.get('Characters Appearing')
         # their evaluator looks for the English keys, in every language
         names = appearing.get('en') if isinstance(appearing, dict) else None
         if not isinstance(names, list): continue
         for name in names:
-            if isinstance(name, str): listed.setdefault(name, []).append(shot['index'])
+            if isinstance(name, str): listed.setdefault(name, []).append(k)
     return listed
 
-def _about(content, language, story):
+def _about(content, shots, language, story):
     "Return what is known about the characters: {name: {'description': text, 'tag': text, …}}."
-    listed = _listed(content['Shots'], story)
+    listed = _listed(shots)
     about = {}
     for key, character in content.get('Characters', {}).items():
         texts = {}
@@ -150,7 +150,7 @@ def vistory_splits(
         shots = _shots_in_order(content, story)
         captions = [_caption(shot, language, story) for shot in shots]
         cast = _cast(folder, tree, content, language, story)
-        return Story(story, story, captions, None, cast, _about(content, language, story))
+        return Story(story, story, captions, None, cast, _about(content, shots, language, story))
 
     notes = ['the stories have captions, but no pictures: they can be drawn, not trained on']
     if others: notes.append(f'left out, because it is not the number of a story: {others[0]}')

@@ -47,6 +47,19 @@ def test_stories_are_those_of_the_files(data, tmp_path, source, language):
                                for key, about in x['Characters'].items()}
     assert len({len(story) for story in file['test']}) == 3
 
+def test_numbers_of_shots_as_text(data, tmp_path):
+    "The order and the numbers are those of the index, however it is written."
+    raw, told = data
+    shutil.copytree(raw, tmp_path/'raw')
+    for name, x in told.items():
+        x = json.loads(json.dumps(x))
+        for shot in x['Shots']: shot['index'] = f'{shot["index"]:02d}'
+        x['Shots'].reverse()
+        write_told(tmp_path/'raw'/name, x)
+    for folder in raw, tmp_path/'raw': convert('vistory', folder, tmp_path/f'{folder.name}.h5', quiet=True)
+    want, got = (list(StoryFile(tmp_path/f'{folder.name}.h5')['test']) for folder in (raw, tmp_path/'raw'))
+    assert [story.about for story in got] == [story.about for story in want]
+
 def test_a_story_that_lists_nobody(data, tmp_path):
     raw, told = data
     shutil.copytree(raw, tmp_path/'raw')
