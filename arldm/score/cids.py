@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUT_OUT', 'assign', 'FoundCharacters', 'find_characters', 'card_features', 'cids', 'CastInDrawings',
-           'named_characters', 'cut_out_cast', 'cast_or_reason', 'cids_names', 'cids_rows']
+           'expected_characters', 'cut_out_cast', 'cast_or_reason', 'cids_names', 'cids_rows']
 
 # %% ../../nbs/score/55c_cids.ipynb #fcf0c552
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from ..core import StoryError, counted
 from ..files.pictures import decode
 from ..files.row_store import Store
 from ..draw.matching import Drawings
-from .coherence import distant_frames, names_in
-from .consistency import cosine_between, mean_over_stories
+from .coherence import distant_frames
+from .consistency import (cosine_between, expected_cast,
+                                     mean_over_stories)
 from .cutting_out import PROMPTS, CharacterCutter, crop_features
 from .intervals import mean_of
 from .table import SHARE_BOUNDS, Table
@@ -192,10 +193,10 @@ class CastInDrawings:
     notes: list             # Texts
 
 # %% ../../nbs/score/55c_cids.ipynb #03b70972
-def named_characters(
+def expected_characters(
     drawings:Drawings,
 )->tuple: # list (c,) of (place of the story, name); int (p,), a character; int (p,), its frame
-    """Pair each frame with the characters that it should show: as listed, else as its caption names.
+    """Pair each frame with the characters that it should show.
 
     Returns:
         tuple: list (c,) of (place of the story, name); int (p,), a character; int (p,), its frame
@@ -204,16 +205,9 @@ def named_characters(
     characters = []
     frames = []
     for i in range(len(drawings)):
-        story = int(drawings.story[i])
-        caption = drawings.split.captions(story)[drawings.k[i] - 1]
-        cast = drawings.split.cast(story)
-        abouts = drawings.split.about(story)
-        named = names_in(caption, tuple(cast))
-        for name in cast:
-            listed = abouts.get(name, {}).get('shown_in')
-            if not (name in named if listed is None else str(drawings.k[i]) in listed.split(',')):
-                continue
-            characters.append(numbers.setdefault((story, name), len(numbers)))
+        for name in expected_cast(drawings, i):
+            key = int(drawings.story[i]), name
+            characters.append(numbers.setdefault(key, len(numbers)))
             frames.append(i)
     return [*numbers], np.array(characters, int), np.array(frames, int)
 
@@ -268,7 +262,7 @@ def cut_out_cast(
 )->CastInDrawings:
     "Look for the characters of the cast in frames that should show them, and on their cards."
     split = drawings.split
-    characters, character, frame = named_characters(drawings)
+    characters, character, frame = expected_characters(drawings)
     n_cards = sum(len(split.cast(i)) for i in np.unique(drawings.story))
     if not n_cards: raise StoryError('the stories have no cast')
     if not characters: raise StoryError('no frame should show a character of the cast')

@@ -16,7 +16,7 @@ from arldm.data.story import Story, StoryFile
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.files.row_store import Store
-from arldm.score.cids import CUT_OUT, FoundCharacters, _differences, assign, cids, cids_names, cut_out_cast, named_characters
+from arldm.score.cids import CUT_OUT, FoundCharacters, _differences, assign, cids, cids_names, cut_out_cast, expected_characters
 from arldm.score.cutting_out import CharacterCutter, Detector, box_corners, clip_crop, detector_size, open_detector
 from arldm.score.evaluate import evaluate
 from arldm.score.feature_networks import open_network
@@ -206,7 +206,7 @@ def test_who_is_listed_counts_instead_of_who_is_named(tmp_path):
     split = story_file(tmp_path, 'folder', test=coloured(2, listed))['test']
     drawn(tmp_path/'drawn', split, lambda i: [scene(RED)]*4)
     drawings = match_drawings(tmp_path, split)
-    characters, character, frame = named_characters(drawings)
+    characters, character, frame = expected_characters(drawings)
     pairs = {(*characters[c], int(drawings.k[i])) for c, i in zip(character, frame)}
     assert pairs == {(story, *x) for story in (0, 1) for x in (('Bo', 2), ('Ada', 1), ('Ada', 2), ('Ada', 4))}
     cast = cut_out_cast(drawings, CharacterCutter(Squares(), Mean()))

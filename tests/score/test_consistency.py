@@ -1,4 +1,5 @@
 "Style and characters against cast cards: the numbers of loops written out, floors of what does not belong together."
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +12,7 @@ from arldm.core import StoryError
 from arldm.data.story import Story
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
-from arldm.score.consistency import cosine_between, mean_over_stories, named_cards
+from arldm.score.consistency import cosine_between, expected_cards, mean_over_stories
 from arldm.score.evaluate import evaluate
 from arldm.score.feature_networks import Csd, same_cut, whole_picture
 from painted import Small, draw, painting, row, story_file
@@ -87,10 +88,22 @@ def test_a_frame_that_is_the_card(tmp_path, split):
     draw(tmp_path/'drawn', split, picture=lambda i, k: split[i].cards().get('Ada', painting(7)))
     r = row(evaluate(tmp_path, split.first(5), dict(dinov2=Small()), n_resamples=0), CHARACTERS)
     assert r['value'] < 1 and r['beside'][1]['value'] < r['value']             # Bo is named in two frames
-    frame, card = named_cards(match_drawings(tmp_path, split.first(1)))
+    frame, card = expected_cards(match_drawings(tmp_path, split.first(1)))
     assert (frame.tolist(), card.tolist()) == ([0], [split.cast(0)['Ada']])
-    frame, card = named_cards(match_drawings(tmp_path, split.first(2)), or_first=True)
+    frame, card = expected_cards(match_drawings(tmp_path, split.first(2)), or_first=True)
     assert frame.tolist() == [0, 1, 2, 3, 4, 4] and card.tolist()[:2] == [split.cast(0)['Ada'], split.cast(0)['Bo']]
+
+def test_who_is_listed_counts_instead_of_who_is_named(tmp_path):
+    "As in ViStoryBench's stories: a caption may say she."
+    story = next(cast_stories())
+    listed = replace(story, about={'Bo': {'shown_in': '2'}, 'Ada': {'shown_in': 'none'}})
+    split = story_file(tmp_path, 'folder', test=[listed])['test']
+    draw(tmp_path/'drawn', split)
+    drawings, cast = match_drawings(tmp_path, split), split.cast(0)
+    frame, card = expected_cards(drawings)
+    assert ([int(drawings.k[i]) for i in frame], card.tolist()) == ([2], [cast['Bo']])
+    frame, card = expected_cards(drawings, or_first=True)
+    assert card.tolist() == [cast['Bo'] if drawings.k[i] == 2 else [*cast.values()][0] for i in frame]
 
 def test_without_cards_or_weights(tmp_path, csd):
     "No cards, no row about them; style only if it is named, and if its file is bad, the reason."
