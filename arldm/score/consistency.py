@@ -38,7 +38,8 @@ def expected_cast(
     expected = []
     for name in cast:
         listed = abouts.get(name, {}).get('shown_in')
-        if name in named if listed is None else str(k) in listed.split(','): expected.append(name)
+        is_expected = name in named if listed is None else str(k) in listed.split(',')
+        if is_expected: expected.append(name)
     return expected
 
 def expected_cards(
