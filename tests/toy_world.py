@@ -13,11 +13,11 @@ def scene(*figures, place='forest', time='night'): return Scene(place, time, fig
 def both(a='stand', b='stand'): return scene(Figure(STAR, 'left', a), Figure(DISC, 'right', b))
 
 @cache
-def old_stories():
-    "400 stories in which nothing is untold: lists of beats."
+def short_stories():
+    "400 stories of 5 frames: lists of beats."
     return [invent(random.Random(i)) for i in range(400)]
 
 @cache
-def untold_stories():
-    "300 stories of 10 frames with patterns, scarves and landmarks: lists of beats."
-    return [invent(random.Random(f'untold {i}'), 10, untold=True) for i in range(300)]
+def long_stories():
+    "400 stories of 10 frames: lists of beats."
+    return [invent(random.Random(f'long {i}'), 10) for i in range(400)]

@@ -119,11 +119,13 @@ def _check_source_only(source, **wishes):
 
 # %% ../../nbs/cli/65_convert.ipynb #5a4253a8
 def _draw_toy_folder(raw, albums, quiet):
-    "Draw the toy corpus into the new folder `raw`: `albums` for training, fewer for other splits."
+    """Draw the toy corpus into the new folder `raw`: `albums` for training, a tenth of them for each
+    other split; half of the albums have cards."""
     n_others = -(-albums//10)  # a tenth, rounded up
     try:
         with whole_folder(raw, flush=False) as tmp:
-            write_toy(tmp, (albums, n_others, n_others, n_others), progress=not quiet)
+            write_toy(tmp, (albums, n_others, n_others, n_others), progress=not quiet,
+                      with_cards=.5)
     except FolderTaken:
         raise StoryError(f'{raw} has just been made by another command; run this one '
                          'again') from None
@@ -227,7 +229,6 @@ def toy_file(
     albums:tuple,     # Number of albums in train, val, test and, if there is a fourth, hard
     seed:int=0,       # The same seed and numbers give the same stories
     quiet:bool=True,  # Show no progress bars and no summary
-    untold:bool=False,    # With patterns, scarves and landmarks, which no caption tells
     with_cards:float=0.,  # Share of the albums that have a card of each character
 )->Path:              # `path`
     """Write a story file of the toy corpus, or reuse the one that exists.
@@ -237,7 +238,6 @@ def toy_file(
         albums (tuple): Number of albums in train, val, test and, if there is a fourth, hard
         seed (int, default 0): The same seed and numbers give the same stories
         quiet (bool, default True): Show no progress bars and no summary
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
         with_cards (float, default 0.0): Share of the albums that have a card of each character
 
     Returns:
@@ -245,10 +245,7 @@ def toy_file(
     """
     def make(tmp):
         with temporary_folder(tmp.with_name('raw')) as raw:
-            write_toy(raw, albums, seed=seed, progress=not quiet, untold=untold,
-                      with_cards=with_cards)
+            write_toy(raw, albums, seed=seed, progress=not quiet, with_cards=with_cards)
             convert('toy', str(raw), str(tmp), quiet=quiet)
-    made_from = dict(corpus='toy', albums=albums, seed=seed)
-    if untold: made_from.update(untold=True, with_cards=with_cards)
-    keep_file(path, made_from, make)
+    keep_file(path, dict(corpus='toy', albums=albums, seed=seed, with_cards=with_cards), make)
     return Path(path)

@@ -53,12 +53,12 @@ MEMORY_TASKS = {
     'cast': ('own', 'captions', 'none'),
     'swapped cast': ('own',)}
 
-def _draw_guesses(story, seed, untold): # -> a picture for each frame
+def _draw_guesses(story, seed): # -> a picture for each frame
     "Draw each caption without the history: what it does not state is guessed."
     rng = random.Random(f'{story.id} {seed}')
     frames = []
     for caption, scene in zip(story.captions, read(story.pictures())):
-        frames.append(draw_scene(guess(caption, scene, rng, untold)))
+        frames.append(draw_scene(guess(caption, scene, rng)))
     return frames
 
 def _write_once(folder, story, make_frames, first): # -> folder of the story
@@ -100,7 +100,6 @@ def draw_rows(
                  'name another folder: --out ANOTHER_FOLDER')
     for pipeline in pipe, base: pipeline.set_progress_bar_config(disable=True)
     first_given = task == 'continuation'
-    untold = pipe.history.config.cast
     for j in range(seeds):
         set_folder = set_name(j) # of the drawings of one seed
         # story i is drawn from noise seed + i: no noise is used twice below 10,000 stories
@@ -111,7 +110,7 @@ def draw_rows(
         yield from _drawn(out/'arldm', pipe, stories, MEMORY_TASKS[task], set_folder, how)
         for i in range(len(stories) if limit is None else min(limit, len(stories))):
             story = stories[i]
-            guess_frames = partial(_draw_guesses, story, how['seed'], untold)
+            guess_frames = partial(_draw_guesses, story, how['seed'])
             yield _write_once(out/'chance'/set_folder, story, guess_frames, 1 + first_given)
             # the reference frames are the same for every seed
             if j == 0:
@@ -243,11 +242,11 @@ def drift_table(
 # seed of the test stories: no model was trained on a corpus of this seed
 UNSEEN_SEED = 2026
 
-def unseen_stories(path:Path, untold:bool=False) -> Path:
+def unseen_stories(path:Path) -> Path:
     "Write a file of stories that no shipped model was trained on; keep one made before."
     # train, val, test and hard. Nothing is trained on these training stories: scoring looks among
     # their pictures for copies
-    return toy_file(path, albums=(100, 1, 200, 200), seed=UNSEEN_SEED, untold=untold)
+    return toy_file(path, albums=(100, 1, 200, 200), seed=UNSEEN_SEED)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #ebe6c7bb
 def _swapped(beats): # the same story with the looks of its two characters exchanged
@@ -273,8 +272,8 @@ def cast_story(
         swapped (bool, default False): Exchange the looks of the two characters
     """
     rng = random.Random(f'cast {UNSEEN_SEED} {i}')
-    beats = invent(rng, hard=hard, untold=True)
-    while len(cast_looks(beats)) < 2: beats = invent(rng, hard=hard, untold=True)
+    beats = invent(rng, hard=hard)
+    while len(cast_looks(beats)) < 2: beats = invent(rng, hard=hard)
     captions = tell(beats, rng, by_name=True)
     if swapped: beats = _swapped(beats)
     cards = {name: to_png(draw_card(look)) for name, look in cast_looks(beats).items()}
@@ -330,8 +329,7 @@ def run_memory_test(
     # the lock is held until this function ends
     lock = lock_folder(out, 'running the memory test')
     if not data:
-        unseen = unseen_stories(out/'stories.h5', pipe.history.config.cast)
-        stories = StoryFile(unseen)[split]
+        stories = StoryFile(unseen_stories(out/'stories.h5'))[split]
     by_task = _stories_of_tasks(out, pipe, stories, split)
     sampling = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     n = min(limit, len(stories))

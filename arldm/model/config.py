@@ -51,9 +51,11 @@ def _small_vae(*channels):
 # %% ../../nbs/model/24_config.ipynb #f874a8e3
 SIZES = {
     'full': dict(unet=_unet15, vae=_vae15, clip=_clip15, vision=_vit_large, bert=_bert_base),
-    'toy': dict(unet=_small_unet(64, 96, d=64), vae=_small_vae(8, 24, 48, 64), clip=_small(64, 2),
-                vision=dict(_small(64, 2), image_size=64, patch_size=8),
-                bert=dict(_small(64, 2), max_position_embeddings=64)),
+    # 8 latent channels: with 4, the patterns of small figures are lost
+    'toy': dict(unet=dict(_small_unet(64, 88, d=96), in_channels=8, out_channels=8),
+                vae=dict(_small_vae(16, 24, 48, 64), latent_channels=8, norm_num_groups=4),
+                clip=_small(96, 2), vision=dict(_small(96, 2), image_size=64, patch_size=8),
+                bert=dict(_small(96, 2), max_position_embeddings=64)),
     'tiny': dict(unet=_small_unet(16, 32, d=32), vae=_small_vae(8, 8, 16, 16), clip=_small(32, 1),
                  vision=dict(_small(32, 1), image_size=32, patch_size=8),
                  bert=dict(_small(32, 1), max_position_embeddings=128))}

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, replace
 
 from ..core import CORPORA
-from .scene import (ACCESSORIES, COLOURS, Figure, Look, PLACES, POSITIONS, RADII, SHAPES,
-                             Scene, TIMES_OF_DAY, figures_in_order, has_hard, random_landmark,
+from .scene import (ACCESSORIES, COLOURS, Figure, LANDMARKS, Look, PLACES, POSITIONS,
+                             RADII, SHAPES, Scene, TIMES_OF_DAY, figures_in_order, has_hard,
                              two_looks)
 
 # %% ../../nbs/toy/19_captions.ipynb #4434fb0b
@@ -98,7 +98,6 @@ def invent(
     n:int=STORY_FRAMES,  # Number of frames
     # Open with a combination held out of training; if False, no frame shows one
     hard:bool=False,
-    untold:bool=False,   # With patterns, scarves and landmarks, which no caption tells
 )->list:                 # n `Beat`s
     """Invent a story of two characters; `tell` words it and `draw_scene` draws its frames.
 
@@ -107,18 +106,17 @@ def invent(
         n (int, default STORY_FRAMES): Number of frames
         hard (bool, default False): Open with a combination held out of training; if False, no frame
             shows one
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
 
     Returns:
         list: n `Beat`s
     """
     while True:
         names = rng.sample(list(PRONOUNS), 2)
-        looks = dict(zip(names, two_looks(rng, untold)))
+        looks = dict(zip(names, two_looks(rng)))
         hero = names[0]
         opening_cast = {hero: Figure(looks[hero], rng.choice(list(POSITIONS)))}
         place = rng.choice(list(PLACES))
-        landmarks = {place: random_landmark(place, rng, untold) for place in PLACES}
+        landmarks = {place: rng.choice(LANDMARKS[place]) for place in PLACES}
         beats = [Beat('open', hero, opening_cast, place, rng.choice(TIMES_OF_DAY), landmarks)]
         while len(beats) < n: beats.append(_next_beat(beats, looks, rng))
         if _fits_split(beats, hard): return beats

@@ -27,7 +27,6 @@ def toy_story(
     hard:bool=False,     # Open with a colour, shape and place that are held out of training
     side:int=TOY_SIDE,   # Height and width of the pictures in pixels
     telling:int=0,       # Number of the wording: another gives other captions, the same pictures
-    untold:bool=False,   # With patterns, scarves and landmarks, which no caption tells
     cards:bool=False,    # With a card of each character; captions tell names only, never a look
 )->Story:
     """Return one story of the toy world without writing a corpus; `write_toy` writes other stories.
@@ -40,11 +39,10 @@ def toy_story(
         side (int, default TOY_SIDE): Height and width of the pictures in pixels
         telling (int, default 0): Number of the wording: another gives other captions, the same
             pictures
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
         cards (bool, default False): With a card of each character; captions tell names only, never
             a look
     """
-    beats = invent(random.Random(f'story {i}'), n, hard, untold)
+    beats = invent(random.Random(f'story {i}'), n, hard)
     captions = tell(beats, random.Random(f'words {i} {telling}'), by_name=cards)
     frames = [to_png(draw_scene(beat.scene, side)) for beat in beats]
     cast = {}
@@ -89,7 +87,6 @@ def write_toy(
     seed:int=0,          # The same seed and numbers give the same corpus
     progress:bool=True,  # Show a progress bar
     side:int=TOY_SIDE,   # Height and width of the pictures in pixels
-    untold:bool=False,   # With patterns, scarves and landmarks, which no caption tells
     with_cards:float=0., # Share of the albums that have a card of each character
 ):
     """Write a toy corpus in SSID's raw layout, `SSID_Annotations/*.json` and `SSID_Images/*.png`,
@@ -104,7 +101,6 @@ def write_toy(
         seed (int, default 0): The same seed and numbers give the same corpus
         progress (bool, default True): Show a progress bar
         side (int, default TOY_SIDE): Height and width of the pictures in pixels
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
         with_cards (float, default 0.0): Share of the albums that have a card of each character
     """
     folder = Path(expand_user(str(raw)))
@@ -117,7 +113,7 @@ def write_toy(
     for (split, split_in_name), n in zip(TOY_SPLITS.items(), n_albums):
         records = []
         for _ in range(n):
-            beats = invent(rng, hard=split == 'hard', untold=untold)
+            beats = invent(rng, hard=split == 'hard')
             has_cards = with_cards and rng.random() < with_cards
             cards = _write_album(album, beats, picture_folder, side, has_cards)
             records += _records(album, tellings, beats, rng, cards)

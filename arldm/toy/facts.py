@@ -15,7 +15,7 @@ from functools import lru_cache
 from .captions import cast_looks, invent, tell
 from .reader import read, read_cards
 from .scene import (Figure, LANDMARKS, Look, PLACES, POSITIONS, RADII, Scene,
-                             figures_in_order, random_landmark, two_looks)
+                             figures_in_order, two_looks)
 
 # %% ../../nbs/toy/20_facts.ipynb #5fcaba1b
 FACTS = 'colour', 'shape', 'size', 'accessory', 'position', 'action'  # of a figure
@@ -195,12 +195,6 @@ class History:
         if want.place in self.landmarks and got.place == want.place:
             add('untold', 'landmark', got.landmark == self.landmarks[want.place])
 
-# %% ../../nbs/toy/20_facts.ipynb #43089275
-def _has_untold(scene): # whether it shows more than a world in which nothing is untold
-    if scene.landmark != LANDMARKS[scene.place][0]: return True
-    looks = [figure.look for figure in scene.figures]
-    return any((look.pattern, look.scarf) != ('plain', 'nothing') for look in looks)
-
 # %% ../../nbs/toy/20_facts.ipynb #21355336
 def facts_by_frame(
     story,       # A `Story` of the toy corpus: captions, reference pictures and cards
@@ -225,14 +219,13 @@ def facts_by_frame(
     scenes = read([*story.pictures(), *drawn.values()])
     wanted, got = scenes[:len(story)], dict(zip(drawn, scenes[len(story):]))
     looks = [look for look in read_cards(list(story.cards().values())) if look]
-    # a story of a world in which nothing is untold has no such facts
-    history = History(looks) if looks or any(map(_has_untold, wanted)) else None
+    history = History(looks)
     results = {}
     for k, (caption, want) in enumerate(zip(story.captions, wanted), 1):
         shown = want if teacher_forced else got.get(k, want)
-        if history: history.listen(caption, want)
+        history.listen(caption, want)
         if k in got: results[k] = compare_scenes(caption, want, got[k], history)
-        if history: history.look_at(want, shown)
+        history.look_at(want, shown)
     return results
 
 def check_facts(
@@ -262,12 +255,12 @@ def check_facts(
 check_facts.by_frame = facts_by_frame
 
 # %% ../../nbs/toy/20_facts.ipynb #404fc2e0
-def _guessed_figures(caption, known, n, rng, untold):
+def _guessed_figures(caption, known, n, rng):
     """Return `n` figures that have the facts of `known`, a dict fact -> value for each figure whose
     facts the caption states; all other facts are random."""
     actor = rng.randrange(n)
     random_facts = []
-    for i, look in enumerate(two_looks(rng, untold)):
+    for i, look in enumerate(two_looks(rng)):
         action = action_in(caption) if i == actor else 'stand'
         random_facts.append(dict(vars(look), action=action))
     # if the guess has fewer figures than the story, those about which most is known are kept
@@ -289,45 +282,42 @@ def guess(
     caption:str,
     want:Scene,         # The scene of the story
     rng:random.Random,  # Source of what the caption does not state
-    untold:bool=False,  # With patterns, scarves and landmarks, which no caption tells
 )->Scene:
     """Return a scene in which all stated facts are right and the others come from a random story.
 
     Args:
         want (Scene): The scene of the story
         rng (random.Random): Source of what the caption does not state
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
     """
     # openings are left out: they have one figure, and everything in them is stated
-    other = rng.choice(invent(rng, untold=untold)[1:])
+    other = rng.choice(invent(rng)[1:])
     frame, *stated = stated_facts(caption, want)
     known = []
     for figure, names in zip(want.figures, stated):
         facts = facts_of(figure)
         known.append({name: facts[name] for name in names})
     n = len(want.figures if 'cast' in frame else other.scene.figures)
-    figures = _guessed_figures(caption, known, n, rng, untold)
+    figures = _guessed_figures(caption, known, n, rng)
     place = want.place if 'place' in frame else other.place
     time = want.time if 'time' in frame else other.time
-    return Scene(place, time, figures, random_landmark(place, rng, untold))
+    return Scene(place, time, figures, rng.choice(LANDMARKS[place]))
 
 # %% ../../nbs/toy/20_facts.ipynb #696122a1
-def _add_guesses(results, beats, captions, cards, rng, untold): # `results`: name -> list of bool
-    history = History(cards) if untold else None
+def _add_guesses(results, beats, captions, cards, rng): # `results`: name -> list of bool
+    history = History(cards)
     for beat, caption in zip(beats, captions):
-        if history: history.listen(caption, beat.scene)
+        history.listen(caption, beat.scene)
         # openings without cards are left out: everything in them is stated
         if beat is not beats[0] or cards:
-            guessed = guess(caption, beat.scene, rng, untold)
+            guessed = guess(caption, beat.scene, rng)
             for name, right in compare_scenes(caption, beat.scene, guessed, history).items():
                 results.setdefault(name, []).extend(right)
-        if history: history.look_at(beat.scene, beat.scene)
+        history.look_at(beat.scene, beat.scene)
 
 @lru_cache(None)
 def chance(
-    n:int=400,          # Number of stories to guess
-    seed:int=0,         # Seed of stories and guesses
-    untold:bool=False,  # With patterns, scarves and landmarks, which no caption tells, and cards
+    n:int=400,   # Number of stories to guess
+    seed:int=0,  # Seed of stories and guesses
 )->dict:         # 'remembered place', 'untold pattern', ... -> share that is right
     """Return how often `guess` is right about facts that captions do not state: the level to beat.
     The dict is cached: copy it to change it.
@@ -335,8 +325,6 @@ def chance(
     Args:
         n (int, default 400): Number of stories to guess
         seed (int, default 0): Seed of stories and guesses
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells,
-            and cards
 
     Returns:
         dict: 'remembered place', 'untold pattern', ... -> share that is right
@@ -344,12 +332,10 @@ def chance(
     rng = random.Random(seed)
     results, with_cards = {}, {}
     for _ in range(n):
-        beats = invent(rng, untold=untold)
-        _add_guesses(results, beats, tell(beats, rng), (), rng, untold)
-        if untold:
-            captions = tell(beats, rng, by_name=True)
-            cards = cast_looks(beats).values()
-            _add_guesses(with_cards, beats, captions, cards, rng, untold)
+        beats = invent(rng)
+        _add_guesses(results, beats, tell(beats, rng), (), rng)
+        cards = cast_looks(beats).values()
+        _add_guesses(with_cards, beats, tell(beats, rng, by_name=True), cards, rng)
     results.update({name: right for name, right in with_cards.items() if name.startswith('card')})
     return {name: sum(right)/len(right) for name, right in sorted(results.items())
             if not name.startswith('stated')}

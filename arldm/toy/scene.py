@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOY_SIDE', 'COLOURS', 'SHAPES', 'RADII', 'ACCESSORIES', 'PATTERNS', 'SCARVES', 'POSITIONS', 'ACTIONS', 'PLACES',
            'LANDMARKS', 'TIMES_OF_DAY', 'Look', 'Figure', 'Scene', 'is_hard', 'has_hard', 'two_looks',
-           'random_landmark', 'figures_in_order', 'random_scene']
+           'figures_in_order', 'random_scene']
 
 # %% ../../nbs/toy/18_scene.ipynb #abde01d3
 import random
@@ -98,14 +98,8 @@ def has_hard(scene:Scene) -> bool:
     return any(is_hard(scene.place, figure.look) for figure in scene.figures)
 
 # %% ../../nbs/toy/18_scene.ipynb #ed0c1a59
-def two_looks(
-    rng:random.Random,
-    untold:bool=False,  # With random patterns and scarves, which no caption tells
-)->tuple:               # 2 `Look`s
+def two_looks(rng:random.Random) -> tuple: # 2 `Look`s
     """Return two random looks that differ in colour and in shape.
-
-    Args:
-        untold (bool, default False): With random patterns and scarves, which no caption tells
 
     Returns:
         tuple: 2 `Look`s
@@ -115,13 +109,8 @@ def two_looks(
     looks = []
     for colour, shape in zip(colours, shapes):
         looks.append(Look(colour, shape, rng.choice(list(RADII)), rng.choice(ACCESSORIES)))
-    if not untold: return tuple(looks)
     return tuple(replace(look, pattern=rng.choice(PATTERNS), scarf=rng.choice(list(SCARVES)))
                  for look in looks)
-
-def random_landmark(place:str, rng:random.Random, untold:bool=False) -> str:
-    "Return what stands at a place: any of its landmarks if `untold`, else the first."
-    return rng.choice(LANDMARKS[place]) if untold else LANDMARKS[place][0]
 
 def figures_in_order(
     figures, # `Figure`s in any order
@@ -136,21 +125,14 @@ def figures_in_order(
     """
     return tuple(sorted(figures, key=lambda figure: list(POSITIONS).index(figure.position)))
 
-def random_scene(
-    rng:random.Random,
-    untold:bool=False,  # With patterns, scarves and landmarks, which no caption tells
-)->Scene:
-    """Return a random scene with one figure or two, without combinations held out of training.
-
-    Args:
-        untold (bool, default False): With patterns, scarves and landmarks, which no caption tells
-    """
+def random_scene(rng:random.Random) -> Scene:
+    "Return a random scene with one figure or two, without combinations held out of training."
     while True:
         positions = rng.sample(list(POSITIONS), rng.choice((1, 2)))
         figures = []
-        for look, position in zip(two_looks(rng, untold), positions):
+        for look, position in zip(two_looks(rng), positions):
             figures.append(Figure(look, position, rng.choice(ACTIONS)))
         place = rng.choice(list(PLACES))
         time = rng.choice(TIMES_OF_DAY)
-        scene = Scene(place, time, figures_in_order(figures), random_landmark(place, rng, untold))
+        scene = Scene(place, time, figures_in_order(figures), rng.choice(LANDMARKS[place]))
         if not has_hard(scene): return scene

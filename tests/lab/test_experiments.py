@@ -96,7 +96,7 @@ def test_scores_of_the_first_stories_only(tmp_path, file):
 def quick_memory_test(pipe, monkeypatch):
     "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
     monkeypatch.setitem(memory_test.MEMORY_TASKS, 'visualization', ('own',))
-    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed, untold: story.pictures())
+    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
     monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {})
     monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
@@ -118,7 +118,7 @@ def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memor
 def test_a_killed_memory_test_goes_on_exactly(pipe, file, tmp_path, monkeypatch):
     "Stopped between two stories and started again, it has the bytes of one that was not stopped, and draws no story twice."
     monkeypatch.setitem(memory_test.MEMORY_TASKS, 'visualization', ('own',))
-    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed, untold: story.pictures())
+    monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
     rows = partial(memory_test.draw_rows, pipe=pipe, base=pipe, stories=file['test'], seeds=1, limit=2, **QUICK)
     for _ in rows(tmp_path/'calm'): pass
     for n, _ in enumerate(rows(tmp_path/'killed')):

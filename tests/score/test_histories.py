@@ -238,7 +238,7 @@ def test_continuation_starts_from_the_reference(tiny, calls, tmp_path):
     with pytest.raises(StoryError, match='history=own, first frame given, not own'): draw(tiny, split_of([story], tmp_path), tmp_path/'out', kinds=('own',))
 
 def test_cards_are_shown_to_models_that_know_them(tiny, calls, tmp_path):
-    story = toy_story(3, 3, untold=True, cards=True)
+    story = toy_story(3, 3, cards=True)
     split = split_of([story], tmp_path)
     draw(tiny, split, tmp_path/'unknown', kinds=('own',))
     assert [cast for _, _, cast in calls] == [{}]*3

@@ -9,14 +9,14 @@ from arldm.toy.captions import (CARD_CAPTIONS, CAPTIONS, PRONOUNS, TOY_WORDS, ca
 from arldm.toy.facts import word_set
 from arldm.toy.scene import (ACCESSORIES, COLOURS, LANDMARKS, PATTERNS, PLACES, RADII, SCARVES, SHAPES,
                              figures_in_order)
-from toy_world import old_stories, untold_stories
+from toy_world import short_stories, long_stories
 
 LOOK_WORDS = {*COLOURS, *SHAPES, *RADII, *ACCESSORIES, 'one'} - {'nothing'}
 
 
 # what happens
 
-@pytest.mark.parametrize('stories', [old_stories, untold_stories])
+@pytest.mark.parametrize('stories', [short_stories, long_stories])
 def test_nothing_changes_without_an_event(stories):
     "Looks never change; place, time, cast, positions and actions change only by the event that is told."
     for beats in stories():
@@ -34,8 +34,8 @@ def test_nothing_changes_without_an_event(stories):
             assert len({f.position for f in b.cast.values()}) == len(b.cast) in (1, 2)
 
 def test_who_returns_has_been_there():
-    assert any(b.event == 'back' for beats in old_stories() for b in beats)
-    for beats in old_stories():
+    assert any(b.event == 'back' for beats in short_stories() for b in beats)
+    for beats in short_stories():
         for k, b in enumerate(beats):
             comes = b.event in ('come', 'back')
             assert (b.event == 'back') == (comes and any(b.who in x.cast for x in beats[:k]))
@@ -43,7 +43,7 @@ def test_who_returns_has_been_there():
 def test_untold_looks_and_landmarks_never_change():
     "Not through absence and return, and not while the story is somewhere else."
     returned, travelled_back = 0, 0
-    for beats in untold_stories():
+    for beats in long_stories():
         looks, landmarks, here = {}, {}, {}
         for k, beat in enumerate(beats):
             for name, figure in beat.cast.items():
@@ -57,7 +57,7 @@ def test_untold_looks_and_landmarks_never_change():
     assert returned > 100 and travelled_back > 5
 
 def test_casts_are_named_in_the_order_of_their_frames():
-    for beats in untold_stories()[:100]:
+    for beats in long_stories()[:100]:
         names = []
         for beat in beats: names += [name for name in beat.cast if name not in names]
         looks = cast_looks(beats)
@@ -70,7 +70,7 @@ def test_casts_are_named_in_the_order_of_their_frames():
 # captions
 
 @pytest.mark.parametrize('by_name', [False, True])
-@pytest.mark.parametrize('stories', [old_stories, untold_stories])
+@pytest.mark.parametrize('stories', [short_stories, long_stories])
 def test_captions_name_one_of_those_who_can_be_meant(stories, by_name):
     "A word for a look or a person fits whom the beat is about, and nobody else who is there."
     for i, beats in enumerate(stories()):
@@ -91,9 +91,9 @@ def test_the_same_story_in_many_words():
         assert len({' '.join(tell(beats, random.Random(i), by_name)) for i in range(50)}) > 40
 
 def test_every_word_is_known():
-    said = [c for i, beats in enumerate(old_stories()) for c in tell(beats, random.Random(i))]
-    said += [c for i, beats in enumerate(untold_stories()) for c in tell(beats, random.Random(i), by_name=True)]
-    said += [describe(beats[0].scene, random.Random(i)) for i, beats in enumerate(untold_stories())]
+    said = [c for i, beats in enumerate(short_stories()) for c in tell(beats, random.Random(i))]
+    said += [c for i, beats in enumerate(long_stories()) for c in tell(beats, random.Random(i), by_name=True)]
+    said += [describe(beats[0].scene, random.Random(i)) for i, beats in enumerate(long_stories())]
     assert word_set(' '.join(said)) <= {*TOY_WORDS}
 
 def test_no_word_for_what_is_untold():
@@ -116,7 +116,7 @@ def otherwise(beats, rng):
 def test_no_caption_depends_on_what_is_untold(by_name):
     "The same random numbers word a story in the same way, whatever its patterns, scarves and landmarks are."
     rng = random.Random(0)
-    for i, beats in enumerate(untold_stories()[:150]):
+    for i, beats in enumerate(long_stories()[:150]):
         others = otherwise(beats, rng)
         assert [b.scene for b in others] != [b.scene for b in beats]
         assert tell(others, random.Random(i), by_name) == tell(beats, random.Random(i), by_name)
@@ -127,7 +127,7 @@ def test_no_caption_depends_on_what_is_untold(by_name):
 # captions of stories with cards
 
 def test_captions_by_name_tell_no_look_and_name_everybody():
-    for i, beats in enumerate(untold_stories()):
+    for i, beats in enumerate(long_stories()):
         captions = tell(beats, random.Random(i), by_name=True)
         known = set()
         for beat, caption in zip(beats, captions):
@@ -141,7 +141,7 @@ def test_captions_by_name_tell_no_look_and_name_everybody():
 
 def test_captions_by_name_state_where_and_when():
     "A look is all that they leave out: the place, time and position of an opening are told in either way."
-    for i, beats in enumerate(untold_stories()[:100]):
+    for i, beats in enumerate(long_stories()[:100]):
         opening = beats[0]
         [figure] = opening.cast.values()
         for by_name in False, True:
@@ -155,11 +155,11 @@ def test_there_are_as_many_wordings_with_cards():
         assert len({*templates}) == len(templates) == len(CAPTIONS[event])
         assert all('{look}' not in template and '{who}' in template for template in templates)
     said = set()
-    for i in range(400): said.add(re.sub('[A-Z][a-z]+', 'X', tell(old_stories()[i % 9], random.Random(i), True)[1]))
+    for i in range(400): said.add(re.sub('[A-Z][a-z]+', 'X', tell(short_stories()[i % 9], random.Random(i), True)[1]))
     assert len(said) > 9
 
 def test_figures_stand_in_the_order_of_their_positions():
-    for beats in untold_stories()[:50]:
+    for beats in long_stories()[:50]:
         for beat in beats:
             figures = beat.scene.figures
             assert figures == figures_in_order(reversed(figures)) and {*figures} == {*beat.cast.values()}

@@ -13,7 +13,7 @@ from arldm.toy.facts import (History, action_in, chance, check_facts, compare_sc
                              stated_facts)
 from arldm.toy.figures import draw_card, draw_scene
 from arldm.toy.scene import LANDMARKS, Figure, Look, Scene
-from toy_world import DISC, STAR, both, old_stories, scene
+from toy_world import DISC, STAR, both, short_stories, scene
 
 
 # stated and remembered
@@ -67,23 +67,6 @@ def test_one_wrong_fact_is_one_wrong_answer():
     for k, v in dict(colour='white', shape='circle', size='small', accessory='bow').items():
         right = compare_scenes('Ada waits.', s, scene(Figure(replace(STAR, **{k: v}), 'left')))
         assert [n for n, x in right.items() if not all(x)] == [f'remembered {k}']
-
-def test_openings_compared_with_all_frames_of_old_stories():
-    "How many answers of each kind, and how many right: numbers of the version before there were untold facts."
-    answers, right = Counter(), Counter()
-    for i in range(100):
-        beats = invent(random.Random(i))
-        for beat, caption in zip(beats, tell(beats, random.Random(i))):
-            for name, found in compare_scenes(caption, beat.scene, beats[0].scene).items():
-                answers[name] += len(found)
-                right[name] += sum(found)
-    assert {name: (answers[name], right[name]) for name in answers} == {
-        'stated place': (113, 101), 'stated time': (121, 100), 'stated cast': (325, 163), 'stated colour': (203, 101),
-        'stated shape': (204, 102), 'stated size': (200, 148), 'stated accessory': (200, 127),
-        'stated position': (217, 108), 'stated action': (373, 301), 'remembered place': (387, 373),
-        'remembered time': (379, 358), 'remembered cast': (175, 59), 'remembered colour': (575, 255),
-        'remembered shape': (574, 254), 'remembered size': (578, 275), 'remembered accessory': (578, 267),
-        'remembered position': (561, 184), 'remembered action': (132, 29)}
 
 
 # untold
@@ -211,13 +194,6 @@ def test_frames_after_reference_frames_are_answered_one_by_one():
     assert answers(STORY, backwards) == answers(STORY, other)
     assert facts_by_frame(STORY, {}) == {} == check_facts(STORY, {})
 
-def test_a_plain_beginning_has_untold_facts():
-    "If a story has untold things later only, its first frames are asked for them as well."
-    plain = {1: Scene('forest', 'day', (Figure(STAR, 'left'),)), 2: Scene('forest', 'day', (Figure(STAR, 'left'),)),
-             3: Scene('city', 'day', (Figure(STAR, 'left'),), 'dome')}
-    story = story_of(plain, (CAPTIONS[0], 'She waits.', 'She goes to the city.'))
-    assert answers(story, {2: plain[2]}, 'untold') == {2: one_of_each()}
-
 def test_landmarks_count_only_where_the_place_is_right():
     desert = {**SCENES, 4: replace(SCENES[4], place='desert', landmark='tent')}
     assert wrong(STORY, desert) == {'stated place': [4]}
@@ -333,71 +309,34 @@ def test_one_card_of_two():
     assert [found[k].get('untold pattern') for k in SCENES] == [None, None, [True], [True], [True], [True]]
 
 
-# stories in which nothing is untold
-
-def test_old_stories_have_the_kinds_of_old():
-    for i in range(6):
-        story = toy_story(i)
-        beats = invent(random.Random(f'story {i}'))
-        found = facts_by_frame(story, dict(enumerate(story.pictures(), 1)))
-        assert found == {k: compare_scenes(caption, beat.scene, beat.scene)
-                         for k, (caption, beat) in enumerate(zip(story.captions, beats), 1)}
-        assert {name.split()[0] for one in found.values() for name in one} == {'stated', 'remembered'}
-
-def test_old_stories_in_untold_looks():
-    "A model that draws patterns where there are none is asked only for what was in the story."
-    story = toy_story(1)
-    beats = invent(random.Random('story 1'))
-    frames = {}
-    for k, beat in enumerate(beats, 1):
-        figures = [replace(f, look=replace(f.look, pattern='dots', scarf='pink')) for f in beat.scene.figures]
-        frames[k] = draw_scene(replace(beat.scene, figures=tuple(figures)))
-    assert check_facts(story, frames) == check_facts(story, dict(enumerate(story.pictures(), 1)))
-
-def test_plain_stories_with_cards_have_card_facts():
-    story = toy_story(2, cards=True)
-    found = check_facts(story, dict(enumerate(story.pictures(), 1)))
-    assert {name.split()[0] for name in found} >= {'card', 'untold'} and all(map(all, found.values()))
-    assert len(found['card pattern']) == len(found['card colour'])
-
-
 # guesses
 
-def count_guesses(found, beats, captions, rng, cards=(), untold=False):
+def count_guesses(found, beats, captions, rng, cards=()):
     "Add to `found`, name -> answers, guesses about all frames after the first, or about all if there are cards."
-    history = History(cards) if untold else None
+    history = History(cards)
     for beat, caption in zip(beats, captions):
-        if history: history.listen(caption, beat.scene)
+        history.listen(caption, beat.scene)
         if beat is not beats[0] or cards:
-            got = guess(caption, beat.scene, rng, untold)
+            got = guess(caption, beat.scene, rng)
             for name, right in compare_scenes(caption, beat.scene, got, history).items():
                 found.setdefault(name, []).extend(right)
-        if history: history.look_at(beat.scene, beat.scene)
+        history.look_at(beat.scene, beat.scene)
 
-def guessed(stories, rng, by_name=False, untold=False):
+def guessed(stories, rng, by_name=False):
     found = {}
     for i, beats in enumerate(stories):
         cards = cast_looks(beats).values() if by_name else ()
-        count_guesses(found, beats, tell(beats, random.Random(i), by_name), rng, cards, untold)
+        count_guesses(found, beats, tell(beats, random.Random(i), by_name), rng, cards)
     return found
 
 def near(share, p, n, slack=.03): return abs(share - p) < 5*(p*(1 - p)/n)**.5 + slack
 
-def test_a_guess_follows_only_stated_facts():
-    "All that is stated is right; what is remembered is right about as often as `chance` says of other stories."
-    found = guessed(old_stories(), random.Random(9))
+@pytest.mark.parametrize('by_name', [False, True])
+def test_a_guess_follows_only_stated_facts(by_name):
+    "All that is stated is right; other facts are right about as often as `chance` says of other stories."
+    found = guessed(short_stories(), random.Random(9), by_name)
     assert all(all(right) for name, right in found.items() if name.startswith('stated'))
     levels = chance()
-    assert levels.keys() == {name for name in found if not name.startswith('stated')}
-    for name, p in levels.items(): assert near(sum(found[name])/len(found[name]), p, len(found[name])), name
-
-@pytest.mark.parametrize('by_name', [False, True])
-def test_a_guess_in_the_untold_world(by_name):
-    "The same with patterns, scarves, landmarks and cards."
-    stories = [invent(random.Random(f'guess {i}'), untold=True) for i in range(400)]
-    found = guessed(stories, random.Random(8), by_name, untold=True)
-    assert all(all(right) for name, right in found.items() if name.startswith('stated'))
-    levels = chance(untold=True)
     for name, right in found.items():
         # `chance` is about stories told with looks, except for what is on cards
         if name.startswith('stated') or by_name and not name.startswith('card'): continue
@@ -410,50 +349,42 @@ def test_chance_agrees_with_arithmetic():
     assert abs(p['remembered place'] - 1/6) < .03 and abs(p['remembered time'] - 1/3) < .05
     assert 1/6 - .02 < p['remembered colour'] < .25 and 1/4 - .02 < p['remembered shape'] < .35
 
-def test_chance_is_that_of_the_old_world():
-    "Numbers of the version before there were untold facts."
-    found = {name: round(p, 4) for name, p in chance().items()}
-    assert found == {'remembered accessory': .2707, 'remembered action': .65, 'remembered cast': .5852,
-                     'remembered colour': .1915, 'remembered place': .1726, 'remembered position': .4447,
-                     'remembered shape': .2771, 'remembered size': .4989, 'remembered time': .3436}
-
 def test_chance_of_what_is_untold():
     """A pattern and a scarf are one of four if the figure is drawn at all; a landmark is one of four, as only those
-    of right places are counted. What is remembered is as likely as in the old world."""
-    untold, old = chance(400, 2, untold=True), chance(400, 2)
-    assert {name for name in untold if name.startswith('untold')} == {f'untold {x}' for x in ('pattern', 'scarf', 'landmark')}
-    assert {name for name in untold if name.startswith('card')} == {f'card {fact}' for fact in CARD_FACTS}
-    assert abs(untold['untold landmark'] - 1/4) < .03
+    of right places are counted."""
+    levels = chance(400, 2)
+    assert {name for name in levels if name.startswith('untold')} == {f'untold {x}' for x in ('pattern', 'scarf', 'landmark')}
+    assert {name for name in levels if name.startswith('card')} == {f'card {fact}' for fact in CARD_FACTS}
+    assert abs(levels['untold landmark'] - 1/4) < .03
     # a fact with four values that does not decide how figures are paired; one that does is right more often
     for kind in 'untold', 'card':
-        for fact in 'pattern', 'scarf': assert .21 < untold[f'{kind} {fact}'] < .255
-    for name in old: assert abs(old[name] - untold[name]) < .05, name
+        for fact in 'pattern', 'scarf': assert .21 < levels[f'{kind} {fact}'] < .255
     for fact in 'colour', 'shape', 'size', 'accessory':
-        assert abs(untold[f'card {fact}'] - untold[f'remembered {fact}']) < .06
+        assert abs(levels[f'card {fact}'] - levels[f'remembered {fact}']) < .06
 
 def test_chance_counts_cards_where_looks_are_not_told():
     "Facts of cards are of stories told by names, all others of stories told with looks."
     rng = random.Random(5)
     told, by_name = {}, {}
     for _ in range(30):
-        beats = invent(rng, untold=True)
-        count_guesses(told, beats, tell(beats, rng), rng, untold=True)
-        count_guesses(by_name, beats, tell(beats, rng, True), rng, cast_looks(beats).values(), untold=True)
+        beats = invent(rng)
+        count_guesses(told, beats, tell(beats, rng), rng)
+        count_guesses(by_name, beats, tell(beats, rng, True), rng, cast_looks(beats).values())
     counted = {name: right for name, right in told.items() if not name.startswith('stated')}
     counted |= {name: right for name, right in by_name.items() if name.startswith('card')}
-    assert chance(30, 5, untold=True) == {name: sum(right)/len(right) for name, right in counted.items()}
+    assert chance(30, 5) == {name: sum(right)/len(right) for name, right in counted.items()}
 
 def test_untold_guesses_are_a_quarter_of_the_figures_that_are_drawn():
     "Exactly: among figures that the guess has, a pattern is right as often as one of four."
     rng = random.Random(3)
     right, drawn_figures = 0, 0
     for i in range(600):
-        beats = invent(random.Random(f'quarter {i}'), untold=True)
+        beats = invent(random.Random(f'quarter {i}'))
         beat, caption = list(zip(beats, tell(beats, rng)))[-1]
         history = History()
         history.look_at(beat.scene, beat.scene)
         history.listen(caption, beat.scene)
-        got = guess(caption, beat.scene, rng, untold=True)
+        got = guess(caption, beat.scene, rng)
         found = compare_scenes(caption, beat.scene, got, history)
         right += sum(found['untold pattern']) + sum(found['untold scarf'])
         drawn_figures += 2*min(len(got.figures), len(beat.scene.figures))
@@ -463,12 +394,9 @@ def test_landmarks_of_guesses_belong_to_their_places():
     rng = random.Random(4)
     seen = Counter()
     for i in range(400):
-        beats = invent(random.Random(f'land {i}'), untold=True)
-        got = guess('She waits.', beats[1].scene, rng, untold=True)
+        beats = invent(random.Random(f'land {i}'))
+        got = guess('She waits.', beats[1].scene, rng)
         seen[got.place, got.landmark] += 1
-        plain = guess('She waits.', beats[1].scene, rng)
-        assert plain == replace(plain, landmark='')   # the first of its place
-        assert all((f.look.pattern, f.look.scarf) == ('plain', 'nothing') for f in plain.figures)
     assert len(seen) == 24 and all(landmark in LANDMARKS[place] for place, landmark in seen)
 
 def test_a_history_starts_with_nothing():

@@ -68,7 +68,7 @@ def test_a_cutout_is_its_shares_times_the_colours():
 def test_frames_are_landscapes_and_figures():
     rng = random.Random(1)
     for _ in range(60):
-        one = random_scene(rng, untold=True)
+        one = random_scene(rng)
         back = np.asarray(landscape(one.place, one.landmark, one.time))
         figures = [(f.look, f.action, POSITIONS[f.position]) for f in one.figures]
         assert close(draw_scene(one), painted(back, figures))
@@ -108,7 +108,7 @@ def test_a_card_is_a_figure_on_a_plain_ground(side):
 def test_larger_pictures_show_the_same():
     rng = random.Random(5)
     for _ in range(20):
-        one = random_scene(rng, untold=True)
+        one = random_scene(rng)
         shrunk = np.asarray(draw_scene(one, 128).resize((64, 64), Image.BOX), float)
         assert np.abs(shrunk - np.asarray(draw_scene(one), float)).mean() < 2
 

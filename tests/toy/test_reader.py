@@ -39,7 +39,7 @@ def crowds():
 
 def some_scenes(seed, n):
     rng = random.Random(seed)
-    return [random_scene(rng, untold=True) for _ in range(n)]
+    return [random_scene(rng) for _ in range(n)]
 
 def with_noise(frames, sigma, seed=0):
     noise = np.random.default_rng(seed).normal(0, sigma, (len(frames), 64, 64, 3))

@@ -21,9 +21,9 @@ def looks_in(scenes): return {figure.look for one in scenes for figure in one.fi
 
 @pytest.fixture(scope='module')
 def mixed(tmp_path_factory):
-    "A corpus of the untold world, half of it with cards, two stories for each album: (folder, StoryFile)."
+    "A corpus, half of it with cards, two stories for each album: (folder, StoryFile)."
     folder = tmp_path_factory.mktemp('mixed')
-    toy.write_toy(folder/'raw', (24, 4, 4, 4), tellings=2, seed=1, progress=False, untold=True, with_cards=.5)
+    toy.write_toy(folder/'raw', (24, 4, 4, 4), tellings=2, seed=1, progress=False, with_cards=.5)
     convert('toy', folder/'raw', folder/'toy.h5', quiet=True)
     return folder/'raw', StoryFile(folder/'toy.h5')
 
@@ -59,7 +59,7 @@ def test_an_older_corpus_without_the_hard_split(tmp_path):
     convert('toy', tmp_path/'raw', tmp_path/'toy.h5', quiet=True)
     assert StoryFile(tmp_path/'toy.h5').splits == ('train', 'val', 'test')
 
-@pytest.mark.parametrize('settings', [{}, dict(untold=True, with_cards=.5)])
+@pytest.mark.parametrize('settings', [{}, dict(with_cards=.5)])
 def test_the_same_seed_gives_the_same_corpus(tmp_path, settings):
     for name in 'ab': toy.write_toy(tmp_path/name, (6, 1, 1), seed=4, progress=False, **settings)
     same, again = files_of(tmp_path/'a'), files_of(tmp_path/'b')
@@ -67,15 +67,8 @@ def test_the_same_seed_gives_the_same_corpus(tmp_path, settings):
     toy.write_toy(tmp_path/'c', (6, 1, 1), seed=5, progress=False, **settings)
     assert files_of(tmp_path/'c')['SSID_Annotations/SSID_Train.json'] != same['SSID_Annotations/SSID_Train.json']
 
-def test_annotations_of_the_old_world_are_as_they_were(tmp_path):
-    "The digests of what the version before patterns and cards wrote."
-    toy.write_toy(tmp_path/'raw', (20, 5, 5, 5), tellings=2, seed=3, progress=False)
-    found = {p.stem: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in (tmp_path/'raw').rglob('*.json')}
-    assert found == dict(SSID_Hard='c2d2ca214da836fa', SSID_Test='b65abaa24bf906f1', SSID_Train='80a2abb54e031ad1',
-                         SSID_Validation='993cb70327d3d404')
-
 def test_larger_pictures(tmp_path):
-    toy.write_toy(tmp_path, (2, 0, 0), side=128, progress=False, untold=True, with_cards=1)
+    toy.write_toy(tmp_path, (2, 0, 0), side=128, progress=False, with_cards=1)
     assert {Image.open(p).size for p in tmp_path.rglob('*.png')} == {(128, 128)}
     assert len(list(tmp_path.rglob('*_[A-Z]*.png'))) >= 2   # cards, too
 
@@ -113,7 +106,7 @@ def test_untold_things_are_in_all_splits(albums):
         assert any(one.landmark != LANDMARKS[one.place][0] for one in scenes)
         assert any(map(has_hard, scenes)) == (split == 'hard')
 
-def test_stories_of_the_untold_world_are_right(albums):
+def test_stories_of_the_corpus_are_right(albums):
     "Each frame of a story is what the story wants, with all kinds of facts."
     kinds = set()
     for [_, story], _ in [*albums['train'].values()][:12]:
@@ -124,7 +117,7 @@ def test_stories_of_the_untold_world_are_right(albums):
                      (True, 'stated'), (True, 'remembered'), (True, 'untold'), (True, 'card')}
 
 def test_half_of_the_stories_with_casts_tell_no_look(tmp_path):
-    toy.write_toy(tmp_path, (60, 0, 0), tellings=2, seed=2, progress=False, untold=True, with_cards=.5)
+    toy.write_toy(tmp_path, (60, 0, 0), tellings=2, seed=2, progress=False, with_cards=.5)
     look_words = {*COLOURS, *SHAPES, *RADII, *ACCESSORIES} - {'nothing'}
     captions, with_cast = {}, set()
     for [record] in json.loads((tmp_path/'SSID_Annotations/SSID_Train.json').read_text())['annotations']:
@@ -146,7 +139,7 @@ def test_only_first_records_name_the_cast(mixed):
 
 @pytest.mark.parametrize('share', [0., 1.])
 def test_all_albums_have_casts_or_none(tmp_path, share):
-    toy.write_toy(tmp_path/'raw', (6, 1, 1), progress=False, untold=True, with_cards=share)
+    toy.write_toy(tmp_path/'raw', (6, 1, 1), progress=False, with_cards=share)
     convert('toy', tmp_path/'raw', tmp_path/'toy.h5', quiet=True)
     file = StoryFile(tmp_path/'toy.h5')
     assert {bool(file['train'][i].cast) for i in range(6)} == {bool(share)}
@@ -155,13 +148,13 @@ def test_all_albums_have_casts_or_none(tmp_path, share):
 # single stories
 
 def test_one_story_by_its_number():
-    story = toy.toy_story(3, untold=True, cards=True)
-    assert story == toy.toy_story(3, untold=True, cards=True) and len(story.cast) == 2
-    assert story.frames == toy.toy_story(3, untold=True).frames   # cards change the captions only
-    assert story.captions != toy.toy_story(3, untold=True).captions
-    reworded = toy.toy_story(3, untold=True, cards=True, telling=1)
+    story = toy.toy_story(3, cards=True)
+    assert story == toy.toy_story(3, cards=True) and len(story.cast) == 2
+    assert story.frames == toy.toy_story(3).frames   # cards change the captions only
+    assert story.captions != toy.toy_story(3).captions
+    reworded = toy.toy_story(3, cards=True, telling=1)
     assert (reworded.frames, reworded.cast) == (story.frames, story.cast) and reworded.captions != story.captions
-    larger = toy.toy_story(3, untold=True, cards=True, side=128)
+    larger = toy.toy_story(3, cards=True, side=128)
     assert read(larger.pictures()) == read(story.pictures())
     looks = [read_cards(list(one.cards().values())) for one in (story, larger)]
     assert looks[0] == looks[1] and {*looks[0]} == looks_in(read(story.pictures()))
