@@ -62,7 +62,7 @@ def random_frames(
 # %% ../../nbs/lab/74_ladder.ipynb #b96bc0a8
 def train_autoencoder(
     folder:Path,               # Checkpoints are written to its `checkpoints/`
-    max_train_steps:int=4000,
+    max_train_steps:int=8000,
     train_batch_size:int=16,   # Frames a step
     n:int=12_000,              # Different frames to train on
     learning_rate:float=2e-3,  # The highest of the one-cycle schedule
@@ -107,7 +107,7 @@ def train_autoencoder(
 
 # %% ../../nbs/lab/74_ladder.ipynb #9eccdbdc
 @torch.no_grad()
-def _encode_means(vae, frames): # uint8 (n, 3, h, w) -> yields latents (50, 4, h/8, w/8)
+def _encode_means(vae, frames): # uint8 (n, 3, h, w) -> yields latents (50, 8, h/8, w/8)
     "Encode frames, 50 at a time, and yield the means of their latents."
     for batch in frames.split(50):
         yield vae.encode(to_target(batch.to(vae.device))).latent_dist.mode()
@@ -197,7 +197,7 @@ SPLIT_SIZES = 12_000, 100, 200, 200 # stories of train, val, test and hard
 
 def write_ladder_stories(path:Path, seed:int=0):
     "Write the story file that the third model is trained and tested on; keep one made before."
-    toy_file(path, SPLIT_SIZES, seed, quiet=False)
+    toy_file(path, SPLIT_SIZES, seed, quiet=False, with_cards=.5)
 
 # %% ../../nbs/lab/74_ladder.ipynb #b3cc2168
 def _show_step(bar, step, loss):
@@ -206,10 +206,10 @@ def _show_step(bar, step, loss):
 
 def trained_autoencoder(folder:Path, steps:int|None, seed:int) -> AutoencoderKL:
     "Load the autoencoder of a folder; train it first if it is not there."
-    # without a wish for steps: as many as it was trained for before, else 4000
+    # without a wish for steps: as many as it was trained for before, else 8000
     if steps is None and (folder/MADE).exists():
         steps = load_json(folder/MADE, dict(max_train_steps=int))['max_train_steps']
-    if steps is None: steps = 4000
+    if steps is None: steps = 8000
     def make(tmp):
         with progress_bar('training the autoencoder', 'steps', total=steps) as bar:
             for record in train_autoencoder(folder, steps, seed=seed):
