@@ -40,7 +40,7 @@ setup(
     include_package_data=False,
     package_dir={'arldm.assets': 'data'},   # small models and the report's templates travel inside the package
     package_data={'arldm.assets': ['*/README.md', 'toy/**/*.json', 'toy/**/*.safetensors', 'report/*']},
-    exclude_package_data={'arldm.assets': ['toy/raw/**', 'next/**']},
+    exclude_package_data={'arldm.assets': ['toy/raw/**']},
     install_requires=lines('requirements'),
     extras_require=dict(dev=lines('dev_requirements'), lite=lines('lite_requirements')),
     entry_points=dict(console_scripts=lines('console_scripts'), nbdev=['arldm = arldm._modidx:d']),
