@@ -270,7 +270,7 @@ def _draw_training_stories(folder, base, file, n): # -> `folder`
     return folder
 
 # %% ../../nbs/lab/76_ablations.ipynb #46893f55
-# late: remembered in frames 4, 5, …; a world may have no untold facts and no cards
+# late: remembered in frames 4, 5, …; stories may have no cards
 FACT_KINDS = 'stated', 'remembered', 'late', 'untold', 'card'
 
 def _draw_and_check(pipeline_folder, out, stories, kind, limit, sampling):
