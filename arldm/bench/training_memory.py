@@ -116,7 +116,7 @@ def fake_loss(model:ARLDM, s:Settings) -> Tensor: # ()
     else: memory = torch.zeros(B, V - 1, 3, model.memory_side, model.memory_side)
     if 'moments' in cached: moments = torch.zeros(B, V, 8, side, side)
     else: moments = model.moments(torch.zeros(B, V, 3, s.resolution, s.resolution).byte())
-    z = model.sample_latents(moments[:, n_given:]).flatten(0, 1)        # (B·V, 4, h, w)
+    z = model.sample_latents(moments[:, n_given:]).flatten(0, 1)        # (B·V, c, h, w)
     t = torch.zeros(len(z), dtype=torch.int64)
     context, visible = model.condition(tokens, memory, n_given, **features)
     losses = model.frame_losses(z, torch.zeros_like(z), t, context, visible,

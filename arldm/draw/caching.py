@@ -110,7 +110,7 @@ class GraphCallable:
         self.predict = predict
         self.calls = 0
 
-    def __call__(self, x, t, context, visible): # -> (n, 4, h, w)
+    def __call__(self, x, t, context, visible): # -> (n, c, h, w)
         self.calls += 1
         # compilation happens in the first call and cannot be recorded
         if self.calls == 1: return self.predict(x, t, context, visible)

@@ -196,7 +196,7 @@ def draw_frames(
     model:ARLDM,
     scheduler,             # From `make_scheduler`, or another one that fits
     captions,              # Iterable, for each frame of the stories: ids and masks, each (B, S)
-    noise,                 # Iterable, for each drawn frame: (B, 4, h, w) of unit variance
+    noise,                 # Iterable, for each drawn frame: (B, c, h, w) of unit variance
     given:dict={},         # {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from 0
     sampling:Sampling=Sampling(),
     *, opening:int=None,   # First frames that are never forgotten; default: those given, at least 1
@@ -207,15 +207,15 @@ def draw_frames(
     generators:list=None,  # One `torch.Generator` per story; their seeds decide noise of the steps
     on_step=None,  # Called with a `Step` after every step; if it turns on guidance, pass null_cond
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
-): # -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
+): # -> yields latents (B, c, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
     """Draw the frames of several stories, the same frame of all of them at a time.
 
-    -> yields latents (B, 4, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
+    -> yields latents (B, c, h, w) and frame float (B, 3, H, W) in [-1, 1] of each drawn frame
 
     Args:
         scheduler: From `make_scheduler`, or another one that fits
         captions: Iterable, for each frame of the stories: ids and masks, each (B, S)
-        noise: Iterable, for each drawn frame: (B, 4, h, w) of unit variance
+        noise: Iterable, for each drawn frame: (B, c, h, w) of unit variance
         given (dict, default {}): {k: float (B, 3, P, P)}: CLIP-normalised frames that exist; k from
             0
         opening (int, optional): First frames that are never forgotten; default: those given, at
@@ -257,15 +257,15 @@ def draw_frames(
 # %% ../../nbs/draw/40_frames.ipynb #37a2cba8
 def initial_noise(
     generators:list,  # One `torch.Generator` per story
-    shape:tuple,      # (4, h, w)
-):                    # -> yields float32 (B, 4, h, w) on the CPU, without end
+    shape:tuple,      # (c, h, w)
+):                    # -> yields float32 (B, c, h, w) on the CPU, without end
     """Yield the noise of the first frame of each story, of the second, and so on.
 
-    -> yields float32 (B, 4, h, w) on the CPU, without end
+    -> yields float32 (B, c, h, w) on the CPU, without end
 
     Args:
         generators (list): One `torch.Generator` per story
-        shape (tuple): (4, h, w)
+        shape (tuple): (c, h, w)
     """
     while True:
         noise = [torch.randn(shape, generator=g, device=g.device) for g in generators]

@@ -322,16 +322,16 @@ def story_generators(
     return generators
 
 def check_latents(
-    latents:list,  # Initial noise of each story, (V, 4, h, w) for the V frames to draw
+    latents:list,  # Initial noise of each story, (V, c, h, w) for the V frames to draw
     plans:dict,    # {i: `Plan`} of the stories to draw; i is the place in `latents`
-    shape:tuple,   # (4, h, w) of one frame's latents
+    shape:tuple,   # (c, h, w) of one frame's latents
 ):
     """Raise `StoryError` unless the noise of every story has the right shape and is finite.
 
     Args:
-        latents (list): Initial noise of each story, (V, 4, h, w) for the V frames to draw
+        latents (list): Initial noise of each story, (V, c, h, w) for the V frames to draw
         plans (dict): {i: `Plan`} of the stories to draw; i is the place in `latents`
-        shape (tuple): (4, h, w) of one frame's latents
+        shape (tuple): (c, h, w) of one frame's latents
     """
     for i, plan in plans.items():
         z = None
@@ -356,7 +356,7 @@ class StoryBatch:
             ones are not
         opening (int | None): How many of the first frames are never forgotten; `None` = those
             given, at least one
-        noise (Iterable): For each drawn frame, (B, 4, h, w)
+        noise (Iterable): For each drawn frame, (B, c, h, w)
         generators (list): One `torch.Generator` per story
         casts (list): Of each story {name: RGB picture}
     """
@@ -368,7 +368,7 @@ class StoryBatch:
     photos:list
     # How many of the first frames are never forgotten; `None` = those given, at least one
     opening:int|None
-    noise:Iterable         # For each drawn frame, (B, 4, h, w)
+    noise:Iterable         # For each drawn frame, (B, c, h, w)
     generators:list        # One `torch.Generator` per story
     casts:list             # Of each story {name: RGB picture}
 
@@ -393,7 +393,7 @@ def _make_batch(stories, plans, generators, latents, shape):
     known = {}
     for k in first.known: known[k] = [plan.known[k] for plan in own_plans]
     if latents is None: noise = _noise_of_frames(initial_noise(own_generators, shape), first.todo)
-    else: noise = torch.stack([latents[i] for i in stories], 1)    # (V, B, 4, h, w)
+    else: noise = torch.stack([latents[i] for i in stories], 1)    # (V, B, c, h, w)
     by_frame = zip(*[plan.captions for plan in own_plans])
     negative = None
     if first.negative is not None: negative = zip(*[plan.negative for plan in own_plans])
@@ -407,16 +407,16 @@ def _make_batch(stories, plans, generators, latents, shape):
 def make_batches(
     plans:dict,      # {i: `Plan`} of the stories to draw
     generators:list, # `torch.Generator` of each story, those without a plan included
-    latents:list,    # Initial noise of each story, (V, 4, h, w); `None` = from `generators`
-    shape:tuple,     # (4, h, w) of one frame's latents
+    latents:list,    # Initial noise of each story, (V, c, h, w); `None` = from `generators`
+    shape:tuple,     # (c, h, w) of one frame's latents
 )->list:             # of pairs: the numbers i of its stories, `StoryBatch`
     """Divide stories into batches of those that can be drawn side by side.
 
     Args:
         plans (dict): {i: `Plan`} of the stories to draw
         generators (list): `torch.Generator` of each story, those without a plan included
-        latents (list): Initial noise of each story, (V, 4, h, w); `None` = from `generators`
-        shape (tuple): (4, h, w) of one frame's latents
+        latents (list): Initial noise of each story, (V, c, h, w); `None` = from `generators`
+        shape (tuple): (c, h, w) of one frame's latents
 
     Returns:
         list: of pairs: the numbers i of its stories, `StoryBatch`

@@ -98,7 +98,7 @@ def model(self:StoryPipeline) -> ARLDM:
 # %% ../../nbs/draw/42_pipeline.ipynb #ccdac87e
 @patch
 def _latent_shape(self:StoryPipeline, height, width):
-    "Return (4, h, w) of a frame's latents; `None` = the size that the model was trained on."
+    "Return (c, h, w) of a frame's latents; `None` = the size that the model was trained on."
     factor = vae_factor(self.vae)    # pixels per latent, 8 in Stable Diffusion
     shape = [self.vae.config.latent_channels]
     for n_pixels in height, width:
@@ -114,7 +114,7 @@ def _latent_shape(self:StoryPipeline, height, width):
 # %% ../../nbs/draw/42_pipeline.ipynb #5d62d939
 @patch
 def _draw(self:StoryPipeline, batch, scheduler, sampling, on_step=None, may_change=False):
-    """Draw the frames of a `StoryBatch`; yields latents (B, 4, h, w) and frames (B, 3, H, W).
+    """Draw the frames of a `StoryBatch`; yields latents (B, c, h, w) and frames (B, 3, H, W).
     `may_change`: others may change weights, or switch guidance on, while it draws."""
     device = self._execution_device
     def to_device(x): return x.to(device)
@@ -249,7 +249,7 @@ def _batches(self:StoryPipeline, plans, generators, latents, shape):
 # %% ../../nbs/draw/42_pipeline.ipynb #e3d7dbee
 @patch
 def _draw_batches(self:StoryPipeline, plans, batches, scheduler, sampling, callback, tensor_names):
-    "Draw all batches; return {i: [(latents (4, h, w), frame (3, H, W)) of each frame]}."
+    "Draw all batches; return {i: [(latents (c, h, w), frame (3, H, W)) of each frame]}."
     drawn = {i: [] for i in plans}
     n_steps = len(scheduler.timesteps)
     n_frames = 0    # frames of a batch are drawn at once, and its first story stands for all

@@ -53,22 +53,22 @@ class Sampling:
 
 # %% ../../nbs/draw/39_sampling.ipynb #b10eaa0b
 def guide(
-    pred_uncond:Tensor,       # (B, 4, h, w) the model's output for the null condition
-    pred_cond:Tensor,         # (B, 4, h, w) the model's output for the frame's own condition
+    pred_uncond:Tensor,       # (B, c, h, w) the model's output for the null condition
+    pred_cond:Tensor,         # (B, c, h, w) the model's output for the frame's own condition
     guidance_scale:float,     # `g`; 1 = `pred_cond`
     guidance_rescale:float=0. # How much of the result gets the standard deviation of `pred_cond`
-)->Tensor:                    # (B, 4, h, w)
+)->Tensor:                    # (B, c, h, w)
     """Combine two predictions by classifier-free guidance.
 
     Args:
-        pred_uncond (Tensor): (B, 4, h, w) the model's output for the null condition
-        pred_cond (Tensor): (B, 4, h, w) the model's output for the frame's own condition
+        pred_uncond (Tensor): (B, c, h, w) the model's output for the null condition
+        pred_cond (Tensor): (B, c, h, w) the model's output for the frame's own condition
         guidance_scale (float): `g`; 1 = `pred_cond`
         guidance_rescale (float, default 0.0): How much of the result gets the standard deviation of
             `pred_cond`
 
     Returns:
-        Tensor: (B, 4, h, w)
+        Tensor: (B, c, h, w)
     """
     guided = pred_uncond + guidance_scale*(pred_cond - pred_uncond)
     if not guidance_rescale: return guided
@@ -148,14 +148,14 @@ class Step:
     Args:
         i (int): Number of the step, from 0
         t (Tensor): Its timestep
-        latents (Tensor): (B, 4, h, w)
+        latents (Tensor): (B, c, h, w)
         context (Tensor): (B, tokens, D); if guided, (2B, tokens, D), the null condition first
         guidance_scale (float): Of the next step
         interrupt (bool, default False): Whether to make no further step
     """
     i:int                # Number of the step, from 0
     t:Tensor             # Its timestep
-    latents:Tensor       # (B, 4, h, w)
+    latents:Tensor       # (B, c, h, w)
     context:Tensor       # (B, tokens, D); if guided, (2B, tokens, D), the null condition first
     guidance_scale:float # Of the next step
     interrupt:bool=False # Whether to make no further step
@@ -186,7 +186,7 @@ def replace_context(self:GuidedUNet, context:Tensor):
 def denoise(
     model:ARLDM,
     scheduler,             # From `make_scheduler`, or another one that fits; it changes state
-    z:Tensor,              # (B, 4, h, w) pure noise of unit variance
+    z:Tensor,              # (B, c, h, w) pure noise of unit variance
     cond:tuple,            # (context (B, tokens, D), visible bool (B, tokens)) of the frame
     # Context and visible tokens of the null condition, of the same shapes; `None` = no guidance
     uncond:tuple=None,
@@ -194,12 +194,12 @@ def denoise(
     *, generators:list=None, # One `torch.Generator` per story, for schedulers that add noise
     on_step=None,          # Called with a `Step` after every step, and may change it
     graphs:bool=False,     # Record UNet calls as CUDA graphs; needs a CUDA GPU and `reuse=1`
-)->Tensor:                 # float32 (B, 4, h, w) latents
+)->Tensor:                 # float32 (B, c, h, w) latents
     """Turn noise into the latents of one frame per story.
 
     Args:
         scheduler: From `make_scheduler`, or another one that fits; it changes state
-        z (Tensor): (B, 4, h, w) pure noise of unit variance
+        z (Tensor): (B, c, h, w) pure noise of unit variance
         cond (tuple): (context (B, tokens, D), visible bool (B, tokens)) of the frame
         uncond (tuple, optional): Context and visible tokens of the null condition, of the same
             shapes; `None` = no guidance
@@ -209,7 +209,7 @@ def denoise(
             `reuse=1`
 
     Returns:
-        Tensor: float32 (B, 4, h, w) latents
+        Tensor: float32 (B, c, h, w) latents
     """
     set_timesteps(scheduler, sampling.num_inference_steps, z.device, sampling.timesteps,
                   sampling.sigmas)

@@ -141,13 +141,13 @@ def _custom_timesteps(scheduler, timesteps, sigmas):
 
 # %% ../../nbs/draw/38a_schedulers.ipynb #7726d241
 def step_generators(
-    noise:Tensor,         # (B, 4, h, w) initial noise of a frame of each story
+    noise:Tensor,         # (B, c, h, w) initial noise of a frame of each story
     generators:list=None, # One `torch.Generator` per story; only its seed counts, not its state
 )->list:                  # of B `torch.Generator` on the CPU
     """Make the random generators of a frame's steps, for schedulers that add noise.
 
     Args:
-        noise (Tensor): (B, 4, h, w) initial noise of a frame of each story
+        noise (Tensor): (B, c, h, w) initial noise of a frame of each story
         generators (list, optional): One `torch.Generator` per story; only its seed counts, not its
             state
 

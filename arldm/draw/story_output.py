@@ -29,14 +29,14 @@ class StoryOutput(BaseOutput):
     Args:
         frames (list | np.ndarray | Tensor): For each story, its drawn frames in the form of
             `output_type`: PIL pictures, or an array (V, H, W, 3), a tensor (V, 3, H, W) or latents
-            (V, 4, h, w). If V is the same in all stories, theirs are stacked: (stories, V, H, W, 3)
+            (V, c, h, w). If V is the same in all stories, theirs are stacked: (stories, V, H, W, 3)
             and so on
         stories (list, optional): For each story, all its PIL pictures: given ones and drawn ones
         captions (list, optional): For each story, all its captions
         bad (dict, optional): {i: why story i was not drawn}; its three lists are empty
     """
     # For each story, its drawn frames in the form of `output_type`: PIL pictures, or an array
-    # (V, H, W, 3), a tensor (V, 3, H, W) or latents (V, 4, h, w). If V is the same in all stories,
+    # (V, H, W, 3), a tensor (V, 3, H, W) or latents (V, c, h, w). If V is the same in all stories,
     # theirs are stacked: (stories, V, H, W, 3) and so on
     frames: list|np.ndarray|Tensor
     stories: list = None   # For each story, all its PIL pictures: given ones and drawn ones
@@ -70,16 +70,16 @@ class StoryOutput(BaseOutput):
 OUTPUT_TYPES = 'pil', 'np', 'pt', 'latent'
 
 def to_output(
-    latents:list,     # Latents of the V drawn frames of a story, each (4, h, w)
+    latents:list,     # Latents of the V drawn frames of a story, each (c, h, w)
     frames:list,      # The same frames decoded, each float (3, H, W) in [-1, 1]
     output_type:str,  # One of `OUTPUT_TYPES`
-): # -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
+): # -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, c, h, w)
     """Return the drawn frames of a story in the form that `output_type` names.
 
-    -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, 4, h, w)
+    -> list of PIL pictures, array (V, H, W, 3), tensor (V, 3, H, W), or latents (V, c, h, w)
 
     Args:
-        latents (list): Latents of the V drawn frames of a story, each (4, h, w)
+        latents (list): Latents of the V drawn frames of a story, each (c, h, w)
         frames (list): The same frames decoded, each float (3, H, W) in [-1, 1]
         output_type (str): One of `OUTPUT_TYPES`
     """
@@ -109,7 +109,7 @@ def _all_pictures(plan, frames):
 def collect_output(
     plans:dict,       # {i: `Plan`} of the stories that were drawn
     bad:dict,         # {i: reason} of the others
-    drawn:dict,       # {i: [(latents (4, h, w), float (3, H, W) in [-1, 1]) of each drawn frame]}
+    drawn:dict,       # {i: [(latents (c, h, w), float (3, H, W) in [-1, 1]) of each drawn frame]}
     output_type:str,  # One of `OUTPUT_TYPES`
 )->StoryOutput:
     """Collect what was drawn, in the order of the stories; those in `bad` get empty lists.
@@ -117,7 +117,7 @@ def collect_output(
     Args:
         plans (dict): {i: `Plan`} of the stories that were drawn
         bad (dict): {i: reason} of the others
-        drawn (dict): {i: [(latents (4, h, w), float (3, H, W) in [-1, 1]) of each drawn frame]}
+        drawn (dict): {i: [(latents (c, h, w), float (3, H, W) in [-1, 1]) of each drawn frame]}
         output_type (str): One of `OUTPUT_TYPES`
     """
     out = StoryOutput(frames=[], stories=[], captions=[], bad=bad)

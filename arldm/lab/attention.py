@@ -102,7 +102,7 @@ def attention(
         tokens = model.vocab.encode([caption])
         story.append({name: x.to(model.device) for name, x in tokens.items()})
     context, visible = _memory(pipe, frames[:k-1], story, cast).context(story[-1])
-    latents = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, 4, h, w)
+    latents = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, c, h, w)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(model.device, pipe.unet.dtype)
     with record_attention(model) as recorders:

@@ -193,11 +193,11 @@ def write_pairs(path:Path, n:int=24_000, n_val:int=200):
     keep_file(path, dict(pairs=n, val=n_val), make)
 
 # %% ../../nbs/lab/74_ladder.ipynb #5a7e15b1
-SPLIT_SIZES = 12_000, 100, 200, 200 # stories of train, val, test and hard
+SPLIT_SIZES = 40_000, 100, 200, 200 # stories of train, val, test and hard
 
 def write_ladder_stories(path:Path, seed:int=0):
     "Write the story file that the third model is trained and tested on; keep one made before."
-    toy_file(path, SPLIT_SIZES, seed, quiet=False, with_cards=.5)
+    toy_file(path, SPLIT_SIZES, seed, quiet=False, with_cards=.6)
 
 # %% ../../nbs/lab/74_ladder.ipynb #b3cc2168
 def _show_step(bar, step, loss):

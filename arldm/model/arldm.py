@@ -328,21 +328,21 @@ def condition(self:ARLDM,
 # %% ../../nbs/model/27_arldm.ipynb #6c6325a5
 @patch
 def predict(self:ARLDM,
-    noisy:Tensor,    # (n, 4, h, w) noisy latents of n frames
+    noisy:Tensor,    # (n, c, h, w) noisy latents of n frames
     t:Tensor,        # int64 (n,) or (): timesteps
     context:Tensor,  # (n, tokens, D)
     visible:Tensor,  # bool (n, tokens); True = may attend
-)->Tensor:           # (n, 4, h, w)
+)->Tensor:           # (n, c, h, w)
     """Predict the noise, or v if `noise_scheduler` says so, with the UNet.
 
     Args:
-        noisy (Tensor): (n, 4, h, w) noisy latents of n frames
+        noisy (Tensor): (n, c, h, w) noisy latents of n frames
         t (Tensor): int64 (n,) or (): timesteps
         context (Tensor): (n, tokens, D)
         visible (Tensor): bool (n, tokens); True = may attend
 
     Returns:
-        Tensor: (n, 4, h, w)
+        Tensor: (n, c, h, w)
     """
     return self.unet(noisy, t, encoder_hidden_states=context, encoder_attention_mask=visible).sample
 
@@ -384,14 +384,14 @@ def load(cls:ARLDM,
 @torch.no_grad()
 def moments(self:ARLDM,
     frames:Tensor, # uint8 (..., 3, H, W) pictures
-)->Tensor:         # (..., 8, h, w): mean and log-variance of the latents
+)->Tensor:         # (..., 2c, h, w): mean and log-variance of the latents
     """Encode frames with the autoencoder, to a distribution of latents from which one samples.
 
     Args:
         frames (Tensor): uint8 (..., 3, H, W) pictures
 
     Returns:
-        Tensor: (..., 8, h, w): mean and log-variance of the latents
+        Tensor: (..., 2c, h, w): mean and log-variance of the latents
     """
     pixels = to_target(frames.to(self.device, non_blocking=True)).flatten(0, -4)
     moments = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.parameters
@@ -399,17 +399,17 @@ def moments(self:ARLDM,
 
 @patch
 def sample_latents(self:ARLDM,
-    moments:Tensor,      # (..., 8, h, w) mean and log-variance, from `moments`
-    noise:Tensor=None,   # (..., 4, h, w) from N(0, 1); default: none, which gives the mean
-)->Tensor:               # (..., 4, h, w), scaled to a variance of about 1
+    moments:Tensor,      # (..., 2c, h, w) mean and log-variance, from `moments`
+    noise:Tensor=None,   # (..., c, h, w) from N(0, 1); default: none, which gives the mean
+)->Tensor:               # (..., c, h, w), scaled to a variance of about 1
     """Sample latents from their distribution, and scale them as the UNet expects.
 
     Args:
-        moments (Tensor): (..., 8, h, w) mean and log-variance, from `moments`
-        noise (Tensor, optional): (..., 4, h, w) from N(0, 1); default: none, which gives the mean
+        moments (Tensor): (..., 2c, h, w) mean and log-variance, from `moments`
+        noise (Tensor, optional): (..., c, h, w) from N(0, 1); default: none, which gives the mean
 
     Returns:
-        Tensor: (..., 4, h, w), scaled to a variance of about 1
+        Tensor: (..., c, h, w), scaled to a variance of about 1
     """
     mean, logvar = moments.chunk(2, -3)
     # The same limits as in diffusers
@@ -431,8 +431,8 @@ LOSS_WEIGHTS = {'none': torch.ones_like, 'p2': p2_weights}
 # %% ../../nbs/model/28_loss.ipynb #5f496737
 @patch
 def frame_losses(self:ARLDM,
-    z:Tensor,              # (n, 4, h, w) latents, story-major
-    noise:Tensor,          # (n, 4, h, w) that is added to them
+    z:Tensor,              # (n, c, h, w) latents, story-major
+    noise:Tensor,          # (n, c, h, w) that is added to them
     t:Tensor,              # int64 (n,) timesteps
     context:Tensor,        # (n, tokens, D)
     visible:Tensor,        # bool (n, tokens); True = may attend
@@ -443,8 +443,8 @@ def frame_losses(self:ARLDM,
     """Compute the weighted mean squared error of the UNet's prediction for each frame.
 
     Args:
-        z (Tensor): (n, 4, h, w) latents, story-major
-        noise (Tensor): (n, 4, h, w) that is added to them
+        z (Tensor): (n, c, h, w) latents, story-major
+        noise (Tensor): (n, c, h, w) that is added to them
         t (Tensor): int64 (n,) timesteps
         context (Tensor): (n, tokens, D)
         visible (Tensor): bool (n, tokens); True = may attend
@@ -474,18 +474,18 @@ def frame_losses(self:ARLDM,
 # %% ../../nbs/model/28_loss.ipynb #1dfbc27b
 @patch
 def random_inputs(self:ARLDM,
-    shape:tuple,               # Of the latents of the story: (V, 4, h, w)
+    shape:tuple,               # Of the latents of the story: (V, c, h, w)
     generator:torch.Generator, # On the CPU
     *, cond_dropout:float,     # Probability that a frame's condition is dropped
     timestep_bias_power:float=1., # Timesteps are sampled as u^(1/power), u uniform
     # Standard deviation of a shift of the noise that all latents of a frame and channel share
     noise_offset:float=0.,
-)->tuple:  # Two tensors of noise (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+)->tuple:  # Two tensors of noise (V, c, h, w), timesteps int64 (V,), dropped bool (V,)
     """Sample the random numbers in the loss of a story: noise that samples its latents, noise that
     is added to them, timesteps, and which frames are dropped.
 
     Args:
-        shape (tuple): Of the latents of the story: (V, 4, h, w)
+        shape (tuple): Of the latents of the story: (V, c, h, w)
         generator (torch.Generator): On the CPU
         cond_dropout (float): Probability that a frame's condition is dropped
         timestep_bias_power (float, default 1.0): Timesteps are sampled as u^(1/power), u uniform
@@ -493,7 +493,7 @@ def random_inputs(self:ARLDM,
             latents of a frame and channel share
 
     Returns:
-        tuple: Two tensors of noise (V, 4, h, w), timesteps int64 (V,), dropped bool (V,)
+        tuple: Two tensors of noise (V, c, h, w), timesteps int64 (V,), dropped bool (V,)
     """
     V, channels, *_ = shape
     T = self.noise_scheduler.config.num_train_timesteps
@@ -545,7 +545,7 @@ def loss(self:ARLDM,
     """
     device = self.device
     moments = batch['moments'] if 'moments' in batch else self.moments(batch['frames'])
-    moments = moments[:, n_given:]                                      # (B, V, 8, h, w)
+    moments = moments[:, n_given:]                                      # (B, V, 2c, h, w)
     B, V, channels, h, w = moments.shape
     generators = generator if isinstance(generator, list) else [generator]*B
     random = []
@@ -554,7 +554,7 @@ def loss(self:ARLDM,
             (V, channels//2, h, w), g, cond_dropout=cond_dropout,
             timestep_bias_power=timestep_bias_power, noise_offset=noise_offset))
     sample, noise, t, dropped = (torch.stack(x).to(device) for x in zip(*random))
-    z = self.sample_latents(moments.to(device), sample)                 # (B, V, 4, h, w)
+    z = self.sample_latents(moments.to(device), sample)                 # (B, V, c, h, w)
     context, visible = self._batch_condition(batch, n_given, dropped)
     losses = self.frame_losses(
         z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), context, visible,

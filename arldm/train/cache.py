@@ -122,7 +122,7 @@ def encode_inputs(
     stories:StoryDataset,
     kind:str,   # 'moments', 'captions', 'slots' or 'cards'
     keys:list,  # Some `frozen_inputs` of that kind
-)->list:        # A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
+)->list:        # A tensor for each: (1, 2c, h, w), or (tokens, D) for the real tokens of a caption
     """Compute the output of a frozen part for some inputs.
 
     Args:
@@ -130,7 +130,7 @@ def encode_inputs(
         keys (list): Some `frozen_inputs` of that kind
 
     Returns:
-        list: A tensor for each: (1, 8, h, w), or (tokens, D) for the real tokens of a caption
+        list: A tensor for each: (1, 2c, h, w), or (tokens, D) for the real tokens of a caption
     """
     device = model.device
     if kind != 'moments':
