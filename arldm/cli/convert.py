@@ -117,6 +117,7 @@ def _check_source_only(source, **wishes):
         if value is not None and source != its_source:
             raise StoryError(f'{name} is for {its_source} only; leave it out for {source}')
 
+# %% ../../nbs/cli/65_convert.ipynb #5a4253a8
 def _draw_toy_folder(raw, albums, quiet):
     """Draw the toy corpus into the new folder `raw`: `albums` for training, a tenth of them for each
     other split; half of the albums have cards."""
@@ -210,7 +211,8 @@ def convert(
         dict: Split -> numbers from `count_index`, and 'skipped': reason -> number
     """
     one_of('source', source, _SOURCES)
-    _check_numbers(resolution=resolution or 1, workers=workers, albums=1 if albums is None else albums)
+    _check_numbers(resolution=resolution or 1, workers=workers,
+                   albums=1 if albums is None else albums)
     _check_source_only(source, albums=('toy', albums), seed=('folder', seed or None))
     refuse_foreign(out, is_story_file, 'story file')
     if source == 'toy': _toy_folder(raw, albums, quiet, dry_run)
