@@ -271,7 +271,7 @@ def _draw_training_stories(folder, base, file, n): # -> `folder`
 
 # %% ../../nbs/lab/76_ablations.ipynb #46893f55
 # late: remembered in frames 4, 5, …; stories may have no cards
-FACT_KINDS = 'stated', 'remembered', 'late', 'untold', 'card'
+FACT_KINDS = 'stated', 'remembered', 'late', 'seen', 'card'
 
 def _draw_and_check(pipeline_folder, out, stories, kind, limit, sampling):
     "Draw stories with a kind of history; return {kind of facts: rows (story, whether right)}."

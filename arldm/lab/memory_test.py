@@ -129,15 +129,15 @@ def _drawn(folder, pipe, stories, kinds, set_folder, how): # yields the folder o
 TABLE_COLUMNS = {
     'stated facts': ('visualization', 'stated facts'),
     'remembered facts': ('visualization', 'remembered facts'),
-    'untold facts': ('visualization', 'untold facts'),
-    'untold facts, first frame given': ('continuation', 'untold facts'),
+    'seen facts': ('visualization', 'seen facts'),
+    'seen facts, first frame given': ('continuation', 'seen facts'),
     'facts on cards': ('cast', 'card facts'),
     'facts on swapped cards': ('swapped cast', 'card facts'),
     'distance': ('visualization', 'FD-latents')}
 # those shown by frame
-DRIFT_COLUMNS = 'remembered facts', 'untold facts, first frame given'
+DRIFT_COLUMNS = 'remembered facts', 'seen facts, first frame given'
 
-# with reference frames in memory, untold facts have to be as the reference frames show them
+# with reference frames in memory, seen facts have to be as the reference frames show them
 _check_teacher_forced = partial(check_facts, teacher_forced=True)
 _check_teacher_forced.by_frame = partial(check_facts.by_frame, teacher_forced=True)
 _check_teacher_forced.chance = check_facts.chance

@@ -40,7 +40,7 @@ def test_who_returns_has_been_there():
             comes = b.event in ('come', 'back')
             assert (b.event == 'back') == (comes and any(b.who in x.cast for x in beats[:k]))
 
-def test_untold_looks_and_landmarks_never_change():
+def test_patterns_scarves_and_landmarks_never_change():
     "Not through absence and return, and not while the story is somewhere else."
     returned, travelled_back = 0, 0
     for beats in long_stories():
@@ -96,7 +96,7 @@ def test_every_word_is_known():
     said += [describe(beats[0].scene, random.Random(i)) for i, beats in enumerate(long_stories())]
     assert word_set(' '.join(said)) <= {*TOY_WORDS}
 
-def test_no_word_for_what_is_untold():
+def test_no_word_for_what_only_pictures_show():
     names = {*PATTERNS, *SCARVES, *(name for names in LANDMARKS.values() for name in names)} - {'nothing'}
     assert not names & {*TOY_WORDS} and {'scarf', 'pattern', 'landmark'}.isdisjoint(TOY_WORDS)
 
@@ -113,7 +113,7 @@ def otherwise(beats, rng):
     return changed
 
 @pytest.mark.parametrize('by_name', [False, True])
-def test_no_caption_depends_on_what_is_untold(by_name):
+def test_no_caption_depends_on_what_only_pictures_show(by_name):
     "The same random numbers word a story in the same way, whatever its patterns, scarves and landmarks are."
     rng = random.Random(0)
     for i, beats in enumerate(long_stories()[:150]):

@@ -69,7 +69,7 @@ def test_one_wrong_fact_is_one_wrong_answer():
         assert [n for n, x in right.items() if not all(x)] == [f'remembered {k}']
 
 
-# untold
+# seen
 
 ADA = Look('red', 'star', 'big', 'hat', 'dots', 'pink')
 BO = Look('blue', 'circle', 'small', 'nothing', 'stripes', 'nothing')
@@ -124,30 +124,30 @@ def wrong(story, scenes, **settings):
     return found
 
 def one_of_each(n=1, landmark=True):
-    of_looks = {'untold pattern': [True]*n, 'untold scarf': [True]*n}
-    return {**of_looks, 'untold landmark': [True]} if landmark else of_looks
+    of_looks = {'seen pattern': [True]*n, 'seen scarf': [True]*n}
+    return {**of_looks, 'seen landmark': [True]} if landmark else of_looks
 
 def test_first_appearances_are_not_counted():
     "Neither that of a character nor that of a place; those who return and places returned to are."
-    assert answers(STORY, SCENES, 'untold') == {
+    assert answers(STORY, SCENES, 'seen') == {
         2: one_of_each(), 3: one_of_each(), 4: one_of_each(landmark=False), 5: one_of_each(2), 6: one_of_each(2)}
     assert wrong(STORY, SCENES) == {} and not answers(STORY, SCENES, 'card')
 
-def test_untold_facts_leave_the_others_as_they_are():
+def test_seen_facts_leave_the_others_as_they_are():
     for k, by_name in answers(STORY, SCENES).items():
-        others = {name: right for name, right in by_name.items() if not name.startswith('untold')}
+        others = {name: right for name, right in by_name.items() if not name.startswith('seen')}
         assert others == compare_scenes(CAPTIONS[k-1], SCENES[k], SCENES[k])
 
 @pytest.mark.parametrize('fact, value', [('pattern', 'checks'), ('pattern', 'plain'), ('scarf', 'cyan'),
                                          ('scarf', 'nothing')])
-def test_one_wrong_untold_fact_is_one_wrong_answer(fact, value):
+def test_one_wrong_seen_fact_is_one_wrong_answer(fact, value):
     "Ada returns in frame 5 in another pattern or scarf."
-    assert wrong(STORY, changed([5], 'star', **{fact: value})) == {f'untold {fact}': [5]}
+    assert wrong(STORY, changed([5], 'star', **{fact: value})) == {f'seen {fact}': [5]}
 
 def test_a_wrong_landmark_is_one_wrong_answer():
     for k in 2, 3, 5, 6:
         other = 'birch' if SCENES[k].place == 'forest' else 'dome'
-        assert wrong(STORY, {**SCENES, k: replace(SCENES[k], landmark=other)}) == {'untold landmark': [k]}
+        assert wrong(STORY, {**SCENES, k: replace(SCENES[k], landmark=other)}) == {'seen landmark': [k]}
 
 def test_a_model_decides_and_keeps_to_it():
     "What the first frame with a character, or at a place, shows is right from then on."
@@ -158,28 +158,28 @@ def test_a_model_decides_and_keeps_to_it():
     assert answers(STORY, other) == answers(STORY, SCENES)
     # and what the reference shows is wrong after that
     assert wrong(STORY, {**other, 5: SCENES[5]}) == {
-        'untold pattern': [5, 5], 'untold scarf': [5, 5], 'untold landmark': [5]}
+        'seen pattern': [5, 5], 'seen scarf': [5, 5], 'seen landmark': [5]}
 
 def test_what_was_decided_stays_decided():
     "A frame that is wrong decides nothing: the next one is compared with the first again."
-    assert wrong(STORY, changed([2], 'star', pattern='plain')) == {'untold pattern': [2]}
-    assert wrong(STORY, changed([1], 'star', pattern='plain')) == {'untold pattern': [2, 5, 6]}
+    assert wrong(STORY, changed([2], 'star', pattern='plain')) == {'seen pattern': [2]}
+    assert wrong(STORY, changed([1], 'star', pattern='plain')) == {'seen pattern': [2, 5, 6]}
 
 def test_continuation_compares_with_the_given_frame():
     other = changed(range(1, 7), 'star', pattern='plain')
     del other[1]
-    assert wrong(STORY, other) == {'untold pattern': [2, 5, 6]}
+    assert wrong(STORY, other) == {'seen pattern': [2, 5, 6]}
     # Bo comes in later, so that it is the model that decides
     other = changed(range(1, 7), 'circle', scarf='pink')
     del other[1]
     assert wrong(STORY, other) == {}
     rest = {k: one for k, one in SCENES.items() if k > 1}
-    assert answers(STORY, rest, 'untold') == answers(STORY, SCENES, 'untold')
+    assert answers(STORY, rest, 'seen') == answers(STORY, SCENES, 'seen')
 
 def test_after_reference_frames_all_is_compared_with_them():
     other = changed(range(1, 7), 'star', pattern='plain')
     other = {k: replace(one, landmark='maple') if one.place == 'forest' else one for k, one in other.items()}
-    assert wrong(STORY, other, teacher_forced=True) == {'untold pattern': [2, 5, 6], 'untold landmark': [2, 3, 6]}
+    assert wrong(STORY, other, teacher_forced=True) == {'seen pattern': [2, 5, 6], 'seen landmark': [2, 3, 6]}
     assert wrong(STORY, other) == {}
 
 def test_frames_after_reference_frames_are_answered_one_by_one():
@@ -198,36 +198,36 @@ def test_landmarks_count_only_where_the_place_is_right():
     desert = {**SCENES, 4: replace(SCENES[4], place='desert', landmark='tent')}
     assert wrong(STORY, desert) == {'stated place': [4]}
     # frame 5 is then the first in the city: it decides, and is not counted
-    assert 'untold landmark' not in answers(STORY, desert)[5]
+    assert 'seen landmark' not in answers(STORY, desert)[5]
     desert[5] = replace(SCENES[5], landmark='dome')
     assert wrong(STORY, desert) == {'stated place': [4]}
     # the place of frame 3 is remembered; nothing is asked about a landmark of another place
     wrong_place = {**SCENES, 3: replace(SCENES[3], place='beach', landmark='palm')}
     assert wrong(STORY, wrong_place) == {'remembered place': [3]}
-    assert 'untold landmark' not in answers(STORY, wrong_place)[3]
+    assert 'seen landmark' not in answers(STORY, wrong_place)[3]
 
 def test_a_missing_figure_has_no_right_pattern():
     "Ada is missing in frame 2, where the caption introduces Bo; she was seen in frame 1."
     found = wrong(STORY, {**SCENES, 2: replace(SCENES[2], figures=(RIGHT,))})
     looks = dict.fromkeys(['remembered colour', 'remembered shape', 'remembered size', 'remembered accessory',
                            'remembered position'], [2])
-    assert found == {'stated cast': [2], **looks, 'untold pattern': [2], 'untold scarf': [2]}
+    assert found == {'stated cast': [2], **looks, 'seen pattern': [2], 'seen scarf': [2]}
 
 def test_who_was_not_drawn_decides_later():
     """Bo is missing where he should appear first: the next frame with him decides, although Ada, who is there, was
     taken for a wrong Bo, so that her own facts are wrong."""
     without = {**changed(range(3, 7), 'circle', pattern='checks'), 2: replace(SCENES[2], figures=(LEFT,))}
-    found = answers(STORY, without, 'untold')
-    assert found[3] == {'untold landmark': [True]} and found[4] == one_of_each(landmark=False)
-    assert wrong(STORY, without)['untold pattern'] == [2] == wrong(STORY, without)['untold scarf']
+    found = answers(STORY, without, 'seen')
+    assert found[3] == {'seen landmark': [True]} and found[4] == one_of_each(landmark=False)
+    assert wrong(STORY, without)['seen pattern'] == [2] == wrong(STORY, without)['seen scarf']
     without[6] = SCENES[6]
-    assert wrong(STORY, without)['untold pattern'] == [2, 6]
+    assert wrong(STORY, without)['seen pattern'] == [2, 6]
 
 def test_patterns_are_those_of_the_paired_figures():
     "Ada is drawn in another colour, and Bo without his stripes: each has its own mistakes."
     other = look_of(look_of(SCENES[6], 'star', colour='green'), 'circle', pattern='plain')
     found = facts_by_frame(STORY, drawn({**SCENES, 6: other}))[6]
-    assert found['untold pattern'] == [True, False] and found['untold scarf'] == [True, True]
+    assert found['seen pattern'] == [True, False] and found['seen scarf'] == [True, True]
     assert found['remembered colour'] == [False, True]
 
 def test_all_frames_together():
@@ -236,7 +236,7 @@ def test_all_frames_together():
     for by_name in answers(STORY, other).values():
         for name, right in by_name.items(): together.setdefault(name, []).extend(right)
     assert check_facts(STORY, drawn(other)) == together
-    assert check_facts(STORY, drawn(other))['untold pattern'].count(False) == 2
+    assert check_facts(STORY, drawn(other))['seen pattern'].count(False) == 2
     assert check_facts.by_frame is facts_by_frame and check_facts.chance is chance
 
 
@@ -245,10 +245,10 @@ def test_all_frames_together():
 CARD_FACTS = 'colour', 'shape', 'size', 'accessory', 'pattern', 'scarf'
 
 def test_looks_that_no_caption_tells_are_on_cards():
-    "From the first frame on, for each figure; captions tell nothing of a look, and only landmarks are untold."
+    "From the first frame on, for each figure; captions tell nothing of a look, and only landmarks are seen."
     found = answers(WITH_CARDS, SCENES, 'card')
     assert found == {k: {f'card {fact}': [True]*len(one.figures) for fact in CARD_FACTS} for k, one in SCENES.items()}
-    assert {name for one in answers(WITH_CARDS, SCENES, 'untold').values() for name in one} == {'untold landmark'}
+    assert {name for one in answers(WITH_CARDS, SCENES, 'seen').values() for name in one} == {'seen landmark'}
     others = {name for one in answers(WITH_CARDS, SCENES).values() for name in one}
     assert not {f'{kind} {fact}' for kind in ('stated', 'remembered') for fact in CARD_FACTS} & others
     assert wrong(WITH_CARDS, SCENES) == {}
@@ -302,11 +302,11 @@ def test_names_of_cards_do_not_matter():
     assert answers(alone, SCENES) == answers(STORY, SCENES)
 
 def test_one_card_of_two():
-    "Ada has a card, Bo has none: his pattern is untold, hers is on a card."
+    "Ada has a card, Bo has none: his pattern is seen, hers is on a card."
     story = story_of(SCENES, CAPTIONS, [('Ada', ADA)])
     found = answers(story, SCENES)
     assert [found[k].get('card pattern') for k in SCENES] == [[True], [True], None, None, [True], [True]]
-    assert [found[k].get('untold pattern') for k in SCENES] == [None, None, [True], [True], [True], [True]]
+    assert [found[k].get('seen pattern') for k in SCENES] == [None, None, [True], [True], [True], [True]]
 
 
 # guesses
@@ -349,15 +349,15 @@ def test_chance_agrees_with_arithmetic():
     assert abs(p['remembered place'] - 1/6) < .03 and abs(p['remembered time'] - 1/3) < .05
     assert 1/6 - .02 < p['remembered colour'] < .25 and 1/4 - .02 < p['remembered shape'] < .35
 
-def test_chance_of_what_is_untold():
+def test_chance_of_seen_facts():
     """A pattern and a scarf are one of four if the figure is drawn at all; a landmark is one of four, as only those
     of right places are counted."""
     levels = chance(400, 2)
-    assert {name for name in levels if name.startswith('untold')} == {f'untold {x}' for x in ('pattern', 'scarf', 'landmark')}
+    assert {name for name in levels if name.startswith('seen')} == {f'seen {x}' for x in ('pattern', 'scarf', 'landmark')}
     assert {name for name in levels if name.startswith('card')} == {f'card {fact}' for fact in CARD_FACTS}
-    assert abs(levels['untold landmark'] - 1/4) < .03
+    assert abs(levels['seen landmark'] - 1/4) < .03
     # a fact with four values that does not decide how figures are paired; one that does is right more often
-    for kind in 'untold', 'card':
+    for kind in 'seen', 'card':
         for fact in 'pattern', 'scarf': assert .21 < levels[f'{kind} {fact}'] < .255
     for fact in 'colour', 'shape', 'size', 'accessory':
         assert abs(levels[f'card {fact}'] - levels[f'remembered {fact}']) < .06
@@ -374,7 +374,7 @@ def test_chance_counts_cards_where_looks_are_not_told():
     counted |= {name: right for name, right in by_name.items() if name.startswith('card')}
     assert chance(30, 5) == {name: sum(right)/len(right) for name, right in counted.items()}
 
-def test_untold_guesses_are_a_quarter_of_the_figures_that_are_drawn():
+def test_seen_guesses_are_a_quarter_of_the_figures_that_are_drawn():
     "Exactly: among figures that the guess has, a pattern is right as often as one of four."
     rng = random.Random(3)
     right, drawn_figures = 0, 0
@@ -386,7 +386,7 @@ def test_untold_guesses_are_a_quarter_of_the_figures_that_are_drawn():
         history.listen(caption, beat.scene)
         got = guess(caption, beat.scene, rng)
         found = compare_scenes(caption, beat.scene, got, history)
-        right += sum(found['untold pattern']) + sum(found['untold scarf'])
+        right += sum(found['seen pattern']) + sum(found['seen scarf'])
         drawn_figures += 2*min(len(got.figures), len(beat.scene.figures))
     assert near(right/drawn_figures, 1/4, drawn_figures, slack=0)
 
@@ -400,7 +400,7 @@ def test_landmarks_of_guesses_belong_to_their_places():
     assert len(seen) == 24 and all(landmark in LANDMARKS[place] for place, landmark in seen)
 
 def test_a_history_starts_with_nothing():
-    "Before any frame was seen, nothing is untold; the landmark and the looks of a frame count from the next one on."
+    "Before any frame was seen, nothing is seen; the landmark and the looks of a frame count from the next one on."
     history = History()
     history.listen(CAPTIONS[0], SCENES[1])
     first = compare_scenes(CAPTIONS[0], SCENES[1], SCENES[1], history)

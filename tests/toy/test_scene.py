@@ -40,7 +40,7 @@ def test_the_world_is_the_one_that_the_shipped_models_know():
     rng = random.Random(0)
     assert digest(repr(random_scene(rng)) for _ in range(300)) == '8427c1cd863032a3'
 
-def test_what_is_untold_is_as_likely_as_it_can_be():
+def test_what_only_pictures_show_is_as_likely_as_it_can_be():
     "Each pattern, scarf and landmark a quarter, and one says nothing about the others or about the other figure."
     rng = random.Random(2)
     n = 6400
