@@ -22,24 +22,24 @@ def check_seed(seed:int):
     raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../../nbs/lab/76a_commands.ipynb #13184233
-STAGES = 'autoencoder', 'base', 'arldm'
+STAGES = 'autoencoder', 'base', 'encoder', 'names', 'arldm'
 
 @command(choices=dict(stage=STAGES))
 def ladder(
     *,
-    out:str|Path='runs/ladder', # Folder for all three runs
+    out:str|Path='runs/ladder', # Folder for all stages
     stage:str='arldm',          # Last stage to train
     max_train_steps:int=None,   # Steps of the last stage; default: as for the shipped weights
     seed:int=0,                 # Seed of all random numbers
 ):
-    """Train the toy models, each from the one before: autoencoder, text-to-image model, AR-LDM.
+    """Train the toy models, each from the one before: autoencoder, text to image, AR-LDM.
 
     Examples:
         arldm-ladder --stage autoencoder --max-train-steps 400
         arldm-ladder --out runs/ladder
 
     Args:
-        out (str | Path, default 'runs/ladder'): Folder for all three runs
+        out (str | Path, default 'runs/ladder'): Folder for all stages
         stage (str, default 'arldm'): Last stage to train
         max_train_steps (int, optional): Steps of the last stage; default: as for the shipped
             weights
@@ -48,25 +48,31 @@ def ladder(
     last = one_of('stage', stage, STAGES)
     if max_train_steps is not None: at_least_one(max_train_steps=max_train_steps)
     check_seed(seed)
-    from arldm.lab.ladder import (facts_kept, trained_autoencoder, write_blank_pipeline,
-                                  write_ladder_stories, write_pairs)
+    from arldm.lab import ladder as stages
     quiet_libraries()
     out = Path(out)
     # the lock is held until this function ends
     lock = lock_folder(out, 'training the toy models')
     # None: the default of the stage
     def steps_of(name): return max_train_steps if name == last else None
-    vae = trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
+    vae = stages.trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
     if last == 'autoencoder':
-        return say({fact: round(share, 4) for fact, share in facts_kept(vae).items()})
-    write_blank_pipeline(vae, out/'blank', seed)
-    write_pairs(out/'pairs.h5')
+        return say({fact: round(share, 4) for fact, share in stages.facts_kept(vae).items()})
+    stages.write_blank_pipeline(vae, out/'blank', seed)
+    stages.write_pairs(out/'pairs.h5')
     train(out/'base', data=out/'pairs.h5', preset='toy-base', model=str(out/'blank'),
           max_train_steps=steps_of('base'), seed=seed)
     if last == 'base': return
-    write_ladder_stories(out/'stories.h5', seed)
-    train(out/'arldm', data=out/'stories.h5', preset='toy-arldm', seed=seed,
-          model=str(out/'base/pipeline'), max_train_steps=steps_of('arldm'))
+    start = stages.pretrained_pipeline(out/'encoder', out/'base/pipeline', steps_of('encoder'), seed)
+    if last == 'encoder': return
+    stages.write_openings(out/'openings.h5')
+    train(out/'names', data=out/'openings.h5', **stages.NAMES_STAGE, seed=seed, model=str(start),
+          max_train_steps=steps_of('names') or stages.NAMES_STEPS)
+    if last == 'names': return
+    stages.write_ladder_stories(out/'stories.h5', seed)
+    stages.write_mixture(out/'mixture.h5', out/'stories.h5', out/'openings.h5')
+    train(out/'arldm', data=out/'mixture.h5', preset='toy-arldm', seed=seed,
+          model=str(out/'names/pipeline'), max_train_steps=steps_of('arldm'))
 
 # %% ../../nbs/lab/76a_commands.ipynb #6ec19cbe
 N_TIMESTEPS = 1000  # of the noise schedule that all models are trained with

@@ -21,6 +21,7 @@ from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import check_facts
+from arldm.toy.reader import read_cards
 from arldm.draw.frames import Memory
 from arldm.score.histories import draw_histories
 from arldm.toy.scene import has_hard
@@ -71,11 +72,24 @@ def test_the_autoencoder_goes_on(tmp_path):
     *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
 
+def test_an_opening_is_one_frame_with_a_card_of_whom_it_shows():
+    for i in range(40):
+        story = ladder.opening(i)
+        assert story == ladder.opening(i) and len(story) == 1 and len(story.cast) in (2, 3)
+        scene, = ladder.read(story.pictures())
+        shown = {card.look for card in scene.figures}
+        named = {name for name in story.cast if name in story.captions[0]}
+        cards = dict(zip(story.cast, read_cards(list(story.cards().values()))))
+        assert not has_hard(scene) and {cards[name] for name in named} == shown
+    assert {len(ladder.opening(i).cast) for i in range(40)} == {2, 3}
+
 @pytest.mark.skipif(os.environ.get('ARLDM_SOAK') != '1', reason='long: set ARLDM_SOAK=1')
 def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
+    monkeypatch.setattr(ladder, 'write_openings', partial(ladder.write_openings, n=40, n_val=2))
+    monkeypatch.setattr(ladder, 'pretrain_memory_encoder', partial(ladder.pretrain_memory_encoder, n=8, train_batch_size=2))
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
