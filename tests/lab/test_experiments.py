@@ -196,21 +196,20 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     ladder.write_openings(tmp_path/'openings.h5', n=2, n_val=1)
     refused('openings=2, not 3', ladder.write_openings, tmp_path/'openings.h5', n=3, n_val=1)
 
-def test_a_mixture_is_all_stories_and_then_openings(tmp_path, monkeypatch):
+def test_a_mixture_is_all_stories_and_then_openings_with_cards(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (3, 2, 1, 1))
-    monkeypatch.setattr(ladder, 'N_OPENINGS', 2)
+    monkeypatch.setattr(ladder, 'N_OPENINGS', 4)
     paths = tmp_path/'mixture.h5', tmp_path/'stories.h5', tmp_path/'openings.h5'
     ladder.write_ladder_stories(paths[1])
-    ladder.write_openings(paths[2], n=4, n_val=1)
+    ladder.write_openings(paths[2], n=10, n_val=1)
     ladder.write_mixture(*paths)
     mixture, stories, openings = map(StoryFile, paths)
-    assert list(mixture['train']) == [*stories['train'], openings['train'][0], openings['train'][1]]
+    assert list(mixture['train']) == [*stories['train'], *(openings['train'][i] for i in (2, 3, 4, 7))]
     assert list(mixture['val']) == list(stories['val'])
     ladder.write_mixture(*paths)                                        # the same again: nothing to do
-    (tmp_path/'openings.h5').unlink()
-    (tmp_path/'openings.h5.json').unlink()
-    ladder.write_openings(paths[2], n=1, n_val=1)                       # others under the same name
-    refused('parts=', ladder.write_mixture, *paths)
+    for path in paths[2], tmp_path/'openings.h5.json': path.unlink()
+    ladder.write_openings(paths[2], n=8, n_val=1)                       # others under the same name
+    refused('made_from=', ladder.write_mixture, *paths)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
 @pytest.mark.parametrize('command', [commands.ladder, partial(commands.ablations, 'tricks')])

@@ -1,16 +1,14 @@
 "Questions about pictures have the right answers, pretraining resumes exactly, and a linear probe reads what is there."
-import random
-
 import pytest
 import torch
 from torch import nn
 
 from arldm.core import StoryError, asset
-from arldm.data.dataset import to_memory
 from arldm.draw.pipeline import StoryPipeline
-from arldm.lab import memory_encoder as m
+from arldm.lab import pretraining as m
 from arldm.toy.reader import read, read_cards
 from arldm.toy.scene import Figure, Look, Scene, has_hard
+from arldm.train.cache import weights_digest
 from arldm.train.checkpoint import save_checkpoint
 
 ADA, BO = Look('red', 'star', 'big', 'hat', 'dots', 'pink'), Look('blue', 'circle', 'small', 'nothing', 'plain', 'nothing')
@@ -58,20 +56,44 @@ def test_padding_has_no_answers(pipe):
     assert not torch.equal(others, ids) and torch.allclose(logits(ids), logits(others), atol=1e-5)
     assert not torch.allclose(logits(ids), logits(ids.roll(1, 0)), atol=1e-2)
 
-def test_pretraining_goes_on(tmp_path):
-    "Stopped and resumed it has the weights of one that was not, and a run from other weights is refused."
+@pytest.mark.parametrize('pretrain, part', [(m.pretrain_memory_encoder, 'memory_encoder'), (m.pretrain_text_encoder, 'text_encoder')])
+def test_pretraining_goes_on(pretrain, part, tmp_path):
+    "Stopped and resumed it has the weights of one that was not; nothing else changes; one from other weights is refused."
     how = dict(max_train_steps=4, train_batch_size=3, n=8)
-    start = StoryPipeline.from_pretrained(asset('toy/base'))
-    *_, whole = m.pretrain_memory_encoder(tmp_path/'a', start, **how)
-    some = m.pretrain_memory_encoder(tmp_path/'b', StoryPipeline.from_pretrained(asset('toy/base')), **how)
+    def start(): return StoryPipeline.from_pretrained(asset('toy/base'))
+    pipe = start()
+    *_, whole = pretrain(tmp_path/'a', pipe, **how)
+    assert whole is getattr(pipe, part)
+    for name, component in start().components.items():
+        if isinstance(component, nn.Module): assert (weights_digest(component) == weights_digest(getattr(pipe, name))) == (name != part)
+    some = pretrain(tmp_path/'b', start(), **how)
     for _ in range(2): next(some)
-    save_checkpoint(tmp_path/'b/checkpoints', 2, some.gi_frame.f_locals['parts'])
+    save_checkpoint(tmp_path/'b/checkpoints', 2, some.gi_yieldfrom.gi_frame.f_locals['parts'])
     some.close()
-    *rest, resumed = m.pretrain_memory_encoder(tmp_path/'b', StoryPipeline.from_pretrained(asset('toy/base')), **how)
+    *rest, resumed = pretrain(tmp_path/'b', start(), **how)
     assert [step for step, _ in rest] == [3, 4] and not resumed.training
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True): assert torch.equal(a, b)
-    with pytest.raises(StoryError, match='start='):
-        next(m.pretrain_memory_encoder(tmp_path/'b', start, **how))
+    assert weights_digest(resumed) == weights_digest(whole)
+    assert [*pretrain(tmp_path/'b', start(), **how)][:-1] == []         # no step is left
+    with pytest.raises(StoryError, match='start='): next(pretrain(tmp_path/'b', pipe, **how))
+
+def test_words_so_far():
+    words = m.words_so_far(torch.tensor([[1, 3, 1, 0]]), 4)
+    assert words.tolist() == [[[False, True, False, False], [False, True, False, True], [False, True, False, True], [True, True, False, True]]]
+
+def test_the_loss_of_words_is_least_for_the_words_themselves(pipe):
+    "A head that answers with the log-odds of the mixed words, against others; names weigh five times as much."
+    tokens = pipe.model.vocab.encode(['Ada jumps.', 'Bo sleeps in the city.'])
+    real, n_words = tokens['caption_real'], 1 + int(tokens['caption_ids'].max())
+    words = m.words_so_far(tokens['caption_ids'], n_words)
+    weights = m._word_weights(pipe.model.vocab, n_words)
+    names = pipe.model.vocab.encode(['Ada', 'Bo'])['caption_ids'][:, 1]
+    assert (weights[names] == 5).all() and (weights == 5).sum() <= 8 and (weights[weights != 5] == 1).all()
+    def loss(encoded, head):
+        torch.manual_seed(0)
+        return m._words_loss(encoded, real, words, weights, head).item()
+    right = loss(words.float(), lambda mixed: torch.logit(mixed.clamp(1e-6, 1 - 1e-6)))
+    assert right < loss(words.float(), lambda mixed: torch.logit(mixed.roll(1, -1).clamp(1e-6, 1 - 1e-6)))
+    assert right < loss(words.float(), lambda mixed: torch.zeros_like(mixed))
 
 def test_a_linear_probe_reads_what_is_there(pipe, monkeypatch):
     "From slots that are the answers themselves it reads all."
