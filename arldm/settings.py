@@ -344,8 +344,8 @@ PRESETS = {
     'toy-base': dict(_toy, max_train_steps=14_000, train_batch_size=16, learning_rate=1.5e-3,
                      lr_warmup_steps=200, timestep_bias_power=3., checkpointing_steps=250),
     # the ladder's third stage
-    'toy-arldm': dict(_toy, max_train_steps=6000, lr_warmup_steps=100, timestep_bias_power=3.,
-                      cast_probability=.9, checkpointing_steps=250),
+    'toy-arldm': dict(_toy, max_train_steps=14_000, learning_rate=1e-3, lr_warmup_steps=100,
+                      timestep_bias_power=3., cast_probability=.95, checkpointing_steps=250),
     # random weights: does my data run at all?
     'tiny': dict(model='tiny', crops=0, max_train_steps=3, train_batch_size=2, lr_warmup_steps=1,
                  weighting='p2'),

@@ -22,7 +22,7 @@ def check_seed(seed:int):
     raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../../nbs/lab/76a_commands.ipynb #13184233
-STAGES = 'autoencoder', 'base', 'encoders', 'openings', 'arldm'
+STAGES = 'autoencoder', 'base', 'stories', 'arldm'
 
 @command(choices=dict(stage=STAGES))
 def ladder(
@@ -63,17 +63,14 @@ def ladder(
     train(out/'base', data=out/'pairs.h5', preset='toy-base', model=str(out/'blank'),
           max_train_steps=steps_of('base'), seed=seed)
     if last == 'base': return
-    start = stages.pretrained_pipeline(out/'encoders', out/'base/pipeline', steps_of('encoders'),
-                                       seed)
-    if last == 'encoders': return
-    stages.write_openings(out/'openings.h5')
-    train(out/'openings', data=out/'openings.h5', **stages.OPENINGS_STAGE, model=str(start),
-          max_train_steps=steps_of('openings') or stages.OPENINGS_STEPS, seed=seed)
-    if last == 'openings': return
     stages.write_ladder_stories(out/'stories.h5', seed)
-    stages.write_mixture(out/'mixture.h5', out/'stories.h5', out/'openings.h5')
-    train(out/'arldm', data=out/'mixture.h5', preset='toy-arldm', seed=seed,
-          model=str(out/'openings/pipeline'), max_train_steps=steps_of('arldm'))
+    train(out/'stories', data=out/'stories.h5', preset='toy-arldm', model=str(out/'base/pipeline'),
+          max_train_steps=steps_of('stories'), seed=seed)
+    if last == 'stories': return
+    stages.write_mixture(out/'mixture.h5', out/'stories.h5')
+    train(out/'arldm', data=out/'mixture.h5', **stages.MIXTURE_STAGE, seed=seed,
+          model=str(out/'stories/pipeline'),
+          max_train_steps=steps_of('arldm') or stages.MIXTURE_STEPS)
 
 # %% ../../nbs/lab/76a_commands.ipynb #6ec19cbe
 N_TIMESTEPS = 1000  # of the noise schedule that all models are trained with

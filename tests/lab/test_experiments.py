@@ -152,8 +152,7 @@ def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
-    monkeypatch.setattr(ladder, 'write_openings', partial(ladder.write_openings, n=2, n_val=1))
-    monkeypatch.setattr(ladder, 'pretrained_pipeline', lambda folder, start, steps, seed: folder/'pipeline')
+    monkeypatch.setattr(ladder, 'N_OPENINGS', 2)
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
     monkeypatch.setattr(commands, 'train', lambda *a, **k: None)
@@ -168,12 +167,11 @@ def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     assert tree(tmp_path/'out') == before
     commands.ladder(out=out)                                            # the rungs below are taken as they are, and all is made
     before = tree(tmp_path/'out')
-    assert {'blank/model_index.json', 'pairs.h5', 'openings.h5', 'stories.h5', 'mixture.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
+    assert {'blank/model_index.json', 'pairs.h5', 'stories.h5', 'mixture.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
     commands.ladder(out=out)
     assert tree(tmp_path/'out') == before
 
-MAKERS = {'pairs.h5': partial(ladder.write_pairs, n=2, n_val=1), 'openings.h5': partial(ladder.write_openings, n=2, n_val=1),
-          'stories.h5': ladder.write_ladder_stories}
+MAKERS = {'pairs.h5': partial(ladder.write_pairs, n=2, n_val=1), 'stories.h5': ladder.write_ladder_stories}
 
 @pytest.mark.parametrize('name', MAKERS)
 def test_a_ladder_takes_no_file_that_it_did_not_make(name, tmp_path, monkeypatch):
@@ -193,23 +191,20 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
     ladder.write_ladder_stories(tmp_path/'stories.h5')
     refused('seed=0, not 1', ladder.write_ladder_stories, tmp_path/'stories.h5', 1)
-    ladder.write_openings(tmp_path/'openings.h5', n=2, n_val=1)
-    refused('openings=2, not 3', ladder.write_openings, tmp_path/'openings.h5', n=3, n_val=1)
 
-def test_a_mixture_is_all_stories_and_then_openings_with_cards(tmp_path, monkeypatch):
+def test_a_mixture_is_all_stories_and_then_openings(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (3, 2, 1, 1))
     monkeypatch.setattr(ladder, 'N_OPENINGS', 4)
-    paths = tmp_path/'mixture.h5', tmp_path/'stories.h5', tmp_path/'openings.h5'
+    paths = tmp_path/'mixture.h5', tmp_path/'stories.h5'
     ladder.write_ladder_stories(paths[1])
-    ladder.write_openings(paths[2], n=10, n_val=1)
     ladder.write_mixture(*paths)
-    mixture, stories, openings = map(StoryFile, paths)
-    assert list(mixture['train']) == [*stories['train'], *(openings['train'][i] for i in (2, 3, 4, 7))]
+    mixture, stories = map(StoryFile, paths)
+    assert list(mixture['train']) == [*stories['train'], *map(ladder.opening, range(4))]
     assert list(mixture['val']) == list(stories['val'])
     ladder.write_mixture(*paths)                                        # the same again: nothing to do
-    for path in paths[2], tmp_path/'openings.h5.json': path.unlink()
-    ladder.write_openings(paths[2], n=8, n_val=1)                       # others under the same name
-    refused('made_from=', ladder.write_mixture, *paths)
+    for path in paths[1], tmp_path/'stories.h5.json': path.unlink()
+    ladder.write_ladder_stories(paths[1], seed=1)                       # others under the same name
+    refused('stories=', ladder.write_mixture, *paths)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
 @pytest.mark.parametrize('command', [commands.ladder, partial(commands.ablations, 'tricks')])

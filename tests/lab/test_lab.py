@@ -72,7 +72,7 @@ def test_the_autoencoder_goes_on(tmp_path):
     *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
 
-def cards_of(story): # name -> look, `None` for a card without a picture
+def cards_of(story): # name -> look
     return dict(zip(story.cast, read_cards(list(story.cards().values()))))
 
 def test_an_opening_with_cards_shows_who_is_named_as_on_the_card():
@@ -94,9 +94,9 @@ def test_each_name_has_a_look_of_its_own():
         if i % 5 > 1: continue
         story = ladder.opening(i)
         (scene,), caption = ladder.read(story.pictures()), story.captions[0]
-        if i % 5: 
+        if i % 5:
             name, = story.cast
-            assert cards_of(story) == {name: None} and name not in caption and {'He', 'he', 'She', 'she'} & {*caption.replace('.', '').split()}
+            assert not np.asarray(story.cards()[name]).any() and name not in caption and {'He', 'he', 'She', 'she'} & {*caption.replace('.', '').split()}
         else: name, = (name for name in looks if name in caption)
         assert [figure.look for figure in scene.figures] == [looks[name]] and not has_hard(scene)
         assert bool(story.cast) == bool(i % 5)
@@ -108,9 +108,7 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
-    monkeypatch.setattr(ladder, 'write_openings', partial(ladder.write_openings, n=40, n_val=2))
-    for name in 'pretrain_memory_encoder', 'pretrain_text_encoder':
-        monkeypatch.setattr(ladder, name, partial(getattr(ladder, name), n=8, train_batch_size=2))
+    monkeypatch.setattr(ladder, 'N_OPENINGS', 10)
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
