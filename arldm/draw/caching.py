@@ -37,7 +37,7 @@ class CachedContext(Tensor):
     def _is_cached(cls, context, weight, bias=None): # keys and values have no bias
         if bias is not None or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return False
-        # a weight that is computed anew in every step would fill the cache
+        # a weight that is computed again in every step would fill the cache
         if not isinstance(context, cls) or not isinstance(weight, nn.Parameter): return False
         return not context.is_inference() and not weight.is_inference()
 

@@ -387,7 +387,7 @@ def check_pictures(
 
 # %% ../../nbs/draw/43b_matching.ipynb #64a4aee7
 def _those(drawings, keep): # keep: bool (n,)
-    "Return some of the frames; their albums are counted anew."
+    "Return some of the frames; their albums are counted again."
     story = drawings.story[keep]
     albums = sorted({drawings.split.albums[i] for i in story})
     place = {name: j for j, name in enumerate(albums)}

@@ -31,7 +31,7 @@ def _beside(path):
     return path.with_name(f'{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}')
 
 def _is_running(pid):
-    "Whether a process of this machine still runs; if that cannot be told, it may."
+    "Whether a process of this machine still runs; if that is unknown, it may."
     try: os.kill(int(pid), 0)   # signal 0 only asks whether the process exists
     except ProcessLookupError: return False
     except (OSError, ValueError): return True

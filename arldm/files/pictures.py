@@ -22,7 +22,7 @@ MAX_PICTURE_BYTES = 100_000_000   # of a picture file
 _TOO_LARGE = Image.DecompressionBombError, Image.DecompressionBombWarning
 
 # What Pillow raises on damaged pictures, found in its readers of these formats and by changing
-# bytes at random; a `Warning` where Python was told to raise warnings.
+# bytes at random; a `Warning` where Python is set to raise warnings.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError,
                   EOFError, ArithmeticError, RuntimeError, AssertionError, MemoryError,
                   struct.error, zlib.error, Image.DecompressionBombError, Warning)

@@ -261,7 +261,7 @@ def _opening_with_cards(rng): # -> caption, scene, cards
     return tell(beats, rng, by_name=True)[0], beats[0].scene, cards
 
 def opening(i:int) -> Story:
-    "Make the `i`th opening, a story of one frame that is told by a name."
+    "Make the `i`th opening, a story of one frame that uses a name."
     rng = random.Random(f'opening {i}')
     if i % 5 < 2: caption, scene, cards = _opening_with_own_look(rng, on_card=i % 5 == 1)
     else: caption, scene, cards = _opening_with_cards(rng)

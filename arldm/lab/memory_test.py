@@ -263,7 +263,7 @@ def cast_story(
     hard:bool=False,    # Open with a colour, shape and place that are held out of training
     swapped:bool=False, # Exchange the looks of the two characters
 )->Story:
-    """Make an unseen story told by names, with two cards.
+    """Make an unseen story that uses names, with two cards.
 
     Args:
         i (int): Number of the story: the same number gives the same story
@@ -281,7 +281,7 @@ def cast_story(
     return Story(f'c{i}', f'c{i}', tuple(captions), frames, cards)
 
 def cast_stories(path:Path, swapped:bool=False, n:int=200) -> Path: # `path`
-    """Write a file of `n` stories told by names for each of test and hard; keep one made before.
+    """Write a file of `n` stories that use names for each of test and hard; keep one made before.
 
     Returns:
         Path: `path`

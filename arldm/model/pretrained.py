@@ -199,7 +199,7 @@ def _part(cls, sd, sub): # -> a `cls` in float32
     "Load one part of Stable Diffusion, or raise `StoryError` if a tensor is missing or damaged."
     _find(sd, 'config.json', sub=sub, layout=_LAYOUT)
     weights = [p.name for p in (Path(sd)/sub).glob('*') if p.suffix in ('.safetensors', '.bin')]
-    # Of a folder that holds only one kind of weight files, the library must be told which
+    # Of a folder that holds only one kind of weight files, the library must be given which
     options = {}
     if weights and all('.fp16.' in name for name in weights): options['variant'] = 'fp16'
     if weights and all(name.endswith('.bin') for name in weights):

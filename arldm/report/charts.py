@@ -218,7 +218,7 @@ def loss_curves(
         list: `Curve`s: none, the losses, or the losses and their running mean
     """
     if not losses: return []
-    # few losses can be told apart, and need no mean
+    # few losses are easy to distinguish, and need no mean
     if len(losses) <= 50: return [Curve(steps, losses, look)]
     mean = smooth(losses, len(losses)/25)
     return [Curve(steps, losses, look, faint=True), Curve(steps, mean, look)]

@@ -31,7 +31,7 @@ from .feature_networks import (complete_model, features_of, fingerprint, normali
 
 # %% ../../nbs/score/55b_cutting_out.ipynb #c1575c42
 BOX_THRESHOLD = .25                  # the least score of a box, as published
-PROMPTS = 'character', 'description' # what the detector can be told to look for
+PROMPTS = 'character', 'description' # what the detector can look for
 
 class Detector(nn.Module):
     """GroundingDINO: finds in a picture what a text names.
@@ -39,14 +39,14 @@ class Detector(nn.Module):
     Args:
         side (tuple, default (800, 1333)): Short side of the pictures that it sees; the most of the
             long one
-        prompt (str, default 'character'): What it is told: this word, or the description of each
+        prompt (str, default 'character'): What it looks for: this word, or the description of each
             card
     """
     def __init__(self,
         model:GroundingDinoForObjectDetection,
         tokenizer:BertTokenizer,
         side:tuple=(800, 1333),  # Short side of the pictures that it sees; the most of the long one
-        prompt:str='character',  # What it is told: this word, or the description of each card
+        prompt:str='character',  # What it looks for: this word, or the description of each card
     ):
         super().__init__()
         self.model = model.eval()
