@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'arldm.draw.call_state.run_callback': ( 'draw/call_state.html#run_callback',
                                                                                'arldm/draw/call_state.py')},
             'arldm.draw.cast': { 'arldm.draw.cast._is_pixels': ('draw/cast.html#_is_pixels', 'arldm/draw/cast.py'),
+                                 'arldm.draw.cast.allow_unused_cards': ('draw/cast.html#allow_unused_cards', 'arldm/draw/cast.py'),
                                  'arldm.draw.cast.cast_notes': ('draw/cast.html#cast_notes', 'arldm/draw/cast.py'),
                                  'arldm.draw.cast.cast_tensors': ('draw/cast.html#cast_tensors', 'arldm/draw/cast.py'),
                                  'arldm.draw.cast.check_cast': ('draw/cast.html#check_cast', 'arldm/draw/cast.py'),

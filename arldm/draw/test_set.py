@@ -16,6 +16,7 @@ from ..files.atomic import FolderTaken
 from ..files.pictures import read_picture
 from ..files.raw_folder import plain_name
 from ..data.dataset import center_crop
+from .cast import allow_unused_cards
 from .drawing_files import frame_path, is_drawn, write_drawing
 from .inputs import make_plan
 from .pipeline import StoryPipeline
@@ -104,7 +105,8 @@ def draw_split(
             if not ready: continue
             captions, given, casts = map(list, zip(*ready.values()))
             seeds = [seed + i for i in ready]
-            drawn = pipe(captions, given, seed=seeds, cast=casts, **sampling).frames
+            with allow_unused_cards():
+                drawn = pipe(captions, given, seed=seeds, cast=casts, **sampling).frames
             ids = [stories.ids[i] for i in ready]
             def write(story_id, frames): _write(folder, story_id, frames, n_given)
             list(pool.map(write, ids, drawn))    # all are written before the first is yielded

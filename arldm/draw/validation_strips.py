@@ -18,6 +18,7 @@ from ..data.story import StoryFile
 from ..data.strips import below_cast, strips
 from ..model.arldm import ARLDM
 from ..train.setup import training_split, validation_split
+from .cast import allow_unused_cards
 from .pipeline import StoryPipeline
 
 # %% ../../nbs/draw/44a_validation_strips.ipynb #18b8ac73
@@ -70,9 +71,9 @@ STRIPS = 2        # validation stories that are drawn with every checkpoint
 STRIP_STEPS = 10  # in which each of their frames is drawn
 
 def _draw(pipe, s, captions, given=None, cast=None): # -> the drawn frames of each story
-    out = pipe(captions, given, STRIP_STEPS, s.guidance_scale, s.resolution, s.resolution,
-               cast=cast)
-    return out.frames
+    with allow_unused_cards():
+        return pipe(captions, given, STRIP_STEPS, s.guidance_scale, s.resolution, s.resolution,
+                    cast=cast).frames
 
 def _save(strip, folder, step, name):
     with atomic_path(folder/f'{step:06d}-{name}.png') as tmp: strip.save(tmp)

@@ -18,6 +18,7 @@ from ..core import StoryError, at_least_one, counted, one_of
 from ..files.kept_results import claim_folder
 from ..files.raw_folder import plain_name
 from ..data.story import StorySplit
+from ..draw.cast import allow_unused_cards
 from ..draw.drawing_files import is_drawn, write_drawing
 from ..draw.matching import Drawings, match_drawings
 from ..draw.drawing_record import drawing_provenance
@@ -124,8 +125,9 @@ def _draw(pipe, stories, histories, casts, own, kind, seed, sampling):
             captions.append([*(past_captions[p] for p in past), stories.captions(i)[k]])
             given.append([past_pictures[p] for p in past])
         latents = list(noise_of_frame[:, None])
-        drawn = pipe(captions, given, cast=[casts[i] for i in places], latents=latents, seed=seeds,
-                     **sampling).frames
+        with allow_unused_cards():
+            drawn = pipe(captions, given, cast=[casts[i] for i in places], latents=latents,
+                         seed=seeds, **sampling).frames
         for i, [frame] in zip(places, drawn):
             frames[i].append(frame)
             own[i].append(frame.resize(size, Image.BILINEAR))

@@ -5,11 +5,17 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from arldm.core import StoryError, asset
+from arldm.settings import resolve
+from arldm.files.pictures import to_png
 from arldm.data.dataset import to_memory
+from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.cast import cast_tensors, check_cast
 from arldm.draw.frames import Memory, preprocess_frame
 from arldm.draw.pipeline import StoryPipeline
+from arldm.draw.test_set import draw_split
+from arldm.draw.validation_strips import draw_strips
 from arldm.model.arldm import ARLDM
+from arldm.score.histories import draw_histories
 
 A = ['ada is a big red star at the beach on the left', 'ada jumps', 'it goes to the right']
 B = ['bo is a small blue circle in the city on the right', 'it rests', 'it meets cy']
@@ -186,3 +192,17 @@ def test_a_bad_cast_among_stories(tiny):
     assert relative(latents(tiny, [A, A], cast=[ADA, None], seed=[0, 1])[0], latents(tiny, A, cast=ADA)) < 1e-4
     with pytest.raises(StoryError, match='2 stories, but one cast; pass a list with a cast for each story'):
         tiny([A, B], cast=ADA, **FEW)
+
+def test_a_story_file_may_have_unused_cards(tiny, tmp_path):
+    "Its test set, other histories and strips are drawn without a note, which own stories get."
+    def png(seed): return to_png(card(seed))
+    story = Story('a', 'a', tuple(A), (png(4), png(5), png(6)), {'Ada': png(1), 'Cleo': png(2)})
+    write_stories(tmp_path/'x.h5', {split: [story] for split in ('train', 'val', 'test')}, 'toy')
+    file = StoryFile(tmp_path/'x.h5')
+    with pytest.warns(UserWarning, match='no caption mentions Cleo'): tiny(A, cast={'Ada': card(1), 'Cleo': card(2)}, **FEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        [_] = draw_split(tiny, file['test'], tmp_path/'drawn', **FEW)
+        [_] = draw_histories(tiny, file['test'], tmp_path/'histories', kinds=('own',), **FEW)
+        draw_strips(tmp_path, resolve('toy', resolution=32, cast_probability=.5), file, tiny.model, 1)
+    assert len(list((tmp_path/'strips').iterdir())) > 0
