@@ -32,11 +32,17 @@ def write_blip(cls, folder):
     model.save_pretrained(folder)
     torch.save({'model': {renamed(k, BLIP): v for k, v in model.state_dict().items()}}, folder.with_suffix('.pth'))
 
+def _wide(part, width): return {**SIZES['toy'][part], 'hidden_size': width, 'intermediate_size': 2*width}
+
+# a toy model with Stable Diffusion's four latent channels, and captions of BLIP's width
+SD = dict(unet={**SIZES['toy']['unet'], 'in_channels': 4, 'out_channels': 4, 'cross_attention_dim': 64},
+          vae=dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4),
+          clip=_wide('clip', 64), vision=_wide('vision', 64), bert=_wide('bert', 64))
+
 def write_home(d):
     "Small weights in their true layouts: `sd`, the BLIP that serves, `itm`, and the one that does not, `cap`."
     torch.manual_seed(0)
-    vae = dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1)
-    net = ARLDM.create(dict(SIZES['toy'], vae={**vae, 'norm_num_groups': 4}), recorded.vocabulary(S))
+    net = ARLDM.create(SD, recorded.vocabulary(S))
     for part in 'vae', 'unet', 'text_encoder': getattr(net, part).save_pretrained(d/'sd'/part)
     net.noise_scheduler.save_pretrained(d/'sd/scheduler')
     shutil.copytree(TOKENIZERS/'clip', d/'sd/tokenizer')

@@ -122,8 +122,8 @@ def _check_source_only(source, **wishes):
 TOY_SEED = 2
 
 def _draw_toy_folder(raw, albums, quiet):
-    """Draw the toy corpus into the new folder `raw`: `albums` for training, a tenth of them for each
-    other split; half of the albums have cards."""
+    """Draw the toy corpus into the new folder `raw`: `albums` for training, a tenth of them for
+    each other split; half of the albums have cards."""
     n_others = -(-albums//10)  # a tenth, rounded up
     try:
         with whole_folder(raw, flush=False) as tmp:

@@ -104,13 +104,12 @@ def draw_split(
                 else: ready[i] = story
             if not ready: continue
             captions, given, casts = map(list, zip(*ready.values()))
-            seeds = [seed + i for i in ready]
             with allow_unused_cards():
-                drawn = pipe(captions, given, seed=seeds, cast=casts, **sampling).frames
-            ids = [stories.ids[i] for i in ready]
-            def write(story_id, frames): _write(folder, story_id, frames, n_given)
-            list(pool.map(write, ids, drawn))    # all are written before the first is yielded
-            yield from zip(ids, drawn)
+                drawn = pipe(captions, given, seed=[seed + i for i in ready], cast=casts,
+                             **sampling).frames
+            def write(i, frames): _write(folder, stories.ids[i], frames, n_given)
+            list(pool.map(write, ready, drawn))    # all are written before the first is yielded
+            yield from zip([stories.ids[i] for i in ready], drawn)
 
 # %% ../../nbs/draw/44_test_set.ipynb #1e1883f0
 def sharing_path(

@@ -51,10 +51,8 @@ def ladder(
     from arldm.lab import ladder as stages
     quiet_libraries()
     out = Path(out)
-    # the lock is held until this function ends
-    lock = lock_folder(out, 'training the toy models')
-    # None: the default of the stage
-    def steps_of(name): return max_train_steps if name == last else None
+    lock = lock_folder(out, 'training the toy models') # until this function ends
+    def steps_of(name): return max_train_steps if name == last else None # the stage's default
     vae = stages.trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
     if last == 'autoencoder':
         return say({fact: round(share, 4) for fact, share in stages.facts_kept(vae).items()})

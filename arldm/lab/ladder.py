@@ -226,13 +226,12 @@ def write_ladder_stories(path:Path, seed:int=0):
 
 # %% ../../nbs/lab/74_ladder.ipynb #35dfb8ba
 def _own_looks(): # name -> a look that no other name has
-    rng, looks = random.Random('own looks'), {}
-    for name in PRONOUNS:
+    rng = random.Random('own looks')
+    looks = {} # (colour, shape) -> look
+    while len(looks) < len(PRONOUNS):
         look = two_looks(rng)[0]
-        while (look.colour, look.shape) in {(other.colour, other.shape) for other in looks.values()}:
-            look = two_looks(rng)[0]
-        looks[name.capitalize()] = look
-    return looks
+        looks.setdefault((look.colour, look.shape), look)
+    return dict(zip(map(str.capitalize, PRONOUNS), looks.values()))
 
 OWN_LOOKS = _own_looks()
 _NO_PICTURE = to_png(Image.new('RGB', (TOY_SIDE, TOY_SIDE)))

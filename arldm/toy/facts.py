@@ -153,8 +153,8 @@ def compare_scenes(
 class History:
     """What the captions of a story have stated, and its frames shown, so far.
 
-    A pattern or scarf is decided by whatever shows it first: a card, or else the first frame with the
-    character. A landmark is decided by the first frame at its place.
+    A pattern or scarf is decided by whatever shows it first: a card, or else the first frame with
+    the character. A landmark is decided by the first frame at its place.
 
     Args:
         cards (default ()): `Look`s of the story's cast

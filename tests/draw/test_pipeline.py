@@ -656,7 +656,7 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
     frames = [*given]
     out = []
     g = torch.Generator().manual_seed(seed)
-    for _ in given: torch.randn(1, 4, 8, 8, generator=g) # each frame has its own noise
+    for _ in given: torch.randn(1, 8, 8, 8, generator=g) # each frame has its own noise
     for k in range(len(given), len(captions)):
         past = [*range(k)]
         # the window
@@ -672,7 +672,7 @@ def by_hand(pipe, captions, scheduler, steps, guidance, given=(), seed=0):
         visible = torch.cat([torch.cat([ones]*(1 + len(past)) + [dark], 1),
                              torch.cat([row('caption_real', k), *(row('memory_real', j) for j in past), dark], 1)])
         set_timesteps(scheduler, steps)
-        z = torch.randn(1, 4, 8, 8, generator=g)*scheduler.init_noise_sigma
+        z = torch.randn(1, 8, 8, 8, generator=g)*scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(torch.cat([z, z]), t)
             noise_preds = pipe.unet(x, t, torch.cat([uncond, cond]), encoder_attention_mask=visible).sample

@@ -3,14 +3,13 @@ import dataclasses, json, os, shutil, warnings
 from functools import partial
 
 import pytest, recorded, torch
-from bases import OLD_VAE, S, TOKENIZERS, WEIGHTS, change, equal, renamed, start, write_home
+from bases import OLD_VAE, S, SD, TOKENIZERS, WEIGHTS, change, equal, renamed, start, write_home
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from transformers import BlipForImageTextRetrieval
 
 from arldm.model.pretrained import load_blip, published_schedule
 from arldm.train.setup import make_model
-from arldm.model.config import SIZES
 from arldm.model.pretrained import PUBLISHED
 from arldm.core import CORPORA, StoryError
 from arldm.data.dataset import collate
@@ -98,9 +97,9 @@ def test_it_trains_and_is_saved(home, tmp_path):
 def second_kind(home, folder):
     "A small Stable Diffusion in the fashion of 2.1: wider captions than BLIP's, heads per level, it predicts v."
     sd = shutil.copytree(home/'sd', folder, ignore=shutil.ignore_patterns('unet', 'text_encoder'))
-    unet = dict(SIZES['toy']['unet'], cross_attention_dim=96, attention_head_dim=(2, 3), use_linear_projection=True)
-    clip = dict(SIZES['toy']['clip'], hidden_size=96, hidden_act='gelu')
-    net = ARLDM.create(dict(SIZES['toy'], unet=unet, clip=clip), recorded.vocabulary(S))
+    unet = dict(SD['unet'], cross_attention_dim=96, attention_head_dim=(2, 3), use_linear_projection=True)
+    clip = dict(SD['clip'], hidden_size=96, hidden_act='gelu')
+    net = ARLDM.create(dict(SD, unet=unet, clip=clip), recorded.vocabulary(S))
     for part in 'unet', 'text_encoder': getattr(net, part).save_pretrained(sd/part)
     DDIMScheduler(prediction_type='v_prediction').save_pretrained(sd/'scheduler')
     return sd

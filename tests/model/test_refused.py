@@ -3,14 +3,13 @@ import argparse, io, json, os, pickle, random, shutil, zipfile
 from pathlib import Path
 
 import pytest, recorded, torch
-from bases import S, TOKENIZERS, WEIGHTS, change, start, write_home
+from bases import S, SD, TOKENIZERS, WEIGHTS, change, start, write_home
 from safetensors.torch import save
 from torch import nn
 
 from arldm.model.pretrained import load_blip
 from arldm.core import StoryError
 from arldm.cli.port import port
-from arldm.model.config import SIZES
 from arldm.model.arldm import ARLDM
 from arldm.model.port import read_weights
 
@@ -118,8 +117,8 @@ def test_other_kinds_of_stable_diffusion(home, tmp_path):
         (home/'sd/unet/config.json').read_text()), 'in_channels': 9}))
     change(inpainting, WEIGHTS['unet'], shaped('conv_in.weight', 64, 9, 3, 3))
     refused(lambda: start(home, inpainting), 'a UNet of 4 channels', '9', 'inpainting')
-    unet = {**SIZES['toy']['unet'], 'cross_attention_dim': 128}
-    wide = ARLDM.create(dict(SIZES['toy'], unet=unet), recorded.vocabulary(S))
+    unet = {**SD['unet'], 'cross_attention_dim': 128}
+    wide = ARLDM.create(dict(SD, unet=unet), recorded.vocabulary(S))
     shutil.rmtree(second/'unet'), wide.unet.save_pretrained(second/'unet')
     refused(lambda: start(home, second), 'one width of tokens', '(128, 64)')
 
