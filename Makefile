@@ -54,7 +54,7 @@ docs: $(MADE) ## the book as a site in _docs/, to be read offline or served
 	@echo "_docs/index.html; its search needs a server: $(BIN)/python -m http.server -d _docs"
 
 soak: $(MADE) ## the long forms of the reliability tests: thousands of damaged inputs, dozens of kills, every chapter in JupyterLab
-	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/data/test_soak.py tests/toy/test_reader.py tests/cli/test_fetch_vist.py tests/train/test_checkpoint.py tests/train/test_loop.py tests/cli/test_cli.py tests/draw/test_test_set.py tests/bench/test_bench_draw.py tests/bench/test_speed.py tests/bench/test_gpu_run.py tests/model/test_refused.py tests/test_jupyter.py tests/draw/test_pipeline.py tests/score/test_evaluate.py tests/lab/test_lab.py tests/test_story_browser.py
+	@ARLDM_SOAK=1 $(BIN)/python -m pytest -q -s tests/data/test_soak.py tests/toy/test_reader.py tests/cli/test_fetch_vist.py tests/train/test_checkpoint.py tests/train/test_loop.py tests/cli/test_cli.py tests/draw/test_test_set.py tests/bench/test_bench_draw.py tests/bench/test_speed.py tests/bench/test_gpu_run.py tests/model/test_refused.py tests/test_jupyter.py tests/test_docs.py tests/draw/test_pipeline.py tests/score/test_evaluate.py tests/lab/test_lab.py tests/test_story_browser.py
 
 full: $(MADE) ## the full-size model with random weights: built, saved, loaded, one frame drawn (3 minutes, 8 GB)
 	@ARLDM_FULL=1 $(BIN)/python -m pytest -q -s tests/model/test_full.py

@@ -288,9 +288,10 @@ BLOCKS = '''(() => {
 
 @pytest.fixture(scope='module')
 def looks(browser, served, pages):
-    "Of every page: what went wrong, what is wider than the window at 1280 and at 390 pixels, its blocks of code at 1280."
+    """Of every third page, or with ARLDM_SOAK=1 of every page: what went wrong, what is wider than the window at 1280 and at
+    390 pixels, its blocks of code at 1280."""
     found = {}
-    for name in pages:
+    for name in list(pages)[::1 if os.environ.get('ARLDM_SOAK') == '1' else 3]:
         b = browser(name, width=1280)
         wide = b.js(SEEN)
         b.ask('Emulation.setDeviceMetricsOverride', width=390, height=900, deviceScaleFactor=1, mobile=True)
@@ -308,8 +309,8 @@ def test_every_page_loads_and_fits(looks):
 @browses
 def test_code_fits(looks, browser, pages):
     "At 1280 pixels and more no block of code scrolls sideways, unless a line of it has more than 100 columns."
-    found = {name: looks[name].blocks for name in pages if 'class="source"' in pages[name].text}
-    assert len(found) > 60
+    found = {name: page.blocks for name, page in looks.items() if 'class="source"' in pages[name].text}
+    assert len(found) > 20
     for name in 'model/history.html', 'model/arldm.html', 'train/loop.html':
         found[f'{name} at 1320'] = browser(name, width=1320).js(BLOCKS)
     for name, blocks in found.items():
