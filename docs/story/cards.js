@@ -71,8 +71,12 @@ export class Cards {
     this.show()
   }
 
-  // Other cards instead: {name: data URL}
-  async replace(urls) {
+  // Other cards instead: {name: data URL}; `reading` is a promise until they are read
+  replace(urls) {
+    const reading = this.reading = this.read(urls).finally(() => { if (this.reading === reading) this.reading = null })
+  }
+
+  async read(urls) {
     const cards = this.cards = []   // what is still being read for the cards before them is not shown
     this.show()
     for (const [name, url] of Object.entries(urls))

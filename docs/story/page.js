@@ -172,6 +172,7 @@ const answers = {
 
 function draw() {
   if (isDrawing) return
+  if (cards?.reading) return cards.reading.finally(draw)
   try {
     const texts = frames.map((_, k) => checkCaption(k)), seed = number('seed', 0, 2**32 - 1, true)
     const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: cards?.cards ?? []}
@@ -184,6 +185,7 @@ function draw() {
 
 // Another seed each time; what the page shows of the other frames stays
 function redraw(k) {
+  if (cards?.reading) return cards.reading.finally(() => redraw(k))
   try {
     const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
     const message = {task: 'redraw', k, caption, seed, settings: settings(), cast: cards?.cards ?? []}
@@ -216,6 +218,7 @@ async function begin() {
   form.addEventListener('submit', event => { event.preventDefault(); draw() })
   at.example.value = '0'
   at.example.dispatchEvent(new Event('change'))
+  await cards?.reading
   const parts = Object.values(manifest.parts).reduce((sum, part) => sum + part.bytes, 0)
   const [wasm, webgpu] = manifest.runtime_bytes.map(bytes => `${((parts + bytes)/1e6).toFixed(0)} MB`)
   say(`ready; the first drawing loads ${wasm}, with WebGPU ${webgpu}`)
