@@ -142,19 +142,17 @@ class Study:
 
     Args:
         changes (dict): name -> keyword arguments of `run_experiment`, the control first
-        start (str): Asset with the pipeline that all start from
         max_train_steps (int): Of each experiment
         first (int | None, optional): Number of training stories, from the first on; None = all
     """
     changes:dict          # name -> keyword arguments of `run_experiment`, the control first
-    start:str             # Asset with the pipeline that all start from
     max_train_steps:int   # Of each experiment
     learning_rate:float
     first:int|None = None # Number of training stories, from the first on; None = all
 
 STUDIES = dict(
-    ablations=Study(ABLATIONS, 'toy/base', max_train_steps=1200, learning_rate=1e-3),
-    tricks=Study(TRICKS, 'toy/arldm', max_train_steps=500, learning_rate=3e-4, first=1000))
+    ablations=Study(ABLATIONS, max_train_steps=1000, learning_rate=5e-4),
+    tricks=Study(TRICKS, max_train_steps=500, learning_rate=3e-4, first=1000))
 
 # %% ../../nbs/lab/76_ablations.ipynb #e1874355
 def run_experiment(
@@ -411,7 +409,7 @@ def run_ablations(
     which:str,                  # Key of `STUDIES`
     out:Path,                   # Folder for all runs
     data:str|Path|None,         # Story file of the toy corpus; `None` = the ladder's
-    start:str|Path|None,        # Pipeline to start from; `None` = that of the study
+    start:str|Path|None,        # Pipeline to start from; `None` = the shipped AR-LDM
     max_train_steps:int|None,   # Steps of each experiment; `None` = those of the study
     seed:int,                   # Of training
     limit:int,                  # Test stories to draw
@@ -422,7 +420,7 @@ def run_ablations(
         which (str): Key of `STUDIES`
         out (Path): Folder for all runs
         data (str | Path | None): Story file of the toy corpus; `None` = the ladder's
-        start (str | Path | None): Pipeline to start from; `None` = that of the study
+        start (str | Path | None): Pipeline to start from; `None` = the shipped AR-LDM
         max_train_steps (int | None): Steps of each experiment; `None` = those of the study
         seed (int): Of training
         limit (int): Test stories to draw
@@ -434,7 +432,7 @@ def run_ablations(
     if max_train_steps is None: max_train_steps = study.max_train_steps
     # what the arguments name is checked before anything is written
     file = StoryFile(data) if data else None
-    start = start or asset(study.start)
+    start = start or asset('toy/arldm')
     digest = start_digest(start)
     # the lock is held until this function ends
     lock = lock_folder(out, 'running ablations')

@@ -139,13 +139,12 @@ KINDS = 'ablations', 'tricks'
 @command(headings=dict(data='what to train on', max_train_steps='how much', out='output'),
          choices=dict(which=KINDS))
 def ablations(
-    # Study; ablations start from the text-to-image model, tricks from AR-LDM
-    which:str,
+    which:str,                  # Study: choices of the paper left out, or tricks of training added
     *,
     # Story file of the toy corpus; default: the ladder's, written into the output folder
     data:str|Path=None,
-    start:str|Path=None,        # Pipeline to start from; default: the shipped one
-    max_train_steps:int=None,   # Steps of each experiment; default: 1200, for tricks 500
+    start:str|Path=None,        # Pipeline to start from; default: the shipped AR-LDM
+    max_train_steps:int=None,   # Steps of each experiment; default: 1000, for tricks 500
     limit:int=100,              # Number of test stories to draw
     seed:int=0,                 # Seed of training and drawing
     out:str|Path='runs/ablations',  # Folder for all runs
@@ -157,11 +156,11 @@ def ablations(
         arldm-ablations tricks
 
     Args:
-        which (str): Study; ablations start from the text-to-image model, tricks from AR-LDM
+        which (str): Study: choices of the paper left out, or tricks of training added
         data (str | Path, optional): Story file of the toy corpus; default: the ladder's, written
             into the output folder
-        start (str | Path, optional): Pipeline to start from; default: the shipped one
-        max_train_steps (int, optional): Steps of each experiment; default: 1200, for tricks 500
+        start (str | Path, optional): Pipeline to start from; default: the shipped AR-LDM
+        max_train_steps (int, optional): Steps of each experiment; default: 1000, for tricks 500
         limit (int, default 100): Number of test stories to draw
         seed (int, default 0): Seed of training and drawing
         out (str | Path, default 'runs/ablations'): Folder for all runs
