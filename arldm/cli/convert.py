@@ -230,7 +230,7 @@ def convert(
 def toy_file(
     path:str|Path,    # Story file; one that was made from the same numbers is kept
     albums:tuple,     # Number of albums in train, val, test and, if there is a fourth, hard
-    seed:int=0,       # The same seed and numbers give the same stories
+    seed:int=TOY_SEED,# The same seed and numbers give the same stories
     quiet:bool=True,  # Show no progress bars and no summary
     with_cards:float=0.,  # Share of the albums that have a card of each character
 )->Path:              # `path`
@@ -239,7 +239,7 @@ def toy_file(
     Args:
         path (str | Path): Story file; one that was made from the same numbers is kept
         albums (tuple): Number of albums in train, val, test and, if there is a fourth, hard
-        seed (int, default 0): The same seed and numbers give the same stories
+        seed (int, default TOY_SEED): The same seed and numbers give the same stories
         quiet (bool, default True): Show no progress bars and no summary
         with_cards (float, default 0.0): Share of the albums that have a card of each character
 

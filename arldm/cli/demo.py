@@ -29,7 +29,7 @@ def demo(
     out:str|Path='runs/demo', # Run folder; an existing demo is resumed
     max_train_steps:int=40,  # Training steps
     limit:int=64,            # Number of test stories to draw
-    histories:int=12,        # Number of these to draw again with other histories; 0 = none
+    histories:int=10,        # Number of these to draw again with other histories; 0 = none
 )->Path:                     # The report
     """Run every step on the toy corpus: convert, train, draw, score and report.
 
@@ -41,7 +41,7 @@ def demo(
         out (str | Path, default 'runs/demo'): Run folder; an existing demo is resumed
         max_train_steps (int, default 40): Training steps
         limit (int, default 64): Number of test stories to draw
-        histories (int, default 12): Number of these to draw again with other histories; 0 = none
+        histories (int, default 10): Number of these to draw again with other histories; 0 = none
 
     Returns:
         Path: The report

@@ -19,7 +19,7 @@ from ..files.atomic import load_json, save_json
 from ..files.manifest import read_manifest
 from ..files.row_store import Store, refuse_foreign_store
 from ..data.story import StoryFile, StorySplit
-from ..toy import corpus as toy
+from ..toy.facts import check_facts, check_teacher_forced
 from ..train.trackers import Trackers, tracker_names
 from ..draw.matching import Drawings, match_drawings, match_table
 from ..draw.drawing_record import SamplingSettings, open_pipeline, recorded_sampling
@@ -28,7 +28,7 @@ from ..score.cutting_out import detector_or_reason
 from ..score.evaluate import evaluate
 from ..score.feature_networks import (Fields, LatentFeatures, features_file, networks,
                                           with_lite)
-from ..score.histories import (HISTORY_KINDS, draw_histories, remembered_facts,
+from ..score.histories import (HISTORY_KINDS, draw_histories, history_facts,
                                    score_histories)
 from ..score.provenance import (read_drawing, refuse_other_scores, refuse_outputs,
                                     stories_note, story_path, weights_note)
@@ -192,7 +192,7 @@ def with_own_features(
     """
     if stories.file.corpus != 'toy': return with_lite(nets), None
     latents = LatentFeatures(AutoencoderKL.from_pretrained(asset('toy/base')/'vae'))
-    return {**nets, 'latents': latents}, toy.check_facts
+    return {**nets, 'latents': latents}, check_facts
 
 # %% ../../nbs/cli/69a_scoring_run.ipynb #2be09569
 def score_run(
@@ -319,6 +319,10 @@ def _similarity_network(nets):
         if isinstance(nets.get(name), torch.nn.Module): return nets[name]
     return Fields()
 
+def _facts_of_frames(drawings, kind): # drawn with a kind of history
+    return history_facts(drawings, check_teacher_forced if kind == 'reference' else check_facts)
+
+# %% ../../nbs/cli/69a_scoring_run.ipynb #41cdc759
 def history_scores(
     run:Path,                   # Run folder
     stories:StorySplit,         # The reference stories
@@ -327,9 +331,10 @@ def history_scores(
     nets:dict,                  # Name -> feature network
     n_resamples:int,            # Bootstrap resamples of albums
 )->list:                        # Rows of the score table
-    """Draw stories with four kinds of history into `histories/`, and score the difference.
+    """Draw stories with five kinds of history into `histories/`, and score the difference.
 
-    Toy stories are scored by remembered facts, others by similarity to the reference frames.
+    Toy stories are scored by remembered and seen facts, others by similarity to the reference
+    frames.
 
     Args:
         run (Path): Run folder
@@ -353,15 +358,13 @@ def history_scores(
     for _, story_id, frames in bar:
         if isinstance(frames, StoryError): raise StoryError(f'story {story_id}: {frames}')
     if stories.file.corpus == 'toy':
-        def share_remembered(drawings): return remembered_facts(drawings, toy.check_facts)
-        return score_histories(out, stories, share_remembered, 'remembered facts', n_resamples,
-                               limit=n)
+        return score_histories(out, stories, _facts_of_frames, n_resamples, limit=n)
     net = _similarity_network(nets)
-    def similarity(drawings):
+    name = f'similarity to the reference frame ({net.name})'
+    def similarity(drawings, kind):
         features = network_features(net, drawings, [], Store())
         mean = features.reference.mean(0)
         reference = centred(features.reference, mean)[features.place]
-        return similarity_to_reference(centred(features.drawn[0], mean), reference)
-    name = f'similarity to the reference frame ({net.name})'
+        return {name: similarity_to_reference(centred(features.drawn[0], mean), reference)}
     # a cosine, so from -1 to 1
-    return score_histories(out, stories, similarity, name, n_resamples, within=(-1, 1), limit=n)
+    return score_histories(out, stories, similarity, n_resamples, within=(-1, 1), limit=n)

@@ -23,7 +23,7 @@ from ..data.story import Story, StoryFile, StorySplit, write_stories
 from ..data.strips import markdown_table
 from ..toy.captions import cast_looks, invent, tell
 from ..toy.corpus import TOY_SPLITS
-from ..toy.facts import check_facts, guess
+from ..toy.facts import check_facts, check_teacher_forced, guess
 from ..toy.reader import read
 from ..toy.figures import draw_card, draw_scene
 from ..draw.drawing_files import is_drawn, set_name, write_drawing
@@ -137,11 +137,6 @@ TABLE_COLUMNS = {
 # those shown by frame
 DRIFT_COLUMNS = 'remembered facts', 'seen facts, first frame given'
 
-# with reference frames in memory, seen facts have to be as the reference frames show them
-_check_teacher_forced = partial(check_facts, teacher_forced=True)
-_check_teacher_forced.by_frame = partial(check_facts.by_frame, teacher_forced=True)
-_check_teacher_forced.chance = check_facts.chance
-
 def _read_columns(result, task, columns): # adds to `columns` what `evaluate` has found
     scores = {score['name']: score for score in result['scores']}
     for column, (of_task, name) in TABLE_COLUMNS.items():
@@ -183,7 +178,7 @@ def score_rows(
         nets = {'latents': LatentFeatures(vae)} if task == 'visualization' else {}
         # copies are looked for among 500 training pictures: all that `unseen_stories` writes
         result = evaluate(out/task/ROWS[row], stories[task], nets,
-                          _check_teacher_forced if row.endswith('forced') else check_facts,
+                          check_teacher_forced if row.endswith('forced') else check_facts,
                           train=500 if nets else 0, n_resamples=n_resamples, store=store)
         _read_columns(result, task, table[row])
         for line in result['trouble']:

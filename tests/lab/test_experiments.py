@@ -86,7 +86,7 @@ def test_scores_of_the_first_stories_only(tmp_path, file):
         for i in file['test'].ids:
             (tmp_path/kind/i).mkdir(parents=True)
             for k in 1, 2: Image.new('RGB', (8, 8)).save(tmp_path/kind/i/f'{k}.png')
-    rows = score_histories(tmp_path, file['test'], lambda d: np.ones(len(d)), 'ones', limit=2)
+    rows = score_histories(tmp_path, file['test'], lambda d, kind: dict(ones=np.ones(len(d))), limit=2)
     assert [r['n'] for r in rows] == [2, 2]
 
 

@@ -110,11 +110,12 @@ def test_what_the_pipeline_is_asked(tmp_path):
         pipe = Recorder()
         draw(pipe, split, tmp_path/'out', kinds=(kind,), batch=3)
         for i, s in enumerate(split):
-            past = dict(own=s, reference=s, shuffled=split[other[i]], none=None)[kind]
+            past = dict(own=s, reference=s, shuffled=split[other[i]], captions=s, none=None)[kind]
             for k, (captions, given, z) in enumerate(pipe.asked[i]):
                 n = k if past else 0
                 assert captions == [*(past.captions[:n] if past else ()), s.captions[k]] and len(given) == n
                 if kind == 'own': assert [(p.size, p.getpixel((0, 0))[0]) for p in given] == [((8, 8), j) for j in range(n)]
+                elif kind == 'captions': assert all(not np.asarray(p).any() for p in given)
                 else: assert all(map(same_picture, given, past.pictures()[:n] if past else []))
                 assert z.shape == (1, 4, 2, 2) and (noise.setdefault((i, k), z) == z).all()     # in all kinds the same
     assert len({float(z.sum()) for z in noise.values()}) == 12                                   # and nowhere twice
@@ -145,7 +146,7 @@ def test_stopped_and_started_again(tiny, tmp_path):
     for n, _ in enumerate(draw_histories(tiny, split, tmp_path/'again', limit=3, batch=2, **quick)):
         if n == 4: break
     rest = draw(tiny, split, tmp_path/'again', batch=3, **quick)
-    assert sum(map(len, rest.values())) == 4*5 - 5                       # what was there is not drawn again
+    assert sum(map(len, rest.values())) == 5*5 - 5                       # what was there is not drawn again
     for kind in HISTORY_KINDS:
         for i, s in enumerate(split):
             where = tmp_path/'again'/kind/s.id
@@ -161,7 +162,7 @@ def test_a_torn_picture_is_handed_over_and_hinders_nobody_else(tmp_path):
     bad = {(kind, name): str(e) for kind, of in found.items() for name, e in of.items() if isinstance(e, StoryError)}
     borrower = next(i for i, j in others(split).items() if j == 2)
     assert set(bad) == {('reference', 's2'), ('shuffled', f's{borrower}')} and all('s2' in e for e in bad.values())
-    assert len(list((tmp_path/'out').glob('*/*/3.png'))) == 4*4 - 2
+    assert len(list((tmp_path/'out').glob('*/*/3.png'))) == 5*4 - 2
 
 
 # what it amounts to
@@ -171,21 +172,28 @@ def noisy(mean, seed, spread=.1): return mean + np.random.default_rng(seed).norm
 
 def test_rows_tell_what_is_lost():
     reference = noisy(.8, 0)
-    rows = history_rows(dict(own=reference - .1, reference=reference, shuffled=reference - noisy(.3, 1), none=reference + noisy(.2, 2)), ALBUM, RESAMPLES,
+    rows = history_rows(dict(own=reference - .1, reference=reference, shuffled=reference - noisy(.3, 1),
+                             captions=reference - noisy(.2, 3), none=reference + noisy(.2, 2)), ALBUM, RESAMPLES,
                         'remembered facts', '%')
     by_name = {r['name']: r for r in rows}
-    assert [r['name'] for r in rows[:4]] == [f'remembered facts, history {kind}' for kind in HISTORY_KINDS]
+    assert [r['name'] for r in rows[:5]] == [f'remembered facts, history {kind}' for kind in HISTORY_KINDS]
     lost, gained = by_name['remembered facts, reference − shuffled'], by_name['remembered facts, reference − none']
+    assert by_name['remembered facts, reference − captions']['note'].startswith('picture memory is used: remembered facts +2')
     assert lost['value'] == pytest.approx(.3, abs=.05) and 0 < lost['low'] < lost['value'] < lost['high']
     assert lost['note'].startswith('history is used') and gained['note'].startswith('history misleads')
     assert {r['group'] for r in rows} == {'histories'} and all(r['n'] == 48 for r in rows)
-    assert {r['unit'] for r in rows[:4]} == {'%'} and {r['unit'] for r in rows[4:]} == {'points'}
+    assert {r['unit'] for r in rows[:5]} == {'%'} and {r['unit'] for r in rows[5:]} == {'points'}
     said = f'+{100*lost["value"]:.1f} points'
     assert f'remembered facts {said} with it' in lost['note'] and '%' not in lost['note'].replace('95 %', '')
     line = next(x for x in as_lines(rows).splitlines() if x.startswith(lost['name']))
     assert said in line and line.endswith(f'+{100*lost["low"]:.1f} … +{100*lost["high"]:.1f} points')
     shown = re.sub('<svg.*</svg>', '', part('score', score_row(lost))).replace('95 %', '')
     assert f'>{said} ' in shown and line.rpartition('points  ')[2] in shown and '%' not in shown
+
+def test_a_difference_of_shares_ends_at_a_hundred_points():
+    few = np.repeat(range(2), 2), resample(2)
+    row = history_rows(dict(reference=np.array([1., 1, 0, 0]), none=np.zeros(4)), *few, 'facts', '%', (0, 1))[-1]
+    assert -1 <= row['low'] < row['high'] == 1
 
 def test_the_comparison_is_paired():
     hard = np.repeat(np.random.default_rng(0).normal(0, 5, 12), 4)       # some albums are much harder than others
