@@ -19,7 +19,7 @@ from .score import score
 from .train import train
 
 # %% ../../nbs/cli/72_demo.ipynb #2f8e7643
-DEMO_ALBUMS = 400, 16, 64  # toy albums for train, val and test
+DEMO_ALBUMS = 400, 16, 48  # toy albums for train, val and test
 # settings of the training
 DEMO = dict(model='toy-arldm', learning_rate=1e-4, lr_warmup_steps=5)
 
@@ -28,8 +28,8 @@ def demo(
     *,
     out:str|Path='runs/demo', # Run folder; an existing demo is resumed
     max_train_steps:int=40,  # Training steps
-    limit:int=64,            # Number of test stories to draw
-    histories:int=10,        # Number of these to draw again with other histories; 0 = none
+    limit:int=48,            # Number of test stories to draw
+    histories:int=8,         # Number of these to draw again with other histories; 0 = none
 )->Path:                     # The report
     """Run every step on the toy corpus: convert, train, draw, score and report.
 
@@ -40,8 +40,8 @@ def demo(
     Args:
         out (str | Path, default 'runs/demo'): Run folder; an existing demo is resumed
         max_train_steps (int, default 40): Training steps
-        limit (int, default 64): Number of test stories to draw
-        histories (int, default 10): Number of these to draw again with other histories; 0 = none
+        limit (int, default 48): Number of test stories to draw
+        histories (int, default 8): Number of these to draw again with other histories; 0 = none
 
     Returns:
         Path: The report
