@@ -2407,6 +2407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'arldm.toy.facts.facts_by_frame': ('toy/facts.html#facts_by_frame', 'arldm/toy/facts.py'),
                                  'arldm.toy.facts.facts_of': ('toy/facts.html#facts_of', 'arldm/toy/facts.py'),
                                  'arldm.toy.facts.guess': ('toy/facts.html#guess', 'arldm/toy/facts.py'),
+                                 'arldm.toy.facts.read_story': ('toy/facts.html#read_story', 'arldm/toy/facts.py'),
                                  'arldm.toy.facts.stated_facts': ('toy/facts.html#stated_facts', 'arldm/toy/facts.py'),
                                  'arldm.toy.facts.word_set': ('toy/facts.html#word_set', 'arldm/toy/facts.py')},
             'arldm.toy.figures': { 'arldm.toy.figures._draw_accessory': ('toy/figures.html#_draw_accessory', 'arldm/toy/figures.py'),

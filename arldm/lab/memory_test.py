@@ -23,8 +23,7 @@ from ..data.story import Story, StoryFile, StorySplit, write_stories
 from ..data.strips import markdown_table
 from ..toy.captions import cast_looks, invent, tell
 from ..toy.corpus import TOY_SPLITS
-from ..toy.facts import check_facts, check_teacher_forced, guess
-from ..toy.reader import read
+from ..toy.facts import check_facts, check_teacher_forced, guess, read_story
 from ..toy.figures import draw_card, draw_scene
 from ..draw.drawing_files import is_drawn, set_name, write_drawing
 from ..draw.drawing_record import drawing_provenance, pipeline_digest
@@ -57,7 +56,8 @@ def _draw_guesses(story, seed): # -> a picture for each frame
     "Draw each caption without the history: what it does not state is guessed."
     rng = random.Random(f'{story.id} {seed}')
     frames = []
-    for caption, scene in zip(story.captions, read(story.pictures())):
+    scenes, _ = read_story(story)
+    for caption, scene in zip(story.captions, scenes):
         frames.append(draw_scene(guess(caption, scene, rng)))
     return frames
 

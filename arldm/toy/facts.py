@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'LOOK_FACTS', 'SEEN_FACTS', 'check_teacher_forced', 'facts_of', 'word_set', 'action_in', 'stated_facts',
-           'compare_scenes', 'History', 'facts_by_frame', 'check_facts', 'guess', 'chance']
+           'compare_scenes', 'History', 'read_story', 'facts_by_frame', 'check_facts', 'guess', 'chance']
 
 # %% ../../nbs/toy/20_facts.ipynb #8ae79d3c
 import itertools
@@ -196,6 +196,21 @@ class History:
             add('seen', 'landmark', got.landmark == self.landmarks[want.place])
 
 # %% ../../nbs/toy/20_facts.ipynb #21355336
+@lru_cache(400)
+def read_story(
+    story,  # A `Story` of the toy corpus
+)->tuple:   # A `Scene` for each reference frame; a `Look` for each card that shows a figure
+    """Read a story's own pictures. The last 400 results are kept: many drawings of a story are compared with it.
+
+    Args:
+        story: A `Story` of the toy corpus
+
+    Returns:
+        tuple: A `Scene` for each reference frame; a `Look` for each card that shows a figure
+    """
+    looks = read_cards(list(story.cards().values()))
+    return tuple(read(story.pictures())), tuple(look for look in looks if look)
+
 def facts_by_frame(
     story,       # A `Story` of the toy corpus: captions, reference pictures and cards
     drawn:dict,  # Frame number, counted from 1 -> drawn picture
@@ -216,9 +231,8 @@ def facts_by_frame(
     Returns:
         dict: Frame number -> {'stated place', 'seen pattern', ... -> list of bool}
     """
-    scenes = read([*story.pictures(), *drawn.values()])
-    wanted, got = scenes[:len(story)], dict(zip(drawn, scenes[len(story):]))
-    looks = [look for look in read_cards(list(story.cards().values())) if look]
+    wanted, looks = read_story(story)
+    got = dict(zip(drawn, read(list(drawn.values()))))
     history = History(looks)
     results = {}
     for k, (caption, want) in enumerate(zip(story.captions, wanted), 1):

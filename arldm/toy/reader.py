@@ -93,8 +93,9 @@ def _distances(frames, backs, j):
     products = (x[:, None]*_column_of(_backs(), j)[backs]).sum(-1)               # (n, m, 64, w)
     products = products.reshape(backs.size, -1)                                  # (n*m, 64*w)
     with_nobody = products.sum(-1).reshape(*backs.shape, 1)
+    channels = np.moveaxis(x, -1, 1).reshape(3*len(x), -1)                       # (3n, 64*w)
     def by_frame(share): # sums over pixels of x*share, per channel: (n, 768, 3)
-        return np.stack([_flat(x[..., i])@_flat(share).T for i in range(3)], -1)
+        return np.moveaxis((channels@_flat(share).T).reshape(len(x), 3, -1), 1, -1)
     of_body = by_frame(body)@_colours(COLOURS, _BODIES).T                         # (n, 768, 6)
     of_scarf = by_frame(scarf)@_colours(SCARVES, _SCARVES).T                      # (n, 768, 3)
     of_figure = (_flat(x)@_flat(art).T)[..., None, None] + of_body[..., None] + of_scarf[:, :, None]

@@ -10,7 +10,7 @@ from arldm.files.pictures import to_png
 from arldm.toy.captions import cast_looks, invent, tell
 from arldm.toy.corpus import toy_story
 from arldm.toy.facts import (History, action_in, chance, check_facts, compare_scenes, facts_by_frame, guess,
-                             stated_facts)
+                             read_story, stated_facts)
 from arldm.toy.figures import draw_card, draw_scene
 from arldm.toy.scene import LANDMARKS, Figure, Look, Scene
 from toy_world import DISC, STAR, both, short_stories, scene
@@ -126,6 +126,15 @@ def wrong(story, scenes, **settings):
 def one_of_each(n=1, landmark=True):
     of_looks = {'seen pattern': [True]*n, 'seen scarf': [True]*n}
     return {**of_looks, 'seen landmark': [True]} if landmark else of_looks
+
+def test_stories_of_one_name_are_not_mixed():
+    "What was read of a story is kept, and told from another story of the same name by pictures and cards."
+    repainted = changed(range(1, 1 + len(SCENES)), 'star', colour='yellow')
+    assert read_story(STORY) == (tuple(SCENES.values()), ())
+    assert read_story(story_of(repainted))[0] == tuple(repainted.values()) != tuple(SCENES.values())
+    cards = ('Ada', ADA), ('Bo', BO)
+    assert read_story(story_of(SCENES, BY_NAME, cards))[1] == (ADA, BO)
+    assert read_story(story_of(SCENES, BY_NAME, cards[:1]))[1] == (ADA,)
 
 def test_first_appearances_are_not_counted():
     "Neither that of a character nor that of a place; those who return and places returned to are."
