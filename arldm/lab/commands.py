@@ -97,8 +97,8 @@ def memory_test(
     split:str='test',
     limit:int=100,               # Number of stories to draw
     seeds:int=3,                 # How many times every story is drawn, with different noise
-    num_inference_steps:int=12,  # Denoising steps per frame
-    guidance_scale:float=2.,     # Guidance scale; 1 = none
+    num_inference_steps:int=3,   # Denoising steps per frame
+    guidance_scale:float=1.5,    # Guidance scale; 1 = none
     resamples:int=200,           # Bootstrap resamples of albums for the intervals
     # Folder of drawings and scores; an existing one is resumed
     out:str|Path='runs/memory-test',
@@ -119,8 +119,8 @@ def memory_test(
             together in training
         limit (int, default 100): Number of stories to draw
         seeds (int, default 3): How many times every story is drawn, with different noise
-        num_inference_steps (int, default 12): Denoising steps per frame
-        guidance_scale (float, default 2.0): Guidance scale; 1 = none
+        num_inference_steps (int, default 3): Denoising steps per frame
+        guidance_scale (float, default 1.5): Guidance scale; 1 = none
         resamples (int, default 200): Bootstrap resamples of albums for the intervals
         out (str | Path, default 'runs/memory-test'): Folder of drawings and scores; an existing one
             is resumed
