@@ -195,12 +195,12 @@ class History:
         if want.place in self.landmarks and got.place == want.place:
             add('seen', 'landmark', got.landmark == self.landmarks[want.place])
 
-# %% ../../nbs/toy/20_facts.ipynb #21355336
+# %% ../../nbs/toy/20_facts.ipynb #bb267989
 @lru_cache(400)
 def read_story(
     story,  # A `Story` of the toy corpus
 )->tuple:   # A `Scene` for each reference frame; a `Look` for each card that shows a figure
-    """Read a story's own pictures. The last 400 results are kept: many drawings of a story are compared with it.
+    """Read a story's own pictures; the last 400 results are kept.
 
     Args:
         story: A `Story` of the toy corpus
@@ -211,6 +211,7 @@ def read_story(
     looks = read_cards(list(story.cards().values()))
     return tuple(read(story.pictures())), tuple(look for look in looks if look)
 
+# %% ../../nbs/toy/20_facts.ipynb #21355336
 def facts_by_frame(
     story,       # A `Story` of the toy corpus: captions, reference pictures and cards
     drawn:dict,  # Frame number, counted from 1 -> drawn picture
