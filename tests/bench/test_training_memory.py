@@ -69,6 +69,12 @@ def test_parts(monkeypatch):
     small = memory.training_memory(dataclasses.replace(s, ema_decay=0., optimizer='adamw8bit'), 'tiny')
     assert (small['average'], small['optimizer']) == (0, 2*n)
 
+def test_other_latents():
+    "The toy model's latents have 8 channels, those of the other sizes 4."
+    toy = dataclasses.replace(RECIPE, resolution=64)
+    cached, uncached = (memory.training_memory(dataclasses.replace(toy, crops=crops), 'toy') for crops in (1, 0))
+    assert cached['trained'] == uncached['trained'] > 0 and cached['frozen'] < uncached['frozen']
+
 def test_frozen_matrices_in_fewer_bits(monkeypatch):
     monkeypatch.setattr(memory, 'step_peak', lambda model, s: 10**9)
     changes = dict(mixed_precision='no'), {}, dict(frozen_storage='fp8')
