@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from arldm.bench import training_memory as memory
 from arldm.bench.train import recipe
 from arldm.model.arldm import trained_weights
+from arldm.settings import resolve
 
 N = 64
 MATRIX = 4*N*N                                      # bytes of an N×N matrix in float32
@@ -71,8 +72,8 @@ def test_parts(monkeypatch):
 
 def test_other_latents():
     "The toy model's latents have 8 channels, those of the other sizes 4."
-    toy = dataclasses.replace(RECIPE, resolution=64)
-    cached, uncached = (memory.training_memory(dataclasses.replace(toy, crops=crops), 'toy') for crops in (1, 0))
+    toy = resolve('toy-arldm', freeze='vae')
+    cached, uncached = (memory.training_memory(dataclasses.replace(toy, crops=crops), 'toy', 'cpu') for crops in (1, 0))
     assert cached['trained'] == uncached['trained'] > 0 and cached['frozen'] < uncached['frozen']
 
 def test_frozen_matrices_in_fewer_bits(monkeypatch):
