@@ -39,7 +39,7 @@ from ..draw.drawing_files import frame_path, is_drawn
 from ..draw.pipeline import StoryPipeline
 from ..draw.test_set import draw_split
 from ..score.histories import draw_histories
-from ..score.intervals import estimate, mean_of, resample
+from ..score.intervals import estimate, finite_interval, mean_of, resample
 from .ladder import write_ladder_stories
 
 # %% ../../nbs/lab/76_ablations.ipynb #991d6682
@@ -318,7 +318,8 @@ def compare_experiments(
             resamples = resample(n_stories, n_resamples)
             share = _share_right(rows[kind], resamples)
             change = share - _share_right(results[control][kind], resamples)
-            numbers = [float(x) for x in (change.value, *change.interval)]
+            # a share is between 0 and 1, so a difference between -1 and 1
+            numbers = [float(change.value), *finite_interval(change, (-1, 1))]
             line[kind] = float(share.value)
             line[f'{kind} − control'] = None if name == control else numbers
         table.append(line)
@@ -402,6 +403,8 @@ def experiments_table(
 def _points(change, mark): # -> such as '+0.2: -1.4…+1.9' with the mark ':'
     "Write a difference and its interval in percentage points."
     value, low, high = change
+    # too few stories for an interval
+    if low is None or high is None: return f'{100*value:+.1f}'
     return f'{100*value:+.1f}{mark} {100*low:+.1f}…{100*high:+.1f}'
 
 # %% ../../nbs/lab/76_ablations.ipynb #913a0cb1

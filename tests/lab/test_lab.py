@@ -257,6 +257,15 @@ def test_experiments_are_compared_story_by_story():
     assert ablations.experiments_table([control, better]).splitlines()[2:] == ['| control | 50.0 | 50.0 | 50.0 |',
         '| better | ' + ' | '.join(['60.0 (+10.0, +10.0…+10.0)']*3) + ' |']
 
+@pytest.mark.parametrize('n', [1, 2])
+def test_experiments_on_few_stories_have_possible_intervals(n):
+    "A difference of shares is between -100 and 100 points; from one story there is no interval."
+    def of(first, second): return dict.fromkeys(ablations.FACT_KINDS[:1], [[i, r] for i, r in enumerate((first, second)[:n])])
+    *_, other = ablations.compare_experiments({'control': of(True, False), 'other': of(False, True)}, 50)
+    value, low, high = other['stated − control']
+    if n == 1: assert (value, low, high) == (-1, None, None) and ablations.experiment_line(other).endswith('(-100.0)')
+    else: assert value == 0 and -1 <= low <= high <= 1 and '…' in ablations.experiment_line(other)
+
 
 # a story of one's own
 
