@@ -140,7 +140,7 @@ def token_words(
         words.append('' if special else token.replace('</w>', ''))
     return words
 
-def _write_words(pen, x, y, width, words, weights, highest, font):
+def _write_words(pen, x, y, width, words, weights, highest, font): # -> where the last line ends
     "Write words into lines of a width from (x, y) on, redder for more weight, as far as `highest`."
     left = x
     for word, weight in zip(words, weights):
@@ -154,6 +154,7 @@ def _write_words(pen, x, y, width, words, weights, highest, font):
         pen.rectangle([left - 1, y, left + word_width + 1, y + 15], fill=(255, shade, shade))
         pen.text((left, y), word, (20, 20, 30), font)
         left += word_width + 4
+    return y + 16
 
 # %% ../../nbs/lab/77_attention.ipynb #a27451f5
 def show_attention(
@@ -177,19 +178,21 @@ def show_attention(
     """
     shares = weights.mean((2, 3)) # (1 + cards + slots, S)
     # title, picture and words of each column
-    columns = [(f'draws frame {k}', frames[k-1], captions[k-1])]
+    columns = [(f'caption {k}', frames[k-1], captions[k-1])]
     columns += [(f'card of {name}', card, name) for name, card in cast.items()]
     for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
     # without the start token, which gets much attention and is not shown
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)
     gap = 12
-    out = Image.new('RGB', ((side + gap)*len(columns) + gap, side + 120), 'white')
+    out = Image.new('RGB', ((side + gap)*len(columns) + gap, side + 400), 'white')
     pen = ImageDraw.Draw(out)
+    bottom = 0
     for j, (share, (title, picture, text)) in enumerate(zip(shares, columns)):
         x = gap + j*(side + gap)
         pen.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
         out.paste(as_picture(picture).resize((side, side), Image.NEAREST), (x, 22))
         words = token_words(vocab, text, j == 0)
-        _write_words(pen, x, side + 28, side, words, share.tolist(), highest, font)
-    return with_palette(out)
+        y = _write_words(pen, x, side + 28, side, words, share.tolist(), highest, font)
+        bottom = max(bottom, y + gap)
+    return with_palette(out.crop((0, 0, out.width, bottom)))
