@@ -185,7 +185,9 @@ def show_attention(
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)
     gap = 12
-    out = Image.new('RGB', ((side + gap)*len(columns) + gap, side + 400), 'white')
+    # room for every token in a line of its own
+    height = side + 40 + 17*shares.shape[1]
+    out = Image.new('RGB', ((side + gap)*len(columns) + gap, height), 'white')
     pen = ImageDraw.Draw(out)
     bottom = 0
     for j, (share, (title, picture, text)) in enumerate(zip(shares, columns)):
