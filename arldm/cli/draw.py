@@ -18,13 +18,16 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
                           format=SHARING_FORMATS, layout=DRAWING_LAYOUTS))
 
-def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout):
+def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast):
     "Raise a `StoryError` for wrong options; load the libraries, quietly; return the run's folder."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and (given, cast, redraw) != (None, None, None):
         raise StoryError('--given, --cast and --redraw need --captions')
-    if captions is not None and layout is not None:
-        raise StoryError('--layout writes the drawings of a split; leave out --captions')
+    of_split = dict(data=data is not None, limit=limit is not None, sets=sets > 1,
+                    layout=layout is not None, fast=fast)
+    for name, is_given in of_split.items():
+        if captions is not None and is_given:
+            raise StoryError(f'--{name} is for the stories of a split; leave out --captions or it')
     quiet_libraries()
     from arldm.cli.drawing_run import local_run
     return local_run(run)
@@ -89,7 +92,8 @@ def draw(
         layout (str, optional): Also copy the drawings into another program's layout; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout)
+    typed_name = None if Path(run).exists() else str(run)
+    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast)
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, sampling_of
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,
@@ -97,4 +101,5 @@ def draw(
     if captions is not None:
         return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast, format)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit, sets=sets,
-                        fast=fast, out=out, dry_run=dry_run, format=format, layout=layout)
+                        fast=fast, out=out, dry_run=dry_run, format=format, layout=layout,
+                        hub_name=typed_name)

@@ -78,7 +78,7 @@ def stories_to_draw(
     split:str,      # Name of the split in the story file
     settings:dict,  # From `run_settings`
 )->StorySplit:
-    """Open the split to draw; raise `StoryError` if it is not of the stories that `run` trained on.
+    """Open the split to draw; without `data` it must be of the stories that `run` trained on.
 
     Args:
         run (Path): Run folder, or a pipeline folder if `data` names a file
@@ -113,6 +113,7 @@ def draw_stories(
     dry_run:bool=False, # Check everything, and draw nothing
     format:str=None,    # Also write each story as one file to share: one of `SHARING_FORMATS`
     layout:str=None,    # Also copy all drawings into a layout of `DRAWING_LAYOUTS`
+    hub_name:str=None,  # Name of the pipeline if it is from the hub
 ):                      # -> path of the folder of the first set
     """Draw a split into `drawn/`, `drawn2/`, …; each of several processes draws its share.
 
@@ -130,6 +131,7 @@ def draw_stories(
         dry_run (bool, default False): Check everything, and draw nothing
         format (str, optional): Also write each story as one file to share: one of `SHARING_FORMATS`
         layout (str, optional): Also copy all drawings into a layout of `DRAWING_LAYOUTS`
+        hub_name (str, optional): Name of the pipeline if it is from the hub
     """
     settings = run_settings(run)
     sampling.check()
@@ -139,18 +141,20 @@ def draw_stories(
     sampling.check(n, sets)
     sampling = sampling.with_dtype(pipeline_folder(run), read_drawing(folder))
     facts = _checked_facts(run, folder, stories, settings, sampling)
-    folders = _set_folders(folder, sets, stories.ids[:n], format, layout)
+    folders = _set_folders(folder, sets, stories.ids, n, format, layout)
     _warn_of_share(n)
     pipe = open_pipeline(run, sampling, fast, facts['weights'])
     # raises if the decoder cannot make pictures of this size
     pipe._latent_shape(settings['resolution'], settings['resolution'])
     if dry_run:
-        return print(f'would draw {counted(n, "story", "stories")} of split {split} in '
+        n_missing = n*sets
+        for drawn in folders: n_missing -= _count_drawn(drawn, stories.ids[:n])
+        return print(f'would draw {counted(n_missing, "story", "stories")} of split {split} in '
                      f'{sampling.dtype}; nothing was written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
     bad = gather_lists(bad + _share_sets(stories, folders, settings, format, n))
-    if layout: _copy_sets(run, stories, folders, facts)
+    if layout: _copy_sets(_method_name(run, hub_name), stories, folders, facts)
     _refuse_failed(bad, n*sets, format)
     _say_drawn(folders, stories.ids[:n])
     return folders[0]
@@ -164,13 +168,14 @@ def _checked_facts(run, folder, stories, settings, sampling):
     check_same_drawings(folder, facts, stories)
     return facts
 
-def _set_folders(folder, sets, ids, format, layout):
+def _set_folders(folder, sets, ids, n, format, layout):
     "Return the folders of all sets; raise `StoryError` if they cannot be shared or copied."
     folders = [folder/set_name(j) for j in range(sets)]
     if format:
-        for drawn in folders: check_sharing(drawn, ids, format)
+        for drawn in folders: check_sharing(drawn, ids[:n], format)
     if layout:
         one_of('layout', layout, DRAWING_LAYOUTS)
+        # all stories that are drawn are copied, also those of an earlier command
         check_vistory_ids(ids)
     return folders
 
@@ -235,18 +240,24 @@ def _warn_of_share(n):
                   'process; unset both to draw all')
 
 def _refuse_failed(bad, n, format):
-    "Raise `StoryError` if some of the `n` stories could not be drawn; only one process does."
-    if bad and rank_and_world_size()[0] == 0:
+    "Raise `StoryError` if some of the `n` stories could not be drawn; with torchrun one process does."
+    # without torchrun, processes do not know of each other
+    if bad and (rank_and_world_size()[0] == 0 or not dist.is_torchelastic_launched()):
         raise StoryError(f'{len(bad)} of {n} stories could not be drawn'
                          f'{" or shared" if format else ""}, first {bad[0]}')
 
-def _copy_sets(run, stories, folders, facts):
+def _method_name(run, hub_name): # what a benchmark calls the model
+    if hub_name: return hub_name.split('/')[-1]
+    run = run.resolve()
+    return run.parent.name if run.name == 'pipeline' else run.name
+
+def _copy_sets(method, stories, folders, facts):
     "Copy the drawings of each set into ViStoryBench's layout; the first process does it."
     if rank_and_world_size()[0]: return
     for j, drawn in enumerate(folders):
         if not drawn.is_dir(): continue    # no story could be drawn
         of_set = dict(facts, seed=facts['seed'] + j*SEEDS_PER_SET)
-        copied, n = write_vistory(stories, drawn, run.resolve().name, of_set)
+        copied, n = write_vistory(stories, drawn, method, of_set)
         say(f'{copied}: {n:,} of {counted(len(stories), "story", "stories")} in the layout of '
             'ViStoryBench')
 

@@ -166,7 +166,8 @@ def _train(job):
     step = s.max_train_steps
     for record in records:
         step = record['step']
-        if first and step % s.checkpointing_steps == 0: _try_strip(job, unloaded, ema, step)
+        has_checkpoint = step % s.checkpointing_steps == 0 or step == s.max_train_steps
+        if first and has_checkpoint: _try_strip(job, unloaded, ema, step)
     if step < s.max_train_steps: end_stopped(f'by a signal after step {step:,}', first)
     if first:
         _write_model(job, trained, ema)
@@ -192,7 +193,7 @@ def _try_strip(job, unloaded, ema, step): # training continues without a strip
     try:
         with whole, averaged(job.model, ema), job.acc.autocast():
             pictures = draw_strips(job.run, job.s, job.file, job.model, step, job.captions)
-    except StoryError as e: warnings.warn(f'no strip of step {step:,}: {e}')
+    except (StoryError, OSError) as e: warnings.warn(f'no strip of step {step:,}: {e}')
     else: job.trackers.log_images(pictures, step)
 
 # %% ../../nbs/cli/67a_training_run.ipynb #87c73efa
@@ -221,7 +222,7 @@ def train_run(
     push_to_hub:bool=False,  # Push the trained pipeline to the hub
     hub_model_id:str='',     # As what, as of `repo_to_push`
     dry_run:bool=False,      # Check everything, say what would be trained, and stop
-)->Path:                     # The pipeline; None after a dry run
+)->Path:                     # The pipeline; None after a dry run of an unfinished run
     """Check a run, train what is missing, and leave the trained pipeline in it.
 
     Args:
@@ -239,7 +240,7 @@ def train_run(
         dry_run (bool, default False): Check everything, say what would be trained, and stop
 
     Returns:
-        Path: The pipeline; None after a dry run
+        Path: The pipeline; None after a dry run of an unfinished run
     """
     s, file = open_run(run, data, preset, settings, epochs)
     first = rank_and_world_size()[0] == 0

@@ -58,8 +58,9 @@ class Vocabulary:
             tokenizer.split_special_tokens = not legacy
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        _add_tokens(caption_tokenizer, names, normalized=not legacy)
-        _add_tokens(memory_tokenizer, names, normalized=True)
+        # as whole words: Eddy is not in *teddy*
+        _add_tokens(caption_tokenizer, names, normalized=not legacy, single_word=not legacy)
+        _add_tokens(memory_tokenizer, names, normalized=True, single_word=not legacy)
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
         self._known = {}              # word -> whether both tokenizers know it
         self._warned_words = set()    # unknown words already warned about
@@ -69,7 +70,7 @@ class Vocabulary:
 
     @property
     def n_truncated(self):
-        "How many captions were too long and were truncated, in all worker processes together."
+        "How often a caption was truncated, in every epoch again, in all worker processes together."
         return int(self._n_truncated.sum())
 
 # %% ../../nbs/data/16_dataset.ipynb #add70c3n

@@ -54,6 +54,11 @@ def _is_cast(tree, folder):
     if name != 'cast' or 'captions.txt' in tree.names.get(folder, []): return False
     return any(map(_belongs_to_story, tree.names.get(parent or '.', [])))
 
+def _is_empty_story(tree, folder, with_stories):
+    "Whether a folder without subfolders is a story without pictures: not of a split, nor in a story."
+    if _split_of(folder) or _is_cast(tree, folder): return False
+    return os.path.dirname(folder) not in with_stories
+
 def _drafts_of_folders(tree, root):
     "Return the drafts of all folders of stories."
     found = tree.folders_with(_belongs_to_story)
@@ -64,8 +69,7 @@ def _drafts_of_folders(tree, root):
         raise StoryError(f'{root}: its pictures lie in no folder of a story; expected '
                          f'{root}/STORY/1.png … with captions.txt, or metadata.csv with the '
                          f'columns file_name, text and story_id{hint}')
-    # an empty folder is a story without pictures, but an empty folder of a split is not
-    empty = [x for x in tree.leaves if not _split_of(x) and not _is_cast(tree, x)]
+    empty = [x for x in tree.leaves if _is_empty_story(tree, x, found)]
     drafts = [_folder_draft(x) for x in sorted({*folders, *empty} - {'.'})]
     with_split = [x for x in drafts if x.split]
     without = [x for x in drafts if not x.split]
@@ -91,7 +95,7 @@ def _pictures_in_order(tree, draft):
         number = tuple(_natural(os.path.splitext(name)[0]))
         if number in by_number:
             raise BadStory('repeated picture', f'story {draft.name}: {by_number[number]} and '
-                                               f'{name} in {draft.folder} have the same number')
+                                               f'{name} in {draft.folder} differ only in zeros or their ending')
         by_number[number] = name
     unread = f' (not read: {", ".join(others[:3])})' if others else ''
     if not by_number:
@@ -105,7 +109,7 @@ def _pictures_in_order(tree, draft):
 
 def _check_numbers(numbers, who, where):
     "Raise `BadStory` unless sorted numbers are 1, 2, 3, … or 0, 1, 2, …."
-    first = min(numbers[0], 1)
+    first = 0 if numbers[0] == 0 else 1
     for i, number in enumerate(numbers):
         if number != first + i:
             raise BadStory('missing picture', f'{who}no picture {first + i} {where}, although '
@@ -171,7 +175,7 @@ def _row_split(row, story):
     first, _, rest = _path_in(row, story).partition('/')
     by_folder = _split_of(row.folder) or (_split_of(first) if rest else '')
     if 'split' not in row.cells: return by_folder
-    name = str(row.cells['split'])
+    name = _value(row, 'split', id_text, story).strip()
     split = _split_of(name)
     if not split:
         raise BadStory('unknown split', f'{row.where}: story {story}: split is {name!r:.40}, '

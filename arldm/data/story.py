@@ -106,7 +106,7 @@ def _indices(splits, keep=None):
         index = index_stories(stories, rows, keep)
         n += len(index['story_id'])
         yield split, index
-    if not n: raise NoStories('there is not a single story')
+    if not n: raise NoStories('there is not a single story to write; give at least one')
 
 # %% ../../nbs/data/12_story.ipynb #ea7bb09a
 FORMAT = 'arldm-stories'
@@ -176,7 +176,10 @@ def write_stories(
             try: counts = _write(disk, splits, corpus, resolution, workers)
             finally: disk.check()   # raises the disk's own error, not what the library makes of it
     except OSError as e:
-        raise StoryError(f'{path}: cannot be written ({e.strerror or e}); fix that and '
+        # it may also be a file that one of the stories is read from
+        is_other = e.filename and path.stem not in Path(str(e.filename)).name
+        where = f'{e.filename}: ' if is_other else ''
+        raise StoryError(f'{path}: cannot be written ({where}{e.strerror or e}); fix that and '
                          'convert again') from None
     return counts
 
@@ -230,7 +233,7 @@ def _identity(path):
 @patch
 def _open(self:StoryFile):
     "Return the open `h5py.File`; raise `StoryError` if it is not the file of the first opening."
-    replaced = StoryError(f'{self.path} was replaced while it was in use; start again')
+    replaced = StoryError(f'{self.path} was replaced or deleted while it was in use; start again')
     identity = _identity(self.path)
     if self._file_identity not in (None, identity): raise replaced
     opened = open_hdf5(self.path) if self._file_identity is None else open_unchecked(self.path)
@@ -396,8 +399,8 @@ def __repr__(self:StoryFile):
 def _as_story(item, number):
     "Return (captions, pictures), or with a cast, as a `Story` with a number as its id."
     if isinstance(item, Story): return item
-    expected = StoryError(f'story {number}: expected (captions, pictures), a list of texts and '
-                          f'a list of as many pictures, got {type(item).__name__}')
+    expected = StoryError(f'story {number}: expected (captions, pictures) or (captions, pictures, '
+                          'cast): a list of texts, a list of as many pictures, {name: picture}')
     try:
         captions, pictures, *more = item
         cast, = more or [{}]
@@ -424,7 +427,7 @@ def from_pictures(cls:StoryFile,
     seed:int=0,          # Of the division of a list by album, 80/10/10, see `divide_albums`
     corpus:str='folder', # A key of `CORPORA`
     resolution:int=0,    # Shrink pictures to this short side in pixels; 0 keeps them
-)->StoryFile:            # Ids and albums are the numbers of the stories, from 1
+)->StoryFile:            # Ids and albums are numbers from 1, except those of a `Story`
     """Write a story file from captions and pictures, and open it.
 
     Args:
@@ -437,7 +440,7 @@ def from_pictures(cls:StoryFile,
         resolution (int, default 0): Shrink pictures to this short side in pixels; 0 keeps them
 
     Returns:
-        StoryFile: Ids and albums are the numbers of the stories, from 1
+        StoryFile: Ids and albums are numbers from 1, except those of a `Story`
     """
     items = numbered_splits(stories) if isinstance(stories, dict) else divided_splits(stories, seed)
     made = {split: starmap(_as_story, of_split) for split, of_split in items.items()}

@@ -128,11 +128,14 @@ def _pieces(tokenizer, word):
     if tokenizer.unk_token in tokens: return None
     return [token.removeprefix('##') for token in tokens]
 
+# In a smaller vocabulary, parts of words are no more than steps of a merge
+_LARGE = 10_000
+
 def is_known(
     word:str,   # Letters, in lower case
     tokenizer,  # `CLIPTokenizer` or `BertTokenizer`
 )->bool:
-    """Whether a tokenizer reads a word as one token, or most of it in parts of several letters.
+    """Whether a tokenizer reads a word as one token or, if it has many tokens, mostly in long parts.
 
     Args:
         word (str): Letters, in lower case
@@ -144,5 +147,6 @@ def is_known(
     pieces = _pieces(tokenizer, word)
     if pieces is None: return False
     if ideographs or len(word) == 1 or len(pieces) == 1: return True
+    if len(tokenizer) < _LARGE: return False
     n_in_long_pieces = sum(len(piece) for piece in pieces if len(piece) > 1)
     return 2*n_in_long_pieces > len(word)

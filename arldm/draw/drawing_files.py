@@ -7,7 +7,7 @@ __all__ = ['frame_name', 'frame_path', 'is_drawn', 'write_drawing', 'drawn_frame
            'set_paths', 'set_folders', 'story_and_name', 'some', 'drawn_sets', 'sets_digest', 'drawings_digest']
 
 # %% ../../nbs/draw/43_drawing_files.ipynb #00157aa3
-import hashlib, json
+import hashlib, json, re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,8 +79,14 @@ def _is_number(text): return text.isascii() and text.isdecimal()
 
 def _is_frame(path): return path.suffix == '.png' and _is_number(path.stem)
 
-def _story_folders(folder): # paths in order; a folder with a dot in front is not finished yet
-    return sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name[0] != '.')
+# as the atomic functions name a folder that is not finished yet
+_UNFINISHED = re.compile(r'\..+-[0-9a-f]+-[0-9]+-[0-9a-f]{8}(over)?')
+
+def _story_folders(folder): # paths in order, without unfinished ones
+    found = []
+    for path in Path(folder).iterdir():
+        if path.is_dir() and not _UNFINISHED.fullmatch(path.name): found.append(path)
+    return sorted(found)
 
 def _frames_in(story_folder):
     "Return {k: path} of a story's frames in order, or raise if two files have the same number."
@@ -172,7 +178,10 @@ def set_paths(
     folder = Path(folder)
     more = []
     for path in folder.glob(f'{_FIRST_SET}*'):
-        if _is_number(path.name.removeprefix(_FIRST_SET)): more.append(path)
+        # not drawn1 or drawn02, which no command writes
+        if _is_number(path.name.removeprefix(_FIRST_SET)):
+            number = set_number(path)
+            if number > 1 and path.name == set_name(number - 1): more.append(path)
     return [folder/_FIRST_SET, *sorted(more, key=set_number)]
 
 def set_folders(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..core import (StoryError, at_least_one, expand_user, has_bfloat16_units, one_of,
                         pick_device)
@@ -364,7 +365,7 @@ def check_output_folder(
 def pipeline_digest(
     pipe,  # `StoryPipeline`
 )->str:    # 32 hexadecimal digits
-    """Compute a digest of all weights and of both vocabularies of a `StoryPipeline`.
+    """Compute a digest of all weights, active adapters and both vocabularies of a `StoryPipeline`.
 
     Args:
         pipe: `StoryPipeline`
@@ -380,9 +381,15 @@ def pipeline_digest(
                 raise StoryError(f'{name} is loaded piece by piece and cannot be compared; draw '
                                  'without sequential offloading')
         digest.update(f'{name} {weights_digest(part)}'.encode())
+        for adapted in part.modules():
+            if isinstance(adapted, BaseTunerLayer): digest.update(_use_of(adapted).encode())
     for tokenizer in pipe.tokenizer, pipe.memory_tokenizer:
         digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     return digest.hexdigest()
+
+def _use_of(layer): # how a layer with adapters uses them, as text
+    scaling = {name: layer.scaling[name] for name in layer.active_adapters}
+    return f'{layer.disable_adapters} {layer.merged_adapters} {scaling}'
 
 def drawing_provenance(
     pipe,                # `StoryPipeline`

@@ -64,7 +64,7 @@ class StoryPanel:
         self.draw_button.on_click(lambda _: self.draw())
         self.progress = w.Label()    # which frame is being drawn
         self.message = w.HTML()      # the last note or error
-        self.upload = w.FileUpload(accept='image/*', multiple=True, description='cast')
+        self.upload = w.FileUpload(accept='image/*', multiple=True, description='add to cast')
         self.upload.observe(lambda _: self._add_uploaded(), 'value')
         wrapped = w.Layout(flex_flow='row wrap')
         settings = [self.seed, self.guidance, self.draw_button, self.progress]

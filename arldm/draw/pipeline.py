@@ -352,6 +352,7 @@ def _noted_cast(cast, captions, history):
     cast = check_cast(cast)
     # which names are used is only known if all captions are
     known = captions if isinstance(captions, (list, tuple)) else None
+    for text in known or []: check_text(text, 'captions')
     # stacklevel=4: the warning names the loop over the frames
     for note in cast_notes(cast, known, history): warnings.warn(note, stacklevel=4)
     return fit_cast(cast, history.config.n_slots)

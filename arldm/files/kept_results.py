@@ -19,7 +19,7 @@ MADE = 'made.json'
 _ADVICE = 'move it away, or name another place'
 
 def claim_folder(
-    # The folder to fill; if it exists, it must be empty or filled from the same facts
+    # The folder to fill; if it exists, it must be empty, but for hidden files, or filled from the same facts
     folder:str|Path,
     facts:dict,          # Digests and settings that decide what is put into the folder
     advice:str=_ADVICE,  # What to do about a folder that was filled from other facts
@@ -27,8 +27,8 @@ def claim_folder(
     """Store in a folder what it is filled from; raise `StoryError` if it holds anything else.
 
     Args:
-        folder (str | Path): The folder to fill; if it exists, it must be empty or filled from the
-            same facts
+        folder (str | Path): The folder to fill; if it exists, it must be empty, but for hidden
+            files, or filled from the same facts
         facts (dict): Digests and settings that decide what is put into the folder
         advice (str, default _ADVICE): What to do about a folder that was filled from other facts
     """
@@ -74,7 +74,7 @@ def _keep(path, facts, make, atomic, digest):
     note = path.with_name(f'{path.name}.json')
     facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
     old = load_json(note, dict) if note.exists() else {}
-    if old and 'digest' not in old: raise StoryError(f'{note} was not written here; {_ADVICE}')
+    if old and 'digest' not in old: raise StoryError(f'{note} was not written by arldm; {_ADVICE}')
     if not os.path.lexists(path):
         with atomic(path) as tmp:
             make(tmp)
@@ -89,4 +89,4 @@ def _keep(path, facts, make, atomic, digest):
             different.append(f'{key}={old.get(key, "unknown")}, not {value}')
     if different: raise StoryError(f'{path} was made with {"; ".join(different)}; {_ADVICE}')
     if old['digest'] != digest(path):
-        raise StoryError(f'{path} was changed after it was made here; {_ADVICE}')
+        raise StoryError(f'{path} was changed after arldm made it; {_ADVICE}')

@@ -21,38 +21,11 @@ def check_seed(seed:int):
     if 0 <= seed < 2**32: return
     raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
-# %% ../../nbs/lab/76a_commands.ipynb #13184233
-STAGES = 'autoencoder', 'base', 'stories', 'arldm'
-
-@command(choices=dict(stage=STAGES))
-def ladder(
-    *,
-    out:str|Path='runs/ladder', # Folder for all stages
-    stage:str='arldm',          # Last stage to train
-    max_train_steps:int=None,   # Steps of the last stage; default: as for the shipped weights
-    seed:int=0,                 # Seed of all random numbers
-):
-    """Train the toy models, each from the one before: autoencoder, text to image, AR-LDM.
-
-    Examples:
-        arldm-ladder --stage autoencoder --max-train-steps 400
-        arldm-ladder --out runs/ladder
-
-    Args:
-        out (str | Path, default 'runs/ladder'): Folder for all stages
-        stage (str, default 'arldm'): Last stage to train
-        max_train_steps (int, optional): Steps of the last stage; default: as for the shipped
-            weights
-        seed (int, default 0): Seed of all random numbers
-    """
-    last = one_of('stage', stage, STAGES)
-    if max_train_steps is not None: at_least_one(max_train_steps=max_train_steps)
-    check_seed(seed)
+# %% ../../nbs/lab/76a_commands.ipynb #13184234
+def _train_stages(out, last, steps_of, seed):
+    "Train all stages up to `last`, each for `steps_of(stage)` steps; `None` = its default."
     from arldm.lab import ladder as stages
-    quiet_libraries()
-    out = Path(out)
-    lock = lock_folder(out, 'training the toy models') # until this function ends
-    def steps_of(name): return max_train_steps if name == last else None # the stage's default
+    from arldm.lab.drawn_memory import DRAWN_MIXTURE, train_with_drawings
     vae = stages.trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
     if last == 'autoencoder':
         return say({fact: round(share, 4) for fact, share in stages.facts_kept(vae).items()})
@@ -65,10 +38,48 @@ def ladder(
     train(out/'stories', data=out/'stories.h5', preset='toy-arldm', model=str(out/'base/pipeline'),
           max_train_steps=steps_of('stories'), seed=seed)
     if last == 'stories': return
-    stages.write_mixture(out/'mixture.h5', out/'stories.h5')
-    train(out/'arldm', data=out/'mixture.h5', **stages.MIXTURE_STAGE, seed=seed,
-          model=str(out/'stories/pipeline'),
-          max_train_steps=steps_of('arldm') or stages.MIXTURE_STEPS)
+    stages.write_mixture(out/'names.h5', out/'stories.h5', *stages.NAMES_MIXTURE)
+    steps = steps_of('names')
+    # a run that was begun knows its own number
+    if steps is None and not (out/'names'/'settings.json').exists(): steps = stages.NAMES_STEPS
+    train(out/'names', data=out/'names.h5', **stages.NAMES_STAGE, seed=seed,
+          model=str(out/'stories/pipeline'), max_train_steps=steps)
+    if last == 'names': return
+    stages.write_mixture(out/'arldm.h5', out/'stories.h5', *DRAWN_MIXTURE)
+    train_with_drawings(out/'arldm', out/'names/pipeline', out/'arldm.h5', steps_of('arldm'), seed)
+
+# %% ../../nbs/lab/76a_commands.ipynb #13184233
+STAGES = 'autoencoder', 'base', 'stories', 'names', 'arldm'
+
+@command(choices=dict(stage=STAGES))
+def ladder(
+    *,
+    out:str|Path='runs/ladder', # Folder for all stages
+    stage:str='arldm',          # Last stage to train
+    max_train_steps:int=None,   # Steps of the last stage; default: as its chapter says
+    seed:int=0,                 # Seed of all random numbers
+):
+    """Train the toy models, each from the one before: autoencoder, text to image, AR-LDM.
+
+    AR-LDM has three stages: stories, then whom a name means, then its own drawings in memory.
+
+    Examples:
+        arldm-ladder --stage autoencoder --max-train-steps 400
+        arldm-ladder --out runs/ladder
+
+    Args:
+        out (str | Path, default 'runs/ladder'): Folder for all stages
+        stage (str, default 'arldm'): Last stage to train
+        max_train_steps (int, optional): Steps of the last stage; default: as its chapter says
+        seed (int, default 0): Seed of all random numbers
+    """
+    last = one_of('stage', stage, STAGES)
+    if max_train_steps is not None: at_least_one(max_train_steps=max_train_steps)
+    check_seed(seed)
+    quiet_libraries()
+    lock = lock_folder(Path(out), 'training the toy models') # until this function ends
+    def steps_of(name): return max_train_steps if name == last else None # the stage's default
+    _train_stages(Path(out), last, steps_of, seed)
 
 # %% ../../nbs/lab/76a_commands.ipynb #6ec19cbe
 N_TIMESTEPS = 1000  # of the noise schedule that all models are trained with

@@ -345,7 +345,8 @@ def characters_seen(
     for some in _batches(pictures, batch):
         sets = list(classify(some))
         if len(sets) != len(some):
-            raise StoryError(f'the classifier gave {len(sets)} sets for {len(some)} pictures')
+            raise StoryError(f'the classifier gave {len(sets)} sets for {len(some)} pictures; '
+                             'it has to return a set for each')
         for of_picture in sets:
             lower = [one_of('character', str(name).casefold(), known) for name in of_picture]
             seen.append({known[name] for name in lower})
@@ -380,13 +381,13 @@ class FactAnswers:
     """Which facts are right in drawn frames; a frame may have several facts, or none.
 
     Args:
-        right (np.ndarray): bool (n,)
-        album (np.ndarray): int (n,), the album of the frame
-        frame (np.ndarray): int (n,), the place of the frame in `Drawings`
+        right (np.ndarray): bool (a,), one for each answer
+        album (np.ndarray): int (a,), the album of its frame
+        frame (np.ndarray): int (a,), the place of its frame in `Drawings`
     """
-    right: np.ndarray # bool (n,)
-    album: np.ndarray # int (n,), the album of the frame
-    frame: np.ndarray # int (n,), the place of the frame in `Drawings`
+    right: np.ndarray # bool (a,), one for each answer
+    album: np.ndarray # int (a,), the album of its frame
+    frame: np.ndarray # int (a,), the place of its frame in `Drawings`
 
     @classmethod
     def concat(cls,

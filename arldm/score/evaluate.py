@@ -49,7 +49,7 @@ def frame_similarity_rows(
     table:Table,
     # (n, d) features of the frames of each set of drawings, as `centred` returns them
     drawn:list,
-    reference:np.ndarray, # (n, d) features of the reference frame of each drawn frame, centred, too
+    reference:np.ndarray, # (n, d) features of the reference frame of each drawn frame, centred in the same way
     suffix:str,           # Added to the names of the rows
 ):
     """Add how similar the frames of a story are to each other, neighbouring ones and all.
@@ -57,8 +57,8 @@ def frame_similarity_rows(
     Args:
         drawn (list): (n, d) features of the frames of each set of drawings, as `centred` returns
             them
-        reference (np.ndarray): (n, d) features of the reference frame of each drawn frame, centred,
-            too
+        reference (np.ndarray): (n, d) features of the reference frame of each drawn frame, centred
+            in the same way
         suffix (str): Added to the names of the rows
     """
     drawings = table.drawings
@@ -77,8 +77,8 @@ def frame_similarity_rows(
             continue
         stats = [relative_similarity(x, reference, frame_pairs, drawings.album) for x in drawn]
         table.add('story', name, stats, unit='%', n=n, beside=[('reference frames', 1., n)],
-                  note=f'in parts of reference stories, whose cosine is {cosine.value:.3f}; '
-                       'more = frames repeat each other')
+                  note=f'relative to reference stories, whose mean cosine is {cosine.value:.3f}; '
+                       'above 100 % = frames repeat each other')
 
 # %% ../../nbs/score/57_evaluate.ipynb #fcc56859
 def _too_few_reference(n, what): # a note
@@ -106,7 +106,8 @@ def _add_repeated_row(table, drawn, reference, suffix):
     of_reference = unusual(reference_similarity, reference_similarity).mean()
     table.add('story', name, repeated, unit='%', n=n, within=SHARE_BOUNDS,
               beside=[('reference frames', float(of_reference), n)],
-              note='neighbours more alike than 99 of 100 reference neighbours')
+              note='neighbours at least as alike as the most similar hundredth of reference '
+                   'neighbours')
 
 # %% ../../nbs/score/57_evaluate.ipynb #2c18f332
 def story_rows(
@@ -124,9 +125,9 @@ def story_rows(
     reference = centred(features.reference, mean)[features.place]
     drawn = [centred(x, mean) for x in features.drawn]
     to_reference = [similarity_to_reference(x, reference) for x in drawn]
-    # for comparison: how similar reference frames of different stories are
+    # for comparison: how similar reference frames of different albums are
     other = distant_frames(drawings.album)
-    of_other_story = drawings.story[other] != drawings.story
+    of_other_story = drawings.album[other] != drawings.album
     baselines = []
     note = 'cosine, centred'
     if not of_other_story.any(): note += '; no other story to compare with'
@@ -193,8 +194,8 @@ def _fact(table, name, answers, chance):
     return dict(name=name, value=float(e.value), n=len(answers[0].right), chance=chance, low=low,
                 high=high)
 
-def _concat_named(found, names): # answers about some of the facts of `read_facts`
-    return FactAnswers.concat([found[name] for name in names])
+def _concat_named(found, names): # answers about those facts of `read_facts`
+    return FactAnswers.concat([found[name] for name in names if name in found])
 
 def _mean_chance(facts): # the mean of `chance`, weighted by `n`; None if one of them is not known
     if any(fact['chance'] is None for fact in facts): return None
@@ -232,13 +233,15 @@ def fact_rows(
     sets = [read_facts(drawings, facts, j) for j in range(len(drawings.paths))]
     single_facts = []
     kinds = {} # kind -> its facts
-    for name in sorted(sets[0]):
-        fact = _fact(table, name, [found[name] for found in sets], chance.get(name))
+    # which facts can be asked depends on the drawing: a landmark only where its place is right
+    for name in sorted(set().union(*sets)):
+        answers = [found[name] for found in sets if name in found]
+        fact = _fact(table, name, answers, chance.get(name))
         single_facts.append(fact)
         kinds.setdefault(name.split()[0], []).append(fact)
     for kind, of_kind in kinds.items():
         names = [fact['name'] for fact in of_kind]
-        answers = [_concat_named(found, names) for found in sets]
+        answers = [_concat_named(found, names) for found in sets if found.keys() & set(names)]
         _add_kind(table, kind, answers, _mean_chance(of_kind))
     right, total = answers_per_frame(sets[0].values(), len(drawings))
     return single_facts, right, total

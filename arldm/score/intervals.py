@@ -64,6 +64,7 @@ def mean_of(
     def stat(w):
         weights = np.asarray(w)[album] # of each frame, (n,)
         return float(weights@values/weights.sum()) if weights.sum() else math.nan
+    stat.n_albums = len(np.unique(album))
     return stat
 
 def ratio_of(
@@ -88,6 +89,7 @@ def ratio_of(
     def stat(w):
         divisor = mean_b(w)
         return mean_a(w)/divisor if divisor else math.nan
+    stat.n_albums = min(mean_a.n_albums, mean_b.n_albums)
     return stat
 
 # %% ../../nbs/score/52_intervals.ipynb #ca4d19e8
@@ -115,7 +117,7 @@ def widen(
     n:int,             # Albums
     n_intervals:int=1, # That are to hold together
 )->float:              # Factor, > 1; infinite for one album
-    """Return how much wider an interval of `n` albums is with Student's t than with a normal one.
+    """Return the factor that widens a bootstrap interval of `n` albums: Student's t, times √(n/(n−1)).
 
     Args:
         n (int): Albums
@@ -142,7 +144,7 @@ class Estimate:
     def __sub__(self, other):
         "The paired difference; both must have been estimated from the same resamples."
         difference = self.resampled - other.resampled
-        return Estimate(self.value - other.value, difference, self.n_albums)
+        return Estimate(self.value - other.value, difference, min(self.n_albums, other.n_albums))
 
     @property
     def interval(self)->tuple: # low, high; NaN if there are too few albums or resamples
@@ -168,11 +170,6 @@ class Estimate:
         if self.n_albums < 2 or len(resampled) < 2: return math.nan, math.nan
         offsets = np.quantile(resampled, (.025, .975)) - resampled.mean()
         return tuple((self.value + offsets*widen(self.n_albums, n)).tolist())
-
-    @property
-    def sd(self)->float:
-        "The standard deviation of the score over choices of albums."
-        return float(np.nanstd(self.resampled)*math.sqrt(self.n_albums/max(1, self.n_albums - 1)))
 
     def __format__(self, form):
         "The score ± half the length of its interval."
@@ -209,14 +206,16 @@ def estimate(
 )->Estimate:
     """Compute a statistic on all albums, and on each resample of them.
 
+    The interval is that of as many albums as have values, if the statistic knows: `stat.n_albums`.
+
     Args:
         stat (Callable): A statistic
         resamples (np.ndarray): (n_resamples, n_albums), from `resample`
         progress (str, optional): Name of a progress bar, which appears after two seconds; None = no
             bar
     """
-    n_albums = resamples.shape[1]
-    value = float(stat(np.ones(n_albums)))
+    value = float(stat(np.ones(resamples.shape[1])))
+    n_albums = getattr(stat, 'n_albums', resamples.shape[1])
     bar = progress_bar(progress, 'resamples', resamples, quiet=not progress, delay=2)
     return Estimate(value, np.array([stat(w) for w in bar], float), n_albums)
 

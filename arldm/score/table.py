@@ -98,7 +98,8 @@ def measure(
     values = [e.value for e in each]
     resampled = np.mean([e.resampled for e in each], axis=0)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Estimate(np.mean(values), resampled, each[0].n_albums), spread
+    n_albums = min(e.n_albums for e in each)
+    return Estimate(np.mean(values), resampled, n_albums), spread
 
 # %% ../../nbs/score/54_table.ipynb #dbb6cafd
 @patch
@@ -162,10 +163,10 @@ def by_frame(
         reference (dict, optional): {k: value of the reference frames}; None = not known
         n (dict, optional): {k: how many values are measured}; default: the drawn frames k
     """
-    for k in stats[0]:
-        n_values = int((self.drawings.k == k).sum()) if n is None else n[k]
+    for k in sorted(set().union(*stats)):
+        n_values = int((self.drawings.k == k).sum()) if n is None else n.get(k, 0)
         if n_values < MIN_MEASURED: continue
-        e, _ = self.measure([of_set[k] for of_set in stats])
+        e, _ = self.measure([of_set[k] for of_set in stats if k in of_set])
         if not math.isfinite(e.value): continue
         low, high = finite_interval(e)
         self.frames.append(dict(name=name, k=int(k), value=float(e.value), low=low, high=high,

@@ -12,6 +12,8 @@ import random
 import re
 from functools import lru_cache, partial
 
+from fastcore.basics import patch
+
 from .captions import cast_looks, invent, tell
 from .reader import read, read_cards
 from .scene import (Figure, LANDMARKS, Look, PLACES, POSITIONS, RADII, Scene,
@@ -27,7 +29,7 @@ _ACTION_WORDS = dict(jump=('jump', 'jumps', 'hop', 'hops', 'leap', 'leaps'),
 # words that state the time of day, also in 'the sun rises', 'the sun goes down', 'the moon is up'
 _TIME_WORDS = 'day', 'rises', 'evening', 'down', 'night', 'moon'
 # words that state how many figures are present
-_CAST_WORDS = set('along joins back returns home leaves away they both'.split())
+_NUMBER_WORDS = set('along joins back returns home leaves away they both'.split())
 
 def facts_of(figure:Figure) -> dict: # one of `FACTS` -> its value
     """Return all facts of a figure.
@@ -57,14 +59,14 @@ def action_in(caption:str) -> str: # 'jump', 'sleep', or 'stand' if it states ne
 def stated_facts(
     caption:str,
     scene:Scene,  # The scene that the caption belongs to
-)->list:  # sets: facts stated about the frame (place, time, cast), then about each figure
+)->list:  # sets: facts stated about the frame (place, time, number), then about each figure
     """Return the names of the facts of a scene that its caption states.
 
     Args:
         scene (Scene): The scene that the caption belongs to
 
     Returns:
-        list: sets: facts stated about the frame (place, time, cast), then about each figure
+        list: sets: facts stated about the frame (place, time, number), then about each figure
     """
     words = word_set(caption)
     introduces = bool(words & set(RADII))  # only introductions have a word for a size
@@ -74,7 +76,7 @@ def stated_facts(
     # an introduction or a time with a place opens a story or is a full description: it names all
     # who are present
     opens = 'place' in frame and (introduces or 'time' in frame)
-    if words & _CAST_WORDS or opens: frame.add('cast')
+    if words & _NUMBER_WORDS or opens: frame.add('number')
     stated = [frame]
     for figure in scene.figures:
         facts = {fact for fact in ('colour', 'shape') if getattr(figure.look, fact) in words}
@@ -134,7 +136,7 @@ def compare_scenes(
     frame, *stated = stated_facts(caption, want)
     add(kind_of('place', frame), 'place', want.place == got.place)
     add(kind_of('time', frame), 'time', want.time == got.time)
-    add(kind_of('cast', frame), 'cast', len(want.figures) == len(got.figures))
+    add(kind_of('number', frame), 'number', len(want.figures) == len(got.figures))
     somebody_acts = action_in(caption) != 'stand'
     for want_figure, got_figure, stated_names in _pair(want, stated, got):
         right = _right_facts(want_figure, got_figure)
@@ -194,6 +196,13 @@ class History:
     def check_landmark(self, want, got, add): # at a wrong place it cannot be right or wrong
         if want.place in self.landmarks and got.place == want.place:
             add('seen', 'landmark', got.landmark == self.landmarks[want.place])
+
+# %% ../../nbs/toy/20_facts.ipynb #53dfe4cc
+@patch
+def would_decide(self:History, want:Scene) -> bool:
+    "Whether a frame shows a place or a character whose looks nothing has decided before."
+    characters = {_who(figure.look) for figure in want.figures}
+    return want.place not in self.landmarks or not characters <= self.decided.keys()
 
 # %% ../../nbs/toy/20_facts.ipynb #bb267989
 @lru_cache(400)
@@ -298,7 +307,7 @@ def guess(
     want:Scene,         # The scene of the story
     rng:random.Random,  # Source of what the caption does not state
 )->Scene:
-    """Return a scene in which all stated facts are right and the others come from a random story.
+    """Return a scene in which all stated facts are right and the others are guessed at random.
 
     Args:
         want (Scene): The scene of the story
@@ -311,7 +320,7 @@ def guess(
     for figure, names in zip(want.figures, stated):
         facts = facts_of(figure)
         known.append({name: facts[name] for name in names})
-    n = len(want.figures if 'cast' in frame else other.scene.figures)
+    n = len(want.figures if 'number' in frame else other.scene.figures)
     figures = _guessed_figures(caption, known, n, rng)
     place = want.place if 'place' in frame else other.place
     time = want.time if 'time' in frame else other.time

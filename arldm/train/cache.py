@@ -95,6 +95,9 @@ def _label(stories, weights, mixed_precision):
                  crops='the centre' if s.n_crops == 1 else s.crops, legacy=s.legacy,
                  mixed_precision=mixed_precision)
     if s.cast_probability: label['cards'] = s.max_cards or 'all'
+    # in training a frame may show any of its pictures, else the first, both as centre crops
+    has_several = len(s.split) and s.split.rows(0).ndim == 2
+    if s.train and s.n_crops == 1 and has_several: label['pictures'] = 'all'
     return label
 
 def _read_label(folder):
@@ -245,7 +248,7 @@ def build_cache(
     model:ARLDM,               # Frozen as it will be in training
     stories:StoryDataset,
     folder:str|Path,
-    # In which the encoders compute, as in `Settings`; fp16 counts as bf16
+    # In which the encoders compute, as in `Settings`; fp16 is computed as bf16
     mixed_precision:str='no',
     rank:int=0,                # This process
     world_size:int=1,          # How many there are
@@ -257,7 +260,7 @@ def build_cache(
     Args:
         model (ARLDM): Frozen as it will be in training
         mixed_precision (str, default 'no'): In which the encoders compute, as in `Settings`; fp16
-            counts as bf16
+            is computed as bf16
         rank (int, default 0): This process
         world_size (int, default 1): How many there are
         progress (bool, default True): Show a bar

@@ -72,7 +72,7 @@ def save_checkpoint(
     parts:dict,    # Name -> object with a `state_dict`
     keep:int=2,    # How many of the newest stay
 ):
-    """Write `<step>.pt` atomically and delete the oldest; rename a damaged file of that name.
+    """Write `<step>.pt` atomically and delete the oldest; set a file aside that has the name already.
 
     Args:
         folder (Path): The run's `checkpoints/`
@@ -87,7 +87,8 @@ def save_checkpoint(
         raise StoryError(f'after step {step:,} the model holds NaN or infinite numbers; '
                          f'{_last_good(folder)}; try a smaller learning rate, or '
                          'clipping') from None
-    if path.exists() and not _is_checkpoint(path):
+    # a step that is done again was not accepted before
+    if path.exists():
         path.rename(path.with_name(f'{path.stem}-damaged-{uuid.uuid4().hex[:8]}.pt'))
     earlier = ', '.join(p.name for p in checkpoints(folder)) or 'nothing'
     write_tensors(path, {'step': step, **states}, f'; written before: {earlier}')

@@ -49,8 +49,8 @@ def store_frozen(
     dtype = getattr(torch, DTYPES[s.mixed_precision])
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, (nn.Linear, nn.Conv2d)): continue
-        # BLIP gives all its embeddings the type of this one
-        if name.endswith('patch_embedding'): continue
+        # BLIP gives all its embeddings the type of this one, also if a LoRA is around it
+        if name.removesuffix('.base_layer').endswith('patch_embedding'): continue
         is_stored_in_8_bits = s.frozen_storage == 'fp8' and name.startswith('unet.')
         if is_stored_in_8_bits and not layer.weight.requires_grad:
             register_parametrization(layer, 'weight', _Float8(dtype), unsafe=True)

@@ -37,17 +37,17 @@ def make_model(
     s:Settings,
     file:StoryFile,   # Its training captions make the vocabulary of a model with random weights
     folder:Path,      # Where such a vocabulary is written
-    quiet:bool=False, # Do not print which words are new, nor how many time embeddings
+    quiet:bool=False, # Do not print which words, time embeddings or layers are new
 )->ARLDM:
     """Make the model that a run starts from, for the resolution, stories and noise of the run.
 
     Args:
         file (StoryFile): Its training captions make the vocabulary of a model with random weights
         folder (Path): Where such a vocabulary is written
-        quiet (bool, default False): Do not print which words are new, nor how many time embeddings
+        quiet (bool, default False): Do not print which words, time embeddings or layers are new
     """
     torch.manual_seed(s.seed)
-    model = _model(s, file, folder)
+    model = _model(s, file, folder, quiet)
     _make_room(model, s, file, quiet)
     if s.cast_probability: model.history.add_cast()
     # Pixels of a frame's side in one latent of the VAE, and in the smallest feature map of the UNet
@@ -138,7 +138,7 @@ def _pipeline(s): # the folder that holds a pipeline to start from, or `None`
         if s.blip: return None    # a Stable Diffusion
         raise StoryError(f'{e}; --model takes {_MODELS}') from e
 
-def _model(s, file, folder):
+def _model(s, file, folder, quiet):
     "Load a shipped model, a pipeline or published weights, or make a model of random weights."
     if s.model in SIZES: return _random_model(s, file, folder)
     if _pipeline(s): return ARLDM.load(_pipeline(s))
@@ -146,7 +146,7 @@ def _model(s, file, folder):
         raise StoryError(f'{s.model} is a file, {kind_of(read_weights(s.model))}; of the original? '
                          f'port it first: arldm-port {s.model} models/ported')
     if not s.blip: raise StoryError(f'no model {s.model!r}; --model takes {_MODELS}')
-    return _published_model(s, file)
+    return _published_model(s, file, quiet)
 
 # %% ../../nbs/train/35_setup.ipynb #8a609290
 def _random_model(s, file, folder): # its vocabulary is written into `folder`
@@ -158,11 +158,11 @@ def _random_model(s, file, folder): # its vocabulary is written into `folder`
     vocab.add_words(texts)
     return ARLDM.create(s.model, vocab, s.resolution, _n_slots(s, file, corpus.frames))
 
-def _published_model(s, file): # from Stable Diffusion and BLIP
+def _published_model(s, file, quiet): # from Stable Diffusion and BLIP
     n_slots = _n_slots(s, file, CORPORA[s.corpus].frames)
     model = ARLDM.from_pretrained(s.model, s.blip, s.corpus, s.bert or None, n_slots, s.legacy)
     width = model.text_encoder.config.hidden_size
-    if model.slot_width != width:
+    if model.slot_width != width and not quiet:
         _say_first(f'slots of {s.blip} are {model.slot_width} wide, captions of {s.model} {width}: '
                    'the layer between them, history.slot_projection, is new, and initialized at '
                    'random')

@@ -206,7 +206,7 @@ def test_casts_of_the_toy_corpus(tmp_path):
 
 BAD_RECORDS = {
     'lost': ({'Ada': 'lost'}, 1, 'story 7: no picture lost in '),
-    'no id': ({'Ada': [1]}, 1, 'SSID_Train.json: story 7: the card of Ada is a value of type list, expected text or a whole number'),
+    'no id': ({'Ada': [1]}, 1, 'SSID_Train.json: story 7: the card of Ada is a value of type list, expected text or a whole number below'),
     'a list': (['0_Ada'], 1, 'story 7: cast is a list, expected an object, name -> id of a picture;'),
     'of frame 2': ({'Ada': '0_Ada'}, 2, 'story 7: a cast in the record of frame 2, expected it in that of frame 1;'),
     'two': ({'Ada': '0_Ada', 'ADA': 1}, 1, 'story 7: two cards of the cast are named Ada and ADA; names must differ;')}

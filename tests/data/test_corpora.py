@@ -72,7 +72,7 @@ def edit(change):
 
 def first(**changes): return edit(lambda a: a[0][0].update(changes))
 
-BROKEN, NUMBER = 'story 30: 32.jpg is not a whole picture', r'SSID_Test.json: story 30: image_order is ("third"|Infinity), expected a whole number'
+BROKEN, NUMBER = 'story 30: 32.jpg is not a whole picture', r'SSID_Test.json: story 30: image_order is ("third"|Infinity), expected a whole number of at most 9 digits'
 BAD = dict(
     photo_missing=(lambda r: (r/'a/32.jpg').unlink(), 'story 30: no picture 32 in .*', 'missing picture'),
     photo_cut=(lambda r: os.truncate(r/'a/32.jpg', 2000), rf'{BROKEN} \(.*truncated.*\)', 'broken picture'),
@@ -248,6 +248,20 @@ def test_dii_takes_the_longest_text_and_keeps_equal_ones(tmp_path):
     for a, b in zip(dii['train'], sis['train']):
         assert (a.id, a.album, a.frames) == (b.id, b.album, b.frames)
         assert a.captions == tuple(f'A slope of colours. Number {k}.' for k in range(3)) + ('A slope of colours.',)*2
+
+def test_dii_counts_what_can_be_read(tmp_path):
+    "Spaces are no description, however many there are."
+    raw = WRITE['vist-dii'](tmp_path/'raw')
+    before = read_splits('vist-dii', raw)['train']
+    file = next(raw.rglob('train.description-in-isolation.json'))
+    data = json.loads(file.read_text())
+    for group in [*data['annotations']]: data['annotations'].append([{**group[0], 'text': ' '*500}])
+    file.write_text(json.dumps(data))
+    assert read_splits('vist-dii', raw)['train'] == before
+
+@pytest.mark.parametrize('source', WRITE)
+def test_a_split_that_there_is_not(source, tmp_path):
+    with pytest.raises(StoryError, match="no split 'valid'; .*did you mean val"): SOURCES[source](WRITE[source](tmp_path/'raw'), 'valid')
 
 def test_dii_without_a_description_is_a_bad_story(tmp_path):
     raw = WRITE['vist-dii'](tmp_path/'raw')

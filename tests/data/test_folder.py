@@ -179,6 +179,14 @@ def test_ten_comes_after_nine_and_hidden_files_are_none(tmp_path):
     (raw/'__MACOSX/s11/1.png').write_bytes(b'x')
     assert len(STORIES['s11'][0]) == 14 and converted(raw, tmp_path)[1] == dict(train=wanted({'s11': STORIES['s11']}))
 
+def test_other_files_in_a_story_are_no_story(tmp_path):
+    "A folder of notes, or of a drawing program, inside the folder of a story stops nothing."
+    raw = write_folders(tmp_path/'raw', FEW)
+    for name in 's1/notes/readme.txt', 's2/psd/1.psd', 's2/empty/.keep':
+        (raw/name).parent.mkdir()
+        (raw/name).write_text('x')
+    assert {k: v for split in converted(raw, tmp_path)[1].values() for k, v in split.items()} == wanted(FEW)
+
 def test_bytes_of_files_are_kept(tmp_path):
     raw = write_folders(tmp_path/'raw', {'s0': STORIES['s0']})
     picture(7).save(raw/'s0/2.JPG', 'JPEG')
@@ -217,7 +225,7 @@ BAD_FOLDERS = dict(
     empty_captions=(put('s1/captions.txt', ' \n\n'), r'story s1: .*s1/captions.txt: no captions in it; expected one a line', 'bad captions'),
     latin=(put('s1/captions.txt', 'Ü'.encode('latin-1')), r'story s1: .*captions.txt: expected text in UTF-8, one caption a line; save it as UTF-8', 'bad captions'),
     torn=(put('s1/2.png', b'\x89PNG'), r'story s1: 2.png is not a whole picture \(.*\)', 'not a picture'),
-    twice=(put('s1/02.png', to_png(picture(1))), r'story s1: 02.png and 2.png in s1 have the same number', 'repeated picture'),
+    twice=(put('s1/02.png', to_png(picture(1))), r'story s1: 02.png and 2.png in s1 differ only in zeros or their ending', 'repeated picture'),
     empty=(lambda raw: (raw/'s9').mkdir(), r'story s9: no pictures in s9; expected 1.png, 2.png, …', 'missing picture'),
     notes=(put('notes/a.txt', 'x'), r'story notes: no pictures in notes \(not read: a.txt\); expected 1.png, 2.png, …', 'missing picture'))
 
@@ -243,13 +251,14 @@ BAD_ROWS = dict(
     up=(row(lambda r: r.update(file_name='s2/../../x.png')), r'metadata.csv, line 3: story s2: s2/../../x.png leads out of the folder; put the picture there', 'unsafe path'),
     root=(row(lambda r: r.update(file_name='/etc/passwd')), r'metadata.csv, line 3: story s2: /etc/passwd leads out of the folder; put the picture there', 'unsafe path'),
     drive=(row(lambda r: r.update(file_name='C:\\x.png')), r'metadata.csv, line 3: story s2: C:/x.png leads out of the folder; put the picture there', 'unsafe path'),
-    caption=(row(lambda r: r.update(text='\u200b')), r'metadata.csv, line 3: story s2: text shows nothing', 'empty caption'),
+    caption=(row(lambda r: r.update(text='\u200b')), r'metadata.csv, line 3: story s2: text is empty or only spaces, expected a caption', 'empty caption'),
     no_caption=(row(lambda r: r.update(text=' ')), r'metadata.csv, line 3: story s2: no text', 'empty caption'),
-    frame=(row(lambda r: r.update(frame='1.0')), r'metadata.csv, line 3: story s2: frame is "1.0", expected a whole number', 'bad frame'),
+    frame=(row(lambda r: r.update(frame='1.0')), r'metadata.csv, line 3: story s2: frame is "1.0", expected a whole number of at most 9 digits', 'bad frame'),
     no_frame=(row(lambda r: r.update(frame='')), r'metadata.csv, line 3: story s2: no frame, although other rows of the story have one', 'missing frame'),
     same_frame=(row(lambda r: r.update(frame=1)), r'metadata.csv, line 6: story s2: frame 1 is also in metadata.csv, line 3', 'repeated frame'),
     two_albums=(lambda rows: [r.update(album=a) for r, a in zip(rows, 'aab')],
                 r'metadata.csv, line 4: story s2 is in album b, in metadata.csv, line 2 it is in a; a story has one album', 'two albums'),
+    below_zero=(lambda rows: [r.update(frame=int(r['frame']) - 2) for r in rows], r'story s.: no picture 1 in metadata.csv, although there is a picture -1', 'missing picture'),
     gap=(row(lambda r: r.update(frame=9)), r'story s2: no picture 4 in metadata.csv, although there is a picture 5', 'missing picture'))
 
 @pytest.mark.parametrize('what', BAD_ROWS)
@@ -305,7 +314,7 @@ NO_FOLDERS = dict(
     json=(table('\n{"file_name": 1', 'metadata.jsonl'), r'metadata.jsonl, line 2: not JSON \(.*\)'),
     list=(table('[1]', 'metadata.jsonl'), r'metadata.jsonl, line 1: expected a JSON object such as .*'),
     id=(table('{"file_name": "s0/1.png", "text": "One.", "story_id": 1.5}', 'metadata.jsonl'),
-        r'metadata.jsonl, line 1: story of this row: story_id is 1.5, expected text or a whole number'),
+        r'metadata.jsonl, line 1: story of this row: story_id is 1.5, expected text or a whole number below 2\*\*63'),
     mixed=(moved('train', 's0', 's1'), r'.*raw: train/s0 lies in the folder of a split, s2 does not; put all stories into such folders or none'),
     deep=(lambda raw: (raw/'s0').rename((raw/'a/b').mkdir(parents=True) or raw/'a/b/s0'),
           r'a/b/s0: pictures 3 folders deep; expected STORY/1.png or ALBUM/STORY/1.png, in train, validation and test folders or not'),
@@ -459,9 +468,9 @@ WRONG = dict(
     caption=((['a', ' '], [P, P]), r"story 2, frame 2: expected a caption, got ' '"),
     number=((['a', 7], [P, P]), r'story 2, frame 2: expected a caption, got 7'),
     fewer=((['a', 'b'], [P]), r'story 2 has 2 captions and 1 pictures; every frame needs one of each'),
-    text=(('ab', [P, P]), r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got tuple'),
-    one=((['a'], P), r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got tuple'),
-    none=(None, r'story 2: expected \(captions, pictures\), a list of texts and a list of as many pictures, got NoneType'))
+    text=(('ab', [P, P]), r'story 2: expected \(captions, pictures\) or \(captions, pictures, cast\): a list of texts, a list of as many pictures, {name: picture}'),
+    one=((['a'], P), r'story 2: expected \(captions, pictures\) or \(captions, pictures, cast\): a list of texts, a list of as many pictures, {name: picture}'),
+    none=(None, r'story 2: expected \(captions, pictures\) or \(captions, pictures, cast\): a list of texts, a list of as many pictures, {name: picture}'))
 
 @pytest.mark.parametrize('what', WRONG)
 def test_what_is_no_story(tmp_path, what):

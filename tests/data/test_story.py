@@ -105,6 +105,15 @@ def test_writer_refuses(splits, tmp_path):
     with pytest.raises(StoryError, match='2 captions and 1 pictures'): Story('1', 'a', ('x', 'y'), (png(0),))
     with pytest.raises(StoryError, match='every frame needs one of each'): Story('1', 'a', (), ())
 
+def test_a_story_whose_picture_cannot_be_read_is_named(splits, tmp_path):
+    "The error is that of the picture, not of the file to write."
+    def stories():
+        yield splits['train'][0]
+        (tmp_path/'lost.png').read_bytes()
+    with pytest.raises(StoryError, match=r'x.h5: cannot be written \(.*lost.png: No such file or directory\)'):
+        write_stories(tmp_path/'x.h5', dict(train=stories()), 'toy')
+    assert not [*tmp_path.iterdir()]
+
 def spoil(path, **attrs):
     with h5py.File(path, 'a') as f:
         for k, v in attrs.items():
@@ -199,7 +208,7 @@ def test_a_file_replaced_while_it_is_opened(tmp_path, monkeypatch):
         two.replace(one)
         return opened
     monkeypatch.setattr(story_module, "open_hdf5", slow_open)
-    with pytest.raises(StoryError, match='one.h5 was replaced while it was in use; start again'): StoryFile(one)
+    with pytest.raises(StoryError, match='one.h5 was replaced or deleted while it was in use; start again'): StoryFile(one)
 
 def test_a_file_replaced_between_two_openings(tmp_path):
     "A copy for another process refuses the new file, every time it is asked."
@@ -207,6 +216,6 @@ def test_a_file_replaced_between_two_openings(tmp_path):
     copy = pickle.loads(pickle.dumps(StoryFile(one)))
     two.replace(one)
     for _ in range(2):
-        with pytest.raises(StoryError, match='was replaced while it was in use'): copy['test'][0]
+        with pytest.raises(StoryError, match='was replaced or deleted while it was in use'): copy['test'][0]
     one.unlink()
-    with pytest.raises(StoryError, match='was replaced while it was in use'): copy['test'][0]
+    with pytest.raises(StoryError, match='was replaced or deleted while it was in use'): copy['test'][0]

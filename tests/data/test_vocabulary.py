@@ -8,6 +8,7 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from arldm.core import StoryError, asset
 from arldm.data.dataset import Vocabulary, collate, word_tokenizers
+from arldm.data import vocabulary
 from arldm.data.vocabulary import is_known, words_in
 from arldm.toy.captions import TOY_WORDS
 from arldm.toy.corpus import toy_story
@@ -56,8 +57,9 @@ def test_what_is_no_unknown_word(text, tmp_path):
     words = word_tokenizers(['Ada she red meets i'], tmp_path)
     assert Vocabulary(*words, 36, ('pororo',)).unknown_words([text]) == []
 
-def test_pieces_that_are_longer_than_letters_are_known():
-    "As real vocabularies spell rare words: three pieces of the recorded BERT's; letters alone are not."
+def test_pieces_that_are_longer_than_letters_are_known(monkeypatch):
+    "As real vocabularies spell rare words: three pieces of the recorded BERT's, which is an extract; letters alone are not."
+    monkeypatch.setattr(vocabulary, '_LARGE', 100)
     vocab, bert = recorded(), recorded().memory_tokenizer
     pieces = [t for t in bert.get_vocab() if t.startswith('##') and len(t) > 4]
     whole = [t for t in bert.get_vocab() if t.isalpha() and len(t) > 3]
@@ -118,10 +120,27 @@ def test_stories_of_other_lengths_say_what_works():
     items = [dict(caption_ids=torch.zeros(n, 4), index=0, id='x') for n in (2, 5)]
     with pytest.raises(StoryError, match=r'\[2, 5\] frames in one batch.*use batches of 1, or leave out'): collate(items)
 
-def test_clip_counts_letters_and_not_the_end_of_a_word(tmp_path):
-    "CLIP marks the end of a word with `</w>`, which is no letter of it."
+def test_clip_counts_letters_and_not_the_end_of_a_word(tmp_path, monkeypatch):
+    "CLIP marks the end of a word with `</w>`, which is no letter of it; of a small vocabulary only whole words are known."
     clip, _ = word_tokenizers(['A boat.'], tmp_path)
-    assert [is_known(word, clip) for word in ('boat', 'boats', 'zzz', 'q')] == [True, True, False, True]
+    def known(): return [is_known(word, clip) for word in ('boat', 'boats', 'zzz', 'q')]
+    assert known() == [True, False, False, True]
+    monkeypatch.setattr(vocabulary, '_LARGE', 100)
+    assert known() == [True, True, False, True]
+
+def test_parts_that_no_caption_has_are_not_known():
+    "Each is made of steps of merges of other words, as in *bo* of Bo and *y*."
+    words = 'boy', 'hope', 'forty', 'squares', 'others'
+    assert toy().unknown_words([' '.join(words)]) == [*words]
+
+def test_names_are_whole_words():
+    "Eddy is not in *teddy*, except in the original."
+    for legacy in False, True:
+        vocab = Vocabulary(*(t.from_pretrained(HERE/name) for t, name in ((CLIPTokenizer, 'clip'), (BertTokenizer, 'bert'))), 64, ('eddy', 'dino'), legacy)
+        for tokenizer in vocab.caption_tokenizer, vocab.memory_tokenizer:
+            found = tokenizer.tokenize('a teddy bear, a dinosaur')
+            assert ('eddy' in found and 'dino' in found) == legacy, found
+            assert [t for t in tokenizer.tokenize("eddy's dino") if t in ('eddy', 'dino')] == ['eddy', 'dino']
 
 @pytest.mark.parametrize('text, words', [('हिन्दी बिल्ली', ['हिन्दी', 'बिल्ली']), ('cafe\u0301!', ['café']), ('שָׁלוֹם', ['שָׁלוֹם'])])
 def test_combining_characters_belong_to_words(tmp_path, text, words):

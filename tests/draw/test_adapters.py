@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
 from test_pipeline import A as TEXTS, FEW, latents, make_tiny, one_line, quiet, relative
 
+from arldm.draw.drawing_record import pipeline_digest
 from arldm.draw.pipeline import StoryPipeline
 
 A = TEXTS[:2]     # two frames: the second has a memory
@@ -122,6 +123,21 @@ def test_two_adapters(pipe, lora):
     pipe.set_adapters(['paint', 'words'], [.7, .4])
     assert pipe.get_list_adapters() == {'unet': ['paint'], 'text_encoder': ['words']}
     assert relative(latents(pipe, A), want) < 1e-4 and len(found) == len(unet) + len(text)
+
+def test_another_use_of_adapters_is_another_pipeline(pipe, lora):
+    "By their scale, and whether they are on: drawings of the two may not be in one folder."
+    plain = pipeline_digest(pipe)
+    pipe.load_lora_weights(share(lora), adapter_name='paint')
+    digests = [plain, pipeline_digest(pipe)]
+    pipe.set_adapters('paint', .5)
+    digests.append(pipeline_digest(pipe))
+    pipe.disable_lora()
+    digests.append(pipeline_digest(pipe))
+    assert len(set(digests)) == 4
+    pipe.enable_lora()
+    assert pipeline_digest(pipe) == digests[2]
+    pipe.unload_lora_weights()
+    assert pipeline_digest(pipe) == plain
 
 def test_sources(pipe, lora):
     drawn = []

@@ -246,7 +246,12 @@ def test_weights_that_are_no_numbers(run, tmp_path):
 def test_dry_run_says_what_would_be_drawn(run, capsys):
     cli.draw(run, dry_run=True, limit=1)
     cli.draw(run, dry_run=True)
-    assert capsys.readouterr().out.splitlines() == [f'would draw {n} of split test in float32; nothing was written' for n in ('1 story', '4 stories')]
+    cli.draw(run, dry_run=True, sets=3)
+    (run/'drawn2'/'story 0').mkdir(parents=True)
+    cli.draw(run, dry_run=True, sets=3)
+    shutil.rmtree(run/'drawn2')
+    said = [f'would draw {n} of split test in float32; nothing was written' for n in ('1 story', '4 stories', '12 stories', '11 stories')]
+    assert capsys.readouterr().out.splitlines() == said
     assert not (run/'drawn').exists() and not (run/'drawing.json').exists()
 
 @pytest.mark.parametrize('name, value, said', [
@@ -311,7 +316,7 @@ def test_a_folder_keeps_its_precision(run, monkeypatch, capsys, begun):
     on(monkeypatch, units=begun != 'bfloat16')
     capsys.readouterr()
     cli.draw(run, limit=3, dry_run=True, **FEW)
-    assert capsys.readouterr().out == f'would draw 3 stories of split test in {begun}; nothing was written\n'
+    assert capsys.readouterr().out == f'would draw 2 stories of split test in {begun}; nothing was written\n'
     pipes = []
     opened = engine.open_pipeline
     monkeypatch.setattr(engine, 'open_pipeline', lambda *args: pipes.append(opened(*args)) or pipes[-1])

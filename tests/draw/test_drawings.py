@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from arldm.core import StoryError
-from arldm.draw.drawing_files import drawn_frames, drawn_sets
+from arldm.draw.drawing_files import drawn_frames, drawn_sets, set_folders
 from arldm.draw.matching import match_drawings
 from arldm.files.pictures import to_png
 from arldm.data.story import Story, StoryFile
@@ -34,6 +34,17 @@ def test_drawn_frames_are_folders_of_numbers(tmp_path):
     found = drawn_frames(tmp_path)
     assert {s: list(f) for s, f in found.items()} == {'[odd] name é': [1], 's0': [7], 's1': [1, 2, 10]}
     assert found['s1'][10] == tmp_path/'s1/10.png'
+
+def test_a_story_whose_name_begins_with_a_dot_is_drawn(tmp_path):
+    "Only a folder that is not finished yet is left out."
+    for name in '.hidden/1.png', '..hidden-7f-12-0123abcd/1.png', '.s1-2fc00000001-3981-cae3afac/1.png':
+        (tmp_path/name).parent.mkdir()
+        (tmp_path/name).write_bytes(b'')
+    assert list(drawn_frames(tmp_path)) == ['.hidden']
+
+def test_only_sets_that_a_command_writes_are_sets(run):
+    for name in 'drawn0', 'drawn1', 'drawn02', 'drawn2', 'drawn-old': shutil.copytree(run/'drawn', run/name)
+    assert [path.name for path in set_folders(run)] == ['drawn', 'drawn2']
 
 def test_sets_are_found_in_their_order(run, split):
     for j in 10, 2: shutil.copytree(run/'drawn', run/f'drawn{j}')

@@ -7,7 +7,7 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.draw import own_stories as own
-from arldm.core import StoryError
+from arldm.core import StoryError, asset
 from arldm.data.dataset import Vocabulary, word_tokenizers
 from arldm.draw.pipeline import StoryPipeline
 from arldm.model.arldm import ARLDM
@@ -70,6 +70,12 @@ def unopened(monkeypatch):
     "No model may be loaded."
     def never(*_, **__): raise AssertionError('the model is loaded')
     monkeypatch.setattr(StoryPipeline, 'from_pretrained', never)
+
+@pytest.mark.parametrize('option', [dict(data='s.h5'), dict(limit=1), dict(sets=3), dict(fast=True), dict(layout='vistory')])
+def test_options_of_a_split_are_not_ignored(tmp_path, unopened, option):
+    (tmp_path/'a.txt').write_text('A star.\n')
+    one_line(f'--{next(iter(option))} is for the stories of a split', run=asset('toy/arldm'), captions=str(tmp_path/'a.txt'), **option)
+
 
 
 # where it goes

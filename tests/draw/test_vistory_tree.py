@@ -117,12 +117,17 @@ def test_refused_before_anything_is_drawn(data, tmp_path):
     (tmp_path/'a.txt').write_text('a story\n')
     named = story_file(tmp_path, test=list(stories(1, 2, 2)))
     for options, said in ((dict(data=named.path), 'story s0_0 has no number as its id'),
-                          (dict(captions=tmp_path/'a.txt'), '--layout writes the drawings of a split'),
+                          (dict(captions=tmp_path/'a.txt'), '--layout is for the stories of a split'),
                           (dict(data=data, layout='uno'), "no layout 'uno'; there are vistory")):
         with pytest.raises(StoryError, match=said): draw(MODEL, out=tmp_path/'out', **{**FAST, **options})
     assert not (tmp_path/'out').exists()
     draw(MODEL, data=data, out=tmp_path/'out', dry_run=True, **FAST)
     assert not (tmp_path/'out').exists()
+
+def test_what_the_benchmark_calls_the_model(tmp_path):
+    "The run, also of its pipeline folder; a model of the hub by its name there."
+    from arldm.cli.drawing_run import _method_name
+    assert [_method_name(tmp_path/name, hub) for name, hub in (('run', None), ('run/pipeline', None), ('snapshots/0a1b', 'me/small'))] == ['run', 'run', 'small']
 
 def test_continuation_names_what_is_missing(data, tmp_path):
     pipe = StoryPipeline.from_pretrained(MODEL)

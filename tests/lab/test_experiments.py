@@ -1,6 +1,7 @@
 "What an experiment keeps is used again only for the same models, stories and settings; numbers that make no sense end in a line."
 import json, subprocess, sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np, pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.bench import bench as benchmarks
 from arldm.bench import speed
-from arldm.lab import ablations
+from arldm.lab import ablations, drawn_memory
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.score.histories import draw_histories, score_histories
@@ -152,10 +153,32 @@ def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (2, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
-    monkeypatch.setattr(ladder, 'N_OPENINGS', 2)
+    monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (2, 2))
+    monkeypatch.setattr(drawn_memory, 'DRAWN_MIXTURE', (1, 1))
+    calls = {}
+    def trained(run, start, data, steps, seed): calls['arldm'] = (start, data, steps, seed)
+    monkeypatch.setattr(drawn_memory, 'train_with_drawings', trained)
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
-    monkeypatch.setattr(commands, 'train', lambda *a, **k: None)
+    def train(run, *, data, model, max_train_steps, seed, **settings): calls[run.name] = (model, data, max_train_steps, seed)
+    monkeypatch.setattr(commands, 'train', train)
+    return calls
+
+def test_each_stage_starts_from_the_one_before(small_ladder, tmp_path):
+    "From its weights and with its own stories; only the last one asked for gets the steps, and a run that was begun keeps its own."
+    def of(*names): return [Path(tmp_path/name) for name in names]
+    commands.ladder(out=str(tmp_path), max_train_steps=7, seed=3)
+    blank, base, stories, names = map(str, of('blank', 'base/pipeline', 'stories/pipeline', 'names/pipeline'))
+    pairs, toy, named, last = of('pairs.h5', 'stories.h5', 'names.h5', 'arldm.h5')
+    assert small_ladder == dict(base=(blank, pairs, None, 3), stories=(base, toy, None, 3), names=(stories, named, ladder.NAMES_STEPS, 3),
+                                arldm=(Path(names), last, 7, 3))
+    (tmp_path/'names').mkdir()
+    (tmp_path/'names/settings.json').write_text('{}')
+    commands.ladder(out=str(tmp_path), seed=3)
+    assert small_ladder['names'][2] is None and small_ladder['arldm'][2] is None
+    small_ladder.clear()
+    commands.ladder(out=str(tmp_path), stage='names', max_train_steps=5, seed=3)
+    assert small_ladder['names'][2] == 5 and 'arldm' not in small_ladder
 
 def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     out = str(tmp_path/'out')
@@ -167,7 +190,7 @@ def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     assert tree(tmp_path/'out') == before
     commands.ladder(out=out)                                            # the rungs below are taken as they are, and all is made
     before = tree(tmp_path/'out')
-    assert {'blank/model_index.json', 'pairs.h5', 'stories.h5', 'mixture.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
+    assert {'blank/model_index.json', 'pairs.h5', 'stories.h5', 'names.h5', 'arldm.h5'} <= before.keys() and not any(k.startswith('raw') for k in before)
     commands.ladder(out=out)
     assert tree(tmp_path/'out') == before
 
@@ -192,19 +215,20 @@ def test_other_pairs_or_albums_are_refused(tmp_path, monkeypatch):
     ladder.write_ladder_stories(tmp_path/'stories.h5')
     refused('seed=0, not 1', ladder.write_ladder_stories, tmp_path/'stories.h5', 1)
 
-def test_a_mixture_is_all_stories_and_then_openings(tmp_path, monkeypatch):
+def test_a_mixture_is_the_first_stories_and_then_openings(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (3, 2, 1, 1))
-    monkeypatch.setattr(ladder, 'N_OPENINGS', 4)
     paths = tmp_path/'mixture.h5', tmp_path/'stories.h5'
     ladder.write_ladder_stories(paths[1])
-    ladder.write_mixture(*paths)
+    ladder.write_mixture(*paths, 2, 4)
     mixture, stories = map(StoryFile, paths)
-    assert list(mixture['train']) == [*stories['train'], *map(ladder.opening, range(4))]
+    assert list(mixture['train']) == [stories['train'][0], stories['train'][1], *map(ladder.opening, range(4))]
     assert list(mixture['val']) == list(stories['val'])
-    ladder.write_mixture(*paths)                                        # the same again: nothing to do
+    ladder.write_mixture(*paths, 2, 4)                                  # the same again: nothing to do
+    refused('n_stories=2, not 3', ladder.write_mixture, *paths, 3, 4)
+    refused('openings=4, not 5', ladder.write_mixture, *paths, 2, 5)
     for path in paths[1], tmp_path/'stories.h5.json': path.unlink()
     ladder.write_ladder_stories(paths[1], seed=1)                       # others under the same name
-    refused('stories=', ladder.write_mixture, *paths)
+    refused('stories=', ladder.write_mixture, *paths, 2, 4)
 
 @pytest.mark.parametrize('wrong', [dict(max_train_steps=0), dict(max_train_steps=-3), dict(seed=-1), dict(seed=2**70)])
 @pytest.mark.parametrize('command', [commands.ladder, partial(commands.ablations, 'tricks')])
@@ -232,7 +256,7 @@ def test_ablations_of_other_steps_start_or_stories_are_refused(file, tmp_path, m
 
 def test_one_experiment_of_other_settings_is_refused(file, tmp_path, monkeypatch):
     "Nothing is trained before the folder is claimed; the second call has another weighting."
-    monkeypatch.setattr(ablations, '_train_experiment', lambda *a: (a[-1]/'model_index.json').write_text('{}'), raising=False)
+    monkeypatch.setattr(ablations, 'train_changed', lambda *a, **k: (a[4]/'model_index.json').write_text('{}'))
     monkeypatch.setattr(ablations, '_draw_and_check', lambda *a: {})
     one = partial(ablations.run_experiment, tmp_path/'x', asset('toy/base'), file, 1, 0)
     one()

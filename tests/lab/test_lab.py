@@ -13,9 +13,11 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.lab import commands
+from arldm.lab import drawn_memory as drawings_in_memory
 from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.lab import ablations
+from arldm.lab.drawn_memory import drawn_memory
 from arldm.lab.attention import attention, record_attention, token_words
 from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
@@ -108,7 +110,8 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'SPLIT_SIZES', (10, 1, 1, 1))
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
-    monkeypatch.setattr(ladder, 'N_OPENINGS', 10)
+    monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (10, 10))
+    monkeypatch.setattr(drawings_in_memory, 'DRAWN_MIXTURE', (4, 4))
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
@@ -222,7 +225,7 @@ def test_stories_changed(tmp_path):
     noisy = ablations.noisy_memory(item, random.Random(0))
     assert noisy['memory'].dtype == torch.uint8 and noisy['memory'].float().std() > 5 and noisy['moments'] is item['moments']
     assert torch.equal(noisy['memory'], ablations.noisy_memory(item, random.Random(0))['memory'])
-    change = ablations.drawn_memory(tmp_path)
+    change = drawn_memory(tmp_path)
     assert change(item, random.Random(0)) is item                                 # nothing is drawn yet
     (tmp_path/'s').mkdir()
     for k in range(1, 6): Image.new('RGB', (64, 64), (k, 0, 0)).save(tmp_path/f's/{k}.png')

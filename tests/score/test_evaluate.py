@@ -110,6 +110,25 @@ def test_several_sets(tmp_path, split):
     out = evaluate(tmp_path/'run', split, n_resamples=0)
     assert out['seeds'] == 2 and any('drawn3, which is left out' in line for line in out['trouble'])
 
+@pytest.mark.parametrize('first', ['asked', 'not asked'])
+def test_sets_of_which_different_facts_can_be_asked(tmp_path, split, first):
+    "A fact that one set has and the other has not, such as the landmark of a wrong place, is measured in the one that has it."
+    for j, name in enumerate(('drawn', 'drawn2')): draw(tmp_path/'run'/name, split, picture=lambda i, k: painting(j*10**4 + i*10 + k))
+    asked = [] # the first story once in each set
+    def facts(story, pictures): raise AssertionError('asked for single frames')
+    def by_frame(story, pictures):
+        if story.id == split.ids[0]: asked.append(story.id)
+        found = {k: {'stated place': [True]} for k in pictures}
+        if (len(asked) == 1) == (first == 'asked'):
+            for k in pictures: found[k]['seen landmark'] = [k % 2 == 0]
+        return found
+    facts.by_frame = by_frame
+    got = evaluate(tmp_path/'run', split, facts=facts, n_resamples=20)
+    even = [k % 2 == 0 for story in split for k in range(1, len(story) + 1)]
+    assert len(asked) == 2 and row(got, 'stated facts')['value'] == 1
+    assert row(got, 'seen facts')['value'] == pytest.approx(np.mean(even))
+    assert [x['value'] for x in got['frames'] if x['name'] == 'seen facts'] == [k % 2 == 0 for k in range(1, len(split[0]) + 1)]
+
 def test_more_tellings_do_not_narrow_the_interval(tmp_path):
     "Albums are drawn, not frames: four copies of each story say no more than one."
     width = {}

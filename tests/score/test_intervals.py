@@ -32,9 +32,19 @@ def test_interval_is_centred():
     low, high = Estimate(3., resampled, 1000).interval
     assert low == pytest.approx(3 - 1.96, abs=.1) and high == pytest.approx(3 + 1.96, abs=.1)
 
+def test_albums_without_a_value_do_not_narrow_the_interval():
+    "Three of a hundred albums have a value: the interval is that of three."
+    values, album = np.array([0, .5, 1]), np.array([4, 50, 99])
+    few, many = estimate(mean_of(values, album), resample(100)), estimate(mean_of(np.arange(100), np.arange(100)), resample(100))
+    assert few.n_albums == 3 and many.n_albums == 100 and (few - many).n_albums == 3
+    resampled = few.resampled[np.isfinite(few.resampled)]
+    low, high = few.interval
+    assert high - low == pytest.approx(widen(3)*np.ptp(np.quantile(resampled, (.025, .975))))
+    assert estimate(ratio_of(values, album, values[1:], album[1:]), resample(100)).n_albums == 2
+
 def test_paired_differences():
     e, f = Estimate(1., np.arange(5.), 5), Estimate(4., np.arange(5.) + 3, 5)
-    assert (f - e).value == 3 and (f - e).sd == 0 and (f - e).interval == (3, 3)
+    assert (f - e).value == 3 and (f - e).interval == (3, 3)
     assert verdict(e, f, 'lower').startswith('B worse than A') and verdict(e, f, 'higher').startswith('B better than A')
     assert verdict(e, f, None).startswith('B is higher than A') and 'no significant difference' in verdict(e, e, 'lower')
     assert verdict(e, f, 'lower', unit='%').endswith('+300.0 … +300.0 points')

@@ -22,21 +22,21 @@ ALL = {'colour', 'shape', 'size', 'accessory', 'position', 'action'}
 
 @pytest.mark.parametrize('caption, s, stated', [
     ('Ada, a big red star with a hat, is in the forest on the left at night.', scene(Figure(STAR, 'left')),
-     [{'place', 'time', 'cast'}, ALL]),
-    ('Bo, a small blue circle, comes along on the right.', both(), [{'cast'}, set(), ALL]),
+     [{'place', 'time', 'number'}, ALL]),
+    ('Bo, a small blue circle, comes along on the right.', both(), [{'number'}, set(), ALL]),
     ('Ada jumps.', scene(Figure(STAR, 'left', 'jump')), [set(), {'action'}]),
     ('Ada jumps.', both('jump'), [set(), set(), set()]),
     ('The red one jumps.', both('jump'), [set(), {'colour', 'action'}, set()]),
     ('The circle falls asleep.', both('stand', 'sleep'), [set(), set(), {'shape', 'action'}]),
     ('The other one hops up high.', both('jump'), [set(), set(), set()]),
-    ('They take a nap.', both('sleep', 'sleep'), [{'cast'}, {'action'}, {'action'}]),
+    ('They take a nap.', both('sleep', 'sleep'), [{'number'}, {'action'}, {'action'}]),
     ('Bo walks to the right.', both(), [set(), set(), set()]),
     ('The star steps to the left.', both(), [set(), {'shape', 'position', 'action'}, set()]),
     ('She goes to the left.', scene(Figure(STAR, 'left')), [set(), {'position', 'action'}]),
-    ('The other one goes home.', scene(Figure(STAR, 'left')), [{'cast'}, {'action'}]),
+    ('The other one goes home.', scene(Figure(STAR, 'left')), [{'number'}, {'action'}]),
     ('Night falls.', both(), [{'time'}, set(), set()]),
     ('The sun goes down.', both(), [{'time'}, set(), set()]),
-    ('Now they are in the forest.', both(), [{'place', 'cast'}, {'action'}, {'action'}])])
+    ('Now they are in the forest.', both(), [{'place', 'number'}, {'action'}, {'action'}])])
 def test_stated_facts(caption, s, stated): assert stated_facts(caption, s) == stated
 
 def test_actions():
@@ -50,7 +50,7 @@ def test_each_fact_is_checked_once():
 
 def test_a_missing_figure_is_wrong_in_everything():
     right = compare_scenes('The red one jumps.', both('jump'), scene(Figure(STAR, 'left', 'jump')))
-    assert right['stated action'] == right['stated colour'] == [True] and right['remembered cast'] == [False]
+    assert right['stated action'] == right['stated colour'] == [True] and right['remembered number'] == [False]
     assert right['remembered shape'] == [True, False] and right['remembered action'] == [False]
 
 def test_pairing_prefers_stated_facts():
@@ -220,7 +220,7 @@ def test_a_missing_figure_has_no_right_pattern():
     found = wrong(STORY, {**SCENES, 2: replace(SCENES[2], figures=(RIGHT,))})
     looks = dict.fromkeys(['remembered colour', 'remembered shape', 'remembered size', 'remembered accessory',
                            'remembered position'], [2])
-    assert found == {'stated cast': [2], **looks, 'seen pattern': [2], 'seen scarf': [2]}
+    assert found == {'stated number': [2], **looks, 'seen pattern': [2], 'seen scarf': [2]}
 
 def test_who_was_not_drawn_decides_later():
     """Bo is missing where he should appear first: the next frame with him decides, although Ada, who is there, was
@@ -417,3 +417,20 @@ def test_a_history_starts_with_nothing():
     history.look_at(SCENES[1], SCENES[1])
     again = compare_scenes(CAPTIONS[0], SCENES[1], SCENES[1], history)
     assert again == {**first, **one_of_each()}
+
+
+# which frames decide
+
+def deciding(cards=(), shown=SCENES):
+    "Numbers of the frames that decide a look or a landmark, if these scenes are shown."
+    history, found = History(cards), []
+    for k, one in SCENES.items():
+        if history.would_decide(one): found.append(k)
+        history.look_at(one, shown[k])
+    return found
+
+def test_a_frame_decides_what_nothing_has_shown():
+    "A new place or character; one that was left out of its frame is decided in the next; cards decide characters."
+    assert deciding() == [1, 2, 4]
+    assert deciding(shown={**SCENES, 2: Scene('forest', 'day', (LEFT,), 'oak')}) == [1, 2, 3, 4]
+    assert deciding((BO,)) == deciding((ADA, BO)) == [1, 4]

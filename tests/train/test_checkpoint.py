@@ -1,5 +1,5 @@
 "A run that is killed, stopped, damaged or split over processes computes what an undisturbed one does."
-import os, random, resource, shutil, signal, subprocess, sys, time
+import math, os, random, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
@@ -174,6 +174,19 @@ def test_the_newest_is_the_one_of_most_steps(tmp_path):
     for step in 999_000, 999_500, 1_000_000: save_checkpoint(tmp_path, step, parts)
     assert load_checkpoint(tmp_path, parts) == 1_000_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ['1000000.pt', '999500.pt']
+
+def test_a_file_that_was_not_accepted_is_kept(tmp_path):
+    "Of another program, or with NaN: when its step is done again it is set aside, and the new file takes its name."
+    parts = dict(model=torch.nn.Linear(1, 1))
+    save_checkpoint(tmp_path, 1, parts)
+    for step, state in (2, {'step': 2, 'net': torch.ones(3)}), (3, {'step': 3, 'model': {k: v*math.nan for k, v in parts['model'].state_dict().items()}}):
+        path = tmp_path/f'00000{step}.pt'
+        torch.save(state, path)
+        before = path.read_bytes()
+        with pytest.warns(UserWarning, match=path.name): assert load_checkpoint(tmp_path, parts) == step - 1
+        save_checkpoint(tmp_path, step, parts)
+        [aside] = tmp_path.glob(f'00000{step}-damaged-*.pt')
+        assert aside.read_bytes() == before and load_checkpoint(tmp_path, parts) == step
 
 def test_a_full_disk_at_the_very_end(whole, tmp_path, monkeypatch):
     "The finished pipeline cannot be written: one line, and all checkpoints stay."

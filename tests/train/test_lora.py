@@ -152,7 +152,8 @@ def test_nothing_else_changes(place, words):
 # frozen weights are kept small, or away
 
 @pytest.mark.parametrize('how', [dict(lora_rank=2), dict(lora_rank=2, lora_encoders=True, freeze='all-but-words'), dict(freeze='ssid-baseline'),
-                                 dict(lora_rank=2, gradient_checkpointing=True)], ids=['lora', 'words', 'resnet', 'checkpointing'])
+                                 dict(lora_rank=2, gradient_checkpointing=True), dict(lora_rank=2, lora_encoders=True, lora_targets='all')],
+                         ids=['lora', 'words', 'resnet', 'checkpointing', 'all'])
 def test_bfloat16_is_the_precision_of_the_products_anyway(place, how):
     "The losses, the gradients and the weights are the same, bit by bit, as with float32 in memory."
     model, stories, _, s = start(place, mixed_precision='bf16', max_train_steps=1, **how)
