@@ -1579,6 +1579,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'arldm.lab.attention.token_words': ('lab/attention.html#token_words', 'arldm/lab/attention.py')},
             'arldm.lab.commands': { 'arldm.lab.commands._check_memory_test': ( 'lab/commands.html#_check_memory_test',
                                                                                'arldm/lab/commands.py'),
+                                    'arldm.lab.commands._steps': ('lab/commands.html#_steps', 'arldm/lab/commands.py'),
                                     'arldm.lab.commands._train_stages': ('lab/commands.html#_train_stages', 'arldm/lab/commands.py'),
                                     'arldm.lab.commands.ablations': ('lab/commands.html#ablations', 'arldm/lab/commands.py'),
                                     'arldm.lab.commands.check_seed': ('lab/commands.html#check_seed', 'arldm/lab/commands.py'),

@@ -92,7 +92,6 @@ def draw(
         layout (str, optional): Also copy the drawings into another program's layout; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    typed_name = None if Path(run).exists() else str(run)
     run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast)
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, sampling_of
@@ -101,5 +100,4 @@ def draw(
     if captions is not None:
         return draw_text(run, captions, sampling, given, redraw, out, dry_run, cast, format)
     return draw_stories(run, data, split, sampling, batch_size=batch_size, limit=limit, sets=sets,
-                        fast=fast, out=out, dry_run=dry_run, format=format, layout=layout,
-                        hub_name=typed_name)
+                        fast=fast, out=out, dry_run=dry_run, format=format, layout=layout)

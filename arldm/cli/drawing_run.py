@@ -113,7 +113,6 @@ def draw_stories(
     dry_run:bool=False, # Check everything, and draw nothing
     format:str=None,    # Also write each story as one file to share: one of `SHARING_FORMATS`
     layout:str=None,    # Also copy all drawings into a layout of `DRAWING_LAYOUTS`
-    hub_name:str=None,  # Name of the pipeline if it is from the hub
 ):                      # -> path of the folder of the first set
     """Draw a split into `drawn/`, `drawn2/`, …; each of several processes draws its share.
 
@@ -131,7 +130,6 @@ def draw_stories(
         dry_run (bool, default False): Check everything, and draw nothing
         format (str, optional): Also write each story as one file to share: one of `SHARING_FORMATS`
         layout (str, optional): Also copy all drawings into a layout of `DRAWING_LAYOUTS`
-        hub_name (str, optional): Name of the pipeline if it is from the hub
     """
     settings = run_settings(run)
     sampling.check()
@@ -147,14 +145,13 @@ def draw_stories(
     # raises if the decoder cannot make pictures of this size
     pipe._latent_shape(settings['resolution'], settings['resolution'])
     if dry_run:
-        n_missing = n*sets
-        for drawn in folders: n_missing -= _count_drawn(drawn, stories.ids[:n])
+        n_missing = n*sets - sum(_count_drawn(drawn, stories.ids[:n]) for drawn in folders)
         return print(f'would draw {counted(n_missing, "story", "stories")} of split {split} in '
                      f'{sampling.dtype}; nothing was written')
     write_record(folder/'drawing.json', facts, _hints(folder, stories, sets))
     bad = _draw_sets(pipe, stories, folders, settings, sampling, n=n, batch_size=batch_size)
     bad = gather_lists(bad + _share_sets(stories, folders, settings, format, n))
-    if layout: _copy_sets(_method_name(run, hub_name), stories, folders, facts)
+    if layout: _copy_sets(run, stories, folders, facts)
     _refuse_failed(bad, n*sets, format)
     _say_drawn(folders, stories.ids[:n])
     return folders[0]
@@ -240,26 +237,11 @@ def _warn_of_share(n):
                   'process; unset both to draw all')
 
 def _refuse_failed(bad, n, format):
-    "Raise `StoryError` if some of the `n` stories could not be drawn; with torchrun one process does."
+    "Raise `StoryError` if some of `n` stories could not be drawn; with torchrun in one process."
     # without torchrun, processes do not know of each other
     if bad and (rank_and_world_size()[0] == 0 or not dist.is_torchelastic_launched()):
         raise StoryError(f'{len(bad)} of {n} stories could not be drawn'
                          f'{" or shared" if format else ""}, first {bad[0]}')
-
-def _method_name(run, hub_name): # what a benchmark calls the model
-    if hub_name: return hub_name.split('/')[-1]
-    run = run.resolve()
-    return run.parent.name if run.name == 'pipeline' else run.name
-
-def _copy_sets(method, stories, folders, facts):
-    "Copy the drawings of each set into ViStoryBench's layout; the first process does it."
-    if rank_and_world_size()[0]: return
-    for j, drawn in enumerate(folders):
-        if not drawn.is_dir(): continue    # no story could be drawn
-        of_set = dict(facts, seed=facts['seed'] + j*SEEDS_PER_SET)
-        copied, n = write_vistory(stories, drawn, method, of_set)
-        say(f'{copied}: {n:,} of {counted(len(stories), "story", "stories")} in the layout of '
-            'ViStoryBench')
 
 def _say_drawn(folders, ids):
     "Say how many stories are drawn, and where; of several processes, with torchrun one says it."
@@ -270,6 +252,24 @@ def _say_drawn(folders, ids):
     for folder in folders: n_drawn += _count_drawn(folder, ids)
     stories = counted(len(ids)*len(folders), 'story', 'stories')
     say(f'{folders[0].parent}: {n_drawn:,} of {stories} drawn')
+
+# %% ../../nbs/cli/68a_drawing_run.ipynb #f951de69
+def _method_name(run):
+    "Return what a benchmark calls the model: the name of its run, or that of its repository."
+    run = run.resolve()
+    # the cache of the hub has models--user--name/snapshots/<revision>
+    if run.parent.name == 'snapshots': return run.parents[1].name.split('--')[-1]
+    return run.parent.name if run.name == 'pipeline' else run.name
+
+def _copy_sets(run, stories, folders, facts):
+    "Copy the drawings of each set into ViStoryBench's layout; the first process does it."
+    if rank_and_world_size()[0]: return
+    for j, drawn in enumerate(folders):
+        if not drawn.is_dir(): continue    # no story could be drawn
+        of_set = dict(facts, seed=facts['seed'] + j*SEEDS_PER_SET)
+        copied, n = write_vistory(stories, drawn, _method_name(run), of_set)
+        say(f'{copied}: {n:,} of {counted(len(stories), "story", "stories")} in the layout of '
+            'ViStoryBench')
 
 # %% ../../nbs/cli/68a_drawing_run.ipynb #906616bf
 def gather_lists(

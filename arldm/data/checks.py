@@ -32,7 +32,8 @@ def _shown(value):
     "Return a value as a message shows it: its first 40 characters, or only its type."
     if isinstance(value, (float, bool, str, type(None))):
         return json.dumps(value, ensure_ascii=False)[:40]
-    if isinstance(value, int): return str(value) if abs(value) < 10**30 else 'a number of over 30 digits'
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else 'a number of over 30 digits'
     return f'a value of type {type(value).__name__}'
 
 class OddValue(BadStory):
@@ -67,7 +68,8 @@ def caption_text(value:object, key:str, story:str)->str:
     if not isinstance(value, str):
         raise OddValue('not text', f'story {story}: {key} is {_shown(value)}, expected text')
     if has_visible(value): return clean(value)
-    raise OddValue('empty caption', f'story {story}: {key} is empty or only spaces, expected a caption')
+    raise OddValue('empty caption', f'story {story}: {key} is empty or only spaces, '
+                                    'expected a caption')
 
 def place_number(value:object, key:str, story:str)->int:
     "Return the place of a frame in its story as a number, or raise `OddValue`."

@@ -359,7 +359,8 @@ def _clip(file):
     "Return the pictures of a clip as PNG, or raise `StoryError` if the file holds no pictures."
     pictures = load_array(file)
     if not isinstance(pictures, np.ndarray):
-        raise StoryError(f'{os.path.basename(file)} holds no array, but a {type(pictures).__name__}')
+        raise StoryError(f'{os.path.basename(file)} holds no array, but a '
+                         f'{type(pictures).__name__}')
     is_rgb = pictures.dtype == 'uint8' and pictures.ndim == 4 and pictures.shape[-1] == 3
     if not is_rgb or not pictures.size or len(pictures) > 1000:
         raise StoryError(f'{os.path.basename(file)} is {pictures.dtype} {pictures.shape}, '

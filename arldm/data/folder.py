@@ -55,7 +55,7 @@ def _is_cast(tree, folder):
     return any(map(_belongs_to_story, tree.names.get(parent or '.', [])))
 
 def _is_empty_story(tree, folder, with_stories):
-    "Whether a folder without subfolders is a story without pictures: not of a split, nor in a story."
+    "Whether a folder without subfolders is a story without pictures, and lies in no story."
     if _split_of(folder) or _is_cast(tree, folder): return False
     return os.path.dirname(folder) not in with_stories
 
@@ -95,7 +95,8 @@ def _pictures_in_order(tree, draft):
         number = tuple(_natural(os.path.splitext(name)[0]))
         if number in by_number:
             raise BadStory('repeated picture', f'story {draft.name}: {by_number[number]} and '
-                                               f'{name} in {draft.folder} differ only in zeros or their ending')
+                                               f'{name} in {draft.folder} differ only in '
+                                               'zeros or their ending')
         by_number[number] = name
     unread = f' (not read: {", ".join(others[:3])})' if others else ''
     if not by_number:

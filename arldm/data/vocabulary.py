@@ -128,6 +128,7 @@ def _pieces(tokenizer, word):
     if tokenizer.unk_token in tokens: return None
     return [token.removeprefix('##') for token in tokens]
 
+# %% ../../nbs/data/15_vocabulary.ipynb #691864c5
 # In a smaller vocabulary, parts of words are no more than steps of a merge
 _LARGE = 10_000
 

@@ -126,7 +126,8 @@ def _check_key(obj, name, shape, path, key):
     if name == '*':
         for k, value in obj.items(): check_shape(value, shape, path, f'{prefix}{k}')
     elif required in obj: check_shape(obj[required], shape, path, f'{prefix}{required}')
-    elif not name.endswith('?'): raise StoryError(f'{path}: {prefix}{name} is missing; add it, or make the file again')
+    elif not name.endswith('?'):
+        raise StoryError(f'{path}: {prefix}{name} is missing; add it, or make the file again')
 
 # %% ../../nbs/files/02_atomic.ipynb #ba615ccb
 def save_json(path:str|Path, obj:object):
@@ -249,7 +250,7 @@ def whole_folder(
         tmp.rename(folder)
 
 def share_files(folder:Path):
-    "Give the files of a folder its own permissions to read and write; some libraries make them private."
+    "Give the files of a folder, which some libraries make private, its own permissions."
     for f in folder.rglob('*'):
         if f.is_file(): f.chmod(folder.stat().st_mode & 0o666)
 
@@ -261,7 +262,7 @@ def lock_folder(
     folder:str|Path, # Is made if it does not exist
     what:str,        # What a process does that holds the lock, for the message: 'training'
 ):                   # -> the open file `.lock`; None if there are no locks
-    """Lock a folder against other processes until the returned file is closed, or raise `StoryError`.
+    """Lock a folder against other processes until the returned file is closed, or raise.
 
     -> the open file `.lock`; None if there are no locks
 

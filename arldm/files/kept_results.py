@@ -19,7 +19,8 @@ MADE = 'made.json'
 _ADVICE = 'move it away, or name another place'
 
 def claim_folder(
-    # The folder to fill; if it exists, it must be empty, but for hidden files, or filled from the same facts
+    # The folder to fill; if it exists, it must be empty, but for hidden files, or filled from the
+    # same facts
     folder:str|Path,
     facts:dict,          # Digests and settings that decide what is put into the folder
     advice:str=_ADVICE,  # What to do about a folder that was filled from other facts

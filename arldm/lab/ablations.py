@@ -160,8 +160,8 @@ def run_experiment(
     if own: item = drawn_memory(_draw_training_stories(out.parent/'own', base, file, first))
     # all experiments of a study share the cache of what frozen parts compute
     cache = out.parent/'cache'
-    def make(tmp): train_changed(out, base, file['train'], s, tmp, change_item=item, change_model=model,
-                                first=first, cache=cache)
+    def make(tmp): train_changed(out, base, file['train'], s, tmp, change_item=item,
+                                 change_model=model, first=first, cache=cache)
     keep_folder(out/'pipeline', {}, make)
     return _draw_and_check(out/'pipeline', out, file['test'], kind, limit, sampling)
 

@@ -22,10 +22,12 @@ def check_seed(seed:int):
     raise StoryError(f'seed must be between 0 and {2**32 - 1}, got {seed}')
 
 # %% ../../nbs/lab/76a_commands.ipynb #13184234
+def _steps(run, wished, default): # `None` = a run that was begun goes on to its own number
+    return default if wished is None and not (run/'settings.json').exists() else wished
+
 def _train_stages(out, last, steps_of, seed):
     "Train all stages up to `last`, each for `steps_of(stage)` steps; `None` = its default."
     from arldm.lab import ladder as stages
-    from arldm.lab.drawn_memory import DRAWN_MIXTURE, train_with_drawings
     vae = stages.trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
     if last == 'autoencoder':
         return say({fact: round(share, 4) for fact, share in stages.facts_kept(vae).items()})
@@ -39,14 +41,14 @@ def _train_stages(out, last, steps_of, seed):
           max_train_steps=steps_of('stories'), seed=seed)
     if last == 'stories': return
     stages.write_mixture(out/'names.h5', out/'stories.h5', *stages.NAMES_MIXTURE)
-    steps = steps_of('names')
-    # a run that was begun knows its own number
-    if steps is None and not (out/'names'/'settings.json').exists(): steps = stages.NAMES_STEPS
     train(out/'names', data=out/'names.h5', **stages.NAMES_STAGE, seed=seed,
-          model=str(out/'stories/pipeline'), max_train_steps=steps)
+          model=str(out/'stories/pipeline'),
+          max_train_steps=_steps(out/'names', steps_of('names'), stages.NAMES_STEPS))
     if last == 'names': return
-    stages.write_mixture(out/'arldm.h5', out/'stories.h5', *DRAWN_MIXTURE)
-    train_with_drawings(out/'arldm', out/'names/pipeline', out/'arldm.h5', steps_of('arldm'), seed)
+    stages.write_mixture(out/'arldm.h5', out/'stories.h5', *stages.LAST_MIXTURE)
+    train(out/'arldm', data=out/'arldm.h5', **stages.LAST_STAGE, seed=seed,
+          model=str(out/'names/pipeline'),
+          max_train_steps=_steps(out/'arldm', steps_of('arldm'), stages.LAST_STEPS))
 
 # %% ../../nbs/lab/76a_commands.ipynb #13184233
 STAGES = 'autoencoder', 'base', 'stories', 'names', 'arldm'
@@ -61,7 +63,7 @@ def ladder(
 ):
     """Train the toy models, each from the one before: autoencoder, text to image, AR-LDM.
 
-    AR-LDM has three stages: stories, then whom a name means, then its own drawings in memory.
+    AR-LDM has three stages: stories, then whom a name means, then stories again.
 
     Examples:
         arldm-ladder --stage autoencoder --max-train-steps 400

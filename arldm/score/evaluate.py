@@ -49,7 +49,8 @@ def frame_similarity_rows(
     table:Table,
     # (n, d) features of the frames of each set of drawings, as `centred` returns them
     drawn:list,
-    reference:np.ndarray, # (n, d) features of the reference frame of each drawn frame, centred in the same way
+    # (n, d) features of the reference frame of each drawn frame, centred in the same way
+    reference:np.ndarray,
     suffix:str,           # Added to the names of the rows
 ):
     """Add how similar the frames of a story are to each other, neighbouring ones and all.

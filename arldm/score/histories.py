@@ -375,5 +375,5 @@ def score_histories(
                     for kind, of_frame in by_kind.items()}
         rows += history_rows(compared, album, resample(len(names), n_resamples), name, '%', within)
     if rows: return rows
-    raise StoryError(f'{folder}: no frame after the first was drawn with every history and has such '
-                     'facts; draw what is missing with draw_histories')
+    raise StoryError(f'{folder}: no frame after the first was drawn with every history and has '
+                     'such facts; draw what is missing with draw_histories')

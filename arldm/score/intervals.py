@@ -117,7 +117,7 @@ def widen(
     n:int,             # Albums
     n_intervals:int=1, # That are to hold together
 )->float:              # Factor, > 1; infinite for one album
-    """Return the factor that widens a bootstrap interval of `n` albums: Student's t, times √(n/(n−1)).
+    """Return what widens a bootstrap interval of `n` albums: Student's t, times √(n/(n−1)).
 
     Args:
         n (int): Albums
@@ -206,7 +206,7 @@ def estimate(
 )->Estimate:
     """Compute a statistic on all albums, and on each resample of them.
 
-    The interval is that of as many albums as have values, if the statistic knows: `stat.n_albums`.
+    The interval is that of as many albums as have values, if `stat.n_albums` tells.
 
     Args:
         stat (Callable): A statistic

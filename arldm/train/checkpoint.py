@@ -72,7 +72,7 @@ def save_checkpoint(
     parts:dict,    # Name -> object with a `state_dict`
     keep:int=2,    # How many of the newest stay
 ):
-    """Write `<step>.pt` atomically and delete the oldest; set a file aside that has the name already.
+    """Write `<step>.pt` atomically and delete the oldest; set a file of that name aside.
 
     Args:
         folder (Path): The run's `checkpoints/`

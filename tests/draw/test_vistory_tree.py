@@ -127,7 +127,7 @@ def test_refused_before_anything_is_drawn(data, tmp_path):
 def test_what_the_benchmark_calls_the_model(tmp_path):
     "The run, also of its pipeline folder; a model of the hub by its name there."
     from arldm.cli.drawing_run import _method_name
-    assert [_method_name(tmp_path/name, hub) for name, hub in (('run', None), ('run/pipeline', None), ('snapshots/0a1b', 'me/small'))] == ['run', 'run', 'small']
+    assert [_method_name(tmp_path/name) for name in ('run', 'run/pipeline', 'models--me--small/snapshots/0a1b')] == ['run', 'run', 'small']
 
 def test_continuation_names_what_is_missing(data, tmp_path):
     pipe = StoryPipeline.from_pretrained(MODEL)

@@ -12,7 +12,7 @@ from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.bench import bench as benchmarks
 from arldm.bench import speed
-from arldm.lab import ablations, drawn_memory
+from arldm.lab import ablations
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.score.histories import draw_histories, score_histories
@@ -154,10 +154,8 @@ def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
     monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (2, 2))
-    monkeypatch.setattr(drawn_memory, 'DRAWN_MIXTURE', (1, 1))
+    monkeypatch.setattr(ladder, 'LAST_MIXTURE', (1, 1))
     calls = {}
-    def trained(run, start, data, steps, seed): calls['arldm'] = (start, data, steps, seed)
-    monkeypatch.setattr(drawn_memory, 'train_with_drawings', trained)
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
     def train(run, *, data, model, max_train_steps, seed, **settings): calls[run.name] = (model, data, max_train_steps, seed)
@@ -171,11 +169,11 @@ def test_each_stage_starts_from_the_one_before(small_ladder, tmp_path):
     blank, base, stories, names = map(str, of('blank', 'base/pipeline', 'stories/pipeline', 'names/pipeline'))
     pairs, toy, named, last = of('pairs.h5', 'stories.h5', 'names.h5', 'arldm.h5')
     assert small_ladder == dict(base=(blank, pairs, None, 3), stories=(base, toy, None, 3), names=(stories, named, ladder.NAMES_STEPS, 3),
-                                arldm=(Path(names), last, 7, 3))
+                                arldm=(names, last, 7, 3))
     (tmp_path/'names').mkdir()
     (tmp_path/'names/settings.json').write_text('{}')
     commands.ladder(out=str(tmp_path), seed=3)
-    assert small_ladder['names'][2] is None and small_ladder['arldm'][2] is None
+    assert small_ladder['names'][2] is None and small_ladder['arldm'][2] == ladder.LAST_STEPS
     small_ladder.clear()
     commands.ladder(out=str(tmp_path), stage='names', max_train_steps=5, seed=3)
     assert small_ladder['names'][2] == 5 and 'arldm' not in small_ladder
