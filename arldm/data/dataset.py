@@ -58,9 +58,8 @@ class Vocabulary:
             tokenizer.split_special_tokens = not legacy
         memory_tokenizer.add_special_tokens({'bos_token': '[DEC]'})
         memory_tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
-        # as whole words: Eddy is not in *teddy*
-        _add_tokens(caption_tokenizer, names, normalized=not legacy, single_word=not legacy)
-        _add_tokens(memory_tokenizer, names, normalized=True, single_word=not legacy)
+        _add_tokens(caption_tokenizer, names, normalized=not legacy)
+        _add_tokens(memory_tokenizer, names, normalized=True)
         self.enc = memory_tokenizer.convert_tokens_to_ids('[ENC]')
         self._known = {}              # word -> whether both tokenizers know it
         self._warned_words = set()    # unknown words already warned about

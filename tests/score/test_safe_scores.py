@@ -75,9 +75,9 @@ def test_pictures_of_other_names_are_named(run, split):
 
 def test_stories_that_are_just_being_drawn_are_left_alone(run, split):
     shutil.copytree(run/'drawn/s0_0', run/'drawn/.s0_1-2f-77-abcdef01')
-    shutil.copytree(run/'drawn/s0_0', run/'drawn/.x')
-    assert match_drawings(run, split).unknown == []
-    assert not any(name[0] == '.' for name in drawn_frames(run/'drawn'))
+    shutil.copytree(run/'drawn/s0_0', run/'drawn/.x')                  # a name that a story may have
+    assert match_drawings(run, split).unknown == ['.x']
+    assert [name for name in drawn_frames(run/'drawn') if name[0] == '.'] == ['.x']
 
 def test_flat_drawings_are_counted(tmp_path, split):
     draw(tmp_path/'flat', split, picture=lambda i, k: Image.new('RGB', (32, 32)) if k > 1 else painting(i))
