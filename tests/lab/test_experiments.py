@@ -165,6 +165,7 @@ def small_ladder(monkeypatch):
 def test_each_stage_starts_from_the_one_before(small_ladder, tmp_path):
     "From its weights and with its own stories; only the last one asked for gets the steps, and a run that was begun keeps its own."
     def of(*names): return [Path(tmp_path/name) for name in names]
+    commands.ladder(out=str(tmp_path), stage='autoencoder', max_train_steps=1, seed=3)
     commands.ladder(out=str(tmp_path), max_train_steps=7, seed=3)
     blank, base, stories, names = map(str, of('blank', 'base/pipeline', 'stories/pipeline', 'names/pipeline'))
     pairs, toy, named, last = of('pairs.h5', 'stories.h5', 'names.h5', 'arldm.h5')
