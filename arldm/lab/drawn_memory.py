@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 from ..core import StoryError, end_stopped
 from ..progress import progress_bar
 from ..settings import Settings, resolve
-from ..files.atomic import load_json
-from ..files.kept_results import MADE, claim_folder, keep_folder
+from ..files.kept_results import claim_folder, keep_folder
 from ..files.manifest import folder_digest
 from ..files.pictures import decode
 from ..files.raw_folder import plain_name
@@ -256,8 +255,7 @@ def train_with_drawings(
     run:Path,         # Folder of drawings, log, checkpoints and, in the end, the pipeline
     start:str|Path,   # AR-LDM pipeline to start from
     data:Path,        # Story file of the toy corpus
-    # Steps; default: as many as before if the run was begun, else `DRAWN_STEPS`
-    max_train_steps:int=None,
+    max_train_steps:int=DRAWN_STEPS,
     seed:int=0,       # Of training
     n_drawn:int=N_DRAWN,  # How many of the training stories, from the first on, are drawn
 )->Path:              # The pipeline
@@ -269,8 +267,6 @@ def train_with_drawings(
         run (Path): Folder of drawings, log, checkpoints and, in the end, the pipeline
         start (str | Path): AR-LDM pipeline to start from
         data (Path): Story file of the toy corpus
-        max_train_steps (int, optional): Steps; default: as many as before if the run was begun,
-            else `DRAWN_STEPS`
         seed (int, default 0): Of training
         n_drawn (int, default N_DRAWN): How many of the training stories, from the first on, are
             drawn
@@ -278,10 +274,8 @@ def train_with_drawings(
     Returns:
         Path: The pipeline
     """
-    if max_train_steps is None and (run/MADE).exists():
-        max_train_steps = load_json(run/MADE, dict(max_train_steps=int))['max_train_steps']
     # all cards are shown: the look of a character with a card must not be a surprise
-    s = resolve('toy-arldm', max_train_steps=max_train_steps or DRAWN_STEPS, seed=seed,
+    s = resolve('toy-arldm', max_train_steps=max_train_steps, seed=seed,
                 learning_rate=8e-4, cast_probability=1.)
     stories = StoryFile(data)['train']
     facts = dict(asdict(s), model=start_digest(start), stories=data_digest(stories),

@@ -125,8 +125,7 @@ def test_a_training_with_drawings_goes_on(data, tmp_path, monkeypatch):
         patch.setattr(drawn_memory, 'train_steps', stopped)
         with pytest.raises(SystemExit): train_with_drawings(tmp_path/'parts', **how, n_drawn=3)
     assert not (tmp_path/'parts/pipeline').exists()
-    # without a number of steps the run goes on to its own
-    parts = train_with_drawings(tmp_path/'parts', **{**how, 'max_train_steps': None}, n_drawn=3)
+    parts = train_with_drawings(tmp_path/'parts', **how, n_drawn=3)
     assert taken == [1, 2, 1, 2] and torch.equal(whole, weights(parts))
     assert not torch.equal(whole, weights(train_with_drawings(tmp_path/'control', **how, n_drawn=0)))
     assert not (tmp_path/'control/drawings').exists()
