@@ -8,7 +8,7 @@ __all__ = ['BENCHMARKS', 'BENCH_SIZES', 'bench']
 # %% ../../nbs/bench/89a_bench.ipynb #65375c66
 from pathlib import Path
 
-from ..core import one_of
+from ..core import StoryError, one_of
 from ..command_line import command, quiet_libraries
 
 # %% ../../nbs/bench/89a_bench.ipynb #487785eb
@@ -56,4 +56,8 @@ def bench(
     from arldm.bench.speed import measure_lines
     if tables: return tables_from(tables)
     if benchmark == 'gpu': return measure_gpu(out or 'runs/gpu', minutes, device, size, commit)
+    for name, value, default in (('minutes', minutes, 9.), ('device', device, 'cuda'),
+                                 ('commit', commit, None)):
+        if value != default:
+            raise StoryError(f'--{name} is for arldm-bench gpu; leave it out for {benchmark}')
     return measure_lines(benchmark, size or 'tiny', out)

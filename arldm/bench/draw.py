@@ -180,7 +180,7 @@ def compare_drawing(
     # neither is timed while it warms up
     drawing.draw('pndm', 1, plain=True)
     drawing.draw('pndm', 1)
-    rate = matrix_rate()
+    rate = matrix_rate(device=drawing.pipe.device.type)
     lines = []
     for comparison in comparisons(drawing, size, rounds):
         lines += _compare(drawing, comparison, rate)

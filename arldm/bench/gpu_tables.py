@@ -31,7 +31,7 @@ def _origin(result, names):
     dates = set()
     commits = set()
     for name, row in result['rows'].items():
-        if name in names and row['state'] == 'done':
+        if name in names and row['state'] in ('done', 'failed'):
             dates.add(row['date'])
             commits.add(row['commit'])
     if not dates: return 'Not measured yet: no GPU was available.'
@@ -103,7 +103,10 @@ def checks_table(
     Args:
         result (dict): What `gpu.json` holds
     """
-    rows = [[what, row_in_words(result['rows'], name)] for name, what in CHECKS.items()]
+    # a row that was not measured may have a note that says why
+    measured = {name: row for name, row in result['rows'].items()
+                if row['state'] in ('done', 'failed')}
+    rows = [[what, row_in_words(measured, name)] for name, what in CHECKS.items()]
     return f'{_origin(result, CHECKS)}\n\n{markdown_table(["check", "result"], rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #d65956c6

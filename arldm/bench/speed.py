@@ -24,6 +24,7 @@ from ..data.corpora import SSID_FILES
 from ..data.dataset import (StoryDataset, Vocabulary, collate, to_memory, to_target,
                                 word_tokenizers)
 from ..data.story import StoryFile
+from ..train.setup import check_place
 from ..cli.convert import convert
 from .draw import bench_draw
 from .measure import format_line, peak_memory, speedup_line, take_turns
@@ -294,7 +295,9 @@ def measure_lines(
         dict: what, size, lines, seconds; date, machine, versions and commit
     """
     start = time.time()
-    if out: refuse_foreign(out, _is_result, 'benchmark result')
+    if out:
+        refuse_foreign(out, _is_result, 'benchmark result')
+        check_place(Path(out).absolute().parent)
     result = dict(what=what, size=size, date=time.strftime('%Y-%m-%d'))
     result['lines'] = BENCHES[what](size)
     result.update(machine())

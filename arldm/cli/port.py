@@ -14,6 +14,16 @@ from ..command_line import command, quiet_libraries
 from ..settings import MODEL_SIZES, TASKS
 from ..files.atomic import FolderTaken
 
+# %% ../../nbs/cli/67_port.ipynb #037b8497
+def _check_only_back(**wishes): # name -> value
+    "Raise `StoryError` for a setting that has no meaning when a pipeline is converted back."
+    defaults = dict(sd='sd-1.5', bert='bert-base', corpus=None, task='visualization', size='full',
+                    loose=False)
+    for name, value in wishes.items():
+        if value != defaults[name]:
+            raise StoryError(f'--{name} is for checkpoints of the original; leave it out to '
+                             'convert a pipeline back')
+
 # %% ../../nbs/cli/67_port.ipynb #037b8498
 @command(headings=dict(sd='vocabularies', corpus='what the checkpoint is', dry_run='output'),
          choices=dict(corpus=CORPORA, task=TASKS, size=MODEL_SIZES))
@@ -61,6 +71,7 @@ def port(
     from arldm.cli.porting import convert_checkpoint, write_checkpoint, write_pipeline
     check_place(out)
     back = source.is_dir()
+    if back: _check_only_back(sd=sd, bert=bert, corpus=corpus, task=task, size=size, loose=loose)
     if back: state = ARLDM.load(source).to_original()
     else: model, settings = convert_checkpoint(source, *tokenizers(sd, bert), corpus, size, loose)
     if dry_run: return say(f'would write {out}; nothing was written')

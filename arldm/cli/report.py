@@ -22,7 +22,7 @@ def report(
     split:str=None,          # Split of the reference frames; default: the one that was scored
     data:str|Path=None,      # Story file that was drawn; default: the one that a folder names
     out:str|Path=None,       # Folder for ranking.html and the scores; default: comparison
-    resamples:int=100,       # Bootstrap resamples of albums for the intervals
+    resamples:int=None,      # Bootstrap resamples of albums for the intervals; default: 100
     inception:str|Path=None, # Weights of the FID Inception; default: environment's ARLDM_INCEPTION
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
@@ -41,7 +41,7 @@ def report(
         split (str, optional): Split of the reference frames; default: the one that was scored
         data (str | Path, optional): Story file that was drawn; default: the one that a folder names
         out (str | Path, optional): Folder for ranking.html and the scores; default: comparison
-        resamples (int, default 100): Bootstrap resamples of albums for the intervals
+        resamples (int, optional): Bootstrap resamples of albums for the intervals; default: 100
         inception (str | Path, optional): Weights of the FID Inception; default: environment's
             ARLDM_INCEPTION
         dinov2 (str | Path, optional): DINOv2: folder or hub name; default: the environment's
@@ -50,8 +50,10 @@ def report(
     """
     weights = dict(inception=inception, dinov2=dinov2, clip=clip)
     if len(others) > 1 or out:
-        return _rank([run, *others], data, split, Path(out or 'comparison'), weights, resamples)
-    named = [name for name, value in dict(data=data, **weights).items() if value]
+        return _rank([run, *others], data, split, Path(out or 'comparison'), weights,
+                     100 if resamples is None else resamples)
+    of_ranking = dict(data=data, resamples=resamples, **weights)
+    named = [name for name, value in of_ranking.items() if value is not None]
     if named:
         raise StoryError(f'--{named[0]} is for a ranking; name three folders or more, or --out')
     from arldm.report.report import write_report
@@ -71,7 +73,9 @@ def _print_differences(a, b, split):
     say(f'A is {a}, B is {b}')
     if not all((Path(run)/'scores.json').is_file() for run in (a, b)): return
     for line in comparison_warnings(read_run(a), read_run(b), split): say(f'note: {line}')
-    for row in compare_runs(a, b): say(f'{row["name"]:<44}{row["verdict"]}')
+    try: differences = compare_runs(a, b)
+    except StoryError as e: return say(f'note: the scores cannot be compared: {e}')
+    for row in differences: say(f'{row["name"]:<44}{row["verdict"]}')
 
 def _rank(folders, data, split, out, weights, n_resamples):
     "Rank several systems, print their ranks, and return the page."

@@ -119,6 +119,11 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
             weights, _, metadata = found
             is_of_run = (metadata or {}).get(TRAINED_KEY) and hasattr(self, 'history')
             if is_of_run: self._check_alone(source, hotswap)
+            # diffusers would find out after it has changed the UNet
+            of_encoders = any(name.startswith(('text_encoder', 'memory_encoder')) for name in weights)
+            if hotswap and of_encoders:
+                raise StoryError('hotswap replaces weights of the UNet only, but this LoRA has '
+                                 'others; unload the old one and attach this one')
             super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
             self._load_memory_encoder_lora(weights, metadata, adapter_name)
             if not hotswap: _check_attached(weights, self._n_lora_layers() - before)

@@ -204,7 +204,6 @@ def draw_text(
     to_redraw = redraw    # None, 'all', or a list of numbers from 1
     if redraw not in (None, 'all'):
         to_redraw = parse_numbers("redraw must be 'all', or its frames", redraw)
-    if not dry_run: recover_folder(story.folder)
     todo = frames_to_draw(story, to_redraw)    # raises before anything is loaded
     if dry_run:
         if todo is not None: _say_what_is_odd(story, _open_for(run, story))

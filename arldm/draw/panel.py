@@ -143,9 +143,11 @@ def _add_uploaded(self:StoryPanel):
     files = self.upload.value
     if not files: return
     self.upload.value = ()
+    problems = []
     for file in files:
         try: self.add_card(Path(file['name']).stem, decode(bytes(file['content'])))
-        except StoryError as e: self._say(f'{file["name"]}: {e}')
+        except StoryError as e: problems.append(f'{file["name"]}: {e}')
+    if problems: self._say('; '.join(problems))
 
 # %% ../../nbs/draw/48_panel.ipynb #d2d43787
 @patch

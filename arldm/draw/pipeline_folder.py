@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..core import StoryError, first_line
 from ..files.atomic import atomic_path, load_json
+from ..files.manifest import read_manifest
 from ..model.config import (PARTS, check_whole, loading, memory_encoder_class,
                                 pipeline_index, vae_factor)
 from ..model.hub import find_pipeline, local_pipeline
@@ -97,11 +98,15 @@ def has_safe_code(
         bool: False = there are no Python files that diffusers would run
     """
     found = False
-    for file, text in part_code(index).items():
+    ours = part_code(index)
+    for part, value in index.items():
+        if not isinstance(value, list) or not value[0]: continue
+        # diffusers runs such a file for parts of its own and of transformers, too
+        file = f'{part}/{value[0]}.py'
         path = folder/file
         if not path.is_file(): continue
         found = True
-        if path.read_text('utf-8') != text or path.stem not in sys.modules:
+        if path.read_text('utf-8') != ours.get(file) or path.stem not in sys.modules:
             raise StoryError(f'{where or folder}: {file} is code of others; read it, and if you '
                              'trust it, pass trust_remote_code=True')
     return found
@@ -173,7 +178,10 @@ def training_facts(
     if folder.name == 'pipeline': path = folder.parent/'settings.json'
     if not path.is_file(): return {}
     settings = load_json(path, {f'{key}?': kind for key, kind in _CARD_SETTINGS.items()})
-    return {key: settings[key] for key in _CARD_SETTINGS if key in settings}
+    facts = {key: settings[key] for key in _CARD_SETTINGS if key in settings}
+    # training may go on to more steps than the pipeline has seen
+    step = read_manifest(folder).get('step')
+    return {**facts, 'max_train_steps': step} if step else facts
 
 # %% ../../nbs/draw/41a_pipeline_folder.ipynb #ae30d0a9
 def card_rows(

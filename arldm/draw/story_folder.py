@@ -14,7 +14,8 @@ from pathlib import Path
 from ..core import StoryError, expand_user, counted, one_of
 from ..settings import SHARING_FORMATS
 from ..files.atomic import FolderTaken, check_shape
-from ..files.manifest import MANIFEST, file_digest, folder_digest, read_manifest
+from ..files.manifest import (MANIFEST, file_digest, folder_digest, read_manifest,
+                                  recover_folder)
 from ..files.pictures import read_picture
 from ..data.caption_file import listed_paths, read_captions
 from .drawing_files import frame_name
@@ -112,6 +113,7 @@ def own_story(
                      weights=folder_digest(pipeline), frames=frames, sampling=sampling,
                      cast=own_cast, cards=cards, to_share=[])
     for folder in story.folder, story.part: check_output_folder(folder, pipeline)
+    recover_folder(story.folder)    # before it is read
     story.sampling = sampling.with_dtype(pipeline, _drawn_before(story))
     story.to_share = _to_share(story.folder, format)
     while len(frames) < len(captions): frames.append(asdict(story.sampling))

@@ -60,8 +60,8 @@ def note_captions(
     all_captions = []
     for name, captions in stories.items():
         all_captions += captions
-        if len(captions) <= n_slots + 1: continue
-        warnings.warn(f'{name} has {counted(len(captions), "frame")}, more than the {n_slots + 1} '
+        if len(captions) <= n_slots: continue
+        warnings.warn(f'{name} has {counted(len(captions), "frame")}, more than the {n_slots} '
                       'of which the model remembers all but the last; its last frames forget '
                       'earlier ones')
     model.vocab.note_unknown(all_captions)

@@ -10,7 +10,7 @@ import json, shutil, time
 from pathlib import Path
 
 from ..core import StoryError
-from ..files.manifest import read_manifest, replace_folder
+from ..files.manifest import read_manifest, recover_folder, replace_folder
 from ..data.story import StorySplit
 from ..data.vistory import LANGUAGES
 from .drawing_files import drawn_frames
@@ -32,7 +32,9 @@ def check_vistory_ids(
 # %% ../../nbs/draw/44b_vistory_tree.ipynb #43253ecb
 def _run_folder(parent, facts):
     "Return the folder in `parent` of drawings with these facts, or a new one named by the time."
-    for folder in sorted(parent.glob('*')):
+    # a copy that was killed has left hidden folders
+    for hidden in parent.glob('.*-old-*'): recover_folder(parent/hidden.name[1:].split('-old-')[0])
+    for folder in sorted(parent.glob('[!.]*')):
         if folder.is_dir() and read_manifest(folder).get('drawing') == facts: return folder
     now = int(time.time())
     # other drawings may have been copied in this second

@@ -192,6 +192,7 @@ def record_provenance(
             are stored
         advice (str, default ''): What the reader can do about other facts, for the message
     """
+    path = Path(path)
     facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
     if create_json(path, {**facts, **hints}): return
     old = load_json(path, dict)

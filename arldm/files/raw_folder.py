@@ -203,8 +203,8 @@ class RawFolder:
         self._once = {}        # function -> what it returned, see `once`
         if not self.path.is_dir(): raise StoryError(f'{path}: no such folder')
         self._root = os.path.realpath(path) + os.sep
-        folders = [path]   # still to be searched, the next one last: depth first, by name
-        while folders: folders += reversed(self._scan(folders.pop()))
+        folders = [path]   # still to be searched: those near to the top first, then by name
+        while folders: folders += self._scan(folders.pop(0))
 
     def _scan(self, folder):
         "Add the files of a folder to `files` and `pictures`; return the folders in it, by name."

@@ -12,9 +12,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..core import StoryError, counted
+from ..data.crops import center_crop
 from ..data.dataset import Vocabulary, pixels
 from ..data.strips import as_picture, with_palette
 from ..model.arldm import ARLDM
+from ..model.config import vae_factor
 from ..draw.cast import cast_tensors, check_cast
 from ..draw.frames import Memory, preprocess_frame
 from ..draw.pipeline import StoryPipeline
@@ -65,6 +68,14 @@ def _memory(pipe, frames, story, cast): # `story`: tokens of each frame's captio
         memory.add(preprocess_frame([frame], side).to(model.device, pipe.unet.dtype), tokens)
     return memory
 
+def _check_number(k, captions, frames, n_slots):
+    "Raise `StoryError` if there is no frame `k`, or if it follows more than the memory holds."
+    n = min(len(captions), len(frames))
+    if not 1 <= k <= n: raise StoryError(f'k must be a frame of the story, 1 to {n}, got {k}')
+    if k > max(2, n_slots):
+        raise StoryError(f'frame {k} follows {counted(k - 1, "frame")}, but the memory holds '
+                         f'{max(1, n_slots - 1)}; name an earlier one')
+
 def _as_map(weights, h): # of a square frame: (pixels, tokens) -> (tokens, h, h)
     "Reshape the weights of a layer to maps, enlarged to the size of the latents."
     side = int(len(weights)**.5)
@@ -97,6 +108,9 @@ def attention(
         Tensor: (1 + cards + slots, S, h, w): own caption, each card, each slot; a pixel's sum is 1
     """
     model = pipe.model
+    _check_number(k, captions, frames, model.history.config.n_slots)
+    side = pipe.unet.config.sample_size*vae_factor(pipe.vae)
+    frames = [center_crop(as_picture(frame), side) for frame in frames[:k]]
     story = [] # of each caption: name -> tokens
     for caption in captions[:k]:
         tokens = model.vocab.encode([caption])

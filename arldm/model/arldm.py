@@ -374,9 +374,10 @@ def load(cls:ARLDM,
     check_whole(folder, parts, hub_name)
     length = parts['text_encoder'].config.max_position_embeddings
     vocab = Vocabulary(caption_tokenizer, memory_tokenizer, length)
-    model = cls(**parts, vocab=vocab).eval()
+    # A pipeline that was saved in half precision is computed with in full precision, too
+    model = cls(**parts, vocab=vocab).float().eval()
     config = folder/'scheduler'/'scheduler_config.json'
-    if config.is_file(): model.noise_scheduler = noise_like(load_json(config))
+    if config.is_file(): model.noise_scheduler = noise_like(load_json(config, {'prediction_type?': str}))
     return model
 
 # %% ../../nbs/model/28_loss.ipynb #78a2507b
@@ -651,6 +652,12 @@ def to_original(self:ARLDM)->dict:
     if scale != expected:
         raise StoryError(f'expected latents scaled by {expected}, found {scale}; the original '
                          'cannot use another')
+    # The original predicts the noise, on Stable Diffusion's schedule
+    schedule = self.noise_scheduler.config
+    if schedule.prediction_type != 'epsilon' or schedule.rescale_betas_zero_snr:
+        raise StoryError(f'the model was trained with prediction_type={schedule.prediction_type}, '
+                         f'rescale_betas_zero_snr={schedule.rescale_betas_zero_snr}; the original '
+                         'knows only the prediction of noise (epsilon), without zero SNR')
     ours = self.state_dict()
     theirs = _original_names(ours)
     state = {}
@@ -691,7 +698,9 @@ def places(self:ARLDM,
     # The original knows no cast; a model keeps its own embedding
     wanted.pop('history.cast_embedding.weight', None)
     names = translate(name for name in state if name not in REMADE)
-    missing = sorted(_original_names(wanted.keys() - names.values()).values())
+    lacking = _original_names(wanted.keys() - names.values())
+    # A layer that the original has not goes by our name
+    missing = sorted(theirs or ours for ours, theirs in lacking.items())
     found = {}
     unknown = []
     reshaped = []
@@ -773,7 +782,7 @@ def from_pretrained(cls:ARLDM,
     # BLIP's vocabulary: folder or hub name; default: that of a BLIP folder, else bert-base
     bert:str=None,
     n_slots:int=0,         # Slots that a story can have; 0 = as many as the corpus has frames
-    legacy:bool=False,     # Dropout, new rows and padding as in the original
+    legacy:bool=False,     # Dropout, new rows and names as in the original
 )->ARLDM:                  # In evaluation mode; new rows and history embeddings are random
     """Make a model whose parts start from Stable Diffusion and BLIP.
 
@@ -784,7 +793,7 @@ def from_pretrained(cls:ARLDM,
         bert (str, optional): BLIP's vocabulary: folder or hub name; default: that of a BLIP folder,
             else bert-base
         n_slots (int, default 0): Slots that a story can have; 0 = as many as the corpus has frames
-        legacy (bool, default False): Dropout, new rows and padding as in the original
+        legacy (bool, default False): Dropout, new rows and names as in the original
 
     Returns:
         ARLDM: In evaluation mode; new rows and history embeddings are random

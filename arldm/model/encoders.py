@@ -47,7 +47,9 @@ def encode_captions(
 @torch.no_grad()
 def _resized(old:Tensor, n:int, std:float=None) -> Tensor: # (n, D)
     "Return a copy of a table with `n` rows; rows that it lacks are random, from N(0, std²)."
-    new = torch.randn(n, old.shape[1], dtype=old.dtype) * (old.std() if std is None else std)
+    if std is None: std = old.std().item()
+    # Drawn on the CPU: the same rows on every device
+    new = (torch.randn(n, old.shape[1], dtype=old.dtype) * std).to(old.device)
     n_kept = min(n, len(old))
     new[:n_kept] = old[:n_kept]
     return new
@@ -69,7 +71,7 @@ def resize_positions(
     embeddings = text_encoder.get_submodule('embeddings')
     weight = _resized(embeddings.position_embedding.weight.data, length, std)
     embeddings.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
-    embeddings.position_ids = torch.arange(length)[None]
+    embeddings.position_ids = torch.arange(length, device=weight.device)[None]
     text_encoder.config.max_position_embeddings = length
     return text_encoder
 

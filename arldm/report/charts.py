@@ -208,7 +208,7 @@ def loss_curves(
     losses:list,     # As many
     look:str='one',  # Colour of the curves, see `Curve`
 )->list:             # `Curve`s: none, the losses, or the losses and their running mean
-    """Turn losses into curves that show every one of them.
+    """Turn losses into curves: the losses, and of many their running mean, too.
 
     Args:
         losses (list): As many

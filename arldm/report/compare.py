@@ -26,6 +26,7 @@ class _ScoredRun:
     albums:list     # Ids of the drawn albums; empty if no resamples were kept
     values:dict     # Name of a score -> its value when the resamples were made
     resamples:dict  # Name of a score -> float (n_resamples,), its value on each resample
+    n_albums:dict   # Name of a score -> albums that have a value of it
 
     def digest(self, what):
         "Return the digest of the scored 'stories' or 'frames', or None if it was not recorded."
@@ -51,7 +52,8 @@ def _read_scored_run(folder):
     saved = load_json(path, RESAMPLES) if path.is_file() else dict(albums=[], rows={})
     resamples = _resample_arrays(path, saved['rows'])
     values = saved.get('values', {})
-    return _ScoredRun(scores, saved.get('split'), saved['albums'], values, resamples)
+    return _ScoredRun(scores, saved.get('split'), saved['albums'], values, resamples,
+                      saved.get('n_albums', {}))
 
 # %% ../../nbs/report/59_compare.ipynb #7e2ba4f1
 def _why_runs_unpaired(a, b): # two `_ScoredRun`s
@@ -67,6 +69,10 @@ def _why_runs_unpaired(a, b): # two `_ScoredRun`s
         return 'not paired: a run does not say which frames were scored; score it again'
     if frames[0] != frames[1]:
         return 'not paired: different frames of these stories were scored'
+    sides = a.scores.get('side'), b.scores.get('side')
+    if all(sides) and sides[0] != sides[1]:
+        return (f'not paired: scored at {sides[0]} and {sides[1]} pixels; rank them, at the lower '
+                'resolution: --out')
     return ''
 
 def _why_networks_differ(a, row_a, b, row_b): # each run with its row of the score
@@ -89,14 +95,16 @@ def _why_resamples_differ(a, row_a, b, row_b): # each run with its row of the sc
     for run, row in ((a, row_a), (b, row_b)):
         if run.values.get(name, row['value']) != row['value']:
             return 'not paired: the resamples belong to earlier scores; score the run again'
+        if name not in run.n_albums:
+            return 'not paired: a run does not say how many albums have a value; score it again'
     return ''
 
 # %% ../../nbs/report/59_compare.ipynb #b858865f
 def _difference(a, row_a, b, row_b, better, unit, n_pairs): # -> verdict, low, high
     "Return the verdict on one score and the interval of B − A; None, None without an interval."
     name = row_a['name']
-    estimate_a = Estimate(row_a['value'], a.resamples[name], len(a.albums))
-    estimate_b = Estimate(row_b['value'], b.resamples[name], len(a.albums))
+    estimate_a = Estimate(row_a['value'], a.resamples[name], a.n_albums[name])
+    estimate_b = Estimate(row_b['value'], b.resamples[name], b.n_albums[name])
     low, high = (estimate_b - estimate_a).simultaneous(n_pairs)
     text = verdict(estimate_a, estimate_b, better, unit=unit, n_pairs=n_pairs)
     # the interval is NaN if there are too few albums or resamples

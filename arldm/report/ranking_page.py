@@ -148,8 +148,11 @@ def ranking_stories(
                 values.append(f'{system.name} {format_value(value, entry.get("unit", ""))}')
             drawn = {system.name: system.drawn[s] for system in systems}
             figures.append(story_figure(', '.join(values), drawn, find_story(split, s), s, True))
-        by = f' by {entries[0]["name"]}, mean of all systems' if means else ''
-        heading = f'{_TITLES[which]}: {len(ids)} of {counted(len(common), "story", "stories")}{by}'
+        of = counted(len(means or common), 'story', 'stories')
+        heading = f'{len(ids)} of {of}, without a score'
+        if means:
+            by = f'by {entries[0]["name"]}, mean of all systems'
+            heading = f'{_TITLES[which]}: {len(ids)} of {of} {by}'
         groups.append(dict(heading=heading, note='', figures=figures))
     return groups
 
@@ -170,7 +173,7 @@ def _about(systems, ranking):
     rows = {}
     for system, entry in zip(systems, ranking['systems']):
         found = system.drawings.found
-        rows[system.name] = [
+        rows[f'system: {system.name}'] = [
             f'{found.folder}, {found.layout.form}; {system.drawings.side} pixels; '
             f'{counted(entry["seeds"], "seed")}; drawings {entry["digest"]}']
     rows['stories'] = [f'split {ranking["split"]}, {ranking["digests"]["stories"]}']

@@ -26,7 +26,8 @@ from .page import is_number, score_text
 # %% ../../nbs/report/62_run_folder.ipynb #6b4c6317
 _TEXT = str, type(None)
 # the settings that a report relies on, and their types
-REPORT_SHAPE = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT}
+REPORT_SHAPE = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT, 'corpus?': _TEXT, 'task?': _TEXT,
+                'model?': _TEXT, 'drawing?': dict}
 
 def read_run(
     folder:str|Path,  # A run folder, finished or not, or a folder of drawings
@@ -56,6 +57,9 @@ def read_run(
     if not (settings or log or drawn):
         raise StoryError(f'{folder}: no settings, log or drawings, so not a run folder; '
                          'name one that arldm-train made')
+    if (folder/'model_index.json').is_file() and not (log or drawn or scores):
+        raise StoryError(f'{folder} is a pipeline, not a run: there is nothing to report; draw '
+                         f'with it first: arldm-draw {folder}')
     return SimpleNamespace(folder=folder, name=folder.resolve().name, settings=settings,
                            scores=scores, log=log, drawn=drawn)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from ..core import StoryError, counted
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..files.grids import source_digest
-from ..files.manifest import hinted_path, path_hints
+from ..files.kept_results import MADE
+from ..files.manifest import hinted_path, path_hints, record_provenance
 from ..files.row_store import Store
 from ..data.story import StoryFile, StorySplit
 from ..draw.drawing_files import some
@@ -70,8 +71,12 @@ def shared_split(
     """
     for folder in folders:
         for record in (_scores(folder), read_drawing(folder)):
-            path = data or story_path(folder, record)
+            named = story_path(folder, record)
+            # of a file that is given, the first split that a folder names
+            if data and not record.get('split'): continue
+            path = data or named
             if path: return StoryFile(path)[split or record.get('split') or 'test']
+    if data: return StoryFile(data)[split or 'test']
     raise StoryError('no folder says which stories are drawn; name them: --data stories.h5')
 
 def _match(folder, split):
@@ -94,11 +99,13 @@ class System:
     Args:
         name (str): Of its row
         drawings (Drawings): Those that are compared
+        folder (Path): As it was named: of drawings, or of their scores
         drawn (dict): All of its first set: {story_id: {k: `Path` or `Panel`}}
         left_out (int, default 0): Frames that are not compared, as others have not drawn them
     """
     name: str            # Of its row
     drawings: Drawings   # Those that are compared
+    folder: Path         # As it was named: of drawings, or of their scores
     drawn: dict          # All of its first set: {story_id: {k: `Path` or `Panel`}}
     left_out: int = 0    # Frames that are not compared, as others have not drawn them
 
@@ -130,9 +137,9 @@ def open_systems(
             raise StoryError(f'{folders[i]} and {folders[places.index(place)]} are the same '
                              f'drawings, {place}; name each system once')
     systems = []
-    for name, drawings, common in zip(names, matched, common_frames(matched)):
+    for folder, name, drawings, common in zip(folders, names, matched, common_frames(matched)):
         left_out = len(drawings) - len(common)
-        systems.append(System(name, common, drawings.frames()[0], left_out))
+        systems.append(System(name, common, Path(folder), drawings.frames()[0], left_out))
     _refuse_without_common(systems)
     return systems
 
@@ -205,10 +212,9 @@ def score_systems(
     """
     out = Path(out)
     folders = [system.drawings.found.folder for system in systems]
-    for system, folder in zip(systems, folders):
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise StoryError(f'--out {out} is in the folder of {system.name}; name another one')
-        refuse_other_scores(out/system.name, folder)
+    _check_out(out, systems, folders)
+    # says that scores in `out` are of a ranking
+    record_provenance(out/MADE, dict(made_by='arldm-report, to rank systems'))
     side = lowest_resolution(systems)
     store = Store(store)
     scores = {}
@@ -218,6 +224,19 @@ def score_systems(
             folder, drawings.split, nets, facts, drawings=drawings, store=store,
             n_resamples=n_resamples, out=out/system.name)
     return scores
+
+def _check_out(out, systems, folders): # `folders`: of their drawings
+    "Raise `StoryError` if scoring into `out` would replace scores that no ranking has made."
+    named = [system.folder.resolve() for system in systems]
+    for system, folder in zip(systems, folders):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise StoryError(f'--out {out} is in the folder of {system.name}; name another one')
+        scored = out/system.name
+        refuse_other_scores(scored, folder)
+        taken = scored.resolve() in named or scored.resolve() == folder.resolve()
+        if taken or (scored/'scores.json').exists() and not (out/MADE).exists():
+            raise StoryError(f'--out {out}: a ranking would replace the scores in {scored}; name '
+                             'another folder')
 
 # %% ../../nbs/report/59a_systems.ipynb #12dd6706
 def _pair(a, b, row): # row: of `compare_runs`

@@ -46,8 +46,9 @@ SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FAC
           'trouble?': [str], 'missing?': [str], 'unknown?': [str], 'split?': _TEXT,
           'data?': _TEXT, 'data_relative?': _TEXT, 'source?': _SOURCE,
           'digests?': {'*': _TEXT}, 'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int,
-          'n_albums?': int, 'n_frames?': int, 'seeds?': int, 'resamples?': int}
-RESAMPLES = {'albums': [str], 'split?': _TEXT, 'values?': {'*': float}, 'rows': {'*': list}}
+          'n_albums?': int, 'n_frames?': int, 'side?': int, 'seeds?': int, 'resamples?': int}
+RESAMPLES = {'albums': [str], 'split?': _TEXT, 'values?': {'*': float},
+             'n_albums?': {'*': int}, 'rows': {'*': list}}
 
 # %% ../../nbs/score/56_provenance.ipynb #c1f38e03
 def _holds(*keys): # -> f(path): whether a JSON file is an object with these keys

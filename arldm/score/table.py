@@ -34,6 +34,7 @@ class Table:
         self.resamples = resample(len(drawings.albums), n_resamples)
         self.rows = []      # a dict for each score
         self.resampled = {} # name of a row -> its value on each resample of the albums
+        self.n_albums = {}  # name of a row -> albums that have a value of it
         self.frames = []    # a dict for each score of the k-th frames
         self.network = ''   # the network whose features the next rows are computed from; '' = none
 
@@ -144,6 +145,7 @@ def add(
                           better=better, unit=unit, beside=compared, spread=spread, note=note,
                           network=self.network))
     # six digits are enough for intervals, and the file stays small
+    self.n_albums[name] = e.n_albums
     self.resampled[name] = [float(f'{x:.6g}') for x in e.resampled]
 
 # %% ../../nbs/score/54_table.ipynb #db342091

@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from ..core import CORPORA
+from ..core import CORPORA, at_least_one
 from .scene import (ACCESSORIES, COLOURS, Figure, LANDMARKS, Look, PLACES, POSITIONS,
                              RADII, SHAPES, Scene, TIMES_OF_DAY, figures_in_order, has_hard,
                              two_looks)
@@ -110,6 +110,7 @@ def invent(
     Returns:
         list: n `Beat`s
     """
+    at_least_one(n=n)
     while True:
         names = rng.sample(list(PRONOUNS), 2)
         looks = dict(zip(names, two_looks(rng)))

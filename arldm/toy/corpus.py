@@ -10,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from ..core import expand_user
+from ..core import StoryError, expand_user
 from ..progress import progress_bar
 from ..files.atomic import FolderTaken, atomic_path
 from ..files.pictures import to_png
@@ -104,7 +104,10 @@ def write_toy(
         with_cards (float, default 0.0): Share of the albums that have a card of each character
     """
     folder = Path(expand_user(str(raw)))
-    if folder.exists() and any(folder.iterdir()): raise FolderTaken(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FolderTaken(folder)
+    if len(n_albums) > len(TOY_SPLITS) or min(n_albums, default=0) < 0:
+        raise StoryError(f'n_albums must be up to {len(TOY_SPLITS)} numbers, 0 or more, for '
+                         f'{", ".join(TOY_SPLITS)}; got {n_albums}')
     picture_folder = folder/'SSID_Images'
     picture_folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)

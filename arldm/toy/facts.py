@@ -145,6 +145,7 @@ def compare_scenes(
             if fact == 'action' and fact not in stated_names and not somebody_acts: continue
             kind = kind_of(fact, stated_names)
             if history and kind == 'remembered' and not history.was_stated(want_figure.look, fact):
+                if not history.has_card(want_figure.look): continue    # nothing tells it
                 kind = 'card'
             add(kind, fact, fact in right)
         if history: history.check_seen(want_figure.look, got_figure, add)
@@ -186,6 +187,10 @@ class History:
 
     def was_stated(self, look, fact): # only looks can be shown by cards instead of stated
         return fact not in LOOK_FACTS or fact in self.stated[_who(look)]
+
+    def has_card(self, look):
+        kind, _ = self.decided.get(_who(look), ('', None))
+        return kind == 'card'
 
     def check_seen(self, look, got, add): # `got`: the drawn `Figure`, or `None`
         if _who(look) not in self.decided: return
@@ -283,6 +288,8 @@ def _guessed_figures(caption, known, n, rng):
     """Return `n` figures that have the facts of `known`, a dict fact -> value for each figure whose
     facts the caption states; all other facts are random."""
     actor = rng.randrange(n)
+    # if it is stated who acts, nobody else does
+    if any(facts.get('action', 'stand') != 'stand' for facts in known): actor = None
     random_facts = []
     for i, look in enumerate(two_looks(rng)):
         action = action_in(caption) if i == actor else 'stand'

@@ -184,14 +184,14 @@ def check_place(path:Path):
 def check_lengths(
     split:StorySplit,
     s:Settings,    # Uses `task`
-    n_slots:int,   # Slots that the model can remember
+    n_slots:int,   # Frames of the longest story of the model, which remembers all but the last
     n:int=None,    # How many of the stories are used; default: all
 ):
     """Raise `StoryError` if a story has a number of frames that cannot be trained on; name it.
 
     Args:
         s (Settings): Uses `task`
-        n_slots (int): Slots that the model can remember
+        n_slots (int): Frames of the longest story of the model, which remembers all but the last
         n (int, optional): How many of the stories are used; default: all
     """
     for i in range(min(len(split), n or len(split))):
@@ -201,8 +201,8 @@ def check_lengths(
         if length <= TASKS[s.task]:
             raise StoryError(f'{has}, of which {s.task} is given {TASKS[s.task]}; leave it out of '
                              'the story file')
-        if length > n_slots + 1:
-            raise StoryError(f'{has}, more than the {n_slots + 1} of which the model remembers all '
+        if length > n_slots:
+            raise StoryError(f'{has}, more than the {n_slots} of which the model remembers all '
                              'but the last; leave it out of the story file, or start a new run '
                              f'with --n-slots {length}')
 

@@ -211,6 +211,15 @@ def test_unknown_words_cost_a_line():
     with pytest.raises(StoryError, match=f"no benchmark 'date'; there are {', '.join(BENCHES)}, gpu"): bench('date')
     with pytest.raises(StoryError, match="no size 'huge'; there are tiny, full"): bench('data', size='huge')
 
+@pytest.mark.parametrize('flag, value', [('minutes', 3.), ('device', 'cpu'), ('commit', 'abc')])
+def test_flags_of_the_gpu(flag, value):
+    with pytest.raises(StoryError, match=f'--{flag} is for arldm-bench gpu; leave it out for train'): bench('train', **{flag: value})
+
+def test_a_file_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatch):
+    monkeypatch.setitem(BENCHES, 'data', lambda size: pytest.fail('it was measured'))
+    (tmp_path/'file').write_text('')
+    with pytest.raises(StoryError, match='file is a file, not a folder'): bench('data', out=str(tmp_path/'file/x.json'))
+
 @pytest.mark.parametrize('words, code, said', [(['draft'], 1, "no benchmark 'draft'; there are data"), (['--help'], 0, '[benchmark]')])
 def test_shell(words, code, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['arldm-bench', *words])

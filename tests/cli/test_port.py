@@ -226,3 +226,8 @@ def test_places(how, tmp_path):
     with pytest.raises(StoryError, match='none.ckpt: expected a checkpoint'): port(tmp_path/'none.ckpt', tmp_path/'out')
     with pytest.raises(StoryError, match='vae, unet'): port(how['sd'], tmp_path/'out')
     assert port(path, tmp_path/'out', dry_run=True, **how) is None and [*tmp_path.iterdir()] == [path]
+
+@pytest.mark.parametrize('flag, value', [('sd', 'x'), ('bert', 'x'), ('corpus', 'ssid'), ('task', 'continuation'), ('size', 'toy'), ('loose', True)])
+def test_flags_of_the_other_direction(flag, value, tmp_path):
+    with pytest.raises(StoryError, match=f'--{flag} is for checkpoints of the original'):
+        port(tmp_path, tmp_path/'back.ckpt', **{flag: value})

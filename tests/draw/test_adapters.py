@@ -196,6 +196,16 @@ def test_other_size(pipe, base, lora, weights, part):
     assert pipe.get_list_adapters() == {'unet': ['a', 'b'], 'text_encoder': ['a', 'b']}
     assert torch.equal(latents(pipe, A), drawn)
 
+def test_hotswap_of_encoders_changes_nothing(pipe, lora, weights):
+    "diffusers would find out after it has changed the UNet."
+    pipe.load_lora_weights(share(lora, 'unet'), adapter_name='a')
+    drawn = latents(pipe, A)
+    other = {name: 2*x for name, x in share(lora).items()}
+    said = one_line(pipe.load_lora_weights, other, adapter_name='a', hotswap=True)
+    assert said.startswith('hotswap replaces weights of the UNet only') and torch.equal(latents(pipe, A), drawn)
+    pipe.load_lora_weights({name: 2*x for name, x in share(lora, 'unet').items()}, adapter_name='a', hotswap=True)
+    assert not torch.equal(latents(pipe, A), drawn)
+
 def test_no_lora(pipe, lora, weights, tmp_path):
     nowhere = tmp_path/'nowhere'
     assert one_line(pipe.load_lora_weights, nowhere).startswith(f'{nowhere}: expected a LoRA, but loading failed (')

@@ -17,9 +17,10 @@ from arldm.cli.train import train
 from arldm.core import StoryError, asset
 from arldm.data.story import Story, StoryFile, write_stories
 from arldm.draw.pipeline import StoryOutput, StoryPipeline
-from arldm.draw.pipeline_folder import EXAMPLE, card_rows, publish, pushed_files
+from arldm.draw.pipeline_folder import EXAMPLE, card_rows, part_code, publish, pushed_files, training_facts
+from arldm.files.manifest import write_manifest
 from arldm.model.arldm import ARLDM
-from arldm.model.config import PARTS
+from arldm.model.config import PARTS, pipeline_index
 from arldm.model.hub import hub_name
 from arldm.settings import resolve
 from arldm.toy.corpus import write_toy
@@ -186,6 +187,18 @@ def test_stranger_names_module(hub, saved):
     assert 'antigravity' not in sys.modules
 
 
+@pytest.mark.parametrize('file', ['unet/diffusers.py', 'text_encoder/transformers.py'])
+def test_code_beside_a_part_of_a_library(saved, tmp_path, file):
+    "diffusers would run it once code is trusted, which it is for our own files."
+    folder = tmp_path/'stories'
+    shutil.copytree(saved, folder)
+    for name, text in part_code(pipeline_index(folder)).items(): (folder/name).write_text(text)
+    StoryPipeline.from_pretrained(folder)
+    (folder/file).write_text('1/0')
+    assert one_line(StoryPipeline.from_pretrained, folder).endswith(
+        f'{file} is code of others; read it, and if you trust it, pass trust_remote_code=True')
+
+
 # opening by diffusers
 
 def test_diffusers_opens_folder(hub, saved, tiny):
@@ -302,6 +315,15 @@ def test_card_of_run(hub, tiny, tmp_path):
         assert 'secret' not in text and 'private' not in text and 'strip.png' not in text
         data = ModelCard(text).data
         assert data.base_model == 'stable-diffusion-v1-5/stable-diffusion-v1-5' and 'story-continuation' in data.tags
+
+def test_card_tells_the_steps_of_the_pipeline(tiny, tmp_path):
+    "A run that is to train on to more steps has a pipeline of fewer."
+    run = tmp_path/'run'
+    tiny.save_pretrained(run/'pipeline')
+    (run/'settings.json').write_text(json.dumps(dict(max_train_steps=5000)))
+    assert training_facts(run) == training_facts(run/'pipeline') == dict(max_train_steps=5000)
+    write_manifest(run/'pipeline', dict(step=1000))
+    assert training_facts(run) == training_facts(run/'pipeline') == dict(max_train_steps=1000)
 
 def test_names_in_card(tiny):
     "Names with a token of their own are listed if they are few."

@@ -633,6 +633,14 @@ def test_a_redraw_that_was_killed_between_two_renames_goes_on(model, tmp_path):
     assert cli.draw(model, captions=str(text), redraw='2', **{**FEW, 'seed': 5}) == folder
     assert off(look(folder, 1), first) == 0 and [f['seed'] for f in made(folder)['frames']] == [0, 5]
 
+def test_a_killed_redraw_keeps_the_file_to_share(model, tmp_path):
+    text = write(tmp_path/'story.txt')
+    folder = cli.draw(model, captions=str(text), **FEW, format='pdf')
+    assert (folder/'story.pdf').is_file()
+    folder.rename(folder.with_name(f'.{folder.name}-old-0123abcd'))
+    cli.draw(model, captions=str(text), redraw='2', **{**FEW, 'seed': 5})
+    assert (folder/'story.pdf').is_file()
+
 def test_weights_that_are_replaced_while_they_are_opened(model, tmp_path, monkeypatch):
     "Or the manifest would name those from before."
     mine = shutil.copytree(model, tmp_path/'mine')

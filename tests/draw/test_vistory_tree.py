@@ -94,6 +94,19 @@ def test_two_drawings_of_one_second(tmp_path, monkeypatch):
     places = [write_vistory(split, tmp_path/'run/drawn', 'run', dict(seed=0, steps=steps))[0] for steps in (1, 2, 1)]
     assert len(set(places)) == 2 and places[0] == places[2] and len(trees(tmp_path/'run')) == 2
 
+def test_a_copy_that_was_killed(tmp_path, monkeypatch):
+    "Neither a half-written tree nor one that was renamed aside is taken for the benchmark's."
+    told = [replace(story, id=f'{i:02d}') for i, story in enumerate(stories(2, 2, 2), 1)]
+    split = story_file(tmp_path, test=told, train=list(stories(4, start=50)), val=[])['test']
+    paint(tmp_path/'run/drawn', split)
+    def write(): return write_vistory(split, tmp_path/'run/drawn', 'run', dict(seed=0))[0]
+    place = write()
+    shutil.copytree(place, place.with_name(f'.{place.name}-host-1-0123abcd'))
+    assert write() == place
+    place.rename(place.with_name(f'.{place.name}-old-0123abcd'))
+    assert write() == place and len(trees(tmp_path/'run')) == 1
+    assert not list(place.parent.glob('.*-old-*'))
+
 def test_what_others_changed_stays(data, drawn, tmp_path):
     out = shutil.copytree(drawn, tmp_path/'out')
     picture = next((out/'vistory/arldm/seed-0').rglob('shot_01.png'))

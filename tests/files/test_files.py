@@ -13,7 +13,19 @@ from arldm.files.atomic import (FolderTaken, create_json, load_json, lock_folder
                                 save_json, whole_folder)
 from arldm.files.manifest import (MANIFEST, folder_digest, hinted_path, path_hints, read_manifest,
                                   recover_folder, record_provenance, replace_folder)
+from arldm.files.raw_folder import RawFolder
 from elsewhere import PYTHONPATH
+
+
+# the files of a corpus
+
+def test_the_file_nearer_to_the_top_counts(tmp_path):
+    "Then the first in the alphabet, whatever lies deeper."
+    for name in 'b/x.json', 'a/old/x.json', 'c/x.json', 'a/old/1.png', 'b/1.png':
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text('')
+    raw = RawFolder(tmp_path)
+    assert raw.files['x.json'] == str(tmp_path/'b/x.json') and raw.pictures['1'] == str(tmp_path/'b/1.png')
 
 
 # folders that are replaced
@@ -169,7 +181,7 @@ def test_other_facts_are_refused_and_paths_are_only_hints(tmp_path):
     assert load_json(path) == {**facts, 'interval': [0, 1], 'data': '/b/stories.h5'}
     for other in dict(steps=21), dict(weights='1'*32), dict(interval=(0, .5)), dict(seed=0):
         with pytest.raises(StoryError, match=f'was made with {next(iter(other))}=.*, not .*; take another'):
-            record_provenance(path, facts | other, advice='take another')
+            record_provenance(str(path), facts | other, advice='take another')
     assert load_json(path)['data'] == '/b/stories.h5' and os.listdir(path.parent) == ['drawing.json']
 
 def test_of_commands_at_the_same_instant_one_wins(tmp_path):

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest, recorded, torch
 from bases import OLD_VAE, S, SD, TOKENIZERS, WEIGHTS, change, equal, renamed, start, write_home
-from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from transformers import BlipForImageTextRetrieval
 
@@ -14,6 +13,7 @@ from arldm.model.pretrained import PUBLISHED
 from arldm.core import CORPORA, StoryError
 from arldm.data.dataset import collate
 from arldm.draw.pipeline import StoryPipeline
+from arldm.draw.schedulers import make_scheduler
 from arldm.model.arldm import ARLDM
 from arldm.settings import resolve
 from arldm.train.loop import train_steps
@@ -101,7 +101,7 @@ def second_kind(home, folder):
     clip = dict(SD['clip'], hidden_size=96, hidden_act='gelu')
     net = ARLDM.create(dict(SD, unet=unet, clip=clip), recorded.vocabulary(S))
     for part in 'unet', 'text_encoder': getattr(net, part).save_pretrained(sd/part)
-    DDIMScheduler(prediction_type='v_prediction').save_pretrained(sd/'scheduler')
+    make_scheduler('ddim', dict(prediction_type='v_prediction')).save_pretrained(sd/'scheduler')
     return sd
 
 def test_without_a_schedule(home, tmp_path, monkeypatch):
@@ -117,6 +117,27 @@ def test_without_a_schedule(home, tmp_path, monkeypatch):
     monkeypatch.setattr('arldm.model.pretrained.cached_file', offline)
     with pytest.raises(StoryError, match=r'ada/sd: scheduler/scheduler_config.json, .* cannot be read \(We .*download'):
         published_schedule('ada/sd')
+
+@pytest.mark.parametrize('entry, said', [(dict(prediction_type='sample'), "the model predicts 'sample', expected epsilon or v_prediction"),
+                                         (dict(beta_schedule='linear'), "beta_schedule is 'linear', expected 'scaled_linear'"),
+                                         (dict(beta_end=.02), 'beta_end is 0.02, expected 0.012')])
+def test_another_schedule_is_refused(entry, said, home, tmp_path):
+    sd = shutil.copytree(home/'sd', tmp_path/'sd')
+    path = sd/'scheduler/scheduler_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
+    with pytest.raises(StoryError, match=said): published_schedule(sd)
+
+def test_a_smaller_vocabulary_is_refused(home, tmp_path):
+    "Words would get the embeddings of others."
+    bert = shutil.copytree(TOKENIZERS/'bert', tmp_path/'bert')
+    lines = (bert/'vocab.txt').read_text().splitlines()
+    (bert/'vocab.txt').write_text('\n'.join(lines[:-9]) + '\n')
+    with pytest.raises(StoryError, match='157 words have embeddings, but the vocabulary has 148 tokens'): start(home, bert=bert)
+
+def test_saved_in_half_precision(home, tmp_path):
+    "A pipeline in float16 is trained in float32, every part of it."
+    StoryPipeline.from_model(start(home)).to(dtype=torch.float16).save_pretrained(tmp_path)
+    assert {x.dtype for x in ARLDM.load(tmp_path).parameters()} == {torch.float32}
 
 def test_stable_diffusion_2(home, tmp_path, monkeypatch, capsys):
     "One line in the table of published weights; widths and the kind of prediction are read from its configuration."

@@ -11,7 +11,7 @@ from arldm.model.pretrained import load_blip
 from arldm.core import StoryError
 from arldm.cli.port import port
 from arldm.model.arldm import ARLDM
-from arldm.model.port import read_weights
+from arldm.model.port import Misfit, read_weights
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory): return write_home(tmp_path_factory.mktemp('base'))
@@ -110,6 +110,25 @@ def test_damaged_parts(part, damage, home, tmp_path, monkeypatch):
 def test_lost_parts(part, home, tmp_path):
     sd = shutil.copytree(home/'sd', tmp_path/'sd', ignore=shutil.ignore_patterns(part))
     refused(lambda: start(home, sd), str(sd), part)
+
+@pytest.mark.parametrize('part', WEIGHTS)
+def test_lost_configuration(part, home, tmp_path):
+    "It is not replaced by default sizes, and the line says what belongs there."
+    sd = shutil.copytree(home/'sd', tmp_path/'connect/sd')
+    (sd/part/'config.json').unlink()
+    refused(lambda: start(home, sd), str(sd), f'expected {part}/config.json', 'Stable Diffusion 1.5')
+
+def test_a_folder_called_connect(home, tmp_path):
+    "Only the hub can be without a connection: of a folder the second name is tried, too."
+    itm = shutil.copytree(home/'itm', tmp_path/'connect/itm')
+    change(itm, 'model.safetensors', dict, 'pytorch_model.bin', torch.save)
+    load_blip(itm, 156, side=96)
+
+def test_layers_that_the_original_lacks(home):
+    "Their names are ours, in the list of what is missing."
+    unet = dict(SD['unet'], cross_attention_dim=96)
+    model = ARLDM.create(dict(SD, unet=unet, clip={**SD['clip'], 'hidden_size': 96}), recorded.vocabulary(S))
+    with pytest.raises(Misfit, match='history.slot_projection.bias'): model.load_original({})
 
 def test_other_kinds_of_stable_diffusion(home, tmp_path):
     inpainting, second = (shutil.copytree(home/'sd', tmp_path/name) for name in ('inpainting', 'second'))

@@ -1,4 +1,6 @@
 "Two runs are paired if they drew the same albums; otherwise the verdict says why not."
+import shutil
+
 import pytest
 from arldm.report.compare import compare_runs
 from arldm.core import StoryError
@@ -30,6 +32,31 @@ def test_same_run(runs):
 def test_other_albums_are_not_paired(runs):
     rows = compare_runs(runs/'near', runs/'part')
     assert rows and all(r['verdict'].startswith('not paired') and r['low'] is None for r in rows)
+
+def test_few_albums_have_a_value(runs, tmp_path):
+    "The interval is that of the albums that have a value; without their number there is no verdict."
+    for name in 'near', 'far': shutil.copytree(runs/name, tmp_path/name)
+    like = 'similarity to the reference frame (fields)'
+    def row():
+        [found] = [r for r in compare_runs(tmp_path/'near', tmp_path/'far') if r['name'] == like]
+        return found
+    def with_albums(n):
+        for name in 'near', 'far':
+            saved = load_json(tmp_path/name/'resamples.json')
+            saved['n_albums'] = {like: n} if n else {}
+            save_json(tmp_path/name/'resamples.json', saved)
+        return row()
+    all_albums, three = row(), with_albums(3)
+    assert three['high'] - three['low'] > 1.5*(all_albums['high'] - all_albums['low'])
+    assert with_albums(1)['low'] is None
+    assert with_albums(None)['verdict'].startswith('not paired: a run does not say how many albums')
+
+def test_other_resolutions_are_not_paired(runs, tmp_path):
+    for name in 'near', 'far': shutil.copytree(runs/name, tmp_path/name)
+    scores = load_json(tmp_path/'far/scores.json')
+    save_json(tmp_path/'far/scores.json', {**scores, 'side': 2*scores['side']})
+    verdicts = {r['verdict'] for r in compare_runs(tmp_path/'near', tmp_path/'far')}
+    assert len(verdicts) == 1 and min(verdicts).startswith('not paired: scored at ')
 
 def test_not_scored_and_old(runs, tmp_path):
     with pytest.raises(StoryError, match='not scored yet; score it first: arldm-score'): compare_runs(runs/'near', tmp_path)

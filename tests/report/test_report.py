@@ -178,6 +178,18 @@ def test_empty_folder_is_one_line(tmp_path):
         assert '\n' not in str(e.value)
     assert list(tmp_path.iterdir()) == []
 
+def test_a_pipeline_is_no_run(tmp_path):
+    "arldm-port writes settings.json beside its parts; a page there would change what its weights are known by."
+    (tmp_path/'model_index.json').write_text('{}')
+    (tmp_path/'settings.json').write_text('{"corpus": "ssid", "task": "visualization"}')
+    with pytest.raises(StoryError, match='is a pipeline, not a run'): write_report(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['model_index.json', 'settings.json']
+
+@pytest.mark.parametrize('settings, said', [('"task": ["visualization"]', 'task must be'), ('"drawing": "x"', 'drawing must be')])
+def test_damaged_settings(settings, said, tmp_path):
+    (tmp_path/'settings.json').write_text('{"corpus": "toy", %s}' % settings)
+    with pytest.raises(StoryError, match=said): write_report(tmp_path)
+
 def test_report_replaces_itself_and_leaves_nothing_else(run):
     before = set(run.iterdir())
     assert write_report(run).read_bytes() == write_report(run).read_bytes()

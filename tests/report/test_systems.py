@@ -1,5 +1,5 @@
 "Several systems: ranks follow from corrected intervals, only common frames count, and two machines agree."
-import os, shutil
+import json, os, shutil
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from arldm.draw.matching import match_drawings
 from arldm.files.atomic import load_json
 from arldm.report.compare import compare_runs
 from arldm.report.ranking_page import pair_text, write_ranking
-from arldm.report.systems import common_notes, open_systems, score_systems, system_names
+from arldm.report.systems import common_notes, open_systems, score_systems, shared_split, system_names
 from arldm.score.evaluate import evaluate
 from painted import Small, draw, stories, story_file
 
@@ -204,6 +204,7 @@ def test_any_layout_and_nothing_is_written_there(drawn, tmp_path, monkeypatch, c
 @pytest.mark.parametrize('words, said', [
     (('near', '--out', 'x'), '--out is for a ranking; name two folders or more'),
     (('near', 'far', '--data', 'x.h5'), '--data is for a ranking; name three folders or more, or --out'),
+    (('near', 'far', '--resamples', '9'), '--resamples is for a ranking; name three folders or more, or --out'),
     (('near', 'far', 'near'), 'near is the same folder as near; name each system once'),
     (('near', 'far', 'same'), 'no folder says which stories are drawn; name them: --data stories.h5'),
     (('near', 'far', '--out', 'file', '--data', 'stories.h5'), '--out file is not a folder; name a folder'),
@@ -231,3 +232,33 @@ def test_other_systems_under_the_same_names(ranked, drawn, split, tmp_path):
     shutil.copytree(drawn/'near', tmp_path/'near')
     said = one_line(write_ranking, [tmp_path/'near', drawn/'far'], split, out)
     assert 'is the folder of other drawings' in said and tree(out) == before
+
+def test_scores_that_no_ranking_has_made_stay(drawn, split, tmp_path, monkeypatch):
+    "Scores of arldm-score, and folders of drawings, are not replaced by those of a ranking."
+    monkeypatch.chdir(tmp_path)
+    for name in 'near', 'far': shutil.copytree(drawn/name, tmp_path/'runs'/name)
+    for name in 'near', 'far': evaluate(f'runs/{name}', split, n_resamples=20, out=f'scores/{name}')
+    before = tree(tmp_path)
+    runs, scored = ['runs/near', 'runs/far'], ['scores/near', 'scores/far']
+    for folders, out in ((runs, 'runs'), (runs, 'scores'), (scored, 'scores')):
+        said = one_line(write_ranking, folders, split, out, n_resamples=20)
+        assert f'--out {out}: a ranking would replace the scores in {out}/near' in said
+    assert tree(tmp_path) == before
+    for folders in runs, scored, runs: write_ranking(folders, split, 'ranked', n_resamples=20)
+
+def test_the_split_that_a_folder_names(drawn, tmp_path):
+    "With a story file, too; the first folder that names one decides."
+    told = story_file(tmp_path, test=stories(2), val=stories(3, start=60))
+    record = dict(data='elsewhere.h5', split='val')
+    for name in 'one', 'two': (tmp_path/name).mkdir()
+    (tmp_path/'two/drawing.json').write_text(json.dumps(record))
+    folders = [tmp_path/'one', tmp_path/'two']
+    assert shared_split(folders, told.path).name == 'val' and shared_split(folders, told.path, 'test').name == 'test'
+    assert shared_split(folders[:1], told.path).name == 'test'
+
+def test_systems_of_any_name(drawn, split, tmp_path):
+    "Also one that is called like a row of the page."
+    for name, of in dict(frames='near', stories='far').items(): shutil.copytree(drawn/of, tmp_path/name)
+    page, _ = write_ranking([tmp_path/'frames', tmp_path/'stories'], split, tmp_path/'out', n_resamples=20)
+    text = page.read_text()
+    assert all(f'system: {name}' in text and str(tmp_path/name) in text for name in ('frames', 'stories'))

@@ -287,6 +287,13 @@ def test_captions_that_tell_looks_beside_cards():
                      for k, one in SCENES.items()}
     assert wrong(story, changed(range(1, 7), 'star', pattern='plain')) == {'card pattern': [1, 2, 5, 6]}
 
+def test_a_look_that_nothing_tells_is_not_asked_for():
+    "Neither a caption nor a card tells Bo's; what he wears can be seen from his second frame on."
+    story = story_of(SCENES, BY_NAME, [('Ada', ADA)])
+    found = answers(story, SCENES)
+    assert {k: one['card colour'] for k, one in found.items() if 'card colour' in one} == {k: [True] for k in (1, 2, 5, 6)}
+    assert found[3]['seen pattern'] == [True] and not any('colour' in name for name in found[3])
+
 def test_swapped_cards():
     "The story with both looks exchanged: who is drawn in the other one's look is wrong in all that cards show."
     def swap(one): return replace(one, figures=tuple(replace(f, look=BO if f.look == ADA else ADA) for f in one.figures))
@@ -434,3 +441,9 @@ def test_a_frame_decides_what_nothing_has_shown():
     assert deciding() == [1, 2, 4]
     assert deciding(shown={**SCENES, 2: Scene('forest', 'day', (LEFT,), 'oak')}) == [1, 2, 3, 4]
     assert deciding((BO,)) == deciding((ADA, BO)) == [1, 4]
+
+def test_a_guess_has_no_second_actor():
+    "If it is stated who acts, the other one stands."
+    one = scene(replace(LEFT, action='jump'), RIGHT)
+    acting = [[f.action for f in guess('The star jumps.', one, random.Random(seed)).figures].count('jump') for seed in range(60)]
+    assert set(acting) == {1}

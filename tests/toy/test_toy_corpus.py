@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from arldm.cli.convert import convert
+from arldm.core import StoryError
 from arldm.data.story import StoryFile
 from arldm.files.atomic import FolderTaken
 from arldm.toy import corpus as toy
@@ -159,3 +160,15 @@ def test_one_story_by_its_number():
     looks = [read_cards(list(one.cards().values())) for one in (story, larger)]
     assert looks[0] == looks[1] and {*looks[0]} == looks_in(read(story.pictures()))
     assert toy.toy_story(3).cast == {} and toy.toy_story(3, cards=True).cast.keys()
+
+@pytest.mark.parametrize('n_albums', [(1, 1, 1, 1, 1), (1, -1)])
+def test_numbers_of_albums(n_albums, tmp_path):
+    with pytest.raises(StoryError, match='n_albums must be up to 4 numbers, 0 or more'): toy.write_toy(tmp_path/'raw', n_albums)
+    assert not (tmp_path/'raw').exists()
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path/'raw').write_text('mine')
+    with pytest.raises(FolderTaken): toy.write_toy(tmp_path/'raw', (1,))
+
+def test_no_story_without_frames():
+    with pytest.raises(StoryError, match='n must be'): toy.toy_story(3, n=0)

@@ -186,7 +186,7 @@ def test_memory_grows_by_itself(run, data, tmp_path, capsys):
     assert make_model(resolve('toy', n_slots=9), StoryFile(data), tmp_path).history.config.n_slots == 9
     write_stories(tmp_path/'six.h5', dict(train=[story(0, 6)]), 'ssid')
     assert make_model(resolve('toy'), StoryFile(tmp_path/'six.h5'), tmp_path).history.config.n_slots == 6
-    with pytest.raises(StoryError, match='has 8 frames, more than the 6'):
+    with pytest.raises(StoryError, match='has 8 frames, more than the 5'):
         train(tmp_path/'run', data=data, preset='toy', n_slots=5, **HOW)
 
 

@@ -46,7 +46,7 @@ def test_long_story(data, tmp_path):
         warnings.simplefilter('always')
         train(tmp_path/'run', data=data, **HOW, validation_captions=f'{tmp_path}/long.txt', dry_run=True)
     said = [str(w.message) for w in caught]
-    assert ('long has 7 frames, more than the 6 of which the model remembers all but the last; its last frames forget '
+    assert ('long has 7 frames, more than the 5 of which the model remembers all but the last; its last frames forget '
             'earlier ones') in said and not (tmp_path/'run').exists()
     assert any("does not know: jumps" in line for line in said)
 
