@@ -11,9 +11,10 @@ MINE := $(VENV)/made-by-make
 # The stamp names the folder the environment was made in: half-made, moved or without its Python, it is made anew. One
 # that make did not make, or that lies elsewhere behind a link, is refused: making anew begins with emptying it.
 FRESH := $(shell [ "$$(cat $(MADE) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python -c '' 2>/dev/null || echo fresh)
-# $(call unchanged,FILES,COMMAND,WHAT): run COMMAND and fail when it changes FILES.
-unchanged = before=$$(cksum $(1)); $(2) && { [ "$$before" = "$$(cksum $(1))" ] || { \
-	  echo "$(3): they have been rewritten, look at \`git diff\` and commit"; exit 1; }; }
+# $(call unchanged,FILES,COMMAND,WHAT): run COMMAND and fail when it changes FILES, which are kept as they were.
+unchanged = before=$$(cksum $(1)); kept=$$(mktemp); tar -cf $$kept $(1); $(2) && { [ "$$before" != "$$(cksum $(1))" ] || rm $$kept; } \
+	  && { [ ! -e $$kept ] || { echo "$(3): they have been rewritten, look at \`git diff\` and commit;"; \
+	  echo "as they were before: $$kept (tar)"; exit 1; }; }
 
 # What `make gpu` runs with: .venv if it is whole, else a Python that has the libraries already, else .venv made first.
 NEEDS := torch diffusers transformers accelerate peft torchmetrics safetensors tokenizers h5py matplotlib jinja2 PIL fastcore ftfy tqdm
@@ -82,8 +83,9 @@ prepare: export clean-notebooks readme ## all three, before a commit
 lock: $(MADE) ## write constraints.txt from what .venv holds now
 	@$(BIN)/python .ci/lock.py
 
-clean: ## remove .venv and everything built
-	@rm -rf $(VENV) build dist *.egg-info _docs _proc .pytest_cache
+clean: ## remove .venv, if make made it, and everything built
+	@[ -L $(VENV) -o ! -e $(MINE) -a ! -e $(MADE) ] || rm -rf $(VENV)
+	@rm -rf build dist *.egg-info _docs _proc .pytest_cache
 
 $(MADE): constraints.txt settings.ini setup.py pyproject.toml $(FRESH)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

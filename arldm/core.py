@@ -10,7 +10,7 @@ __all__ = ['CORPORA', 'ROOT', 'printable', 'say', 'StoryError', 'BadStory', 'fir
 
 # %% ../nbs/00_core.ipynb #3bd81c81
 import contextlib, difflib, errno, importlib.metadata as metadata, importlib.util
-import os, platform, subprocess
+import os, platform, subprocess, unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from . import __version__
 # %% ../nbs/00_core.ipynb #f9743248
 def printable(text:object) -> str:
     "Return the text with every line break and control character replaced by a question mark."
-    return ''.join(c if c.isprintable() else '?' for c in str(text))
+    def shown(c): return c.isprintable() or unicodedata.category(c) == 'Zs'    # a space of any kind
+    return ''.join(c if shown(c) else '?' for c in str(text))
 
 def say(text:object=''):
     "Print lines made `printable`: escape sequences in file names do not reach the terminal."

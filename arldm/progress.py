@@ -79,10 +79,11 @@ def progress_bar(
     Returns:
         tqdm: Iterator of the items
     """
+    in_notebook = file is None and _in_notebook()
     file = file or sys.stderr
     options = dict(desc=f'{label}: ', unit=f' {unit}', total=total, initial=initial, delay=delay)
     if quiet: options['disable'] = True
-    if _in_notebook():
+    if in_notebook:
         from tqdm.auto import tqdm as notebook_tqdm
         return notebook_tqdm(items, **options)
     if file.isatty():

@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'DTYPES', 'SCHEDULERS', 'SHARING_FORMATS', 'DRAWING_LAYOUTS'
 # %% ../nbs/01_settings.ipynb #8d4a0d18
 import dataclasses, math, textwrap
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from fastcore.basics import patch
 
@@ -443,6 +444,16 @@ def _check_together(s):
         raise StoryError("rescale_betas_zero_snr needs weighting='none' and snr_gamma=0: other "
                          'weights are zero at the last timestep')
 
+def _check_types(changes):
+    "Raise a `StoryError` for the first setting that is of another type than its default."
+    kinds = {bool: (bool, 'True or False'), int: (Integral, 'a whole number'),
+             float: (Real, 'a number'), str: (str, 'text'), tuple: ((str, tuple, list), 'names')}
+    for k, value in changes.items():
+        kind, words = kinds[tuple if k == 'freeze' else type(getattr(Settings, k))]
+        # True counts as a number in Python
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise StoryError(f'{k} must be {words}, got {value!r}')
+
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,       # Settings that differ from the preset; `None` means as in the preset
@@ -461,7 +472,8 @@ def resolve(
         if k not in SETTINGS: raise StoryError(f'no setting {k!r}{did_you_mean(k, SETTINGS)}')
     if changes.get('weighting') == 'min-snr':
         raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
-    one_of('preset', preset, PRESETS)
+    one_of('preset', str(preset), PRESETS)
+    _check_types(changes)
     s = Settings(**{**PRESETS[preset], 'preset': preset, **changes})
     if s.lora_rank and 'freeze' not in changes: s = dataclasses.replace(s, freeze='all')
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)

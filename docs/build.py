@@ -330,9 +330,16 @@ def main(out, processed, drawing=True):
             write_page(source/f'{chapter.name}.ipynb', book.page(chapter))
         failed = sphinx(['-c', str(docs), '-q', '-W', '--keep-going', '-d', f'{folder}/trees',
                          '-D', f'html_extra_path={outside}', str(source), str(html)])
+        if not (html/'index.html').is_file(): return failed or 1    # the site that is there stays
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(html, out)
         return failed
+
+
+def refuse_others(out):
+    "End with a line if the folder holds anything but a site, which would be lost."
+    if out.exists() and not (out.is_dir() and ((out/'.buildinfo').exists() or not any(out.iterdir()))):
+        sys.exit(f'{out} is not a site that was built here; name another folder')
 
 
 if __name__ == '__main__':
@@ -343,4 +350,5 @@ if __name__ == '__main__':
     parser.add_argument('--no-drawing', action='store_true',
                         help='leave out the page that draws, which needs npm and half a minute')
     args = parser.parse_args()
+    refuse_others(args.out)
     sys.exit(main(args.out, proc_nbs(n_workers=1), not args.no_drawing))

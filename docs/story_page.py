@@ -8,6 +8,8 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+from filelock import FileLock
+
 from arldm.core import StoryError, asset
 from arldm.files.atomic import whole_folder
 
@@ -21,6 +23,11 @@ CHAPTER = 'draw_a_story'  # on whose page it stands
 
 def install_runtime():
     "Return the folder of ONNX Runtime; npm installs it at the pinned version unless it is there."
+    # npm empties the folder first, so two processes must not install at once
+    with FileLock(SOURCE/'node_modules.lock'): return _installed()
+
+
+def _installed():
     package = SOURCE/'node_modules/onnxruntime-web'
     pinned = json.loads((SOURCE/'package.json').read_text())['dependencies'][package.name]
     installed = package/'package.json'

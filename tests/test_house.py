@@ -372,6 +372,28 @@ def test_make_empties_no_environment_of_others(tmp_path, linked):
     assert (mine/'mine').read_text() == 'stays'
 
 
+@pytest.mark.parametrize('made', ['made-by-make', 'made-in', None])
+def test_make_clean_keeps_what_make_did_not_make(tmp_path, made):
+    shutil.copy(ROOT/'Makefile', tmp_path)
+    (tmp_path/'.venv').mkdir()
+    (tmp_path/'.venv'/(made or 'mine')).write_text('')
+    (tmp_path/'_docs').mkdir()
+    subprocess.run(['make', '-s', 'clean'], cwd=tmp_path, check=True)
+    assert (tmp_path/'.venv').exists() == (made is None) and not (tmp_path/'_docs').exists()
+
+def test_make_keeps_what_it_rewrites(tmp_path):
+    "An edit of an exported module is not lost without a copy."
+    script = tmp_path/'Makefile'
+    line = next(line for line in re.findall(r'^unchanged = (?:.*\\\n)*.*\n', (ROOT/'Makefile').read_text(), re.M))
+    script.write_text(line + 'test:\n\t@$(call unchanged,a.py,echo new > a.py,the file)\nsame:\n\t@$(call unchanged,a.py,true,the file)\n')
+    (tmp_path/'a.py').write_text('edited')
+    said = subprocess.run(['make', '-s', 'test'], cwd=tmp_path, capture_output=True, text=True)
+    kept = Path(re.search(r'as they were before: (.*) [(]tar[)]', said.stdout)[1])
+    assert said.returncode and subprocess.run(['tar', '-xOf', kept, 'a.py'], capture_output=True, text=True).stdout == 'edited'
+    kept.unlink()
+    assert subprocess.run(['make', '-s', 'same'], cwd=tmp_path, capture_output=True, text=True).stdout == ''
+
+
 def test_faults_have_tests():
     "Every test that the appendix of the last chapter names is there."
     text = ''.join(cell.text for cell in cells(ROOT/'nbs/trouble.ipynb', 'markdown'))

@@ -185,11 +185,15 @@ def test_cards_of_the_last_example(bare):
 # In place of the worker: frames of one colour at once, and a note of what was asked. What would be downloaded is noted, too.
 PLAIN = '''asked = []; texts = []
 Worker = class extends EventTarget {
+    terminate() { asked.push('terminated') }
     postMessage(message) {
         asked.push(message)
         const answer = data => this.dispatchEvent(new MessageEvent('message', {data}))
         const numbers = message.task === 'draw' ? [...message.captions.keys()] : [message.k]
+        const text = message.caption ?? message.captions[0]
+        if (text === 'hang') return
         setTimeout(() => {
+            if (text === 'fail') return answer({said: 'failed', why: 'no room'})
             for (const k of numbers) {
                 answer({said: 'step', k, step: 1, steps: 1})
                 answer({said: 'frame', k, picture: {width: 4, height: 4, rgb: new Uint8ClampedArray(48)}})
@@ -226,6 +230,68 @@ def test_what_belongs_to_a_picture(bare):
     assert bare.js('document.querySelector("canvas").ariaLabel') == 'Frame 1, not drawn yet'
     assert bare.js('document.querySelector("[name=download]").disabled')
     bare.browser.ask('Page.removeScriptToEvaluateOnNewDocument', **script)
+
+@pytest.fixture
+def plain(bare):
+    "The page with a worker that draws frames of one colour, fails at the caption *fail*, and loads for ever at *hang*."
+    script = bare.browser.ask('Page.addScriptToEvaluateOnNewDocument', source=PLAIN)
+    bare.open()
+    bare.wait('document.querySelectorAll(".cards li").length > 0')
+    yield bare
+    bare.browser.ask('Page.removeScriptToEvaluateOnNewDocument', **script)
+
+def choose(page, value):
+    page.js(f'(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event("change")) }})(document.querySelector("[name=example]"))')
+
+def test_a_story_of_ones_own_is_not_lost(plain):
+    "Examples take its place, and *captions of your own* brings it back, with its cards."
+    plain.fill(FIRST, 'mine')
+    plain.press('.cards li:last-child button')
+    assert plain.js('document.querySelector("[name=example]").value') == ''
+    names = plain.js('[...document.querySelectorAll(".cards input")].map(e => e.value)')
+    for example in '1', '0': choose(plain, example)
+    plain.wait('document.querySelectorAll(".cards li").length > 1')
+    assert plain.js(f'document.querySelector("{FIRST}").value') != 'mine'
+    choose(plain, '')
+    assert plain.js(f'document.querySelector("{FIRST}").value') == 'mine'
+    assert plain.js('[...document.querySelectorAll(".cards input")].map(e => e.value)') == names
+
+def test_names_of_cards(plain):
+    "Empty and equal ones are refused; a name inside another word is not mentioned."
+    field = '.cards li:first-child input'
+    plain.fill(field, ' ')
+    plain.press('.draw')
+    assert plain.status() == 'a card has no name; give it one, such as Ada'
+    other = plain.js('document.querySelector(".cards li:last-child input").value')
+    plain.fill(field, other.upper())
+    plain.press('.draw')
+    assert plain.status() == f'two cards are named {other}; names must differ'
+    plain.fill(field, 'Eve')
+    plain.fill(FIRST, 'Bo waits in the evening')
+    assert 'no caption mentions Eve; the card is used all the same' in plain.notes()
+    plain.fill(FIRST, 'then eve waits')
+    assert 'no caption mentions Eve' not in plain.notes()
+
+def test_pictures_outlive_a_failure(plain):
+    "They can be downloaded, but not drawn again: the worker's memory of them is gone."
+    plain.press('.draw')
+    plain.drawn()
+    plain.fill(FIRST, 'fail')
+    plain.press('.frames li:first-child button')
+    plain.drawn()
+    assert plain.status() == 'no room' and plain.js('asked.at(-1)') == 'terminated'
+    assert not plain.js('document.querySelector("[name=download]").disabled')
+    assert plain.js('[...document.querySelectorAll(".frames button")].every(e => e.disabled)')
+
+def test_stop_while_the_model_loads(plain):
+    plain.fill(FIRST, 'hang')
+    plain.press('.draw')
+    plain.press('[name=stop]')
+    assert plain.status() == 'stopped' and plain.js('asked.at(-1)') == 'terminated'
+    plain.fill(FIRST, 'a red star')
+    plain.press('.draw')
+    plain.drawn()
+    assert '4 frames drawn' in plain.status()
 
 def test_files(bare):
     "A part that is cut short or missing, no model.json, and a browser without SIMD: a line each."

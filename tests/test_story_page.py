@@ -162,7 +162,8 @@ ODD = ['', ' ', 'Ada’s “big” red star…', "ada's hat isn't theirs, they'l
     'cafe\u0301 in two characters', 'ΟΔΥΣΣΕΥΣ sees Σ', '日本語の星 and 山', 'a 3rd star, 12 of 100½ ²', 'emoji 🌟🌟 star👩‍🚀',
     'नमस्ते दुनिया', 'tab\there\nand  there \u00a0 wide', '<|startoftext|> [SEP] [PAD] <|endoftext|>', 'zebra-zebra, Zebras zebra',
     'the Ångström and the ångström', 'x'*120, 'well-known $5 + 3 = 8 ^ ~ `tick` <b>', 'ﬁne ﬂag ＡＢＣ', 'İstanbul', '\u200bzero\u00adwidth',
-    'under_score snake_case', 'ада и звезда', 'star '*200, 'don’t, it’s Ada’s']
+    'under_score snake_case', 'ада и звезда', 'star '*200, 'don’t, it’s Ada’s',
+    'a boy sleeping beside squares', 'a constructor sleeps, toString']
 
 def odd_captions():
     "500 captions: of the toy world, and with words and characters that it does not know."

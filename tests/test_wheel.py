@@ -106,6 +106,6 @@ def test_light(code):
 sys.path.insert(0, {str(ROOT)!r})
 def end():
     sys.stdout.flush()
-    os._exit(bool([print(m) for m in {heavy} if m in sys.modules]))
+    os._exit(hasattr(sys, 'last_type') or bool([print(m) for m in {heavy} if m in sys.modules]))
 atexit.register(end)
 {code}''')

@@ -18,13 +18,14 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
                           format=SHARING_FORMATS, layout=DRAWING_LAYOUTS))
 
-def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast):
+def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast, split):
     "Raise a `StoryError` for wrong options; load the libraries, quietly; return the run's folder."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and (given, cast, redraw) != (None, None, None):
         raise StoryError('--given, --cast and --redraw need --captions')
-    of_split = dict(data=data is not None, limit=limit is not None, sets=sets > 1,
-                    layout=layout is not None, fast=fast)
+    of_split = {'data': data is not None, 'limit': limit is not None, 'sets': sets > 1,
+                'layout': layout is not None, 'fast': fast, 'split': split != 'test',
+                'batch-size': batch_size != 16}
     for name, is_given in of_split.items():
         if captions is not None and is_given:
             raise StoryError(f'--{name} is for the stories of a split; leave out --captions or it')
@@ -92,7 +93,8 @@ def draw(
         layout (str, optional): Also copy the drawings into another program's layout; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast)
+    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast,
+                 split)
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, sampling_of
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,

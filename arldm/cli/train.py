@@ -61,7 +61,7 @@ def train(
     # Settings to start from: small for your own pictures on a CPU, toy for the toy world, tiny to
     # see with random weights whether everything runs, ssid to start from Stable Diffusion 1.5 and
     # BLIP on a GPU; ssid-baseline and paper follow published recipes, toy-base and toy-arldm are
-    # how the shipped models were trained; default: the one for the corpus, which is printed
+    # stages of training the shipped models; default: the one for the corpus, which is printed
     preset:str=None,
     workers:int=None,        # Data loader processes; default: 4 with a GPU, else none
     # Folder that caches the features of frozen parts; runs may share it; default: cache/ in the run
@@ -92,7 +92,7 @@ def train(
         preset (str, optional): Settings to start from: small for your own pictures on a CPU, toy
             for the toy world, tiny to see with random weights whether everything runs, ssid to
             start from Stable Diffusion 1.5 and BLIP on a GPU; ssid-baseline and paper follow
-            published recipes, toy-base and toy-arldm are how the shipped models were trained;
+            published recipes, toy-base and toy-arldm are stages of training the shipped models;
             default: the one for the corpus, which is printed
         workers (int, optional): Data loader processes; default: 4 with a GPU, else none
         cache (str | Path, optional): Folder that caches the features of frozen parts; runs may

@@ -7,7 +7,7 @@ __all__ = ['step_places', 'step_stories', 'micro_batches', 'step_batches', 'vali
            'checkpoint_blocks']
 
 # %% ../../nbs/train/37_loop.ipynb #62d40c9e
-import contextlib, functools, itertools, math, os, signal, time
+import contextlib, functools, itertools, math, os, re, signal, time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,9 +351,16 @@ def _timed(batches): # yields the stories of each step, and the time when fetchi
     batches = iter(batches)
     while True:
         start = time.perf_counter()
-        batch = next(batches, None)
+        try: batch = next(batches, None)
+        except (StoryError, RuntimeError) as e: raise _of_reader(e) from None
         if batch is None: return
         yield batch, start
+
+def _of_reader(e):
+    "Return the `StoryError` of a process that reads ahead, which torch hands on as a traceback."
+    found = re.search(r'in DataLoader worker process.*(?:StoryError|BadStory): (.*)', str(e), re.S)
+    # `StoryError` has replaced the line break at its end
+    return StoryError(found[1].rstrip('\n').removesuffix('?')) if found else e
 
 def _any_process(acc, signals): # whether any got a signal to stop; then all stop together
     n = torch.tensor(float(len(signals)), device=acc.device)

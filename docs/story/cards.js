@@ -32,12 +32,13 @@ export function paint(canvas, {width, height, rgb}) {
   canvas.getContext('2d').putImageData(pixels, 0, 0)
 }
 
-// The cards of the page; `changed()` is called after each change, `failed(message)` for a file that is no picture
+// The cards of the page; `changed()` is called after each change, `edited()` before one that the user makes,
+// `failed(message)` for a file that is no picture
 export class Cards {
-  constructor(box, capacity, {changed, failed}) {
-    Object.assign(this, {list: box.querySelector('.cards'), capacity, changed, failed, cards: []})
+  constructor(box, capacity, {changed, edited, failed}) {
+    Object.assign(this, {list: box.querySelector('.cards'), capacity, changed, edited, failed, cards: []})
     box.hidden = false
-    const input = box.querySelector('input[type=file]')
+    const input = this.input = box.querySelector('input[type=file]')
     input.addEventListener('change', async () => { await this.addFiles([...input.files]); input.value = '' })
     box.addEventListener('dragover', event => { event.preventDefault(); box.classList.add('over') })
     box.addEventListener('dragleave', () => box.classList.remove('over'))
@@ -56,7 +57,16 @@ export class Cards {
     return true
   }
 
-  async addFiles(files) {
+  // `reading` is a promise until all pictures are read
+  track(promise) {
+    const reading = this.reading = Promise.allSettled([this.reading, promise])
+    reading.then(() => { if (this.reading === reading) this.reading = null })
+    return promise
+  }
+
+  addFiles(files) { return this.track(this.readFiles(files)) }
+
+  async readFiles(files) {
     for (const [i, file] of files.entries()) {
       if (this.isFull(files.slice(i))) return
       await this.add(file)
@@ -67,13 +77,18 @@ export class Cards {
     let picture
     try { picture = await decodePicture(file, file.name) } catch (e) { return this.failed(e.message) }
     if (this.isFull([file])) return   // of two drops at once
+    this.edited()
     this.cards.push({name: file.name.replace(/\.[^.]*$/, ''), picture})
     this.show()
   }
 
-  // Other cards instead: {name: data URL}; `reading` is a promise until they are read
-  replace(urls) {
-    const reading = this.reading = this.read(urls).finally(() => { if (this.reading === reading) this.reading = null })
+  // Other cards instead: {name: data URL}
+  replace(urls) { this.track(this.read(urls)) }
+
+  // Cards that were shown before
+  restore(cards) {
+    this.cards = cards
+    this.show()
   }
 
   async read(urls) {
@@ -85,16 +100,27 @@ export class Cards {
   }
 
   show() {
+    const names = () => [...this.list.querySelectorAll('input')]
+    const typing = names().indexOf(document.activeElement), at = names()[typing]?.selectionStart
     this.list.replaceChildren(...this.cards.map((card, i) => {
       const item = document.createElement('li'), canvas = document.createElement('canvas')
       const name = Object.assign(document.createElement('input'), {value: card.name, size: 8, ariaLabel: `Name on card ${i + 1}`})
       const drop = Object.assign(document.createElement('button'), {type: 'button', textContent: '×', ariaLabel: `Take card ${i + 1} away`})
       paint(canvas, card.picture)
-      name.addEventListener('input', () => { card.name = name.value; this.changed() })
-      drop.addEventListener('click', () => { this.cards.splice(i, 1); this.show() })
+      name.addEventListener('input', () => { card.name = name.value; this.edited(); this.changed() })
+      drop.addEventListener('click', () => {
+        this.edited()
+        this.cards.splice(i, 1)
+        this.show()
+        const next = this.list.querySelectorAll('button')[Math.min(i, this.cards.length - 1)]
+        ;(next ?? this.input).focus()
+      })
       item.append(canvas, name, drop)
       return item
     }))
+    const field = names()[typing]   // of a name that is being written while a picture is read
+    field?.focus()
+    field?.setSelectionRange(at, at)
     this.changed()
   }
 }

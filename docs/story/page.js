@@ -11,7 +11,10 @@ let isDrawing = false
 let wanted = new Map()   // frames of this task: number, from 0 -> caption
 let doneLine = ''        // what is said when they are drawn
 let pressed              // the button that began the task
-const frames = []        // {item, canvas, field, button, isDrawn, caption: of its picture, redraws}
+const frames = []        // {item, canvas, field, button, isDrawn, isKept: by the worker, caption: of its picture, redraws}
+let own = null           // captions and cards of the user's own, while an example is shown
+let isOwn = false        // whether they are shown now
+let hasBegun = false     // whether the worker has drawn a step: then it can stop by itself
 
 function say(text, isWrong = false) {
   status.textContent = text
@@ -43,8 +46,8 @@ function addFrame(caption = '') {
   const button = Object.assign(document.createElement('button'), {type: 'button', textContent: 'Redraw', disabled: true,
     ariaLabel: `Redraw frame ${k + 1}`})
   canvas.setAttribute('role', 'img')
-  const frame = {item, canvas, field, button, isDrawn: false, redraws: 0}
-  field.addEventListener('input', note)
+  const frame = {item, canvas, field, button, isDrawn: false, isKept: false, redraws: 0}
+  field.addEventListener('input', () => { edited(); note() })
   button.addEventListener('click', () => redraw(k))
   placeholder(canvas, k)
   item.append(canvas, field, button)
@@ -54,7 +57,27 @@ function addFrame(caption = '') {
 
 // No frame is drawn
 function clear() {
-  frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, redraws: 0}); placeholder(frame.canvas, k) })
+  frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, isKept: false, redraws: 0}); placeholder(frame.canvas, k) })
+}
+
+// The story is no longer an example
+function edited() {
+  isOwn = true
+  at.example.value = ''
+}
+
+// An example, or again what it took the place of
+function choose() {
+  const example = manifest.examples[at.example.value]
+  if (isOwn && example) own = {captions: frames.map(frame => frame.field.value), cards: cards?.cards}
+  isOwn = !example
+  if (example) {
+    setCaptions(example.captions)
+    cards?.replace(example.cast ?? {})
+  } else if (own) {
+    setCaptions(own.captions)
+    if (own.cards) cards.restore(own.cards)
+  }
 }
 
 // Captions of another story
@@ -74,11 +97,17 @@ function refresh() {
   at.more.disabled = isDrawing || frames.length >= manifest.n_slots
   at.example.disabled = isDrawing
   at.download.disabled = isDrawing || !frames.some(frame => frame.isDrawn)
-  for (const frame of frames) frame.button.disabled = isDrawing || !frame.isDrawn
+  for (const frame of frames) frame.button.disabled = isDrawing || !frame.isKept
 }
 
 
 // what is odd, and what is wrong
+
+// Whether a caption has a name as a whole word
+function mentions(caption, name) {
+  const word = name.trim().replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
+  return new RegExp(`(?<![\\p{L}\\p{N}_])${word}(?![\\p{L}\\p{N}_])`, 'iu').test(caption)
+}
 
 function note() {
   const texts = captions(), found = []
@@ -92,10 +121,11 @@ function note() {
     const {count} = vocabulary.encode(text)
     if (count > vocabulary.length) found.push(`caption ${k + 1} is too long: of its ${count} tokens the model reads ${vocabulary.length}`)
   })
-  const story = texts.join(' ').toLowerCase()
   for (const {name} of cards?.cards ?? [])
-    if (!story.includes(name.toLowerCase())) found.push(`no caption mentions ${name}; the card is used all the same`)
-  notes.replaceChildren(...found.map(text => Object.assign(document.createElement('li'), {textContent: text})))
+    if (!texts.some(text => mentions(text, name))) found.push(`no caption mentions ${name}; the card is used all the same`)
+  // a list that stays the same is not announced again
+  if (found.join('\n') !== [...notes.children].map(item => item.textContent).join('\n'))
+    notes.replaceChildren(...found.map(text => Object.assign(document.createElement('li'), {textContent: text})))
   for (const frame of frames) frame.field.removeAttribute('aria-invalid')
   refresh()
 }
@@ -121,10 +151,24 @@ function checkCaption(k) {
 }
 
 
+// The cards by their names, which must differ
+function checkCast() {
+  const cast = (cards?.cards ?? []).map(({name, picture}) => ({name: name.trim(), picture})), seen = new Set()
+  for (const {name} of cast) {
+    const key = name.toLowerCase()
+    if (!name || seen.has(key))
+      throw new Error(name ? `two cards are named ${name}; names must differ` : 'a card has no name; give it one, such as Ada')
+    seen.add(key)
+  }
+  return cast
+}
+
+
 // drawing
 
 function start(message, captions, line, button) {
   if (!worker) {
+    hasBegun = false
     worker = new Worker(new URL(`worker.js${location.search}`, import.meta.url), {type: 'module'})
     worker.addEventListener('message', ({data}) => answers[data.said](data))
     worker.addEventListener('error', () => answers.failed({why: 'the worker that draws could not start'}))
@@ -151,23 +195,35 @@ function end(text, isWrong) {
 const answers = {
   loading({bytes, of}) { say(`loading the model, ${(bytes/1e6).toFixed(1)} of ${(of/1e6).toFixed(1)} MB`) },
   step({k, step, steps}) {
+    hasBegun = true
     frames.forEach((frame, i) => frame.item.classList.toggle('drawing', i === k))
     progress.value = ([...wanted.keys()].indexOf(k) + step/steps)/wanted.size
     if (step === 1) say(`frame ${k + 1} of ${frames.length}`)   // not every step, for screen readers
   },
   frame({k, picture}) {
     paint(frames[k].canvas, picture)
-    Object.assign(frames[k], {isDrawn: true, caption: wanted.get(k)})
+    Object.assign(frames[k], {isDrawn: true, isKept: true, caption: wanted.get(k)})
     frames[k].canvas.ariaLabel = `Frame ${k + 1}: ${wanted.get(k)}`
   },
   done({seconds, runtime}) { end(`${doneLine} in ${seconds.toFixed(1)} s, ${runtime}`) },
   stopped() { end('stopped') },
   failed({why}) {
-    worker.terminate()
-    worker = null
-    for (const frame of frames) frame.isDrawn = false   // their memory is gone with the worker
+    dismiss()
     end(why, true)
   },
+}
+
+// The worker's memory of the frames is gone with it
+function dismiss() {
+  worker.terminate()
+  worker = null
+  for (const frame of frames) frame.isKept = false
+}
+
+function stop() {
+  if (hasBegun) return worker.postMessage({task: 'stop'})
+  dismiss()   // while it loads, it does not listen
+  end('stopped')
 }
 
 function draw() {
@@ -175,7 +231,7 @@ function draw() {
   if (cards?.reading) return cards.reading.finally(draw)
   try {
     const texts = frames.map((_, k) => checkCaption(k)), seed = number('seed', 0, 2**32 - 1, true)
-    const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: cards?.cards ?? []}
+    const message = {task: 'draw', captions: texts, seed, settings: settings(), cast: checkCast()}
     clear()
     say(worker ? 'reading the captions' : 'loading the model')
     start(message, new Map(texts.entries()), `${texts.length} frame${texts.length === 1 ? '' : 's'} drawn`,
@@ -188,7 +244,7 @@ function redraw(k) {
   if (cards?.reading) return cards.reading.finally(() => redraw(k))
   try {
     const caption = checkCaption(k), seed = (number('seed', 0, 2**32 - 1, true) + frames[k].redraws + 1) % 2**32
-    const message = {task: 'redraw', k, caption, seed, settings: settings(), cast: cards?.cards ?? []}
+    const message = {task: 'redraw', k, caption, seed, settings: settings(), cast: checkCast()}
     frames[k].redraws++
     start(message, new Map([[k, caption]]), `frame ${k + 1} drawn again with seed ${seed}`, frames[k].button)
   } catch (e) { say(e.message, true) }
@@ -201,21 +257,17 @@ async function download() {
 }
 
 async function begin() {
+  form.addEventListener('submit', event => { event.preventDefault(); draw() })
   if (!hasSimd()) return say('this browser has no WebAssembly SIMD, which drawing needs; use one from 2022 or later', true)
   try { ({manifest, vocabulary} = await loadVocabulary(read)) } catch (e) { return say(e.message, true) }
   if (manifest.cast) cards = new Cards(form.querySelector('.cast'), Math.max(1, manifest.n_slots - 1),
-    {changed: note, failed: text => say(text, true)})
+    {changed: note, edited, failed: text => say(text, true)})
   manifest.examples.forEach(({captions: [first]}, i) => at.example.add(new Option(first.length > 60 ? `${first.slice(0, 58)}…` : first, i)))
-  at.example.addEventListener('change', () => {
-    const example = manifest.examples[at.example.value]
-    setCaptions(example ? example.captions : captions().map(() => ''))
-    cards?.replace(example?.cast ?? {})
-  })
-  at.more.addEventListener('click', () => { addFrame(); note(); frames.at(-1).field.focus() })
-  at.fewer.addEventListener('click', () => { frames.pop().item.remove(); note() })
-  at.stop.addEventListener('click', () => worker.postMessage({task: 'stop'}))
+  at.example.addEventListener('change', choose)
+  at.more.addEventListener('click', () => { edited(); addFrame(); note(); frames.at(-1).field.focus() })
+  at.fewer.addEventListener('click', () => { edited(); frames.pop().item.remove(); note() })
+  at.stop.addEventListener('click', stop)
   at.download.addEventListener('click', download)
-  form.addEventListener('submit', event => { event.preventDefault(); draw() })
   at.example.value = '0'
   at.example.dispatchEvent(new Event('change'))
   await cards?.reading

@@ -56,7 +56,7 @@ class BytePairs {
       if (best === Infinity) break
       parts.splice(at, 2, parts[at] + parts[at + 1])
     }
-    return parts.map(part => part in this.vocab ? part : this.unknown)
+    return parts.map(part => Object.hasOwn(this.vocab, part) ? part : this.unknown)
   }
 
   // The text of a token
@@ -85,7 +85,7 @@ class WordPieces {
       let to = letters.length, piece = ''
       for (; to > from; to--) {
         piece = (from ? this.prefix : '') + letters.slice(from, to).join('')
-        if (piece in this.vocab) break
+        if (Object.hasOwn(this.vocab, piece)) break
       }
       if (to === from) return [this.unknown]
       parts.push(piece)
@@ -107,6 +107,7 @@ export class Tokenizer {
     // names and words with a token of their own; special tokens are ordinary text in a caption
     const own = spec.added_tokens.filter(token => !token.special)
     this.own = own.map(t => ({...t, text: t.normalized ? this.model.normalize(t.content) : t.content}))
+    this.size = new Set([...Object.keys(spec.model.vocab), ...spec.added_tokens.map(token => token.content)]).size
     this.own.sort((a, b) => b.text.length - a.text.length)
   }
 

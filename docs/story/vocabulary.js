@@ -9,13 +9,17 @@ const IDEOGRAPH = /[\u3400-\u9fff\uf900-\ufaff\u{20000}-\u{2a6df}]/u
 
 export function wordsIn(caption) { return repaired(caption).toLowerCase().match(WORDS) ?? [] }
 
-// Whether a tokenizer reads a word as one token, or most of it in parts of several letters
-function isKnown(word, {model}) {
+// In a smaller vocabulary, parts of words are no more than steps of a merge
+const LARGE = 10_000
+
+// Whether a tokenizer reads a word as one token or, if it has many tokens, most of it in parts of several letters
+function isKnown(word, {model, size}) {
   const hasIdeographs = IDEOGRAPH.test(word), isClip = !model.prefix
   if (hasIdeographs && isClip) return true
   const tokens = model.words(model.normalize(word)).flatMap(piece => model.split(piece))
   if (!isClip && tokens.includes(model.unknown)) return false
   if (hasIdeographs || word.length === 1 || tokens.length === 1) return true
+  if (size < LARGE) return false
   let inLongParts = 0
   for (const token of tokens) {
     const n = Array.from(model.decode(token)).length

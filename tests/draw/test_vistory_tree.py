@@ -101,8 +101,9 @@ def test_a_copy_that_was_killed(tmp_path, monkeypatch):
     paint(tmp_path/'run/drawn', split)
     def write(): return write_vistory(split, tmp_path/'run/drawn', 'run', dict(seed=0))[0]
     place = write()
-    shutil.copytree(place, place.with_name(f'.{place.name}-host-1-0123abcd'))
+    half = shutil.copytree(place, place.with_name(f'.{place.name}-host-1-0123abcd'))
     assert write() == place
+    shutil.rmtree(half)
     place.rename(place.with_name(f'.{place.name}-old-0123abcd'))
     assert write() == place and len(trees(tmp_path/'run')) == 1
     assert not list(place.parent.glob('.*-old-*'))

@@ -15,6 +15,7 @@ from arldm.data.dataset import collate
 from arldm.draw.pipeline import StoryPipeline
 from arldm.draw.schedulers import make_scheduler
 from arldm.model.arldm import ARLDM
+from arldm.model.config import noise_schedule
 from arldm.settings import resolve
 from arldm.train.loop import train_steps
 
@@ -162,6 +163,8 @@ def test_stable_diffusion_2(home, tmp_path, monkeypatch, capsys):
         return torch.from_numpy(pipe(['a man walks', 'he sleeps', 'he wakes'], num_inference_steps=2, output_type='np',
                                      generator=torch.Generator().manual_seed(0), **kw).frames[0])
     assert draw().shape == (3, 32, 32, 3) and torch.allclose(draw(), draw(plain=True), atol=1.1/255)  # a grey level
+    with pytest.raises(StoryError, match='the original knows only the prediction of noise'): net.to_original()
+    net.noise_scheduler = noise_schedule()
     with pytest.raises(StoryError, match='history.slot_projection.*the original has no such layer'): net.to_original()
 
 
