@@ -88,7 +88,8 @@ def train_autoencoder(
     claim_folder(folder, dict(max_train_steps=max_train_steps, train_batch_size=train_batch_size,
                               frames=n, learning_rate=learning_rate, seed=seed))
     torch.manual_seed(seed)
-    vae = make_vae(**SIZES['toy']['vae'])
+    # a convolution on a CPU is a fifth faster with the channels of a pixel side by side
+    vae = make_vae(**SIZES['toy']['vae']).to(memory_format=torch.channels_last)
     _, frames, figure = random_frames(n, seed)
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps,
@@ -99,7 +100,8 @@ def train_autoencoder(
         # (times a prime, so that runs of neighbouring seeds have no step in common)
         torch.manual_seed(seed*1_000_003 + step)
         rows = torch.randint(n, (train_batch_size,))
-        loss = autoencoder_loss(vae, to_target(frames[rows]), 1 + 8*figure[rows])
+        target = to_target(frames[rows]).to(memory_format=torch.channels_last)
+        loss = autoencoder_loss(vae, target, 1 + 8*figure[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
         optimizer.step()
