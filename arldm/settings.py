@@ -422,6 +422,21 @@ def _check_stored(s):
         raise StoryError("frozen_storage='fp8' is for frozen matrices of the UNet, and none is "
                          "frozen: freeze unet, or set frozen_storage='compute'")
 
+# %% ../nbs/01_settings.ipynb #ab12cd33
+def _check_changes(changes):
+    "Raise a `StoryError` for the first setting that is unknown, or not of the type of its default."
+    for k in changes:
+        if k not in SETTINGS: raise StoryError(f'no setting {k!r}{did_you_mean(k, SETTINGS)}')
+    if changes.get('weighting') == 'min-snr':
+        raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
+    kinds = {bool: (bool, 'True or False'), int: (Integral, 'a whole number'),
+             float: (Real, 'a number'), str: (str, 'text'), tuple: ((str, tuple, list), 'names')}
+    for k, value in changes.items():
+        kind, words = kinds[tuple if k == 'freeze' else type(getattr(Settings, k))]
+        # True counts as a number in Python
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise StoryError(f'{k} must be {words}, got {value!r}')
+
 # %% ../nbs/01_settings.ipynb #ab12cd34
 def _check_together(s):
     "Raise a `StoryError` for settings that exclude each other."
@@ -444,16 +459,6 @@ def _check_together(s):
         raise StoryError("rescale_betas_zero_snr needs weighting='none' and snr_gamma=0: other "
                          'weights are zero at the last timestep')
 
-def _check_types(changes):
-    "Raise a `StoryError` for the first setting that is of another type than its default."
-    kinds = {bool: (bool, 'True or False'), int: (Integral, 'a whole number'),
-             float: (Real, 'a number'), str: (str, 'text'), tuple: ((str, tuple, list), 'names')}
-    for k, value in changes.items():
-        kind, words = kinds[tuple if k == 'freeze' else type(getattr(Settings, k))]
-        # True counts as a number in Python
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise StoryError(f'{k} must be {words}, got {value!r}')
-
 def resolve(
     preset:str='toy',  # Key of `PRESETS`
     **overrides,       # Settings that differ from the preset; `None` means as in the preset
@@ -468,12 +473,8 @@ def resolve(
         Settings: Complete, checked
     """
     changes = {k: v for k, v in overrides.items() if v is not None}
-    for k in changes:
-        if k not in SETTINGS: raise StoryError(f'no setting {k!r}{did_you_mean(k, SETTINGS)}')
-    if changes.get('weighting') == 'min-snr':
-        raise StoryError("no weighting 'min-snr'; did you mean snr_gamma=5?")
-    one_of('preset', str(preset), PRESETS)
-    _check_types(changes)
+    _check_changes(changes)
+    preset = one_of('preset', str(preset), PRESETS)
     s = Settings(**{**PRESETS[preset], 'preset': preset, **changes})
     if s.lora_rank and 'freeze' not in changes: s = dataclasses.replace(s, freeze='all')
     for k, choices in CHOICES.items(): one_of(k, getattr(s, k), choices)

@@ -26,12 +26,12 @@ def _cell(result, name):
     done = {n: row for n, row in result['rows'].items() if row['state'] == 'done'}
     return with_goal(done, name)
 
-def _origin(result, names):
+def _origin(result, names, states=('done',)):
     "Write a sentence that says on which machine, when and with which commit rows were measured."
     dates = set()
     commits = set()
     for name, row in result['rows'].items():
-        if name in names and row['state'] in ('done', 'failed'):
+        if name in names and row['state'] in states and 'commit' in row:
             dates.add(row['date'])
             commits.add(row['commit'])
     if not dates: return 'Not measured yet: no GPU was available.'
@@ -104,10 +104,10 @@ def checks_table(
         result (dict): What `gpu.json` holds
     """
     # a row that was not measured may have a note that says why
-    measured = {name: row for name, row in result['rows'].items()
-                if row['state'] in ('done', 'failed')}
+    states = 'done', 'failed'
+    measured = {name: row for name, row in result['rows'].items() if row['state'] in states}
     rows = [[what, row_in_words(measured, name)] for name, what in CHECKS.items()]
-    return f'{_origin(result, CHECKS)}\n\n{markdown_table(["check", "result"], rows)}'
+    return f'{_origin(result, CHECKS, states)}\n\n{markdown_table(["check", "result"], rows)}'
 
 # %% ../../nbs/bench/88_gpu_tables.ipynb #d65956c6
 # rows that matter for SSID; stories of its test split

@@ -18,17 +18,19 @@ _DRAW = dict(headings=dict(data='what to draw', captions='your own captions inst
              choices=dict(scheduler=SCHEDULERS, dtype=('auto', *DTYPES.values()),
                           format=SHARING_FORMATS, layout=DRAWING_LAYOUTS))
 
-def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast, split):
+# -> the run's folder; takes all arguments of `draw`
+def _begin(run, captions, given, cast, redraw, batch_size, sets, limit, **others):
     "Raise a `StoryError` for wrong options; load the libraries, quietly; return the run's folder."
     at_least_one(batch_size=batch_size, sets=sets, limit=1 if limit is None else limit)
     if captions is None and (given, cast, redraw) != (None, None, None):
         raise StoryError('--given, --cast and --redraw need --captions')
-    of_split = {'data': data is not None, 'limit': limit is not None, 'sets': sets > 1,
-                'layout': layout is not None, 'fast': fast, 'split': split != 'test',
-                'batch-size': batch_size != 16}
+    of_split = dict(limit=limit is not None, sets=sets > 1, batch_size=batch_size != 16,
+                    data=others['data'] is not None, layout=others['layout'] is not None,
+                    fast=others['fast'], split=others['split'] != 'test')
     for name, is_given in of_split.items():
         if captions is not None and is_given:
-            raise StoryError(f'--{name} is for the stories of a split; leave out --captions or it')
+            raise StoryError(f'--{name.replace("_", "-")} is for the stories of a split; leave out '
+                             '--captions or it')
     quiet_libraries()
     from arldm.cli.drawing_run import local_run
     return local_run(run)
@@ -93,8 +95,7 @@ def draw(
         layout (str, optional): Also copy the drawings into another program's layout; default: none
         dry_run (bool, default False): Check everything, say what would be drawn, and stop
     """
-    run = _begin(run, captions, given, cast, redraw, batch_size, sets, limit, layout, data, fast,
-                 split)
+    run = _begin(**locals())
     from arldm.draw.own_stories import draw_text
     from arldm.cli.drawing_run import draw_stories, sampling_of
     sampling = sampling_of(run, scheduler, num_inference_steps, guidance_scale, guidance_interval,

@@ -58,8 +58,7 @@ def port(
         loose (bool, default False): Ignore unknown tensors, initialize missing ones at random
         dry_run (bool, default False): Check everything, but write nothing
     """
-    source = Path(source)
-    out = Path(out)
+    source, out = Path(source), Path(out)
     one_of('task', task, TASKS)
     if not source.exists():
         raise StoryError(f'{source}: expected a checkpoint or a pipeline folder, found nothing')

@@ -89,6 +89,14 @@ def _remove_others(pipe, before):
     for names in pipe.get_list_adapters().values(): found.update(names)
     for name in sorted(found - known): pipe.delete_adapters(name)
 
+# %% ../../nbs/draw/40a_adapters.ipynb #9cc83b30
+def _check_hotswap(weights, hotswap):
+    "Raise `StoryError` if a LoRA of an encoder is to replace another."
+    # diffusers would find out after it has changed the UNet
+    if hotswap and any(name.startswith(('text_encoder', 'memory_encoder')) for name in weights):
+        raise StoryError('hotswap replaces weights of the UNet only, but this LoRA has others; '
+                         'unload the old one and attach this one')
+
 # %% ../../nbs/draw/40a_adapters.ipynb #cb2651f8
 class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
     "LoRA and textual inversion for a pipeline; stands before `DiffusionPipeline` in its bases."
@@ -110,20 +118,15 @@ class AdapterMixin(TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
             **kwargs: Others of diffusers: `weight_name`, `revision`, …
         """
         source = _lora_folder(pretrained_model_name_or_path_or_dict, kwargs)
-        # In a subfolder on the hub diffusers would not find it
+        # diffusers would not find it in a subfolder on the hub
         if 'subfolder' in kwargs: kwargs.setdefault('weight_name', LORA_FILE)
         with loading_lora(self, source):
             before, names = self._n_lora_layers(), self._adapter_names()
             read = dict(source) if isinstance(source, dict) else source  # diffusers changes it
-            found = self.lora_state_dict(read, return_lora_metadata=True, **kwargs)
-            weights, _, metadata = found
+            weights, _, metadata = self.lora_state_dict(read, return_lora_metadata=True, **kwargs)
             is_of_run = (metadata or {}).get(TRAINED_KEY) and hasattr(self, 'history')
             if is_of_run: self._check_alone(source, hotswap)
-            # diffusers would find out after it has changed the UNet
-            of_encoders = any(name.startswith(('text_encoder', 'memory_encoder')) for name in weights)
-            if hotswap and of_encoders:
-                raise StoryError('hotswap replaces weights of the UNet only, but this LoRA has '
-                                 'others; unload the old one and attach this one')
+            _check_hotswap(weights, hotswap)
             super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
             self._load_memory_encoder_lora(weights, metadata, adapter_name)
             if not hotswap: _check_attached(weights, self._n_lora_layers() - before)

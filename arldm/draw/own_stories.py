@@ -200,7 +200,7 @@ def draw_text(
     """
     rank, _ = rank_and_world_size()
     if dist.is_torchelastic_launched() and rank > 0: return    # the first process draws it
-    story = own_story(run, text, sampling, given, out, cast, format)
+    story = own_story(run, text, sampling, given, out, cast, format, recover=not dry_run)
     to_redraw = redraw    # None, 'all', or a list of numbers from 1
     if redraw not in (None, 'all'):
         to_redraw = parse_numbers("redraw must be 'all', or its frames", redraw)

@@ -78,8 +78,8 @@ def check_scheduler(
                              f'{kind}.from_config(pipe.scheduler.config)')
 
 # %% ../../nbs/draw/38a_schedulers.ipynb #a5f79c60
-# With n <= FEW_STEPS steps, DDIM and PNDM start at the last timestep, 999, or at 998. They would usually start
-# at 1000 - 1000/n, where the model expects to see some of the picture in the noise.
+# With n <= FEW_STEPS steps, DDIM and PNDM start at the last timestep, 999, or at 998. They would
+# usually start at 1000 - 1000/n, where the model expects to see some of the picture in the noise.
 FEW_STEPS = 3
 
 def set_timesteps(

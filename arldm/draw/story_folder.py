@@ -87,6 +87,7 @@ def own_story(
     out:str=None,    # Folder to draw into; default: `<stem>-drawn` beside the text
     cast:str=None,   # Cast cards, such as 'Ada=ada.png,Bo=bo.png'
     format:str=None, # Of a file to share that is wanted: one of `SHARING_FORMATS`
+    recover:bool=False, # Finish a replacement of the folder that was killed
 )->OwnStory:
     """Read a story from a text file, or raise `StoryError` if it cannot be drawn.
 
@@ -97,6 +98,7 @@ def own_story(
         out (str, optional): Folder to draw into; default: `<stem>-drawn` beside the text
         cast (str, optional): Cast cards, such as 'Ada=ada.png,Bo=bo.png'
         format (str, optional): Of a file to share that is wanted: one of `SHARING_FORMATS`
+        recover (bool, default False): Finish a replacement of the folder that was killed
     """
     path = Path(expand_user(str(text)))
     captions = read_captions(path)
@@ -113,7 +115,7 @@ def own_story(
                      weights=folder_digest(pipeline), frames=frames, sampling=sampling,
                      cast=own_cast, cards=cards, to_share=[])
     for folder in story.folder, story.part: check_output_folder(folder, pipeline)
-    recover_folder(story.folder)    # before it is read
+    if recover: recover_folder(story.folder)    # before it is read
     story.sampling = sampling.with_dtype(pipeline, _drawn_before(story))
     story.to_share = _to_share(story.folder, format)
     while len(frames) < len(captions): frames.append(asdict(story.sampling))

@@ -377,7 +377,8 @@ def load(cls:ARLDM,
     # A pipeline that was saved in half precision is computed with in full precision, too
     model = cls(**parts, vocab=vocab).float().eval()
     config = folder/'scheduler'/'scheduler_config.json'
-    if config.is_file(): model.noise_scheduler = noise_like(load_json(config, {'prediction_type?': str}))
+    if config.is_file():
+        model.noise_scheduler = noise_like(load_json(config, {'prediction_type?': str}))
     return model
 
 # %% ../../nbs/model/28_loss.ipynb #78a2507b

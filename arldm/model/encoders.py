@@ -47,9 +47,10 @@ def encode_captions(
 @torch.no_grad()
 def _resized(old:Tensor, n:int, std:float=None) -> Tensor: # (n, D)
     "Return a copy of a table with `n` rows; rows that it lacks are random, from N(0, std²)."
-    if std is None: std = old.std().item()
+    # On the meta device there are no numbers
+    if std is None: std = 1. if old.is_meta else old.std().item()
     # Drawn on the CPU: the same rows on every device
-    new = (torch.randn(n, old.shape[1], dtype=old.dtype) * std).to(old.device)
+    new = (torch.randn(n, old.shape[1], dtype=old.dtype, device='cpu') * std).to(old.device)
     n_kept = min(n, len(old))
     new[:n_kept] = old[:n_kept]
     return new

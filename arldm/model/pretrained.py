@@ -133,6 +133,7 @@ def _what_is_at(path): # says what was found there, for messages
         return f'a folder with {", ".join(names) or "nothing"}'
     return 'no such folder, nor on the hub (without a network name a folder that was fetched)'
 
+# %% ../../nbs/model/26_pretrained.ipynb #a326f210
 def _blip_weights(where): # -> tensors under our names
     "Read BLIP's weights, or raise a `StoryError` that says what was found instead."
     path = Path(where)

@@ -85,6 +85,7 @@ def _why_networks_differ(a, row_a, b, row_b): # each run with its row of the sco
     weights_b = (b.scores.get('networks') or {}).get(name_b)
     return f'not paired: different weights of {name_a}' if weights_a != weights_b else ''
 
+# %% ../../nbs/report/59_compare.ipynb #7e2ba4f2
 def _why_resamples_differ(a, row_a, b, row_b): # each run with its row of the score
     "Return why the resamples of a score cannot be subtracted; empty if they can be."
     name = row_a['name']

@@ -26,8 +26,8 @@ from .page import is_number, score_text
 # %% ../../nbs/report/62_run_folder.ipynb #6b4c6317
 _TEXT = str, type(None)
 # the settings that a report relies on, and their types
-REPORT_SHAPE = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT, 'corpus?': _TEXT, 'task?': _TEXT,
-                'model?': _TEXT, 'drawing?': dict}
+REPORT_SHAPE = {'data?': _TEXT, 'data_relative?': _TEXT, 'split?': _TEXT, 'corpus?': _TEXT,
+                'task?': _TEXT, 'model?': _TEXT, 'drawing?': dict}
 
 def read_run(
     folder:str|Path,  # A run folder, finished or not, or a folder of drawings

@@ -234,7 +234,8 @@ def _check_out(out, systems, folders): # `folders`: of their drawings
         scored = out/system.name
         refuse_other_scores(scored, folder)
         taken = scored.resolve() in named or scored.resolve() == folder.resolve()
-        if taken or (scored/'scores.json').exists() and not (out/MADE).exists():
+        of_ranking = (out/MADE).exists() or (out/'ranking.json').exists()
+        if taken or (scored/'scores.json').exists() and not of_ranking:
             raise StoryError(f'--out {out}: a ranking would replace the scores in {scored}; name '
                              'another folder')
 

@@ -419,7 +419,8 @@ def _summary(table, notes, cast): # entries of `scores.json` about the drawings 
         notes.append(f'only {n_albums} albums: intervals are wide and unreliable')
     n_sets = len(drawings.paths) # folders of drawings, one for each random seed
     return dict(split=drawings.split.name, n_stories=len(set(drawings.story)), n_albums=n_albums,
-                n_frames=len(drawings), side=drawings.side, seeds=n_sets, resamples=len(table.resamples),
+                n_frames=len(drawings), side=drawings.side, seeds=n_sets,
+                resamples=len(table.resamples),
                 trouble=notes, missing=drawings.missing, unknown=drawings.unknown,
                 scores=table.rows, frames=table.frames)
 

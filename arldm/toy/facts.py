@@ -188,10 +188,6 @@ class History:
     def was_stated(self, look, fact): # only looks can be shown by cards instead of stated
         return fact not in LOOK_FACTS or fact in self.stated[_who(look)]
 
-    def has_card(self, look):
-        kind, _ = self.decided.get(_who(look), ('', None))
-        return kind == 'card'
-
     def check_seen(self, look, got, add): # `got`: the drawn `Figure`, or `None`
         if _who(look) not in self.decided: return
         kind, decided = self.decided[_who(look)]
@@ -208,6 +204,12 @@ def would_decide(self:History, want:Scene) -> bool:
     "Whether a frame shows a place or a character whose looks nothing has decided before."
     characters = {_who(figure.look) for figure in want.figures}
     return want.place not in self.landmarks or not characters <= self.decided.keys()
+
+@patch
+def has_card(self:History, look:Look) -> bool:
+    "Whether a card shows the character with this look."
+    kind, _ = self.decided.get(_who(look), ('', None))
+    return kind == 'card'
 
 # %% ../../nbs/toy/20_facts.ipynb #bb267989
 @lru_cache(400)

@@ -356,12 +356,6 @@ def _timed(batches): # yields the stories of each step, and the time when fetchi
         if batch is None: return
         yield batch, start
 
-def _of_reader(e):
-    "Return the `StoryError` of a process that reads ahead, which torch hands on as a traceback."
-    found = re.search(r'in DataLoader worker process.*(?:StoryError|BadStory): (.*)', str(e), re.S)
-    # `StoryError` has replaced the line break at its end
-    return StoryError(found[1].rstrip('\n').removesuffix('?')) if found else e
-
 def _any_process(acc, signals): # whether any got a signal to stop; then all stop together
     n = torch.tensor(float(len(signals)), device=acc.device)
     return acc.reduce(n, 'sum').item() > 0
@@ -372,6 +366,13 @@ def _validate(state, val): # -> the validation loss of the averaged weights
         mine = validation_loss(model, val, state.s, acc.process_index, acc.num_processes)
         total, n = acc.reduce(mine.to(acc.device), 'sum')
     return (total/n).item()
+
+# %% ../../nbs/train/37_loop.ipynb #0636310e
+def _of_reader(e):
+    "Return the `StoryError` of a process that reads ahead, which torch hands on as a traceback."
+    found = re.search(r'in DataLoader worker process.*(?:StoryError|BadStory): (.*)', str(e), re.S)
+    # `StoryError` has replaced the line break at its end
+    return StoryError(found[1].rstrip('\n').removesuffix('?')) if found else e
 
 # %% ../../nbs/train/37_loop.ipynb #3d5fd239
 # Variables of accelerate that would change the training, and a value of each that does not

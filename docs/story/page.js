@@ -60,8 +60,9 @@ function clear() {
   frames.forEach((frame, k) => { Object.assign(frame, {isDrawn: false, isKept: false, redraws: 0}); placeholder(frame.canvas, k) })
 }
 
-// The story is no longer an example
+// The story is no longer an example; what it took the place of can be chosen again
 function edited() {
+  if (!isOwn && own) return
   isOwn = true
   at.example.value = ''
 }
@@ -77,6 +78,9 @@ function choose() {
   } else if (own) {
     setCaptions(own.captions)
     if (own.cards) cards.restore(own.cards)
+  } else {
+    setCaptions(frames.map(() => ''))
+    cards?.replace({})
   }
 }
 
@@ -122,7 +126,7 @@ function note() {
     if (count > vocabulary.length) found.push(`caption ${k + 1} is too long: of its ${count} tokens the model reads ${vocabulary.length}`)
   })
   for (const {name} of cards?.cards ?? [])
-    if (!texts.some(text => mentions(text, name))) found.push(`no caption mentions ${name}; the card is used all the same`)
+    if (name.trim() && !texts.some(text => mentions(text, name))) found.push(`no caption mentions ${name}; the card is used all the same`)
   // a list that stays the same is not announced again
   if (found.join('\n') !== [...notes.children].map(item => item.textContent).join('\n'))
     notes.replaceChildren(...found.map(text => Object.assign(document.createElement('li'), {textContent: text})))

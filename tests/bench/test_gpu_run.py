@@ -255,6 +255,7 @@ def test_a_gpu_fills_the_chapters(tmp_path, monkeypatch, capsys):
             'train: 256 px, baseline frozen, 8 stories': dict(done, stories_per_s=4., memory=12., flops=1e14),
             'train: 512 px, all trained, checkpointed': dict(done, note='out of memory'),
             'draw: pndm 50, plain, 1 story': dict(state='skipped', date='2026-11-28', note='takes about 30 s'),
+            'check: pytest -m gpu': dict(state='failed', note='its process ended with code -9'),
             'draw: where the time goes': dict(state='skipped', date='2026-11-28', note='takes about 15 s')}
     about = dict(gpu='NVIDIA H200', cpu='x', card=dict(driver_version='600.1'), versions=dict(torch='2.11.0'))
     result = dict(format='arldm-gpu', size='full', device='cuda', machine=about, rows=rows)

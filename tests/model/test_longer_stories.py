@@ -40,7 +40,7 @@ def run(file, tmp_path_factory):
 
 def test_refused_without_room(file, tmp_path):
     "Too few slots asked for: the line names the flag that makes room; nothing is written."
-    with pytest.raises(StoryError, match='has 8 frames, more than the 6 .* or start a new run with --n-slots 8'):
+    with pytest.raises(StoryError, match='has 8 frames, more than the 5 .* or start a new run with --n-slots 8'):
         train(tmp_path/'run', data=file, n_slots=5, max_train_steps=2, **HOW)
     assert not (tmp_path/'run').exists()
 

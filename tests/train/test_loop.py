@@ -12,7 +12,7 @@ from arldm.train import setup as begins
 from arldm.toy import corpus as toy
 from arldm.train import loop as training
 from arldm.cli.convert import convert
-from arldm.core import StoryError
+from arldm.core import BadStory, StoryError
 from arldm.data.dataset import StoryDataset, collate, to_memory, to_target
 from arldm.model.arldm import LOSS_WEIGHTS
 from arldm.model.config import SIZES, noise_schedule
@@ -178,6 +178,19 @@ def test_checkpointing(begin, monkeypatch, frozen, twice, chance):
     assert once == again and {k for k in modules if double[k] > once[k]} == {*twice.split()}, (once, double)
     assert a == c and same(wa, wc)
     assert a == b and same(wa, wb)
+
+class Unreadable(torch.utils.data.Dataset):
+    "Of stories that cannot be read."
+    def __init__(self, error): self.error = error
+    def __len__(self): return 2
+    def __getitem__(self, i): raise self.error
+
+@pytest.mark.parametrize('error', [StoryError('story 7: no picture?'), BadStory('bad picture', 'story 7: no picture?')])
+def test_an_error_of_a_reader_is_one_line(begin, error):
+    "torch hands on the traceback of another process as text."
+    net, _, _, s = begin()
+    with pytest.raises(StoryError) as e: next(iter(training.train_steps(net, Unreadable(error), s, workers=1)))
+    assert str(e.value).removesuffix('?') == 'story 7: no picture'
 
 def test_readers_change_nothing(begin):
     found = [run_through(*begin(crops=crops), workers=n)[0] for crops in (0, 2) for n in (0, 2)]
