@@ -275,32 +275,27 @@ def write_mixture(
     stories:Path,    # File of the ladder's stories
     n_stories:int,   # Of its training stories, from the first on
     n_openings:int,
-    n_pairs:int=0,   # Of stage 2
 ):
-    """Write a file of training stories of another, of openings and of pairs; keep one made before.
+    """Write a file of the training stories of another and of openings; keep one made before.
 
     Args:
         stories (Path): File of the ladder's stories
         n_stories (int): Of its training stories, from the first on
-        n_pairs (int, default 0): Of stage 2
     """
     file = StoryFile(stories)
     train, val = file['train'], file['val']
     def make(tmp):
         first_stories = itertools.islice(train, n_stories)
-        mixture = itertools.chain(first_stories, map(opening, range(n_openings)),
-                                  map(pair_story, range(n_pairs)))
+        mixture = itertools.chain(first_stories, map(opening, range(n_openings)))
         write_stories(tmp, {'train': mixture, 'val': iter(val)}, 'toy')
     made_from = [data_digest(split) for split in (train, val)]
-    facts = dict(stories=made_from, n_stories=n_stories, openings=n_openings, pairs=n_pairs)
-    keep_file(path, facts, make)
+    keep_file(path, dict(stories=made_from, n_stories=n_stories, openings=n_openings), make)
 
-# stories, openings and pairs of the last two stages
+# stories and openings of the last two stages
 NAMES_MIXTURE = 40_000, 80_000
-LAST_MIXTURE = 20_000, 4_000, 20_000
+LAST_MIXTURE = 20_000, 4_000
 # what differs from the preset 'toy-arldm': 8 stories and 16 openings a step
 NAMES_STAGE = dict(preset='toy-arldm', train_batch_size=24)
 NAMES_STEPS = 5000
-LAST_STAGE = dict(preset='toy-arldm', learning_rate=8e-4, cast_probability=1.,
-                  timestep_bias_power=1.5)
-LAST_STEPS = 11_000
+LAST_STAGE = dict(preset='toy-arldm', learning_rate=8e-4, cast_probability=1.)
+LAST_STEPS = 6000

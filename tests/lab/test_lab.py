@@ -110,7 +110,7 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
     monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (10, 10))
-    monkeypatch.setattr(ladder, 'LAST_MIXTURE', (4, 4, 4))
+    monkeypatch.setattr(ladder, 'LAST_MIXTURE', (4, 4))
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
