@@ -86,8 +86,9 @@ def _check(run, s, file, cache, workers, trackers, captions): # -> `_Job`
     for folder in run/'pipeline', run/'lora': refuse_foreign_folder(folder)
     check_log(run/'log.csv')
     model = _start_model(run, s, file, quiet=bool(checkpoints(run/'checkpoints'))).to(acc.device)
-    # runs of earlier versions may have stories of one frame more
-    n_slots = model.history.config.n_slots + bool(checkpoints(run/'checkpoints'))
+    n_slots = model.history.config.n_slots
+    # Runs of earlier versions may have stories of one frame more
+    if checkpoints(run/'checkpoints'): n_slots += 1
     check_lengths(train, s, n_slots)
     if val: check_lengths(val, s, n_slots, n=max(s.num_validation_stories, STRIPS))
     stories = _dataset(train, model, s, train=True, seed=s.seed, crops=s.crops,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
 from arldm.data.story import StoryFile, write_stories
 from arldm.draw.pipeline import StoryPipeline
@@ -18,18 +17,6 @@ from arldm.toy.corpus import toy_story
 from arldm.toy.reader import read, read_cards
 
 FEW = dict(num_inference_steps=2, guidance_scale=1.5)
-
-@pytest.fixture(scope='module')
-def pipe():
-    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('toy')
-    convert('toy', folder/'raw', str(folder/'toy.h5'), albums=4, quiet=True)
-    return folder/'toy.h5'
 
 def decides(story): # the rule in other words: something in the frame has not been shown by a card or an earlier frame
     known = {(look.colour, look.shape) for look in read_cards(list(story.cards().values()))}

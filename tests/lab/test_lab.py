@@ -18,7 +18,6 @@ from arldm.lab import memory_test
 from arldm.lab import ablations
 from arldm.lab.drawn_memory import drawn_memory
 from arldm.lab.attention import attention, record_attention, token_words
-from arldm.cli.convert import convert
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import check_facts
@@ -34,16 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(num_inference_steps=2, guidance_scale=2.)
 
 @pytest.fixture(scope='module')
-def pipe():
-    pipe = StoryPipeline.from_pretrained(asset('toy/arldm'))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-@pytest.fixture(scope='module')
-def stories(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('toy')
-    convert('toy', folder/'raw', str(folder/'toy.h5'), albums=4, quiet=True)
-    return StoryFile(folder/'toy.h5')
+def stories(data): return StoryFile(data)
 
 
 # the ladder
