@@ -8,7 +8,7 @@ __all__ = ['ranked', 'choose_stories', 'sorted_story_ids', 'find_story', 'story_
            'write_comparison']
 
 # %% ../../nbs/report/63_report.ipynb #aae47621
-import math, re
+import math, os, re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +20,8 @@ from ..score.intervals import format_value
 from ..score.table import MIN_STORIES
 from .charts import drift_charts, loss_charts
 from .compare import compare_runs
-from .page import (difference_row, embed, fact_bars, glossary, grouped, is_number,
-                               is_page, open_picture, picture_cell, render, score_table,
+from .page import (compared_run, difference_row, embed, fact_bars, glossary, grouped,
+                               is_number, is_page, open_picture, picture_cell, render, score_table,
                                story_figure)
 from .run_folder import (different_stories_warning, differing_settings, few_scored,
                                      flatten, introduction, read_run, reference_split, run_title,
@@ -368,6 +368,19 @@ def comparison_warnings(
         if few: lines.append(f'{name}: {few}')
     return lines + different_stories_warning(a, b)
 
+# %% ../../nbs/report/63_report.ipynb #abb76d08
+def _comparison_path(a, b): # folders of runs -> file in B, path of A relative to B
+    "Return where the comparison is written; raise `StoryError` for that of another run than A."
+    path = b/f'against-{a.name}.html'
+    refuse_foreign(path, is_page, 'report')
+    other = Path(os.path.relpath(a.resolve(), b.resolve())).as_posix()
+    # as the page holds it
+    other = other.encode(errors='replace').decode()
+    known = compared_run(path) if path.exists() else None
+    if known not in (None, other):
+        raise StoryError(f'{path} compares with another run of that name, {known}; move it away')
+    return path, other
+
 def write_comparison(
     a:str|Path,                 # A run folder
     b:str|Path,                 # The run folder that is compared with `a`
@@ -389,12 +402,12 @@ def write_comparison(
     except StoryError as e: not_compared = f'The scores cannot be compared: {e}'
     run_a = read_run(a)
     run_b = read_run(b)
-    path = run_b.folder/f'against-{run_a.name}.html'
-    refuse_foreign(path, is_page, 'report')
+    path, compared_with = _comparison_path(run_a.folder, run_b.folder)
     reference, why_no_reference = reference_split(run_b, split)
     frames = [run.scores.get('frames', []) for run in (run_a, run_b)]
     html = render(
         'against.html', title=f'{run_b.name} compared with {run_a.name}',
+        compared_with=compared_with,
         introduction={f'A is {run_a.name}:': introduction(run_a, reference_split(run_a)[0]),
                       f'B is {run_b.name}:': introduction(run_b, reference)},
         glossary=_glossary(differences, run_a, run_b),

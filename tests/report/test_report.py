@@ -493,6 +493,20 @@ def test_two_runs(finished, other):
     assert len(charts) == 2 + 2 and all('stroke: var(--two)' in html for html in charts)  # two scores by frame, two losses
     assert not {'script', 'link'} & {t for t, _ in page.tags}
 
+def test_two_runs_of_one_name(run, other):
+    "The page against one of them is not replaced by that against the other."
+    page = write_report(run, against=other)
+    text = page.read_bytes()
+    assert write_report(run, against=other) == page and page.read_bytes() == text
+    elsewhere = shutil.copytree(other, run.parent/'older "runs" &'/other.name)
+    with pytest.raises(StoryError, match='compares with another run of that name, .*/a&; move it away'):
+        write_report(run, against=elsewhere)
+    assert page.read_bytes() == text
+    page.unlink()
+    write_report(run, against=elsewhere)
+    assert write_report(run, against=elsewhere) == page
+    with pytest.raises(StoryError, match='../older "runs" &/a&; move it away'): write_report(run, against=other)
+
 def test_two_runs_without_scores_or_common_stories(run, other):
     (run/'scores.json').unlink()
     page = Page(write_report(run, against=other))
