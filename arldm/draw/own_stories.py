@@ -18,7 +18,7 @@ from ..files.manifest import MANIFEST, file_digest, recover_folder, replace_fold
 from ..files.pictures import read_picture
 from ..data.dataset import center_crop
 from ..data.strips import strips
-from .cast import cast_notes
+from .cast import cast_notes, fit_cast, unused_notes
 from .drawing_files import frame_name
 from .drawing_record import SamplingSettings, open_pipeline, parse_numbers
 from .sharing import save_story
@@ -158,8 +158,12 @@ def _say_what_is_odd(story, pipe):
     "Warn as drawing would, before a dry run ends."
     for note in cast_notes(story.cast, story.captions, pipe.history): warnings.warn(note)
 
+# %% ../../nbs/draw/47_own_stories.ipynb #76ac6234
 def _draw_again(story, pipe, todo):
     "Draw the frames `todo` again, in order; each remembers the new frames before it."
+    # what else is odd, drawing says; it does not know all captions
+    fitting = fit_cast(story.cast, pipe.history.config.n_slots)
+    for note in unused_notes(fitting, story.captions): warnings.warn(note)
     n_given = sum('given' in frame for frame in story.frames)
     def redraw(folder): # a copy of the story
         given = story.given or [*FrameFiles(folder, 1, n_given)]

@@ -18,7 +18,7 @@ from ..data.dataset import Vocabulary, pixels
 from ..data.strips import as_picture, with_palette
 from ..model.arldm import ARLDM
 from ..model.config import vae_factor
-from ..draw.cast import cast_tensors, check_cast
+from ..draw.cast import cast_tensors, check_cast, fit_cast
 from ..draw.frames import Memory, preprocess_frame
 from ..draw.pipeline import StoryPipeline
 
@@ -59,7 +59,7 @@ def record_attention(model:ARLDM): # -> yields a list of `AttentionRecorder`, on
 def _memory(pipe, frames, story, cast): # `story`: tokens of each frame's caption
     "Return the `Memory` of a story's cast and first frames."
     model, side = pipe.model, pipe.model.memory_side
-    cards = cast_tensors([check_cast(cast)], model.vocab.encode, side)
+    cards = cast_tensors([cast], model.vocab.encode, side)
     if cards is not None:
         cards = {name: x.to(model.device) for name, x in cards.items()}
         cards['memory'] = cards['memory'].to(pipe.unet.dtype)
@@ -91,7 +91,7 @@ def attention(
     k:int,                # Number of the frame whose attention is wanted, from 1
     timesteps:tuple=(500, 650, 800), # Noise levels to average over, of the 1,000 of training
     seed:int=0,           # Of the noise
-    cast:dict={},         # The story's cast cards: name -> picture
+    cast:dict={},         # The story's cast cards: name -> picture; the first that have room
 )->Tensor: # (1 + cards + slots, S, h, w): own caption, each card, each slot; a pixel's sum is 1
     """Return how strongly each pixel of a frame attends to each token of its context.
 
@@ -102,7 +102,7 @@ def attention(
         timesteps (tuple, default (500, 650, 800)): Noise levels to average over, of the 1,000 of
             training
         seed (int, default 0): Of the noise
-        cast (dict, default {}): The story's cast cards: name -> picture
+        cast (dict, default {}): The story's cast cards: name -> picture; the first that have room
 
     Returns:
         Tensor: (1 + cards + slots, S, h, w): own caption, each card, each slot; a pixel's sum is 1
@@ -115,6 +115,8 @@ def attention(
     for caption in captions[:k]:
         tokens = model.vocab.encode([caption])
         story.append({name: x.to(model.device) for name, x in tokens.items()})
+    # as in drawing, cards that there is no room for are left out
+    cast = fit_cast(check_cast(cast), model.history.config.n_slots)
     context, visible = _memory(pipe, frames[:k-1], story, cast).context(story[-1])
     latents = model.sample_latents(model.moments(pixels([frames[k-1]]))) # (1, c, h, w)
     generator = torch.Generator().manual_seed(seed)
@@ -195,6 +197,10 @@ def show_attention(
     columns = [(f'caption {k}', frames[k-1], captions[k-1])]
     columns += [(f'card of {name}', card, name) for name, card in cast.items()]
     for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
+    if len(columns) != len(shares):
+        raise StoryError(f'these are the weights of {counted(len(shares), "part")}, but frame {k} '
+                         f'and the cast have {len(columns)}: its caption, '
+                         f'{counted(len(cast), "card")} and {counted(k - 1, "earlier frame")}')
     # without the start token, which gets much attention and is not shown
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)

@@ -139,11 +139,13 @@ def memory_test(
             is resumed
     """
     _check_memory_test(limit, seeds, num_inference_steps, guidance_scale, resamples)
-    from arldm.lab.memory_test import memory_table, run_memory_test
+    from arldm.lab.memory_test import drift_table, memory_table, run_memory_test
     quiet_libraries()
     table = run_memory_test(Path(out), model, base, data, split, limit, seeds, num_inference_steps,
                             guidance_scale, resamples)
     say(memory_table(table))
+    say()
+    say(drift_table(table))
     return table
 
 # %% ../../nbs/lab/76a_commands.ipynb #60dde13b

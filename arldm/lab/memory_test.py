@@ -48,8 +48,8 @@ ROWS = {
 # task -> kinds of history of AR-LDM
 MEMORY_TASKS = {
     'visualization': ALL_KINDS,
-    'continuation': ('own', 'captions', 'pictures', 'shuffled', 'none'),
-    'cast': ('own', 'captions', 'none'),
+    'continuation': ALL_KINDS,
+    'cast': ALL_KINDS,
     'swapped cast': ('own',)}
 
 def _draw_guesses(story, seed): # -> a picture for each frame
@@ -130,12 +130,12 @@ TABLE_COLUMNS = {
     'stated facts': ('visualization', 'stated facts'),
     'remembered facts': ('visualization', 'remembered facts'),
     'seen facts': ('visualization', 'seen facts'),
-    'seen facts, first frame given': ('continuation', 'seen facts'),
+    'given facts': ('continuation', 'given facts'),
     'facts on cards': ('cast', 'card facts'),
     'facts on swapped cards': ('swapped cast', 'card facts'),
     'distance': ('visualization', 'FD-latents')}
-# those shown by frame
-DRIFT_COLUMNS = 'remembered facts', 'seen facts, first frame given'
+# those shown by frame: the kinds of facts that memory is needed for
+DRIFT_COLUMNS = 'remembered facts', 'seen facts', 'given facts', 'facts on cards'
 
 def _read_columns(result, task, columns): # adds to `columns` what `evaluate` has found
     scores = {score['name']: score for score in result['scores']}
@@ -213,25 +213,29 @@ def _cell(score, scale, form): # -> such as '97.1 (96.0…98.1)'; empty if there
     return f'{value} ({score["low"]*scale:{form}}…{score["high"]*scale:{form}})'
 
 def drift_table(
-    table:dict,                         # From `score_rows`
-    column:str=DRIFT_COLUMNS[0],        # One of `DRIFT_COLUMNS`
+    table:dict,        # From `score_rows`
+    row:str='AR-LDM',  # One of `ROWS`
 ) -> str:
-    """Write one score of each frame as a table in Markdown, a line for each row.
+    """Write the scores of a row's frames as a table in Markdown, a line for each kind of facts.
 
     Args:
         table (dict): From `score_rows`
-        column (str, default DRIFT_COLUMNS[0]): One of `DRIFT_COLUMNS`
+        row (str, default 'AR-LDM'): One of `ROWS`
     """
+    by_column = table[row]['frames']
     numbers = set() # of the frames that have such facts
-    for columns in table.values(): numbers.update(columns['frames'].get(column, {}))
-    frames = sorted(numbers, key=int)
-    rows = []
-    for row, columns in table.items():
-        by_frame = columns['frames'].get(column, {})
+    for by_frame in by_column.values(): numbers.update(map(int, by_frame))
+    lines = []
+    for column in DRIFT_COLUMNS:
+        # numbers of frames are texts in a table that was read from a file
+        by_frame = {int(k): value for k, value in by_column.get(column, {}).items()}
         if not by_frame: continue
-        cells = [f'{100*by_frame[k]:.1f}' if by_frame.get(k) is not None else '' for k in frames]
-        rows.append([row, *cells])
-    return markdown_table([f'{column}, %', *(f'frame {k}' for k in frames)], rows)
+        cells = []
+        for k in sorted(numbers):
+            share = by_frame.get(k)
+            cells.append('' if share is None else f'{100*share:.1f}')
+        lines.append([column, *cells])
+    return markdown_table([f'{row}, %', *(f'frame {k}' for k in sorted(numbers))], lines)
 
 # %% ../../nbs/lab/75_memory_test.ipynb #b68f31d7
 # seed of the test stories: no model was trained on a corpus of this seed

@@ -268,6 +268,7 @@ _MEANINGS = {
     'copied from training': 'share of drawn frames that are almost a training picture',
     'remembered facts': 'share of facts drawn correctly that only earlier captions tell',
     'seen facts': 'share of facts drawn correctly that only earlier pictures show',
+    'given facts': 'share of facts drawn correctly that only the given frame shows',
     'card facts': "share of facts drawn correctly that only the characters' cards show",
     'stated facts': "share of facts drawn correctly that the frame's own caption tells",
     'facts correct': 'share of all facts of a story that are drawn correctly',

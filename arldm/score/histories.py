@@ -299,7 +299,7 @@ def history_rows(
     return rows
 
 # %% ../../nbs/score/58_histories.ipynb #9f6cd3e1
-HISTORY_FACTS = 'remembered', 'seen'  # kinds of facts that a history may know
+HISTORY_FACTS = 'remembered', 'seen', 'given'  # kinds of facts that a history may know
 
 def history_facts(
     drawings:Drawings,

@@ -10,6 +10,7 @@ __all__ = ['FACTS', 'LOOK_FACTS', 'SEEN_FACTS', 'check_teacher_forced', 'facts_o
 import itertools
 import random
 import re
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 from fastcore.basics import patch
@@ -167,7 +168,7 @@ class History:
     ):
         self.stated = {}     # character -> names of its facts that captions have stated
         self.decided = {}  # character -> kind of fact, look with the pattern and scarf to keep to
-        self.landmarks = {}  # place -> landmark to keep to
+        self.landmarks = {}  # place -> kind of fact, landmark to keep to
         for look in cards: self.decided[_who(look)] = 'card', look
 
     def listen(self, caption:str, want:Scene):
@@ -176,27 +177,35 @@ class History:
         for figure, names in zip(want.figures, stated):
             self.stated.setdefault(_who(figure.look), set()).update(names)
 
-    def look_at(self, want:Scene, shown:Scene):
-        "Note what a frame shows, after it was compared."
+    def look_at(self, want:Scene, shown:Scene, is_given:bool=False):
+        "Note what a frame shows, after it was compared; `is_given`: it was given, not drawn."
+        kind = 'given' if is_given else 'seen'
         # a figure shows whom it looks like, even where the caption states more about another one
         by_look = [set(LOOK_FACTS)]*len(want.figures)
         for figure, shown_figure, _ in _pair(want, by_look, shown):
             if shown_figure:
-                self.decided.setdefault(_who(figure.look), ('seen', shown_figure.look))
-        if shown.place == want.place: self.landmarks.setdefault(want.place, shown.landmark)
+                self.decided.setdefault(_who(figure.look), (kind, shown_figure.look))
+        if shown.place == want.place:
+            self.landmarks.setdefault(want.place, (kind, shown.landmark))
 
     def was_stated(self, look, fact): # only looks can be shown by cards instead of stated
         return fact not in LOOK_FACTS or fact in self.stated[_who(look)]
 
-    def check_seen(self, look, got, add): # `got`: the drawn `Figure`, or `None`
-        if _who(look) not in self.decided: return
-        kind, decided = self.decided[_who(look)]
-        for fact in SEEN_FACTS:
-            add(kind, fact, got is not None and getattr(got.look, fact) == getattr(decided, fact))
+# %% ../../nbs/toy/20_facts.ipynb #53dfe4cf
+@patch
+def check_seen(self:History, look:Look, got:Figure|None, add:Callable):
+    "Check the pattern and scarf of a drawn figure against what decided them; None: it is missing."
+    if _who(look) not in self.decided: return
+    kind, decided = self.decided[_who(look)]
+    for fact in SEEN_FACTS:
+        add(kind, fact, got is not None and getattr(got.look, fact) == getattr(decided, fact))
 
-    def check_landmark(self, want, got, add): # at a wrong place it cannot be right or wrong
-        if want.place in self.landmarks and got.place == want.place:
-            add('seen', 'landmark', got.landmark == self.landmarks[want.place])
+@patch
+def check_landmark(self:History, want:Scene, got:Scene, add:Callable):
+    "Check the landmark of a drawn frame; at a wrong place it cannot be right or wrong."
+    if want.place in self.landmarks and got.place == want.place:
+        kind, landmark = self.landmarks[want.place]
+        add(kind, 'landmark', got.landmark == landmark)
 
 # %% ../../nbs/toy/20_facts.ipynb #53dfe4cc
 @patch
@@ -256,7 +265,7 @@ def facts_by_frame(
         shown = want if teacher_forced else got.get(k, want)
         history.listen(caption, want)
         if k in got: results[k] = compare_scenes(caption, want, got[k], history)
-        history.look_at(want, shown)
+        history.look_at(want, shown, is_given=k not in got)
     return results
 
 def check_facts(
@@ -336,7 +345,8 @@ def guess(
     return Scene(place, time, figures, rng.choice(LANDMARKS[place]))
 
 # %% ../../nbs/toy/20_facts.ipynb #696122a1
-def _add_guesses(results, beats, captions, cards, rng): # `results`: name -> list of bool
+def _add_guesses(results, beats, captions, cards, rng, first_given=False):
+    "Guess a story's frames and add which facts are right to `results`: name -> list of bool."
     history = History(cards)
     for beat, caption in zip(beats, captions):
         history.listen(caption, beat.scene)
@@ -345,7 +355,7 @@ def _add_guesses(results, beats, captions, cards, rng): # `results`: name -> lis
             guessed = guess(caption, beat.scene, rng)
             for name, right in compare_scenes(caption, beat.scene, guessed, history).items():
                 results.setdefault(name, []).extend(right)
-        history.look_at(beat.scene, beat.scene)
+        history.look_at(beat.scene, beat.scene, first_given and beat is beats[0])
 
 @lru_cache(None)
 def chance(
@@ -362,14 +372,17 @@ def chance(
     Returns:
         dict: 'remembered place', 'seen pattern', ... -> share that is right
     """
-    rng = random.Random(seed)
-    results, with_cards = {}, {}
+    rng, rng_given = random.Random(seed), random.Random(f'given {seed}')
+    results, with_cards, continued = {}, {}, {}
     for _ in range(n):
         beats = invent(rng)
-        _add_guesses(results, beats, tell(beats, rng), (), rng)
+        captions = tell(beats, rng)
+        _add_guesses(results, beats, captions, (), rng)
         cards = cast_looks(beats).values()
         _add_guesses(with_cards, beats, tell(beats, rng, by_name=True), cards, rng)
-    results.update({name: right for name, right in with_cards.items() if name.startswith('card')})
+        _add_guesses(continued, beats, captions, (), rng_given, first_given=True)
+    for kind, of_kind in ('card', with_cards), ('given', continued):
+        results.update({name: of_kind[name] for name in of_kind if name.startswith(kind)})
     return {name: sum(right)/len(right) for name, right in sorted(results.items())
             if not name.startswith('stated')}
 

@@ -325,6 +325,21 @@ def test_notes_on_a_cast(model, tmp_path, dry_run):
                     'the model was not trained with a cast, so it may not draw what is on the cards; train it with '
                     '--cast-probability 0.5']
 
+def test_notes_on_a_cast_when_redrawing(model, tmp_path):
+    "A card that no caption mentions is said again, once, and not of a caption that comes later."
+    a = photo(tmp_path/'a.png')
+    text = write(tmp_path/'story.txt')
+    last = f'{text.read_text().rstrip()} Cy.'
+    text.write_text(last)
+    how = dict(captions=str(text), cast=f'Cy={a},Bo={a}', **FEW)
+    cli.draw(model, **how)
+    for options in dict(redraw='1,2', dry_run=True), dict(redraw='1,2'):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter('always')
+            cli.draw(model, **how, **options)
+        said = [str(w.message) for w in heard if 'no caption' in str(w.message)]
+        assert said == ['no caption mentions Bo; the cards are used all the same'], options
+
 
 # stopped, and on to the end
 

@@ -98,7 +98,7 @@ def quick_memory_test(pipe, monkeypatch):
     "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
     monkeypatch.setitem(memory_test.MEMORY_TASKS, 'visualization', ('own',))
     monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
-    monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {})
+    monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {row: dict(frames={}) for row in memory_test.ROWS})
     monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
     return lambda out, **options: commands.memory_test(out=out, **{'seeds': 1, 'guidance_scale': 1., **options})

@@ -17,7 +17,7 @@ from arldm.lab import ladder
 from arldm.lab import memory_test
 from arldm.lab import ablations
 from arldm.lab.drawn_memory import drawn_memory
-from arldm.lab.attention import attention, record_attention, token_words
+from arldm.lab.attention import attention, record_attention, show_attention, token_words
 from arldm.core import StoryError, asset
 from arldm.draw.pipeline import StoryPipeline
 from arldm.toy.facts import check_facts
@@ -138,6 +138,27 @@ def test_attention_of_the_first_and_the_last_frame(pipe):
         words = token_words(pipe.model.vocab, story.captions[k-1], True)
         assert len(words) == S
 
+def test_attention_to_cards(pipe):
+    "Each card has its part, and those that there is no room for have none, as in drawing."
+    story = toy_story(3, cards=True)
+    captions, pictures, cast = list(story.captions), story.pictures(), story.cards()
+    room = pipe.model.history.config.n_slots - 1
+    many = dict(cast)
+    for name in 'Uma', 'Vic', 'Wim', 'Xan': many[name] = pictures[0]
+    for k in 1, 3:
+        few = attention(pipe, captions, pictures, k, cast=cast)
+        assert few.shape[0] == 1 + len(cast) + k - 1 and torch.allclose(few.sum((0, 1)), torch.ones(8, 8), atol=1e-5)
+        assert (few.sum(1).mean((1, 2)) > 0).all()
+        assert attention(pipe, captions, pictures, k, cast=many).shape[0] == 1 + room + k - 1
+        one_more = show_attention(few, pipe.model.vocab, captions, pictures, k, cast=cast)
+        with pytest.raises(StoryError, match='its caption, 0 cards and'):
+            show_attention(few, pipe.model.vocab, captions, pictures, k)
+        alone = attention(pipe, captions, pictures, k)
+        assert show_attention(alone, pipe.model.vocab, captions, pictures, k).width < one_more.width
+    # another picture on a card changes where a frame attends
+    swapped = dict(zip(cast, reversed(cast.values())))
+    assert not torch.allclose(attention(pipe, captions, pictures, 3, cast=swapped), few, atol=1e-3)
+
 
 # the memory test
 
@@ -173,7 +194,7 @@ def test_guessed_rows_obey(stories):
 def test_the_memory_test_as_a_table():
     def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)
     rows = {'AR-LDM': {'stated facts': cell(.99), 'facts on cards': cell(.5), 'distance': cell(.125),
-                       'frames': {'remembered facts': {2: .6, 3: .4}}},
+                       'frames': {'facts on cards': {'1': .9, '2': None, '10': .8}, 'remembered facts': {2: .6, 10: .4}}},
             'chance': {'stated facts': cell(1.), 'facts on cards': dict(value=.25, low=None, high=None),
                        'frames': {'remembered facts': {2: .25}}}}
     assert memory_test.memory_table(rows).splitlines() == [
@@ -181,7 +202,9 @@ def test_the_memory_test_as_a_table():
         '| AR-LDM | 99.0 (98.0…100.0) | 50.0 (49.0…51.0) | 0.125 (0.115…0.135) |',
         '| chance | 100.0 (99.0…101.0) | 25.0 |  |']
     assert memory_test.drift_table(rows).splitlines() == [
-        '| remembered facts, % | frame 2 | frame 3 |', '| --- | --: | --: |', '| AR-LDM | 60.0 | 40.0 |', '| chance | 25.0 |  |']
+        '| AR-LDM, % | frame 1 | frame 2 | frame 10 |', '| --- | --: | --: | --: |', '| remembered facts |  | 60.0 | 40.0 |',
+        '| facts on cards | 90.0 |  | 80.0 |']
+    assert memory_test.drift_table(rows, 'chance').splitlines()[2:] == ['| remembered facts | 25.0 |']
 
 def test_the_chapter_shows_the_scores_that_were_measured():
     "The table of the memory test's chapter is the saved one of the journey, without its last column."

@@ -177,13 +177,29 @@ def test_what_was_decided_stays_decided():
 def test_continuation_compares_with_the_given_frame():
     other = changed(range(1, 7), 'star', pattern='plain')
     del other[1]
-    assert wrong(STORY, other) == {'seen pattern': [2, 5, 6]}
+    assert wrong(STORY, other) == {'given pattern': [2, 5, 6]}
     # Bo comes in later, so that it is the model that decides
     other = changed(range(1, 7), 'circle', scarf='pink')
     del other[1]
     assert wrong(STORY, other) == {}
+    assert wrong(STORY, {**other, 6: SCENES[6]}) == {'seen scarf': [6]}
+
+def test_what_the_given_frame_shows_is_given_and_the_rest_seen():
+    "Together they are the seen facts of visualization: Ada and the forest are given, Bo and the city are not."
     rest = {k: one for k, one in SCENES.items() if k > 1}
-    assert answers(STORY, rest, 'seen') == answers(STORY, SCENES, 'seen')
+    found, decided = answers(STORY, rest), answers(STORY, SCENES)
+    for k in rest:
+        together = {}
+        for name, right in found[k].items(): together.setdefault(name.replace('given', 'seen'), []).extend(right)
+        assert together == decided[k]
+    given = {k: [name for name in names if name.startswith('given')] for k, names in found.items()}
+    forest = [k for k in rest if SCENES[k].place == SCENES[1].place]
+    assert [k for k, names in given.items() if 'given landmark' in names] == forest
+    with_ada = [k for k in rest if any(f.look.shape == 'star' for f in SCENES[k].figures)]
+    assert [k for k, names in given.items() if 'given pattern' in names] == with_ada
+    # nobody is given to a model that draws the first frame, or to one that is compared with the reference
+    for names in (*decided.values(), *answers(STORY, SCENES, teacher_forced=True).values()):
+        assert not any(name.startswith('given') for name in names)
 
 def test_after_reference_frames_all_is_compared_with_them():
     other = changed(range(1, 7), 'star', pattern='plain')
@@ -196,8 +212,9 @@ def test_frames_after_reference_frames_are_answered_one_by_one():
     other = changed([2, 4, 6], 'circle', pattern='dots')
     together = answers(STORY, other, teacher_forced=True)
     for k in other:
-        assert answers(STORY, {k: other[k]}, teacher_forced=True) == {k: together[k]}
-        assert answers(STORY, {k: other[k]}) == {k: together[k]}   # all frames before it were given
+        of_k = {name.replace('seen', 'given'): right for name, right in together[k].items()}
+        assert answers(STORY, {k: other[k]}, teacher_forced=True) == {k: of_k}
+        assert answers(STORY, {k: other[k]}) == {k: of_k}   # all frames before it were given
     backwards = dict(reversed(other.items()))
     assert answers(STORY, backwards, teacher_forced=True) == together
     assert answers(STORY, backwards) == answers(STORY, other)
@@ -370,11 +387,14 @@ def test_chance_of_seen_facts():
     of right places are counted."""
     levels = chance(400, 2)
     assert {name for name in levels if name.startswith('seen')} == {f'seen {x}' for x in ('pattern', 'scarf', 'landmark')}
+    assert {name for name in levels if name.startswith('given')} == {f'given {x}' for x in ('pattern', 'scarf', 'landmark')}
     assert {name for name in levels if name.startswith('card')} == {f'card {fact}' for fact in CARD_FACTS}
     assert abs(levels['seen landmark'] - 1/4) < .03
     # a fact with four values that does not decide how figures are paired; one that does is right more often
     for kind in 'seen', 'card':
         for fact in 'pattern', 'scarf': assert .21 < levels[f'{kind} {fact}'] < .255
+    # fewer of them: of the one figure, and the place, of the first frame
+    for fact in 'pattern', 'scarf', 'landmark': assert .2 < levels[f'given {fact}'] < .3
     for fact in 'colour', 'shape', 'size', 'accessory':
         assert abs(levels[f'card {fact}'] - levels[f'remembered {fact}']) < .06
 
@@ -388,7 +408,8 @@ def test_chance_counts_cards_where_looks_are_not_told():
         count_guesses(by_name, beats, tell(beats, rng, True), rng, cast_looks(beats).values())
     counted = {name: right for name, right in told.items() if not name.startswith('stated')}
     counted |= {name: right for name, right in by_name.items() if name.startswith('card')}
-    assert chance(30, 5) == {name: sum(right)/len(right) for name, right in counted.items()}
+    found = {name: share for name, share in chance(30, 5).items() if not name.startswith('given')}
+    assert found == {name: sum(right)/len(right) for name, right in counted.items()}
 
 def test_seen_guesses_are_a_quarter_of_the_figures_that_are_drawn():
     "Exactly: among figures that the guess has, a pattern is right as often as one of four."
