@@ -8,6 +8,7 @@ __all__ = ['AttentionRecorder', 'record_attention', 'attention', 'token_words', 
 # %% ../../nbs/lab/77_attention.ipynb #e0328499
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -172,6 +173,20 @@ def _write_words(pen, x, y, width, words, weights, highest, font): # -> where th
         left += word_width + 4
     return y + 16
 
+# %% ../../nbs/lab/77_attention.ipynb #eff6688d
+def _spotlit(frame, share, side): # share (h, w)
+    "Return a frame that is the brighter the higher a pixel's share is, beside the highest of all."
+    light = (share/share.max()).numpy()
+    light = np.asarray(Image.fromarray(light).resize((side, side), Image.NEAREST))
+    pixels = np.asarray(as_picture(frame).resize((side, side), Image.NEAREST), 'float32')
+    return Image.fromarray((pixels*(.1 + .9*light[..., None])).astype('uint8'))
+
+def _columns(captions, frames, k, cast): # -> (title, picture, text) of each part of the context
+    columns = [(f'caption {k}', frames[k-1], captions[k-1])]
+    columns += [(f'card of {name}', card, name) for name, card in cast.items()]
+    for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
+    return columns
+
 # %% ../../nbs/lab/77_attention.ipynb #a27451f5
 def show_attention(
     weights:Tensor,   # (1 + cards + slots, S, h, w), from `attention`
@@ -182,7 +197,8 @@ def show_attention(
     side:int=120,     # Pixels of a picture in the figure
     cast:dict={},     # The story's cast cards: name -> picture
 )->Image.Image:
-    """Show how much a frame attends to its own caption, each card and each earlier frame, by word.
+    """Show how much a frame attends to its own caption, each card and each earlier frame, by word,
+    and with which of its pixels.
 
     Args:
         weights (Tensor): (1 + cards + slots, S, h, w), from `attention`
@@ -192,21 +208,19 @@ def show_attention(
         side (int, default 120): Pixels of a picture in the figure
         cast (dict, default {}): The story's cast cards: name -> picture
     """
-    shares = weights.mean((2, 3)) # (1 + cards + slots, S)
-    # title, picture and words of each column
-    columns = [(f'caption {k}', frames[k-1], captions[k-1])]
-    columns += [(f'card of {name}', card, name) for name, card in cast.items()]
-    for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
-    if len(columns) != len(shares):
-        raise StoryError(f'these are the weights of {counted(len(shares), "part")}, but frame {k} '
+    columns = _columns(captions, frames, k, cast)
+    if len(columns) != len(weights):
+        raise StoryError(f'these are the weights of {counted(len(weights), "part")}, but frame {k} '
                          f'and the cast have {len(columns)}: its caption, '
                          f'{counted(len(cast), "card")} and {counted(k - 1, "earlier frame")}')
+    shares = weights.mean((2, 3))    # (1 + cards + slots, S)
+    by_pixel = weights.sum(1)        # (1 + cards + slots, h, w)
     # without the start token, which gets much attention and is not shown
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)
     gap = 12
     # room for every token in a line of its own
-    height = side + 40 + 17*shares.shape[1]
+    height = 2*side + 50 + 17*shares.shape[1]
     out = Image.new('RGB', ((side + gap)*len(columns) + gap, height), 'white')
     pen = ImageDraw.Draw(out)
     bottom = 0
@@ -214,7 +228,8 @@ def show_attention(
         x = gap + j*(side + gap)
         pen.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
         out.paste(as_picture(picture).resize((side, side), Image.NEAREST), (x, 22))
+        out.paste(_spotlit(frames[k-1], by_pixel[j], side), (x, side + 28))
         words = token_words(vocab, text, j == 0)
-        y = _write_words(pen, x, side + 28, side, words, share.tolist(), highest, font)
+        y = _write_words(pen, x, 2*side + 34, side, words, share.tolist(), highest, font)
         bottom = max(bottom, y + gap)
     return with_palette(out.crop((0, 0, out.width, bottom)))

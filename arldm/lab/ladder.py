@@ -29,7 +29,7 @@ from ..files.pictures import to_png
 from ..data.dataset import Vocabulary, pixels, to_target, word_tokenizers
 from ..data.story import Story, StoryFile, write_stories
 from ..toy.captions import PRONOUNS, TOY_WORDS, cast_looks, describe, invent, tell
-from ..toy.facts import compare_scenes
+from ..toy.facts import History, compare_scenes
 from ..toy.reader import read
 from ..toy.figures import draw_card, draw_scene
 from ..toy.landscapes import landscape
@@ -167,8 +167,12 @@ def facts_kept(vae:AutoencoderKL, n:int=300, seed:int=1) -> dict: # fact -> shar
     rng = random.Random(seed)
     answers = {} # fact -> whether it is right, once per occurrence
     for scene, decoded_scene in zip(scenes, read(reconstruct(vae, frames))):
-        facts = compare_scenes(describe(scene, rng), scene, decoded_scene)
-        for name, right in facts.items():
+        caption = describe(scene, rng)
+        history = History()
+        history.listen(caption, scene)
+        # pattern, scarf and landmark have to be as the frame itself shows them
+        history.look_at(scene, scene)
+        for name, right in compare_scenes(caption, scene, decoded_scene, history).items():
             # 'stated shape' -> 'shape'
             answers.setdefault(name.split()[1], []).extend(right)
     return {fact: sum(right)/len(right) for fact, right in answers.items()}

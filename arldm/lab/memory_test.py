@@ -286,11 +286,12 @@ def cast_stories(path:Path, swapped:bool=False, n:int=200) -> Path: # `path`
         Path: `path`
     """
     def make(tmp):
-        splits = {}
-        for split in 'test', 'hard':
-            splits[split] = (cast_story(i, split == 'hard', swapped) for i in range(n))
-        write_stories(tmp, splits, 'toy')
-    keep_file(path, dict(corpus='cast', stories=n, swapped=swapped, seed=UNSEEN_SEED), make)
+        test = (cast_story(i, False, swapped) for i in range(n))
+        hard = (cast_story(i, True, swapped) for i in range(n))
+        write_stories(tmp, dict(test=test, hard=hard), 'toy')
+    facts = dict(corpus='cast', splits=['test', 'hard'], stories=n, swapped=swapped,
+                 seed=UNSEEN_SEED)
+    keep_file(path, facts, make)
     return path
 
 # %% ../../nbs/lab/75_memory_test.ipynb #9aa5762a

@@ -51,6 +51,13 @@ def test_random_frames_and_their_figures():
     assert ((figure.float().mean((1, 2, 3)) > .02) & (figure.float().mean((1, 2, 3)) < .4)).all()
     assert not torch.equal(frames, ladder.random_frames(30, 1)[1])
 
+def test_what_the_autoencoder_keeps(pipe):
+    "Also of what no caption tells, compared with the frame itself; of another autoencoder, next to nothing."
+    kept = ladder.facts_kept(pipe.vae, 80)
+    assert {'pattern', 'scarf', 'landmark', 'colour', 'position'} <= kept.keys() and min(kept.values()) >= .97
+    torch.manual_seed(0)
+    assert ladder.facts_kept(ladder.make_vae(**ladder.SIZES['toy']['vae']).eval(), 10)['pattern'] < .6
+
 def test_the_autoencoder_goes_on(tmp_path):
     "Stopped and resumed it has the weights of one that was not."
     how = dict(max_train_steps=4, train_batch_size=2, n=4)
@@ -190,6 +197,19 @@ def test_guessed_rows_obey(stories):
     assert not all(all(x) for x in right.values())
     assert [a.tobytes() for a in memory_test._draw_guesses(s, 0)] == [a.tobytes() for a in memory_test._draw_guesses(s, 0)]
     assert [a.tobytes() for a in memory_test._draw_guesses(s, 0)] != [a.tobytes() for a in memory_test._draw_guesses(s, 1)]
+
+def test_stories_for_a_cast(tmp_path):
+    "The stories of each split are those of that split; swapped ones have the same captions, and cards exchanged."
+    plain, swapped = (StoryFile(memory_test.cast_stories(tmp_path/f'{swap}.h5', swap, n=4)) for swap in (False, True))
+    for split in 'test', 'hard':
+        for i in range(4):
+            a, b = plain[split][i], swapped[split][i]
+            assert a == memory_test.cast_story(i, split == 'hard') and b == memory_test.cast_story(i, split == 'hard', True)
+            assert a.captions == b.captions and a.frames != b.frames
+            assert list(a.cast) == list(b.cast) and set(a.cast.values()) == set(b.cast.values()) and a.cast != b.cast
+        is_hard = [has_hard(ladder.read(plain[split][i].pictures()[:1])[0]) for i in range(4)]
+        assert is_hard == [split == 'hard']*4
+    assert plain['test'][0].captions != plain['hard'][0].captions
 
 def test_the_memory_test_as_a_table():
     def cell(v): return dict(value=v, low=v - .01, high=v + .01, spread=0, n=9)

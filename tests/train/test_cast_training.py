@@ -20,6 +20,7 @@ from arldm.train.cache import build_cache, frozen_inputs
 from arldm.train.checkpoint import read_log
 from arldm.train.lora import load_trained, replace_trained
 from arldm.train.setup import all_texts, check_training_cast, make_model
+from bases import TOKENIZERS, write_home
 from test_elastic import end, fork, free_port, leg
 
 def png(seed):
@@ -172,6 +173,26 @@ def test_stopped_and_resumed(run, data, tmp_path, monkeypatch):
     assert len(rows[0]) == 3 and rows[0] == rows[1]
     with pytest.raises(StoryError, match='run was trained with cast_probability=0.5, not 0.25; use another run folder'):
         train(tmp_path/'run', max_train_steps=4, cast_probability=.25)
+
+def test_from_published_weights(data, tmp_path):
+    "Stable Diffusion and BLIP in their own layouts: a setting adds the embedding of cards, which is trained and drawn with."
+    base = write_home(tmp_path)
+    how = dict(HOW, preset='ssid', model=str(base/'sd'), blip=str(base/'itm.pth'), bert=str(TOKENIZERS/'bert'),
+               resolution=64, train_batch_size=1, max_train_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for name, probability in ('with', 1.), ('without', 0.):
+            train(tmp_path/name, data=data, cast_probability=probability, **how)
+    model, plain = (ARLDM.load(tmp_path/name/'pipeline') for name in ('with', 'without'))
+    assert model.history.config.cast and not plain.history.config.cast
+    assert not torch.equal(model.history.cast_embedding.weight[0], model.history.type_embedding.weight[1])
+    pipe = StoryPipeline.from_pretrained(tmp_path/'with/pipeline')
+    one = StoryFile(data)['train'][0]
+    cast = dict(zip(one.cards(), map(decode, one.cast.values())))
+    few = dict(num_inference_steps=2, guidance_scale=1., seed=3)
+    shown, swapped = (pipe(list(one.captions), cast=cards, **few).frames[0][0]
+                      for cards in (cast, dict(zip(cast, reversed(cast.values())))))
+    assert np.abs(np.asarray(shown, int) - np.asarray(swapped, int)).max() > 0
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked')
 def test_two_processes(data, tmp_path):
