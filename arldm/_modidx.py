@@ -1577,6 +1577,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'arldm.lab.attention._columns': ('lab/attention.html#_columns', 'arldm/lab/attention.py'),
                                      'arldm.lab.attention._memory': ('lab/attention.html#_memory', 'arldm/lab/attention.py'),
                                      'arldm.lab.attention._spotlit': ('lab/attention.html#_spotlit', 'arldm/lab/attention.py'),
+                                     'arldm.lab.attention._square': ('lab/attention.html#_square', 'arldm/lab/attention.py'),
                                      'arldm.lab.attention._write_words': ('lab/attention.html#_write_words', 'arldm/lab/attention.py'),
                                      'arldm.lab.attention.attention': ('lab/attention.html#attention', 'arldm/lab/attention.py'),
                                      'arldm.lab.attention.record_attention': ( 'lab/attention.html#record_attention',

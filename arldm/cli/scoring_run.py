@@ -333,7 +333,7 @@ def history_scores(
 )->list:                        # Rows of the score table
     """Draw stories with five kinds of history into `histories/`, and score the difference.
 
-    Toy stories are scored by remembered and seen facts, others by similarity to the reference
+    Toy stories are scored by facts that need history, others by similarity to the reference
     frames.
 
     Args:

@@ -6,6 +6,7 @@
 __all__ = ['AttentionRecorder', 'record_attention', 'attention', 'token_words', 'show_attention']
 
 # %% ../../nbs/lab/77_attention.ipynb #e0328499
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -174,18 +175,28 @@ def _write_words(pen, x, y, width, words, weights, highest, font): # -> where th
     return y + 16
 
 # %% ../../nbs/lab/77_attention.ipynb #eff6688d
+def _square(picture, side): # the middle of a picture, as `attention` sees it, without smoothing
+    picture = as_picture(picture)
+    return center_crop(picture, min(picture.size)).resize((side, side), Image.NEAREST)
+
 def _spotlit(frame, share, side): # share (h, w)
     "Return a frame that is the brighter the higher a pixel's share is, beside the highest of all."
     light = (share/share.max()).numpy()
     light = np.asarray(Image.fromarray(light).resize((side, side), Image.NEAREST))
-    pixels = np.asarray(as_picture(frame).resize((side, side), Image.NEAREST), 'float32')
+    pixels = np.asarray(_square(frame, side), 'float32')
     return Image.fromarray((pixels*(.1 + .9*light[..., None])).astype('uint8'))
 
-def _columns(captions, frames, k, cast): # -> (title, picture, text) of each part of the context
+def _columns(weights, captions, frames, k, cast): # -> (title, picture, text) of each part
+    # `attention` left out the cards that there was no room for
+    n_cards = len(weights) - k
+    cards = list(cast.items())[:n_cards] if n_cards > 0 else list(cast.items())
     columns = [(f'caption {k}', frames[k-1], captions[k-1])]
-    columns += [(f'card of {name}', card, name) for name, card in cast.items()]
+    columns += [(f'card of {name}', card, name) for name, card in cards]
     for j in range(1, k): columns.append((f'frame {j}', frames[j-1], captions[j-1]))
-    return columns
+    if len(columns) == len(weights): return columns
+    raise StoryError(f'these are the weights of {counted(len(weights), "part")}, but frame {k} '
+                     f'and the cast have {len(columns)}: its caption, '
+                     f'{counted(len(cards), "card")} and {counted(k - 1, "earlier frame")}')
 
 # %% ../../nbs/lab/77_attention.ipynb #a27451f5
 def show_attention(
@@ -208,28 +219,28 @@ def show_attention(
         side (int, default 120): Pixels of a picture in the figure
         cast (dict, default {}): The story's cast cards: name -> picture
     """
-    columns = _columns(captions, frames, k, cast)
-    if len(columns) != len(weights):
-        raise StoryError(f'these are the weights of {counted(len(weights), "part")}, but frame {k} '
-                         f'and the cast have {len(columns)}: its caption, '
-                         f'{counted(len(cast), "card")} and {counted(k - 1, "earlier frame")}')
+    columns = _columns(weights, captions, frames, k, cast)
     shares = weights.mean((2, 3))    # (1 + cards + slots, S)
     by_pixel = weights.sum(1)        # (1 + cards + slots, h, w)
     # without the start token, which gets much attention and is not shown
     highest = float(shares[:, 1:].max())
     font = ImageFont.load_default(12)
+    titles = []
+    for share, (title, _, _) in zip(shares, columns):
+        titles.append(f'{title}: {float(share.sum()):.0%}')
     gap = 12
+    width = max(side, *(math.ceil(font.getlength(title)) for title in titles))
     # room for every token in a line of its own
     height = 2*side + 50 + 17*shares.shape[1]
-    out = Image.new('RGB', ((side + gap)*len(columns) + gap, height), 'white')
+    out = Image.new('RGB', ((width + gap)*len(columns) + gap, height), 'white')
     pen = ImageDraw.Draw(out)
     bottom = 0
-    for j, (share, (title, picture, text)) in enumerate(zip(shares, columns)):
-        x = gap + j*(side + gap)
-        pen.text((x, 4), f'{title}: {float(share.sum()):.0%}', (20, 20, 30), font)
-        out.paste(as_picture(picture).resize((side, side), Image.NEAREST), (x, 22))
+    for j, (share, (_, picture, text)) in enumerate(zip(shares, columns)):
+        x = gap + j*(width + gap)
+        pen.text((x, 4), titles[j], (20, 20, 30), font)
+        out.paste(_square(picture, side), (x, 22))
         out.paste(_spotlit(frames[k-1], by_pixel[j], side), (x, side + 28))
         words = token_words(vocab, text, j == 0)
-        y = _write_words(pen, x, 2*side + 34, side, words, share.tolist(), highest, font)
+        y = _write_words(pen, x, 2*side + 34, width, words, share.tolist(), highest, font)
         bottom = max(bottom, y + gap)
     return with_palette(out.crop((0, 0, out.width, bottom)))

@@ -70,7 +70,7 @@ def compared_run(path:Path) -> str|None: # its folder, relative to the page's
     Returns:
         str | None: its folder, relative to the page's
     """
-    with open(path, encoding='utf-8', errors='replace') as f: head = f.read(1000)
+    with open(path, encoding='utf-8', errors='replace') as f: head = f.read(10_000)
     named = re.search('<meta name="compared-with" content="([^"]*)">', head)
     return unescape(named[1]) if named else None
 
@@ -267,7 +267,7 @@ _MEANINGS = {
     'frames repeated': 'share of frames that are almost the frame before',
     'copied from training': 'share of drawn frames that are almost a training picture',
     'remembered facts': 'share of facts drawn correctly that only earlier captions tell',
-    'seen facts': 'share of facts drawn correctly that only earlier pictures show',
+    'seen facts': 'share of facts drawn correctly that only earlier drawings show',
     'given facts': 'share of facts drawn correctly that only the given frame shows',
     'card facts': "share of facts drawn correctly that only the characters' cards show",
     'stated facts': "share of facts drawn correctly that the frame's own caption tells",

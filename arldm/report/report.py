@@ -378,7 +378,7 @@ def _comparison_path(a, b): # folders of runs -> file in B, path of A relative t
     other = other.encode(errors='replace').decode()
     known = compared_run(path) if path.exists() else None
     if known not in (None, other):
-        raise StoryError(f'{path} compares with another run of that name, {known}; move it away')
+        raise StoryError(f'{path} compares with {known}, not with {other}; move it away')
     return path, other
 
 def write_comparison(

@@ -304,14 +304,14 @@ HISTORY_FACTS = 'remembered', 'seen', 'given'  # kinds of facts that a history m
 def history_facts(
     drawings:Drawings,
     facts:Callable, # A facts reader such as `toy.check_facts`
-)->dict:            # 'remembered facts', 'seen facts' -> (n,), NaN where a frame has none
+)->dict:            # 'remembered facts', 'seen facts', … -> (n,), NaN where a frame has none
     """Return the share of right answers among each frame's facts that only its history knows.
 
     Args:
         facts (Callable): A facts reader such as `toy.check_facts`
 
     Returns:
-        dict: 'remembered facts', 'seen facts' -> (n,), NaN where a frame has none
+        dict: 'remembered facts', 'seen facts', … -> (n,), NaN where a frame has none
     """
     found = read_facts(drawings, facts, 0)
     shares = {}

@@ -246,7 +246,8 @@ def facts_by_frame(
 )->dict:         # Frame number -> {'stated place', 'seen pattern', ... -> list of bool}
     """Read the facts of drawn frames and of their references, and return which are right.
 
-    Earlier frames that were not drawn were given: the drawn ones followed the reference's.
+    Earlier frames that were not drawn were given, also if `teacher_forced`: the drawn ones followed
+    the reference's.
 
     Args:
         story: A `Story` of the toy corpus: captions, reference pictures and cards

@@ -98,14 +98,15 @@ def quick_memory_test(pipe, monkeypatch):
     "Pipelines are opened once, two rows are drawn, and the other numbers are not computed."
     monkeypatch.setitem(memory_test.MEMORY_TASKS, 'visualization', ('own',))
     monkeypatch.setattr(memory_test, '_draw_guesses', lambda story, seed: story.pictures())
-    monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {row: dict(frames={}) for row in memory_test.ROWS})
+    monkeypatch.setattr(memory_test, 'score_rows', lambda *a: {row: dict(frames={'seen facts': {2: .5}}) for row in memory_test.ROWS})
     monkeypatch.setattr(memory_test.StoryPipeline, 'from_pretrained', lambda folder, **k: pipe)
     monkeypatch.setattr(memory_test, 'unseen_stories', lambda path: pytest.fail('stories were made'))
     return lambda out, **options: commands.memory_test(out=out, **{'seeds': 1, 'guidance_scale': 1., **options})
 
-def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memory_test, file, tmp_path):
+def test_a_memory_test_does_not_print_new_settings_over_old_drawings(quick_memory_test, file, tmp_path, capsys):
     data, out = str(file.path), str(tmp_path/'out')
     quick_memory_test(out, data=data, limit=1, num_inference_steps=1)
+    assert '| AR-LDM, % | frame 2 |' in capsys.readouterr().out
     before = tree(tmp_path/'out')
     refused('num_inference_steps=1, not 2', quick_memory_test, out, data=data, limit=1, num_inference_steps=2)
     refused('limit=1, not 2.*--out', quick_memory_test, out, data=data, limit=2, num_inference_steps=1)

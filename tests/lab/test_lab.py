@@ -155,8 +155,11 @@ def test_attention_to_cards(pipe):
     for k in 1, 3:
         few = attention(pipe, captions, pictures, k, cast=cast)
         assert few.shape[0] == 1 + len(cast) + k - 1 and torch.allclose(few.sum((0, 1)), torch.ones(8, 8), atol=1e-5)
-        assert (few.sum(1).mean((1, 2)) > 0).all()
+        other_order = attention(pipe, captions, pictures, k, cast=dict(reversed(cast.items())))
+        assert torch.allclose(other_order[[0, 2, 1, *range(3, len(few))]], few, atol=1e-4)
         assert attention(pipe, captions, pictures, k, cast=many).shape[0] == 1 + room + k - 1
+        assert show_attention(attention(pipe, captions, pictures, k, cast=many), pipe.model.vocab, captions, pictures, k,
+                              cast=many).width > show_attention(few, pipe.model.vocab, captions, pictures, k, cast=cast).width
         one_more = show_attention(few, pipe.model.vocab, captions, pictures, k, cast=cast)
         with pytest.raises(StoryError, match='its caption, 0 cards and'):
             show_attention(few, pipe.model.vocab, captions, pictures, k)
@@ -165,6 +168,19 @@ def test_attention_to_cards(pipe):
     # another picture on a card changes where a frame attends
     swapped = dict(zip(cast, reversed(cast.values())))
     assert not torch.allclose(attention(pipe, captions, pictures, 3, cast=swapped), few, atol=1e-3)
+
+
+def test_light_falls_where_attention_is(pipe):
+    "Also on a wide picture, of which the middle is seen; a long title has room."
+    wide = Image.new('RGB', (128, 64), 'red')
+    wide.paste((0, 0, 255), (32, 0, 96, 64))     # the square in the middle is blue
+    weights = torch.full((1, pipe.model.vocab.length, 8, 8), 1e-4)
+    weights[..., 7, 0] = 1                       # the lower left corner
+    figure = np.asarray(show_attention(weights, pipe.model.vocab, ['Ada jumps.'], [wide], 1, side=80).convert('RGB'), int)
+    lit = figure[22 + 86:22 + 86 + 80, 12:92]
+    assert lit[..., 0].max() < 40 and lit[72:, :8, 2].min() > 200 and lit[:70, 10:, 2].max() < 60
+    plain = np.asarray(show_attention(weights[:, :, :1], pipe.model.vocab, ['Ada jumps.'], [wide], 1, side=8).convert('RGB'))
+    assert plain.shape[1] > 60
 
 
 # the memory test

@@ -385,7 +385,7 @@ def test_drawings_are_introduced(record, drawn, said):
 @pytest.mark.parametrize('n, said', [(1, 'Only 1 story (5 frames) was scored'), (4, 'Only 4 stories (20 frames) were scored')])
 def test_few_stories_are_shown_once(n, said, finished, tmp_path):
     "First on the page, before a sentence and the scores; the introduction gives no scores."
-    run = shutil.copytree(finished, tmp_path/'run')
+    run = shutil.copytree(finished, tmp_path/f'run of {n}')   # a page against another run of its name would not be replaced
     for folder in sorted((run/'drawn').iterdir())[n:]: shutil.rmtree(folder)
     scores = load_json(run/'scores.json')
     save_json(run/'scores.json', scores | dict(n_stories=n, n_frames=5*n))
@@ -499,13 +499,13 @@ def test_two_runs_of_one_name(run, other):
     text = page.read_bytes()
     assert write_report(run, against=other) == page and page.read_bytes() == text
     elsewhere = shutil.copytree(other, run.parent/'older "runs" &'/other.name)
-    with pytest.raises(StoryError, match='compares with another run of that name, .*/a&; move it away'):
+    with pytest.raises(StoryError, match='compares with .*/a&, not with ../older "runs" &/a&; move it away'):
         write_report(run, against=elsewhere)
     assert page.read_bytes() == text
     page.unlink()
     write_report(run, against=elsewhere)
     assert write_report(run, against=elsewhere) == page
-    with pytest.raises(StoryError, match='../older "runs" &/a&; move it away'): write_report(run, against=other)
+    with pytest.raises(StoryError, match='compares with ../older "runs" &/a&, not with .*/a&; move it away'): write_report(run, against=other)
 
 def test_two_runs_without_scores_or_common_stories(run, other):
     (run/'scores.json').unlink()
