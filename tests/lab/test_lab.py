@@ -243,7 +243,7 @@ def test_the_memory_test_as_a_table():
     assert memory_test.drift_table(rows, 'chance').splitlines()[2:] == ['| remembered facts | 25.0 |']
 
 def test_the_chapter_shows_the_scores_that_were_measured():
-    "The table of the memory test's chapter is the saved one of the journey, without its last column."
+    "The table of the memory test's chapter is the saved one of the journey, without its last column; the README's is a part."
     def rows(text):
         cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
         return [row for row in cells if not row[1].startswith('-')]
@@ -254,6 +254,19 @@ def test_the_chapter_shows_the_scores_that_were_measured():
     measured = rows(''.join(saved[0]['outputs'][0]['data']['text/markdown']))
     assert shown == [[row[:-1] for row in measured]]
     assert [row[0] for row in measured[1:]] == [*memory_test.ROWS]
+    # and the README's rows are rows of it, its headline two of its values
+    values = {row: [cell.split(' (')[0] for cell in cells] for row, *cells in measured[1:]}
+    named = {'text to image, no story': 'text to image', 'AR-LDM, history of another story': 'history shuffled',
+             'AR-LDM, earlier captions without any picture': 'captions only',
+             'AR-LDM, earlier pictures without their captions': 'pictures only', 'AR-LDM': 'AR-LDM', 'chance': 'chance'}
+    readme = (ROOT/'README.md').read_text().replace('\xa0', ' ')
+    head, *lines = rows(readme[readme.index('| 100 unseen stories'):].replace('**', '').split('\n\n')[0])
+    assert head[1:] == ['stated', 'remembered', 'given', 'seen', 'on cards'] and [line[0] for line in lines] == [*named]
+    for name, *shown in lines:
+        stated, remembered, seen, given, on_cards, *_ = values[named[name]]
+        assert [x.removesuffix(' %').replace('–', '') for x in shown] == [stated, remembered, given, seen, on_cards], name
+    for row, column in ('text to image', 1), ('AR-LDM', 1), ('AR-LDM', 3):
+        assert f'{float(values[row][column]):.0f} %' in readme.split('![')[0]
 
 
 # ablations
