@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..core import StoryError, counted
@@ -176,8 +176,7 @@ def _write_words(pen, x, y, width, words, weights, highest, font): # -> where th
 
 # %% ../../nbs/lab/77_attention.ipynb #eff6688d
 def _square(picture, side): # the middle of a picture, as `attention` sees it, without smoothing
-    picture = as_picture(picture)
-    return center_crop(picture, min(picture.size)).resize((side, side), Image.NEAREST)
+    return ImageOps.fit(as_picture(picture), (side, side), Image.NEAREST)
 
 def _spotlit(frame, share, side): # share (h, w)
     "Return a frame that is the brighter the higher a pixel's share is, beside the highest of all."
