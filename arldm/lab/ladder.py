@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REPEAT_CAPTION', 'SPLIT_SIZES', 'OWN_LOOKS', 'NAMES_MIXTURE', 'LAST_MIXTURE', 'NAMES_STAGE', 'NAMES_STEPS',
-           'LAST_STAGE', 'LAST_STEPS', 'random_frames', 'train_autoencoder', 'trained_autoencoder', 'reconstruct',
-           'facts_kept', 'pair_story', 'write_blank_pipeline', 'write_pairs', 'write_ladder_stories', 'opening',
-           'write_mixture']
+           'LAST_STAGE', 'LAST_STEPS', 'draw_scenes', 'random_frames', 'train_autoencoder', 'trained_autoencoder',
+           'reconstruct', 'facts_kept', 'pair_story', 'write_blank_pipeline', 'write_pairs', 'write_ladder_stories',
+           'opening', 'write_mixture']
 
 # %% ../../nbs/lab/74_ladder.ipynb #03c8f391
 import itertools
@@ -44,17 +44,17 @@ from ..draw.pipeline import StoryPipeline
 from ..cli.convert import toy_file
 
 # %% ../../nbs/lab/74_ladder.ipynb #77d90518
-def random_frames(
-    n:int,
-    seed:int=0,
-)->tuple:       # scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
-    """Invent and draw `n` scenes, and mark the pixels that show a figure instead of landscape.
+def draw_scenes(
+    scenes:list, # n `Scene`s
+)->tuple:        # frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
+    """Draw scenes, and mark the pixels that show a figure instead of landscape.
+
+    Args:
+        scenes (list): n `Scene`s
 
     Returns:
-        tuple: scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
+        tuple: frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
     """
-    rng = random.Random(f'frames {seed}')
-    scenes = [random_scene(rng) for _ in range(n)]
     frames = pixels([draw_scene(scene) for scene in scenes])
     landscapes = {}
     figures = []
@@ -63,7 +63,20 @@ def random_frames(
         if key not in landscapes: landscapes[key] = pixels([landscape(*key)])[0]
         # a pixel that differs in any colour from the empty landscape
         figures.append((frame != landscapes[key]).any(0, True))
-    return scenes, frames, torch.stack(figures)
+    return frames, torch.stack(figures)
+
+def random_frames(
+    n:int,
+    seed:int=0,
+)->tuple:       # scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
+    """Invent and draw `n` scenes, as `draw_scenes` does.
+
+    Returns:
+        tuple: scenes; frames uint8 (n, 3, 64, 64); figures bool (n, 1, 64, 64)
+    """
+    rng = random.Random(f'frames {seed}')
+    scenes = [random_scene(rng) for _ in range(n)]
+    return scenes, *draw_scenes(scenes)
 
 # %% ../../nbs/lab/74_ladder.ipynb #b96bc0a8
 def train_autoencoder(

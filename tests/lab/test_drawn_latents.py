@@ -1,0 +1,178 @@
+"A decoder for drawn latents: mixtures are measured, patterns balanced, latents kept, and only the decoder changes."
+import itertools
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arldm.core import StoryError, asset
+from arldm.data.dataset import pixels
+from arldm.data.story import StoryFile, write_stories
+from arldm.draw.pipeline import StoryPipeline
+from arldm.lab import drawn_latents
+from arldm.lab.drawn_latents import (balance, decoder_examples, draw_latents, pattern_weights,
+                                     sharpen_decoder, train_decoder)
+from arldm.model.arldm import ARLDM
+from arldm.toy.corpus import toy_story
+from arldm.toy.figures import draw_scene
+from arldm.toy.reader import read
+from arldm.toy.scene import PATTERNS
+
+FEW = dict(num_inference_steps=2, guidance_scale=1.5)
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch): monkeypatch.setattr(drawn_latents, 'MEMORY_SAMPLING', FEW)
+
+@pytest.fixture(scope='module')
+def stories(tmp_path_factory):
+    path = tmp_path_factory.mktemp('latents')/'s.h5'
+    write_stories(path, {'train': [toy_story(i, cards=i % 2 == 1) for i in range(5)], 'val': [toy_story(9)]}, 'toy')
+    return StoryFile(path)
+
+def with_patterns(scene, patterns):
+    figures = [replace(f, look=replace(f.look, pattern=p)) for f, p in zip(scene.figures, patterns)]
+    return replace(scene, figures=tuple(figures))
+
+def two_figures():
+    for i in itertools.count():
+        for scene in read(toy_story(i).pictures()):
+            if len(scene.figures) == 2: return scene
+
+@pytest.mark.parametrize('i', [0, 1])
+def test_weights_of_each_figure(i):
+    "Of one pattern, of a mixture with the right shares, and of the figure asked for, whatever the other one has."
+    scene = two_figures()
+    for a, b in itertools.permutations(range(4), 2):
+        patterns = [PATTERNS[(a + 1) % 4]]*2
+        def picture(p):
+            patterns[i] = PATTERNS[p]
+            return np.asarray(draw_scene(with_patterns(scene, patterns)), float)
+        assert np.allclose(pattern_weights(picture(a), scene, i), np.eye(4)[a], atol=1e-6)
+        mixed = .6*picture(a) + .4*picture(b)
+        assert np.allclose(pattern_weights(mixed, scene, i), .6*np.eye(4)[a] + .4*np.eye(4)[b], atol=1e-6)
+
+def test_balance_is_even_and_leaves_clear_cases_alone():
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(800, 4))/20 + [.2, .1, .5, .2]
+    offsets = balance(mixed)
+    assert np.bincount((mixed + offsets).argmax(1), minlength=4) == pytest.approx([200]*4, abs=5)
+    clear = np.eye(4)[rng.integers(4, size=100)]
+    assert ((clear + offsets).argmax(1) == clear.argmax(1)).all()
+    assert np.abs(balance(np.eye(4)[np.arange(400) % 4])).max() < .01    # nothing to correct
+
+def test_latents_are_those_the_pipeline_draws(stories, tmp_path):
+    "Of every story, with its cards, every third one from its own first frame; only openings without either decide."
+    start = asset('toy/arldm')
+    [path] = draw_latents(tmp_path/'out', start, start, stories['train'], range(5))
+    found = load_file(path)
+    pipe = StoryPipeline.from_pretrained(start)
+    expected, decides = [], []
+    for i in range(5):
+        story = stories['train'][i]
+        given = story.pictures()[:1] if i in (0, 3) else []
+        expected += pipe(list(story.captions), given, cast=story.cards(), seed=i, output_type='latent', **FEW).frames[0]
+        decides += [i in (2, 4) and k == 0 for k in range(5 - len(given))]
+    assert torch.allclose(found['latents'], torch.stack(expected), atol=1e-3) and found['decides'].tolist() == decides
+    assert found['weights'].shape == (23, 3, 4) and not found['weights'][:, 0].isnan().any()
+
+def test_examples_are_the_nearest_clear_frames(stories, tmp_path):
+    start = asset('toy/arldm')
+    paths = draw_latents(tmp_path/'out', start, start, stories['train'], range(5))
+    latents, frames, figures = decoder_examples(paths)
+    vae = ARLDM.load(start).vae
+    with torch.no_grad(): decoded = vae.decode(latents/vae.config.scaling_factor).sample
+    decoded = ((decoded.clamp(-1, 1) + 1)*127.5).round().byte()
+    scenes, found = (read(list(x.permute(0, 2, 3, 1).numpy())) for x in (decoded, frames))
+    plain = [with_patterns(scene, ['plain']*3) for scene in scenes]
+    assert [with_patterns(scene, ['plain']*3) for scene in found] == plain       # only patterns may differ from what was read
+    assert torch.equal(frames, pixels([draw_scene(scene) for scene in found]))
+    # where a pattern is clear, it is that of the drawing
+    for n, (scene, other) in enumerate(zip(scenes, found)):
+        for i, figure in enumerate(scene.figures):
+            weights = pattern_weights(decoded[n].permute(1, 2, 0).numpy(), scene, i)
+            if weights.max() > .9: assert other.figures[i].look.pattern == PATTERNS[weights.argmax()]
+    assert figures.shape == (23, 1, 64, 64) and figures.any((1, 2, 3)).all() and not figures.all((1, 2, 3)).any()
+
+def test_drawing_goes_on_and_is_of_one_model(stories, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn_latents, '_SHARD', 2)
+    start = asset('toy/arldm')
+    whole = draw_latents(tmp_path/'whole', start, start, stories['train'], range(5))
+    assert len(whole) == 3
+    def killed(*args, plain=drawn_latents.save_file, done=[]):
+        if done: raise KeyboardInterrupt
+        done.append(plain(*args))
+    with monkeypatch.context() as patch:
+        patch.setattr(drawn_latents, 'save_file', killed)
+        with pytest.raises(KeyboardInterrupt): draw_latents(tmp_path/'parts', start, start, stories['train'], range(5))
+    [kept] = (tmp_path/'parts').glob('*.safetensors')
+    before = kept.stat().st_mtime_ns
+    parts = draw_latents(tmp_path/'parts', start, start, stories['train'], range(5))
+    assert kept.stat().st_mtime_ns == before and [p.name for p in parts] == [p.name for p in whole]
+    for a, b in zip(whole, parts): assert torch.allclose(load_file(a)['latents'], load_file(b)['latents'], atol=1e-3)
+    others = {'start=': (asset('toy/base'), start, 'train', range(5)), 'first=': (start, asset('toy/base'), 'train', range(5)),
+              'stories=': (start, start, 'val', range(1)), 'places=': (start, start, 'train', range(4))}
+    for said, (drawing, first, split, places) in others.items():
+        with pytest.raises(StoryError, match=said): draw_latents(tmp_path/'whole', drawing, first, stories[split], places)
+
+def some_examples(vae):
+    frames = pixels([draw_scene(scene) for scene in read(toy_story(3).pictures())])
+    torch.manual_seed(0)
+    latents = torch.randn(5, 8, 8, 8)
+    return latents, frames, torch.ones(5, 1, 64, 64, dtype=bool)
+
+def test_only_the_decoder_learns_and_it_goes_on(tmp_path):
+    "Stopped after a step it has the weights of one that was not stopped; the encoder and its latents stay."
+    how = dict(max_train_steps=3, train_batch_size=4)
+    vaes = [ARLDM.load(asset('toy/arldm')).vae for _ in range(3)]
+    whole, parts, resumed = vaes
+    before = {name: w.clone() for name, w in whole.state_dict().items()}
+    examples = some_examples(whole)
+    for _ in train_decoder(tmp_path/'a', whole, examples, **how): pass
+    for name, w in whole.state_dict().items():
+        assert torch.equal(w, before[name]) != name.startswith(('decoder', 'post_quant_conv')), name
+    steps = train_decoder(tmp_path/'b', parts, examples, **how)
+    next(steps)
+    drawn_latents.save_checkpoint(tmp_path/'b/checkpoints', 1, steps.gi_frame.f_locals["parts"])
+    steps.close()
+    assert [step for step, _ in train_decoder(tmp_path/'b', resumed, examples, **how)] == [2, 3]
+    for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
+
+def test_the_decoder_learns_its_examples(tmp_path):
+    "Latents that no encoder makes come to show the frames they have to become."
+    vae = ARLDM.load(asset('toy/arldm')).vae
+    losses = [loss for _, loss in train_decoder(tmp_path, vae, some_examples(vae), max_train_steps=40, train_batch_size=8)]
+    assert np.mean(losses[-5:]) < .7*np.mean(losses[:5])
+
+def test_sharpening_goes_on_and_changes_the_decoder_only(stories, tmp_path, monkeypatch):
+    start = asset('toy/arldm')
+    how = dict(start=start, data=stories.path, max_train_steps=2, n_drawn=2)
+    drawn_by = []
+    def counted(folder, pipeline, *args, plain=drawn_latents.draw_latents):
+        drawn_by.append((folder, pipeline))
+        return plain(folder, pipeline, *args)
+    monkeypatch.setattr(drawn_latents, 'draw_latents', counted)
+    run = tmp_path/'run'
+    assert sharpen_decoder(run, **how) == run/'pipeline'
+    first, second = (run/'round1/latents', start), (run/'latents', run/'round1/pipeline')
+    assert drawn_by == [first, first, second]     # the second round trains on the latents of both
+    files = sorted(path.name for path in run.rglob('*.safetensors') if path.parent.name == 'latents')
+    assert files == ['000000.safetensors', '000002.safetensors']
+    drawn_by.clear()
+    sharpen_decoder(run, **how)
+    assert not drawn_by
+    old, new = (StoryPipeline.from_pretrained(folder) for folder in (start, run/'pipeline'))
+    for part in 'unet', 'text_encoder', 'memory_encoder', 'history', 'vae':
+        for (name, a), (_, b) in zip(*(getattr(pipe, part).named_parameters() for pipe in (old, new))):
+            changes = part == 'vae' and name.startswith(('decoder', 'post_quant_conv'))
+            assert torch.equal(a, b) != changes, (part, name)
+    others = {'n_drawn=2, not 3': dict(n_drawn=3), 'seed=0, not 1': dict(seed=1), 'max_train_steps=2, not 3': dict(max_train_steps=3),
+              'model=': dict(start=asset('toy/base'))}
+    for said, other in others.items():
+        with pytest.raises(StoryError, match=said): sharpen_decoder(run, **{**how, **other})
+    # the latents of a finished run may be deleted
+    shutil.rmtree(run/'latents')
+    sharpen_decoder(run, **how)
+    assert not (run/'latents').exists()
