@@ -1600,6 +1600,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'arldm.lab.drawn_latents._pictures': ( 'lab/drawn_latents.html#_pictures',
                                                                                 'arldm/lab/drawn_latents.py'),
                                          'arldm.lab.drawn_latents._scene': ('lab/drawn_latents.html#_scene', 'arldm/lab/drawn_latents.py'),
+                                         'arldm.lab.drawn_latents._train_round': ( 'lab/drawn_latents.html#_train_round',
+                                                                                   'arldm/lab/drawn_latents.py'),
                                          'arldm.lab.drawn_latents._with_pattern': ( 'lab/drawn_latents.html#_with_pattern',
                                                                                     'arldm/lab/drawn_latents.py'),
                                          'arldm.lab.drawn_latents.balance': ( 'lab/drawn_latents.html#balance',

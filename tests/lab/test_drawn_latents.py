@@ -109,13 +109,16 @@ def test_drawing_goes_on_and_is_of_one_model(stories, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): draw_latents(tmp_path/'parts', start, start, stories['train'], range(5))
     [kept] = (tmp_path/'parts').glob('*.safetensors')
     before = kept.stat().st_mtime_ns
+    monkeypatch.setattr(drawn_latents, '_SHARD', 3)     # files of other stories are not mixed with these
+    with pytest.raises(StoryError, match='places='): draw_latents(tmp_path/'parts', start, start, stories['train'], range(5))
+    monkeypatch.setattr(drawn_latents, '_SHARD', 2)
     parts = draw_latents(tmp_path/'parts', start, start, stories['train'], range(5))
     assert kept.stat().st_mtime_ns == before and [p.name for p in parts] == [p.name for p in whole]
     for a, b in zip(whole, parts): assert torch.allclose(load_file(a)['latents'], load_file(b)['latents'], atol=1e-3)
-    others = {'start=': (asset('toy/base'), start, 'train', range(5)), 'first=': (start, asset('toy/base'), 'train', range(5)),
+    others = {'start=': (asset('toy/base'), start, 'train', range(5)), 'decoder=': (start, asset('toy/base'), 'train', range(5)),
               'stories=': (start, start, 'val', range(1)), 'places=': (start, start, 'train', range(4))}
-    for said, (drawing, first, split, places) in others.items():
-        with pytest.raises(StoryError, match=said): draw_latents(tmp_path/'whole', drawing, first, stories[split], places)
+    for said, (drawing, decoder, split, places) in others.items():
+        with pytest.raises(StoryError, match=said): draw_latents(tmp_path/'whole', drawing, decoder, stories[split], places)
 
 def some_examples(vae):
     frames = pixels([draw_scene(scene) for scene in read(toy_story(3).pictures())])
@@ -139,6 +142,11 @@ def test_only_the_decoder_learns_and_it_goes_on(tmp_path):
     steps.close()
     assert [step for step, _ in train_decoder(tmp_path/'b', resumed, examples, **how)] == [2, 3]
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
+    fresh = ARLDM.load(asset('toy/arldm')).vae
+    others = {'examples=': dict(examples=(examples[0] + 1, *examples[1:])), 'seed=0, not 1': dict(seed=1), 'max_train_steps=3, not 4': dict(max_train_steps=4),
+              'train_batch_size=4, not 8': dict(train_batch_size=8), 'autoencoder=': dict(vae=whole), 'at least 4': dict(train_batch_size=3)}
+    for said, other in others.items():
+        with pytest.raises(StoryError, match=said): next(train_decoder(tmp_path/'b', **{**dict(vae=fresh, examples=examples), **how, **other}))
 
 def test_the_decoder_learns_its_examples(tmp_path):
     "Latents that no encoder makes come to show the frames they have to become."
@@ -168,11 +176,22 @@ def test_sharpening_goes_on_and_changes_the_decoder_only(stories, tmp_path, monk
         for (name, a), (_, b) in zip(*(getattr(pipe, part).named_parameters() for pipe in (old, new))):
             changes = part == 'vae' and name.startswith(('decoder', 'post_quant_conv'))
             assert torch.equal(a, b) != changes, (part, name)
-    others = {'n_drawn=2, not 3': dict(n_drawn=3), 'seed=0, not 1': dict(seed=1), 'max_train_steps=2, not 3': dict(max_train_steps=3),
-              'model=': dict(start=asset('toy/base'))}
+    others = {'n_drawn=2, not 1': dict(n_drawn=1), 'seed=0, not 1': dict(seed=1), 'max_train_steps=2, not 3': dict(max_train_steps=3),
+              'model=': dict(start=asset('toy/base')), '5 training stories, 2 rounds of 4': dict(n_drawn=4), 'rounds of 0': dict(n_drawn=0)}
     for said, other in others.items():
         with pytest.raises(StoryError, match=said): sharpen_decoder(run, **{**how, **other})
     # the latents of a finished run may be deleted
     shutil.rmtree(run/'latents')
     sharpen_decoder(run, **how)
     assert not (run/'latents').exists()
+
+def test_stories_of_one_frame_are_drawn(tmp_path):
+    "Also as every third one; and of a few openings nothing is balanced."
+    story = toy_story(0)
+    write_stories(tmp_path/'s.h5', {'train': [replace(story, captions=story.captions[:1], frames=story.frames[:1])]}, 'toy')
+    start = asset('toy/arldm')
+    paths = draw_latents(tmp_path/'out', start, start, StoryFile(tmp_path/'s.h5')['train'], range(1))
+    assert load_file(paths[0])['decides'].tolist() == [True]
+    heaviest = PATTERNS[load_file(paths[0])['weights'][0, 0].argmax()]
+    [found] = read([decoder_examples(paths)[1][0].permute(1, 2, 0).numpy()])
+    assert found.figures[0].look.pattern == heaviest
