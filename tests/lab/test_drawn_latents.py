@@ -1,7 +1,8 @@
 "A decoder for drawn latents: mixtures are measured, patterns balanced, latents kept, and only the decoder changes."
 import itertools
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -195,3 +196,18 @@ def test_stories_of_one_frame_are_drawn(tmp_path):
     heaviest = PATTERNS[load_file(paths[0])['weights'][0, 0].argmax()]
     [found] = read([decoder_examples(paths)[1][0].permute(1, 2, 0).numpy()])
     assert found.figures[0].look.pattern == heaviest
+
+def test_mixtures_become_all_patterns_equally_often(tmp_path):
+    "Of 200 openings that lean to dots, and not of a figure that is clear."
+    [scene] = read(toy_story(5).pictures()[:1])
+    rng = np.random.default_rng(0)
+    weights = np.full((201, 3, 4), np.nan)
+    weights[:200, 0] = rng.normal(size=(200, 4))/20 + [.2, .1, .5, .2]
+    weights[200, 0] = np.eye(4)[PATTERNS.index('dots')]
+    decides = torch.arange(201) < 200
+    scenes = json.dumps([asdict(scene)]*201)
+    drawn_latents.save_file(dict(latents=torch.zeros(201, 8, 8, 8), decides=decides, weights=torch.tensor(weights)),
+                            tmp_path/'000000.safetensors', dict(scenes=scenes))
+    _, frames, _ = decoder_examples([tmp_path/'000000.safetensors'])
+    patterns = [found.figures[0].look.pattern for found in read(list(frames.permute(0, 2, 3, 1).numpy()))]
+    assert [patterns[:200].count(p) for p in PATTERNS] == pytest.approx([50]*4, abs=3) and patterns[200] == 'dots'
