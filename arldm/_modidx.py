@@ -1653,6 +1653,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arldm.lab.ladder.random_frames': ('lab/ladder.html#random_frames', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.reconstruct': ('lab/ladder.html#reconstruct', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.train_autoencoder': ('lab/ladder.html#train_autoencoder', 'arldm/lab/ladder.py'),
+                                  'arldm.lab.ladder.train_resumably': ('lab/ladder.html#train_resumably', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.trained_autoencoder': ('lab/ladder.html#trained_autoencoder', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.write_blank_pipeline': ('lab/ladder.html#write_blank_pipeline', 'arldm/lab/ladder.py'),
                                   'arldm.lab.ladder.write_ladder_stories': ('lab/ladder.html#write_ladder_stories', 'arldm/lab/ladder.py'),

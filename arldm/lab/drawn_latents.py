@@ -28,13 +28,12 @@ from ..toy.reader import read
 from ..toy.scene import Figure, Look, PATTERNS, Scene
 from ..model.arldm import ARLDM
 from ..train.autoencoder import reconstruction_error
-from ..train.checkpoint import load_checkpoint, save_checkpoint
 from ..train.digest import data_digest, tensors_digest, weights_digest
 from ..draw.cast import allow_unused_cards
 from ..draw.pipeline import StoryPipeline
 from ..draw.sampling import decode_latents
 from .drawn_memory import MEMORY_SAMPLING, start_digest
-from .ladder import draw_scenes, random_frames
+from .ladder import draw_scenes, random_frames, train_resumably
 
 # %% ../../nbs/lab/74b_drawn_latents.ipynb #7d4b0008
 def _with_pattern(scene, i, pattern): # the `i`th figure
@@ -240,23 +239,10 @@ def train_decoder(
     weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for weight in weights: weight.requires_grad_()
     vae.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps,
-                                                   pct_start=.05)
-    parts = dict(vae=vae, optimizer=optimizer, schedule=schedule)
     random_ones = random_frames(4000, seed + 1)
-    for step in range(load_checkpoint(folder/'checkpoints', parts), max_train_steps):
-        torch.manual_seed(seed*1_000_003 + step)
-        loss = _decoder_loss(vae, examples, random_ones, train_batch_size)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        done = step + 1
-        if done % 200 == 0 or done == max_train_steps:
-            save_checkpoint(folder/'checkpoints', done, parts)
-        yield done, loss.item()
+    compute_loss = partial(_decoder_loss, vae, examples, random_ones, train_batch_size)
+    yield from train_resumably(folder, vae, weights, compute_loss, max_train_steps,
+                               learning_rate, seed)
 
 # %% ../../nbs/lab/74b_drawn_latents.ipynb #7d4b0017
 def _train_round(folder, vae, examples, max_train_steps, seed):

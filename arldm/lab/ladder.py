@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['REPEAT_CAPTION', 'SPLIT_SIZES', 'OWN_LOOKS', 'NAMES_MIXTURE', 'LAST_MIXTURE', 'NAMES_STAGE', 'NAMES_STEPS',
-           'LAST_STAGE', 'LAST_STEPS', 'draw_scenes', 'random_frames', 'train_autoencoder', 'trained_autoencoder',
-           'reconstruct', 'facts_kept', 'pair_story', 'write_blank_pipeline', 'write_pairs', 'write_ladder_stories',
-           'opening', 'write_mixture']
+           'LAST_STAGE', 'LAST_STEPS', 'draw_scenes', 'random_frames', 'train_resumably', 'train_autoencoder',
+           'trained_autoencoder', 'reconstruct', 'facts_kept', 'pair_story', 'write_blank_pipeline', 'write_pairs',
+           'write_ladder_stories', 'opening', 'write_mixture']
 
 # %% ../../nbs/lab/74_ladder.ipynb #03c8f391
 import itertools
 import random
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,47 @@ def random_frames(
     scenes = [random_scene(rng) for _ in range(n)]
     return scenes, *draw_scenes(scenes)
 
+# %% ../../nbs/lab/74_ladder.ipynb #b96bc0a9
+def train_resumably(
+    folder:Path,            # Checkpoints are written to its `checkpoints/`
+    vae:AutoencoderKL,      # Trained in place
+    weights:list,           # Those of its weights that train
+    compute_loss:Callable,  # compute_loss() -> the loss of one step, of random frames
+    max_train_steps:int,
+    learning_rate:float,    # The highest of the one-cycle schedule
+    seed:int,               # Of all random numbers
+):                          # -> yields (step, loss)
+    """Train an autoencoder or a part of it; a run that was interrupted is continued.
+
+    -> yields (step, loss)
+
+    Args:
+        folder (Path): Checkpoints are written to its `checkpoints/`
+        vae (AutoencoderKL): Trained in place
+        weights (list): Those of its weights that train
+        compute_loss (Callable): compute_loss() -> the loss of one step, of random frames
+        learning_rate (float): The highest of the one-cycle schedule
+        seed (int): Of all random numbers
+    """
+    optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps,
+                                                   pct_start=.05)
+    parts = dict(vae=vae, optimizer=optimizer, schedule=schedule)
+    for step in range(load_checkpoint(folder/'checkpoints', parts), max_train_steps):
+        # a seed for each step: a continued run takes the frames and noise of an uninterrupted one
+        # (times a prime, so that runs of neighbouring seeds have no step in common)
+        torch.manual_seed(seed*1_000_003 + step)
+        loss = compute_loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % 200 == 0 or done == max_train_steps:
+            save_checkpoint(folder/'checkpoints', done, parts)
+        yield done, loss.item()
+
 # %% ../../nbs/lab/74_ladder.ipynb #b96bc0a8
 def train_autoencoder(
     folder:Path,               # Checkpoints are written to its `checkpoints/`
@@ -104,26 +146,12 @@ def train_autoencoder(
     # a convolution on a CPU is a fifth faster with the channels of a pixel side by side
     vae = make_vae(**SIZES['toy']['vae']).to(memory_format=torch.channels_last)
     _, frames, figure = random_frames(n, seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, max_train_steps,
-                                                   pct_start=.05)
-    parts = dict(vae=vae, optimizer=optimizer, schedule=schedule)
-    for step in range(load_checkpoint(folder/'checkpoints', parts), max_train_steps):
-        # a seed for each step: a continued run takes the frames and noise of an uninterrupted one
-        # (times a prime, so that runs of neighbouring seeds have no step in common)
-        torch.manual_seed(seed*1_000_003 + step)
+    def compute_loss():
         rows = torch.randint(n, (train_batch_size,))
         target = to_target(frames[rows]).to(memory_format=torch.channels_last)
-        loss = autoencoder_loss(vae, target, 1 + 8*figure[rows])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        done = step + 1
-        if done % 200 == 0 or done == max_train_steps:
-            save_checkpoint(folder/'checkpoints', done, parts)
-        yield done, loss.item()
+        return autoencoder_loss(vae, target, 1 + 8*figure[rows])
+    yield from train_resumably(folder, vae, [*vae.parameters()], compute_loss, max_train_steps,
+                               learning_rate, seed)
     yield vae.eval()
 
 # %% ../../nbs/lab/74_ladder.ipynb #ec456633

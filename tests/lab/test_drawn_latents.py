@@ -13,7 +13,7 @@ from arldm.core import StoryError, asset
 from arldm.data.dataset import pixels
 from arldm.data.story import StoryFile, write_stories
 from arldm.draw.pipeline import StoryPipeline
-from arldm.lab import drawn_latents
+from arldm.lab import drawn_latents, ladder
 from arldm.lab.drawn_latents import (balance, decoder_examples, draw_latents, pattern_weights,
                                      sharpen_decoder, train_decoder)
 from arldm.model.arldm import ARLDM
@@ -139,7 +139,7 @@ def test_only_the_decoder_learns_and_it_goes_on(tmp_path):
         assert torch.equal(w, before[name]) != name.startswith(('decoder', 'post_quant_conv')), name
     steps = train_decoder(tmp_path/'b', parts, examples, **how)
     next(steps)
-    drawn_latents.save_checkpoint(tmp_path/'b/checkpoints', 1, steps.gi_frame.f_locals["parts"])
+    ladder.save_checkpoint(tmp_path/'b/checkpoints', 1, steps.gi_yieldfrom.gi_frame.f_locals["parts"])
     steps.close()
     assert [step for step, _ in train_decoder(tmp_path/'b', resumed, examples, **how)] == [2, 3]
     for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)

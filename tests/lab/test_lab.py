@@ -64,7 +64,7 @@ def test_the_autoencoder_goes_on(tmp_path):
     *_, whole = ladder.train_autoencoder(tmp_path/'a', **how)
     some = ladder.train_autoencoder(tmp_path/'b', **how)
     for _ in range(2): next(some)
-    parts = some.gi_frame.f_locals['parts']
+    parts = some.gi_yieldfrom.gi_frame.f_locals['parts']
     ladder.save_checkpoint(tmp_path/'b/checkpoints', 2, parts)
     some.close()
     *_, resumed = ladder.train_autoencoder(tmp_path/'b', **how)
