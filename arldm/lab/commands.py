@@ -27,7 +27,7 @@ def _steps(run, wished, default): # `None` = a run that was begun goes on to its
 
 def _train_stages(out, last, steps_of, seed):
     "Train all stages up to `last`, each for `steps_of(stage)` steps; `None` = its default."
-    from arldm.lab import ladder as stages
+    from arldm.lab import ladder as stages, own_drawings
     vae = stages.trained_autoencoder(out/'autoencoder', steps_of('autoencoder'), seed)
     if last == 'autoencoder':
         return say({fact: round(share, 4) for fact, share in stages.facts_kept(vae).items()})
@@ -45,25 +45,30 @@ def _train_stages(out, last, steps_of, seed):
           model=str(out/'stories/pipeline'),
           max_train_steps=_steps(out/'names', steps_of('names'), stages.NAMES_STEPS))
     if last == 'names': return
-    stages.write_mixture(out/'arldm.h5', out/'stories.h5', *stages.LAST_MIXTURE)
-    train(out/'arldm', data=out/'arldm.h5', **stages.LAST_STAGE, seed=seed,
+    stages.write_mixture(out/'arldm.h5', out/'stories.h5', *stages.ARLDM_MIXTURE)
+    train(out/'arldm', data=out/'arldm.h5', **stages.ARLDM_STAGE, seed=seed,
           model=str(out/'names/pipeline'),
-          max_train_steps=_steps(out/'arldm', steps_of('arldm'), stages.LAST_STEPS))
+          max_train_steps=_steps(out/'arldm', steps_of('arldm'), stages.ARLDM_STEPS))
+    if last == 'arldm': return
+    own_drawings.learn_from_drawings(out/'drawings', out/'arldm/pipeline', out/'arldm.h5',
+                                     steps_of('drawings'), seed=seed)
 
 # %% ../../nbs/lab/76a_commands.ipynb #13184233
-STAGES = 'autoencoder', 'base', 'stories', 'names', 'arldm'
+STAGES = 'autoencoder', 'base', 'stories', 'names', 'arldm', 'drawings'
 
 @command(choices=dict(stage=STAGES))
 def ladder(
     *,
     out:str|Path='runs/ladder', # Folder for all stages
-    stage:str='arldm',          # Last stage to train
-    max_train_steps:int=None,   # Steps of the last stage; default: as its chapter says
+    stage:str='drawings',       # Last stage to train
+    # Steps of the last stage, drawings: of AR-LDM in each round; default: as its chapter says
+    max_train_steps:int=None,
     seed:int=0,                 # Seed of all random numbers
 ):
     """Train the toy models, each from the one before: autoencoder, text to image, AR-LDM.
 
-    AR-LDM has three stages: stories, then whom a name means, then stories again.
+    AR-LDM has four stages: stories, then whom a name means, then stories again, then its own
+    drawings.
 
     Examples:
         arldm-ladder --stage autoencoder --max-train-steps 400
@@ -71,8 +76,9 @@ def ladder(
 
     Args:
         out (str | Path, default 'runs/ladder'): Folder for all stages
-        stage (str, default 'arldm'): Last stage to train
-        max_train_steps (int, optional): Steps of the last stage; default: as its chapter says
+        stage (str, default 'drawings'): Last stage to train
+        max_train_steps (int, optional): Steps of the last stage, drawings: of AR-LDM in each round;
+            default: as its chapter says
         seed (int, default 0): Seed of all random numbers
     """
     last = one_of('stage', stage, STAGES)
@@ -120,7 +126,7 @@ def memory_test(
 
     Examples:
         arldm-memory-test --limit 8 --seeds 1
-        arldm-memory-test --model runs/ladder/arldm --base runs/ladder/base
+        arldm-memory-test --model runs/ladder/drawings --base runs/ladder/base
 
     Args:
         model (str | Path, optional): Pipeline or run of AR-LDM; default: the shipped one

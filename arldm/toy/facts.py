@@ -11,6 +11,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from fastcore.basics import patch
@@ -219,6 +220,17 @@ def has_card(self:History, look:Look) -> bool:
     "Whether a card shows the character with this look."
     kind, _ = self.decided.get(_who(look), ('', None))
     return kind == 'card'
+
+@patch
+def as_decided(self:History, want:Scene) -> Scene:
+    "Return a scene with the patterns, scarves and landmark that were decided so far."
+    figures = []
+    for figure in want.figures:
+        _, decided = self.decided.get(_who(figure.look), ('', figure.look))
+        look = replace(figure.look, **{fact: getattr(decided, fact) for fact in SEEN_FACTS})
+        figures.append(replace(figure, look=look))
+    _, landmark = self.landmarks.get(want.place, ('', want.landmark))
+    return replace(want, figures=tuple(figures), landmark=landmark)
 
 # %% ../../nbs/toy/20_facts.ipynb #bb267989
 @lru_cache(400)

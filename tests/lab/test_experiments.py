@@ -8,7 +8,7 @@ from PIL import Image
 
 from arldm.cli import demo as demos
 from arldm.lab import commands
-from arldm.lab import ladder
+from arldm.lab import ladder, own_drawings
 from arldm.lab import memory_test
 from arldm.bench import bench as benchmarks
 from arldm.bench import speed
@@ -155,12 +155,14 @@ def small_ladder(monkeypatch):
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=2, n_val=1))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=2, train_batch_size=1))
     monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (2, 2))
-    monkeypatch.setattr(ladder, 'LAST_MIXTURE', (1, 1))
+    monkeypatch.setattr(ladder, 'ARLDM_MIXTURE', (1, 1))
     calls = {}
     monkeypatch.setattr(ladder, 'facts_kept', lambda vae: {})
     monkeypatch.setattr(ladder, 'random_frames', lambda n, seed=0, plain=ladder.random_frames: plain(min(n, 4), seed))
     def train(run, *, data, model, max_train_steps, seed, **settings): calls[run.name] = (model, data, max_train_steps, seed)
     monkeypatch.setattr(commands, 'train', train)
+    def learn(run, start, data, max_train_steps, seed): calls[run.name] = (str(start), data, max_train_steps, seed)
+    monkeypatch.setattr(own_drawings, 'learn_from_drawings', learn)
     return calls
 
 def test_each_stage_starts_from_the_one_before(small_ladder, tmp_path):
@@ -168,17 +170,19 @@ def test_each_stage_starts_from_the_one_before(small_ladder, tmp_path):
     def of(*names): return [Path(tmp_path/name) for name in names]
     commands.ladder(out=str(tmp_path), stage='autoencoder', max_train_steps=1, seed=3)
     commands.ladder(out=str(tmp_path), max_train_steps=7, seed=3)
-    blank, base, stories, names = map(str, of('blank', 'base/pipeline', 'stories/pipeline', 'names/pipeline'))
+    blank, base, stories, names, arldm = map(str, of('blank', 'base/pipeline', 'stories/pipeline', 'names/pipeline', 'arldm/pipeline'))
     pairs, toy, named, last = of('pairs.h5', 'stories.h5', 'names.h5', 'arldm.h5')
     assert small_ladder == dict(base=(blank, pairs, None, 3), stories=(base, toy, None, 3), names=(stories, named, ladder.NAMES_STEPS, 3),
-                                arldm=(names, last, 7, 3))
+                                arldm=(names, last, ladder.ARLDM_STEPS, 3), drawings=(arldm, last, 7, 3))
     (tmp_path/'names').mkdir()
     (tmp_path/'names/settings.json').write_text('{}')
     commands.ladder(out=str(tmp_path), seed=3)
-    assert small_ladder['names'][2] is None and small_ladder['arldm'][2] == ladder.LAST_STEPS
+    assert small_ladder['names'][2] is None and small_ladder['drawings'][2] is None
     small_ladder.clear()
     commands.ladder(out=str(tmp_path), stage='names', max_train_steps=5, seed=3)
     assert small_ladder['names'][2] == 5 and 'arldm' not in small_ladder
+    commands.ladder(out=str(tmp_path), stage='arldm', max_train_steps=5, seed=3)
+    assert small_ladder['arldm'][2] == 5 and 'drawings' not in small_ladder
 
 def test_a_ladder_of_other_steps_or_seed_is_refused(small_ladder, tmp_path):
     out = str(tmp_path/'out')

@@ -13,7 +13,7 @@ from PIL import Image
 
 from arldm.cli import draw as cli
 from arldm.lab import commands
-from arldm.lab import ladder
+from arldm.lab import ladder, own_drawings
 from arldm.lab import memory_test
 from arldm.lab import ablations
 from arldm.lab.drawn_memory import drawn_memory
@@ -107,9 +107,11 @@ def test_the_whole_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ladder, 'write_pairs', partial(ladder.write_pairs, n=40, n_val=2))
     monkeypatch.setattr(ladder, 'train_autoencoder', partial(ladder.train_autoencoder, n=8, train_batch_size=2))
     monkeypatch.setattr(ladder, 'NAMES_MIXTURE', (10, 10))
-    monkeypatch.setattr(ladder, 'LAST_MIXTURE', (4, 4))
+    monkeypatch.setattr(ladder, 'ARLDM_MIXTURE', (10, 2))
+    few = dict(n_drawn=3, decoder_steps=2)
+    monkeypatch.setattr(own_drawings, 'learn_from_drawings', partial(own_drawings.learn_from_drawings, **few))
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
-    assert StoryPipeline.from_pretrained(tmp_path/'arldm').model.noise_scheduler.config.prediction_type == 'v_prediction'
+    assert StoryPipeline.from_pretrained(tmp_path/'drawings').model.noise_scheduler.config.prediction_type == 'v_prediction'
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
     for stage in commands.STAGES: commands.ladder(out=str(tmp_path), stage=stage, max_train_steps=2)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.safetensors')}
