@@ -1749,7 +1749,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arldm.model.arldm.ARLDM.train': ('model/freeze.html#arldm.train', 'arldm/model/arldm.py'),
                                    'arldm.model.arldm._freezes': ('model/freeze.html#_freezes', 'arldm/model/arldm.py'),
                                    'arldm.model.arldm._original_names': ('model/original.html#_original_names', 'arldm/model/arldm.py'),
-                                   'arldm.model.arldm._own_noise': ('model/loss.html#_own_noise', 'arldm/model/arldm.py'),
                                    'arldm.model.arldm._refuse_slots': ('model/arldm.html#_refuse_slots', 'arldm/model/arldm.py'),
                                    'arldm.model.arldm.count_trained': ('model/freeze.html#count_trained', 'arldm/model/arldm.py'),
                                    'arldm.model.arldm.min_snr': ('model/loss.html#min_snr', 'arldm/model/arldm.py'),

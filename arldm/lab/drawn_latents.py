@@ -127,6 +127,7 @@ def _draw(pipe, stories, places): # -> tensors with a row for each drawn frame
     return {name: torch.cat([rows[i][name] for i in places]).contiguous()
             for name in rows[places[0]]}
 
+# %% ../../nbs/lab/74b_drawn_latents.ipynb #7d4b0017
 @torch.no_grad()
 def decoded_pictures(
     model:ARLDM,

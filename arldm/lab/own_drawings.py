@@ -193,6 +193,7 @@ def _train_round(tmp, folders, pipelines, stories, rounds, s, decoder_steps, n_d
     train_changed(folder, sharp, StoryFile(folder/'stories.h5')['train'], s, tmp,
                   from_own_drawings(examples))
 
+# %% ../../nbs/lab/74c_own_drawings.ipynb #7d4c0017
 def learn_from_drawings(
     run:Path,         # Folder of all rounds and, in the end, the pipeline
     start:str|Path,   # AR-LDM pipeline to start from

@@ -512,9 +512,7 @@ def random_inputs(self:ARLDM,
 # %% ../../nbs/model/28_loss.ipynb #aad72a12
 @patch
 def loss(self:ARLDM,
-    # From `collate`: pictures, or cached features in their place; `noise` and `timesteps` replace
-    # random ones
-    batch:dict,
+    batch:dict,                 # From `collate`: pictures or features, also noise and timesteps
     generator:torch.Generator|list, # On the CPU, for all random numbers; or one per story
     n_given:int=0,              # Opening frames that are given, not drawn
     cond_dropout:float=0.1,     # Probability that a frame's condition is dropped
@@ -530,8 +528,7 @@ def loss(self:ARLDM,
     """Compute the training loss of a batch of stories.
 
     Args:
-        batch (dict): From `collate`: pictures, or cached features in their place; `noise` and
-            `timesteps` replace random ones
+        batch (dict): From `collate`: pictures or features, also noise and timesteps
         generator (torch.Generator | list): On the CPU, for all random numbers; or one per story
         n_given (int, default 0): Opening frames that are given, not drawn
         cond_dropout (float, default 0.1): Probability that a frame's condition is dropped
@@ -559,21 +556,15 @@ def loss(self:ARLDM,
             (V, channels//2, h, w), g, cond_dropout=cond_dropout,
             timestep_bias_power=timestep_bias_power, noise_offset=noise_offset))
     sample, noise, t, dropped = (torch.stack(x).to(device) for x in zip(*random))
-    if 'timesteps' in batch: noise, t = _own_noise(batch, n_given, noise, t)
+    if 'timesteps' in batch: # those of -1 stay random
+        own_noise, own_t = (batch[k][:, n_given:].to(device) for k in ('noise', 'timesteps'))
+        noise = torch.where((own_t >= 0)[..., None, None, None], own_noise, noise)
+        t = torch.where(own_t >= 0, own_t, t)
     z = self.sample_latents(moments.to(device), sample)                 # (B, V, c, h, w)
     context, visible = self._batch_condition(batch, n_given, dropped)
-    losses = self.frame_losses(
+    return self.frame_losses(
         z.flatten(0, 1), noise.flatten(0, 1), t.flatten(), context, visible,
-        weighting=weighting, snr_gamma=snr_gamma, pack_context=pack_context)
-    return losses.mean()
-
-# %% ../../nbs/model/28_loss.ipynb #aad72a13
-def _own_noise(batch, n_given, noise, t): # -> noise, t
-    "Take noise and timesteps of the batch instead of random ones, but not for a timestep of -1."
-    own_noise, own_t = (batch[k][:, n_given:].to(t.device) for k in ('noise', 'timesteps'))
-    is_own = own_t >= 0
-    noise = torch.where(is_own[..., None, None, None], own_noise, noise)
-    return noise, torch.where(is_own, own_t, t)
+        weighting=weighting, snr_gamma=snr_gamma, pack_context=pack_context).mean()
 
 # %% ../../nbs/model/28_loss.ipynb #53ceaeed
 @patch
