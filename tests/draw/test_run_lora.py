@@ -92,7 +92,7 @@ def test_another_base_is_named(run):
     folder, _ = run
     pipe = quiet(StoryPipeline.from_pretrained(asset('toy/arldm')))
     before = latents(pipe, A)
-    refused(pipe, folder, f'{folder}/lora/{TRAINED_FILE} was trained beside another model: this one has another unet, text_encoder, '
+    refused(pipe, folder, f'{folder}/lora/{TRAINED_FILE} was trained beside another model: this one has another vae, unet, text_encoder, '
             'memory_encoder; load it into the pipeline that the run started from, or open the pipeline of the run')
     assert torch.equal(latents(pipe, A), before)
 
