@@ -224,6 +224,10 @@ def test_rounds_go_on(small, stories, tmp_path, monkeypatch):
     assert all(path.stat().st_mtime_ns == t for path, t in before.items())
     assert len(drawing) == 2 and [len(paths) for _, _, paths, _, _ in sharpening] == [2]
     assert torch.equal(weights(whole/'pipeline'), weights(parts/'pipeline'))
+    # a finished run needs none of its earlier rounds
+    shutil.rmtree(parts/'round1')
+    learn_from_drawings(parts, **how)
+    assert not (parts/'round1').exists()
 
 def test_other_rounds_are_refused(small, stories, tmp_path):
     run, how = tmp_path/'run', dict(HOW, start=asset('toy/arldm'), data=stories.path, n_rounds=1)
