@@ -11,9 +11,11 @@ from pathlib import Path
 from ..core import StoryError, say
 from ..command_line import command, quiet_libraries
 from ..score.intervals import check_n_resamples
+from .score import named_detector, named_networks
 
 # %% ../../nbs/cli/71_report.ipynb #263f5917
-@command(headings=dict(data='ranking', inception='feature networks of a ranking'))
+@command(headings=dict(data='ranking', inception='feature networks of a ranking'),
+         choices=dict(detector_prompt=('character', 'description')))
 def report(
     run:str|Path,            # Run folder; its page is report.html in it
     # Others to compare with it: of one run the page is against-<run>.html in that one; of more, or
@@ -26,6 +28,10 @@ def report(
     inception:str|Path=None, # Weights of the FID Inception; default: environment's ARLDM_INCEPTION
     dinov2:str|Path=None,    # DINOv2: folder or hub name; default: the environment's ARLDM_DINOV2
     clip:str|Path=None,      # CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+    csd:str|Path=None,       # CSD, for style: file of weights; default: environment's ARLDM_CSD
+    detector:str|Path=None,  # GroundingDINO for CIDS: folder; default: environment's ARLDM_DETECTOR
+    # What it looks for: this word, or each card's description; default: character
+    detector_prompt:str=None,
 ):
     """Write a run as one page, compare two, or rank several.
 
@@ -33,6 +39,7 @@ def report(
         arldm-report runs/toy
         arldm-report runs/toy runs/other
         arldm-report runs/ssid outputs/uno outputs/storygen --data stories.h5
+        arldm-report scores/uno scores/dreamstory --out ranked --csd csd_vit-large.pth
 
     Args:
         run (str | Path): Run folder; its page is report.html in it
@@ -47,15 +54,19 @@ def report(
         dinov2 (str | Path, optional): DINOv2: folder or hub name; default: the environment's
             ARLDM_DINOV2
         clip (str | Path, optional): CLIP: folder or hub name; default: the environment's ARLDM_CLIP
+        csd (str | Path, optional): CSD, for style: file of weights; default: environment's
+            ARLDM_CSD
+        detector (str | Path, optional): GroundingDINO for CIDS: folder; default: environment's
+            ARLDM_DETECTOR
+        detector_prompt (str, optional): What it looks for: this word, or each card's description;
+            default: character
     """
-    weights = dict(inception=inception, dinov2=dinov2, clip=clip)
     if len(others) > 1 or out:
-        return _rank([run, *others], data, split, Path(out or 'comparison'), weights,
-                     100 if resamples is None else resamples)
-    of_ranking = dict(data=data, resamples=resamples, **weights)
-    named = [name for name, value in of_ranking.items() if value is not None]
-    if named:
-        raise StoryError(f'--{named[0]} is for a ranking; name three folders or more, or --out')
+        nets = named_networks(inception, dinov2, clip, csd), named_detector(detector, clip)
+        return _rank([run, *others], data, split, Path(out or 'comparison'), *nets,
+                     detector_prompt or 'character', 100 if resamples is None else resamples)
+    _only_for_rankings(data=data, resamples=resamples, inception=inception, dinov2=dinov2,
+                       clip=clip, csd=csd, detector=detector, detector_prompt=detector_prompt)
     from arldm.report.report import write_report
     if not others: page = write_report(run, split)
     else:
@@ -65,6 +76,13 @@ def report(
     return page
 
 # %% ../../nbs/cli/71_report.ipynb #642e6230
+def _only_for_rankings(**flags): # name -> value; None = not given
+    "Raise `StoryError` if a flag is given that only a ranking uses."
+    for name, value in flags.items():
+        if value is None: continue
+        raise StoryError(f'--{name.replace("_", "-")} is for a ranking; name three folders or '
+                         'more, or --out')
+
 def _print_differences(a, b, split):
     "Print the warnings of two runs and, if both are scored, the verdict on each score."
     from arldm.report.compare import compare_runs
@@ -77,21 +95,23 @@ def _print_differences(a, b, split):
     except StoryError as e: return say(f'note: the scores cannot be compared: {e}')
     for row in differences: say(f'{row["name"]:<44}{row["verdict"]}')
 
-def _rank(folders, data, split, out, weights, n_resamples):
+def _rank(folders, data, split, out, weights, detector, prompt, n_resamples):
     "Rank several systems, print their ranks, and return the page."
     if len(folders) < 2: raise StoryError('--out is for a ranking; name two folders or more')
     check_n_resamples(n_resamples)
     quiet_libraries()
     from arldm.report.ranking_page import rank_lines, write_ranking
     from arldm.report.systems import shared_split, system_names
+    from arldm.score.cutting_out import detector_or_reason
     from arldm.score.feature_networks import features_file, networks
     from arldm.cli.scoring_run import with_own_features
     system_names(folders)    # one named twice is refused before anything is opened
     stories = shared_split(folders, data, split)
     nets, facts = with_own_features(stories, networks(weights))
     store = features_file(stories.file.path, out)
-    page, ranking = write_ranking(folders, stories, out, nets, facts, n_resamples=n_resamples,
-                                  store=store)
+    page, ranking = write_ranking(folders, stories, out, nets, facts, store=store,
+                                  detector=detector_or_reason(detector, prompt),
+                                  n_resamples=n_resamples)
     for line in rank_lines(ranking): say(line)
     say(page)
     return page

@@ -135,10 +135,14 @@ def save_json(path:str|Path, obj:object):
     with atomic_path(path) as tmp: tmp.write_bytes(_as_json(obj))
 
 def _as_json(obj):
-    "Return readable JSON of `obj` as UTF-8 bytes; what JSON does not know becomes its `str`."
-    text = json.dumps(obj, indent=1, ensure_ascii=False, default=str) + '\n'
+    "Return readable JSON of `obj` as UTF-8 bytes."
+    text = json.dumps(obj, indent=1, ensure_ascii=False, default=_plain) + '\n'
     # Lone surrogates, as file names may hold, become the escapes that JSON has for them.
     return text.encode('utf-8', 'backslashreplace')
+
+def _plain(x):
+    "Return the numbers of NumPy and PyTorch as Python's, and the `str` of all else."
+    return x.tolist() if hasattr(x, 'tolist') else str(x)
 
 # %% ../../nbs/files/02_atomic.ipynb #61d637a1
 def create_json(path:str|Path, obj:object) -> bool:

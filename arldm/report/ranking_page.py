@@ -222,6 +222,7 @@ def write_ranking(
     nets:dict=None,       # Name -> feature network, or why there is none, as in `evaluate`
     facts=None,           # A facts reader such as `toy.check_facts`; None = no facts
     *,
+    detector=None,        # Cuts characters out for CLIP, as in `evaluate`
     n_resamples:int=100,  # Resamples of the albums
     store:str|Path=None,  # File that keeps features; None = they are not kept
     max_stories:int=2,    # Stories under each heading of the page
@@ -234,6 +235,7 @@ def write_ranking(
         out (str | Path): Folder for the page, `ranking.json` and the scores of each system
         nets (dict, optional): Name -> feature network, or why there is none, as in `evaluate`
         facts (optional): A facts reader such as `toy.check_facts`; None = no facts
+        detector (optional): Cuts characters out for CLIP, as in `evaluate`
         n_resamples (int, default 100): Resamples of the albums
         store (str | Path, optional): File that keeps features; None = they are not kept
         max_stories (int, default 2): Stories under each heading of the page
@@ -246,7 +248,8 @@ def write_ranking(
     refuse_other_ranking(out)
     refuse_foreign(out/'ranking.html', is_page, 'report')
     systems = open_systems(folders, split)
-    scores = score_systems(systems, out, nets, facts, n_resamples=n_resamples, store=store)
+    scores = score_systems(systems, out, nets, facts, detector=detector, n_resamples=n_resamples,
+                           store=store)
     ranking = save_ranking(out, systems, scores)
     html = ranking_html(systems, scores, ranking, split, max_stories)
     with atomic_path(out/'ranking.html') as tmp:

@@ -16,7 +16,7 @@ from ..core import StoryError, counted
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..files.grids import source_digest
 from ..files.kept_results import MADE
-from ..files.manifest import hinted_path, path_hints, record_provenance
+from ..files.manifest import file_digest, hinted_path, path_hints, record_provenance
 from ..files.row_store import Store
 from ..data.story import StoryFile, StorySplit
 from ..draw.drawing_files import some
@@ -188,42 +188,20 @@ def common_notes(
     return lines + _same_pictures(systems)
 
 # %% ../../nbs/report/59a_systems.ipynb #ccb029fc
-def score_systems(
-    systems:list,       # `System`s
-    out:str|Path,       # Folder for their scores, `<out>/<name>/scores.json`
-    nets:dict=None,     # Name -> feature network, or why there is none, as in `evaluate`
-    facts=None,         # A facts reader such as `toy.check_facts`; None = no facts
-    *,
-    n_resamples:int=100,    # Resamples of the albums
-    store:str|Path=None,    # File that keeps features; None = they are not kept
-)->dict:                    # Name of a system -> what its `scores.json` holds
-    """Score several systems on their common frames, at the same resolution.
+_MADE_BY = dict(made_by='arldm-report, to rank systems')
 
-    Args:
-        systems (list): `System`s
-        out (str | Path): Folder for their scores, `<out>/<name>/scores.json`
-        nets (dict, optional): Name -> feature network, or why there is none, as in `evaluate`
-        facts (optional): A facts reader such as `toy.check_facts`; None = no facts
-        n_resamples (int, default 100): Resamples of the albums
-        store (str | Path, optional): File that keeps features; None = they are not kept
+def _record_scores(out, name, digest): # digest: of `scores.json`; None = it is about to be written
+    "Record in `out` which scores of the folders in it a ranking wrote."
+    old = load_json(out/MADE, dict(made_by=str)) if (out/MADE).exists() else {}
+    written = {**old.get('scores', {}), name: digest}
+    record_provenance(out/MADE, _MADE_BY, hints=dict(scores=written))
 
-    Returns:
-        dict: Name of a system -> what its `scores.json` holds
-    """
-    out = Path(out)
-    folders = [system.drawings.found.folder for system in systems]
-    _check_out(out, systems, folders)
-    # says that scores in `out` are of a ranking
-    record_provenance(out/MADE, dict(made_by='arldm-report, to rank systems'))
-    side = lowest_resolution(systems)
-    store = Store(store)
-    scores = {}
-    for system, folder in zip(systems, folders):
-        drawings = replace(system.drawings, side=side)
-        scores[system.name] = evaluate(
-            folder, drawings.split, nets, facts, drawings=drawings, store=store,
-            n_resamples=n_resamples, out=out/system.name)
-    return scores
+def _of_ranking(out, name):
+    "Whether the scores of a system in `out` are still those that a ranking wrote."
+    if not (out/MADE).exists(): return (out/'ranking.json').exists()    # of an earlier version
+    written = load_json(out/MADE, dict(made_by=str)).get('scores')
+    if written is None: return True                                     # also of an earlier version
+    return name in written and written[name] in (None, file_digest(out/name/'scores.json'))
 
 def _check_out(out, systems, folders): # `folders`: of their drawings
     "Raise `StoryError` if scoring into `out` would replace scores that no ranking has made."
@@ -234,10 +212,51 @@ def _check_out(out, systems, folders): # `folders`: of their drawings
         scored = out/system.name
         refuse_other_scores(scored, folder)
         taken = scored.resolve() in named or scored.resolve() == folder.resolve()
-        of_ranking = (out/MADE).exists() or (out/'ranking.json').exists()
-        if taken or (scored/'scores.json').exists() and not of_ranking:
-            raise StoryError(f'--out {out}: a ranking would replace the scores in {scored}; name '
-                             'another folder')
+        if taken or (scored/'scores.json').exists() and not _of_ranking(out, system.name):
+            raise StoryError(f'--out {out}: a ranking would replace the scores in {scored}, which '
+                             'no ranking wrote; name another folder')
+
+
+# %% ../../nbs/report/59a_systems.ipynb #ccb029fd
+def score_systems(
+    systems:list,       # `System`s
+    out:str|Path,       # Folder for their scores, `<out>/<name>/scores.json`
+    nets:dict=None,     # Name -> feature network, or why there is none, as in `evaluate`
+    facts=None,         # A facts reader such as `toy.check_facts`; None = no facts
+    *,
+    detector=None,          # Cuts characters out for CLIP, as in `evaluate`
+    n_resamples:int=100,    # Resamples of the albums
+    store:str|Path=None,    # File that keeps features; None = they are not kept
+)->dict:                    # Name of a system -> what its `scores.json` holds
+    """Score several systems on their common frames, at the same resolution.
+
+    Args:
+        systems (list): `System`s
+        out (str | Path): Folder for their scores, `<out>/<name>/scores.json`
+        nets (dict, optional): Name -> feature network, or why there is none, as in `evaluate`
+        facts (optional): A facts reader such as `toy.check_facts`; None = no facts
+        detector (optional): Cuts characters out for CLIP, as in `evaluate`
+        n_resamples (int, default 100): Resamples of the albums
+        store (str | Path, optional): File that keeps features; None = they are not kept
+
+    Returns:
+        dict: Name of a system -> what its `scores.json` holds
+    """
+    out = Path(out)
+    folders = [system.drawings.found.folder for system in systems]
+    _check_out(out, systems, folders)
+    side = lowest_resolution(systems)
+    store = Store(store)
+    scores = {}
+    for system, folder in zip(systems, folders):
+        drawings = replace(system.drawings, side=side)
+        _record_scores(out, system.name, None)
+        scores[system.name] = evaluate(
+            folder, drawings.split, nets, facts, detector=detector, drawings=drawings, store=store,
+            n_resamples=n_resamples, out=out/system.name)
+        _record_scores(out, system.name, file_digest(out/system.name/'scores.json'))
+    return scores
+
 
 # %% ../../nbs/report/59a_systems.ipynb #12dd6706
 def _pair(a, b, row): # row: of `compare_runs`

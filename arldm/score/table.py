@@ -171,8 +171,10 @@ def by_frame(
         e, _ = self.measure([of_set[k] for of_set in stats if k in of_set])
         if not math.isfinite(e.value): continue
         low, high = finite_interval(e)
+        of_reference = reference.get(k) if reference else None
+        if of_reference is not None: of_reference = float(of_reference)
         self.frames.append(dict(name=name, k=int(k), value=float(e.value), low=low, high=high,
-                                n=n_values, reference=reference.get(k) if reference else None))
+                                n=n_values, reference=of_reference))
 
 # %% ../../nbs/score/54_table.ipynb #222953f5
 _ARROWS = dict(lower='↓', higher='↑')

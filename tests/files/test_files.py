@@ -2,7 +2,9 @@
 import errno, itertools, json, os, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from arldm import core
 from arldm.files import atomic as files
@@ -254,6 +256,11 @@ def test_a_byte_order_mark_is_read_and_other_encodings_are_named(tmp_path):
 def test_names_that_are_no_unicode_survive(tmp_path):
     save_json(tmp_path/'a.json', dict(data=os.fsdecode(b'/runs/lat\xff')))
     assert os.fsencode(json.loads((tmp_path/'a.json').read_bytes())['data']) == b'/runs/lat\xff'
+
+def test_numbers_of_numpy_and_torch_stay_numbers(tmp_path):
+    "Not text, which whoever reads the file would refuse."
+    save_json(tmp_path/'a.json', dict(a=np.float32(.5), b=np.int64(3), c=np.bool_(True), d=np.array([1, 2]), e=torch.tensor(2.5), f=tmp_path))
+    assert load_json(tmp_path/'a.json') == dict(a=.5, b=3, c=True, d=[1, 2], e=2.5, f=str(tmp_path))
 
 def test_a_foreign_file_is_not_written_over(tmp_path):
     (tmp_path/'scores.json').write_text('my grades')

@@ -246,6 +246,43 @@ def test_scores_that_no_ranking_has_made_stay(drawn, split, tmp_path, monkeypatc
     assert tree(tmp_path) == before
     for folders in runs, scored, runs: write_ranking(folders, split, 'ranked', n_resamples=20)
 
+def test_scores_put_into_a_ranking_stay(drawn, split, tmp_path, monkeypatch):
+    "What a ranking wrote, the next one replaces; what somebody else put there, none does."
+    monkeypatch.chdir(tmp_path)
+    near, far, same = (str(drawn/name) for name in ('near', 'far', 'same'))
+    write_ranking([near, far], split, 'ranked', n_resamples=20)
+    write_ranking([near, far], split, 'ranked', n_resamples=21)    # its own scores only
+    evaluate(same, split, n_resamples=20, out='ranked/same')
+    evaluate(near, split, n_resamples=22, out='ranked/near')
+    before = tree(tmp_path)
+    for folders, name in (([near, far], 'near'), ([far, same], 'same')):
+        said = one_line(write_ranking, folders, split, 'ranked', n_resamples=20)
+        assert f'the scores in ranked/{name}, which no ranking wrote; name another folder' in said
+    assert tree(tmp_path) == before
+    for name in 'near', 'same': shutil.rmtree(tmp_path/'ranked'/name)
+    write_ranking([near, far, same], split, 'ranked', n_resamples=20)
+    write_ranking([near, same], split, 'ranked', n_resamples=20)   # still knows that it wrote these
+
+def test_a_ranking_killed_while_scoring_goes_on(drawn, split, tmp_path, monkeypatch):
+    "Also if it had written scores, but not yet that it did."
+    from arldm.report import systems
+    folders = [drawn/'near', drawn/'far']
+    monkeypatch.setattr(systems, 'file_digest', lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): write_ranking(folders, split, tmp_path/'out', n_resamples=20)
+    assert (tmp_path/'out/near/scores.json').exists()
+    monkeypatch.undo()
+    write_ranking(folders, split, tmp_path/'out', n_resamples=20)
+
+def test_a_ranking_of_an_earlier_version_goes_on(drawn, split, tmp_path):
+    "It did not record which scores it wrote."
+    folders = [drawn/'near', drawn/'far']
+    write_ranking(folders, split, tmp_path/'out', n_resamples=20)
+    made = tmp_path/'out/made.json'
+    made.write_text(json.dumps(dict(made_by=load_json(made)['made_by'])))
+    write_ranking(folders, split, tmp_path/'out', n_resamples=21)
+    made.unlink()
+    write_ranking(folders, split, tmp_path/'out', n_resamples=20)
+
 def test_the_split_that_a_folder_names(drawn, tmp_path):
     "With a story file, too; the first folder that names one decides."
     told = story_file(tmp_path, test=stories(2), val=stories(3, start=60))

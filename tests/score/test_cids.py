@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, CLIPVisionConfig, GroundingDinoConfig
 
 from arldm.cli.convert import convert
+from arldm.cli.report import report
 from arldm.cli.score import score
 from arldm.core import StoryError
 from arldm.data.story import Story, StoryFile
@@ -302,3 +303,21 @@ def test_a_detector_needs_clip(tmp_path, folders, monkeypatch):
     monkeypatch.delenv('ARLDM_CLIP', raising=False)
     with pytest.raises(StoryError, match='name CLIP, too: --clip FOLDER') as e: score(tmp_path, detector=folders[0])
     assert '\n' not in str(e.value)
+
+def test_a_ranking_measures_cids_and_refuses_alike(tmp_path, folders, capsys, monkeypatch):
+    "The numbers are those of arldm-score; a page of one run or of two takes none of these flags."
+    frames = [painting(k) for k in range(4)]
+    told = [Story(f's{i}', f'a{i}', CAPTIONS, tuple(map(to_png, frames)), {'Ada': painting(9 + i)}) for i in range(3)]
+    split = story_file(tmp_path, test=told)['test']
+    for seed, name in enumerate(('one', 'two')): draw(tmp_path/name, split, picture=lambda i, k: painting(100*seed + 10*i + k))
+    alone = [score(tmp_path/name, data=split.file.path, clip=folders[1], detector=folders[0], resamples=10) for name in ('one', 'two')]
+    both = tmp_path/'one', tmp_path/'two'
+    page = report(*both, out=tmp_path/'ranked', data=split.file.path, clip=folders[1], detector=folders[0], resamples=10)
+    ranking = json.loads((tmp_path/'ranked/ranking.json').read_text())
+    [got] = [x['values'] for x in ranking['scores'] if x['name'] == CROSS]
+    assert got == {name: pytest.approx(row(x, CROSS)['value']) for name, x in zip(('one', 'two'), alone)}
+    assert CROSS in page.read_text()
+    monkeypatch.delenv('ARLDM_CLIP', raising=False)
+    with pytest.raises(StoryError, match='name CLIP, too: --clip FOLDER'): report(*both, out=tmp_path/'r', detector=folders[0])
+    for flag in 'csd', 'detector', 'detector_prompt':
+        with pytest.raises(StoryError, match=f'--{flag.replace("_", "-")} is for a ranking'): report(*both, **{flag: 'character'})
