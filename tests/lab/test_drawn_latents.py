@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from arldm.core import StoryError, asset
-from arldm.data.dataset import pixels
+from arldm.data.dataset import pixels, to_target
 from arldm.data.story import StoryFile, write_stories
 from arldm.draw.pipeline import StoryPipeline
 from arldm.lab import drawn_latents, ladder
@@ -107,7 +107,7 @@ def test_noisy_latents_lead_to_the_drawn_ones(stories, tmp_path):
 def test_examples_are_the_nearest_clear_frames(stories, tmp_path):
     start = asset('toy/arldm')
     paths = draw_latents(tmp_path/'out', start, start, stories['train'], range(5))
-    latents, frames, figures = decoder_examples(paths)
+    latents, frames, figures, patterns = decoder_examples(paths)
     vae = ARLDM.load(start).vae
     with torch.no_grad(): decoded = vae.decode(latents/vae.config.scaling_factor).sample
     decoded = ((decoded.clamp(-1, 1) + 1)*127.5).round().byte()
@@ -120,6 +120,10 @@ def test_examples_are_the_nearest_clear_frames(stories, tmp_path):
         for i, figure in enumerate(scene.figures):
             weights = pattern_weights(decoded[n].permute(1, 2, 0).numpy(), scene, i)
             if weights.max() > .9: assert other.figures[i].look.pattern == PATTERNS[weights.argmax()]
+    checks, dots = (pixels([draw_scene(with_patterns(scene, [pattern]*3)) for scene in found]).int() for pattern in ('checks', 'dots'))
+    differ = ((checks - dots).abs() > 30).any(1, True)
+    assert differ.any() and (patterns | ~differ).all()
+    assert patterns.shape == figures.shape and not (patterns & ~figures).any()
     assert figures.shape == (23, 1, 64, 64) and figures.any((1, 2, 3)).all() and not figures.all((1, 2, 3)).any()
 
 def test_drawing_goes_on_and_is_of_one_model(stories, tmp_path, monkeypatch):
@@ -150,7 +154,7 @@ def some_examples(vae):
     frames = pixels([draw_scene(scene) for scene in read(toy_story(3).pictures())])
     torch.manual_seed(0)
     latents = torch.randn(5, 8, 8, 8)
-    return latents, frames, torch.ones(5, 1, 64, 64, dtype=bool)
+    return latents, frames, *torch.ones(2, 5, 1, 64, 64, dtype=bool)
 
 def test_only_the_decoder_learns_and_it_goes_on(tmp_path):
     "Stopped after a step it has the weights of one that was not stopped; the encoder and its latents stay."
@@ -179,6 +183,23 @@ def test_the_decoder_learns_its_examples(tmp_path):
     vae = ARLDM.load(asset('toy/arldm')).vae
     losses = [loss for _, loss in train_decoder(tmp_path, vae, some_examples(vae), max_train_steps=40, train_batch_size=8)]
     assert np.mean(losses[-5:]) < .7*np.mean(losses[:5])
+
+def test_pixels_of_patterns_weigh_more():
+    "By their absolute error, 40 times that of the rest."
+    vae = ARLDM.load(asset('toy/arldm')).vae
+    latents, frames, figures, _ = some_examples(vae)
+    marks = torch.zeros(2, 5, 1, 64, 64, dtype=bool)
+    marks[1, ..., :8] = True
+    random_ones = frames, figures, marks[0]
+    losses = []
+    for patterns in marks:
+        torch.manual_seed(1)
+        losses.append(drawn_latents._decoder_loss(vae, (latents, frames, figures, patterns), random_ones, 2).item())
+    torch.manual_seed(1)
+    row = torch.randint(5, (1,))
+    with torch.no_grad(): decoded = vae.decode(latents[row]/vae.config.scaling_factor).sample
+    error = (decoded - to_target(frames[row])).abs()[..., :8].sum()/(2*decoded.numel())
+    assert losses[1] - losses[0] == pytest.approx(40*error.item(), rel=1e-3)
 
 def test_sharpening_changes_the_decoder_only(stories, tmp_path):
     start = asset('toy/arldm')
@@ -218,6 +239,6 @@ def test_mixtures_become_all_patterns_equally_often(tmp_path):
     scenes = json.dumps([asdict(scene)]*201)
     drawn_latents.save_file(dict(latents=torch.zeros(201, 8, 8, 8), decides=decides, weights=torch.tensor(weights)),
                             tmp_path/'000000.safetensors', dict(scenes=scenes))
-    _, frames, _ = decoder_examples([tmp_path/'000000.safetensors'])
+    _, frames, *_ = decoder_examples([tmp_path/'000000.safetensors'])
     patterns = [found.figures[0].look.pattern for found in read(list(frames.permute(0, 2, 3, 1).numpy()))]
     assert [patterns[:200].count(p) for p in PATTERNS] == pytest.approx([50]*4, abs=3) and patterns[200] == 'dots'
