@@ -1327,6 +1327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'arldm.files.atomic._is_running': ('files/atomic.html#_is_running', 'arldm/files/atomic.py'),
                                     'arldm.files.atomic._plain': ('files/atomic.html#_plain', 'arldm/files/atomic.py'),
                                     'arldm.files.atomic._take_name': ('files/atomic.html#_take_name', 'arldm/files/atomic.py'),
+                                    'arldm.files.atomic.as_read_back': ('files/atomic.html#as_read_back', 'arldm/files/atomic.py'),
                                     'arldm.files.atomic.atomic_path': ('files/atomic.html#atomic_path', 'arldm/files/atomic.py'),
                                     'arldm.files.atomic.check_shape': ('files/atomic.html#check_shape', 'arldm/files/atomic.py'),
                                     'arldm.files.atomic.create_json': ('files/atomic.html#create_json', 'arldm/files/atomic.py'),

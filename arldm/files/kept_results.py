@@ -6,12 +6,12 @@
 __all__ = ['MADE', 'claim_folder', 'keep_file', 'keep_folder']
 
 # %% ../../nbs/files/04_kept_results.ipynb #2a2a1020
-import json, os
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ..core import StoryError
-from .atomic import atomic_path, load_json, save_json, whole_folder
+from .atomic import as_read_back, atomic_path, load_json, save_json, whole_folder
 from .manifest import file_digest, folder_digest, record_provenance
 
 # %% ../../nbs/files/04_kept_results.ipynb #886418e9
@@ -73,7 +73,7 @@ def keep_folder(
 def _keep(path, facts, make, atomic, digest):
     "Make or reuse `path`; `atomic` is the context in which `make` writes, `digest` its digest."
     note = path.with_name(f'{path.name}.json')
-    facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
+    facts = as_read_back(facts)
     old = load_json(note, dict) if note.exists() else {}
     if old and 'digest' not in old: raise StoryError(f'{note} was not written by arldm; {_ADVICE}')
     if not os.path.lexists(path):

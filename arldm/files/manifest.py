@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..core import StoryError
-from .atomic import (FolderTaken, create_json, flush_folder, load_json, save_json,
-                                share_files, temporary_folder)
+from .atomic import (FolderTaken, as_read_back, create_json, flush_folder, load_json,
+                                save_json, share_files, temporary_folder)
 
 # %% ../../nbs/files/03_manifest.ipynb #8606f506
 MANIFEST = 'manifest.json'
@@ -193,7 +193,7 @@ def record_provenance(
         advice (str, default ''): What the reader can do about other facts, for the message
     """
     path = Path(path)
-    facts = json.loads(json.dumps(facts, default=str))   # as they will be read back
+    facts = as_read_back(facts)
     if create_json(path, {**facts, **hints}): return
     old = load_json(path, dict)
     different = []

@@ -8,10 +8,10 @@ import torch
 
 from arldm import core
 from arldm.files import atomic as files
-from arldm.files import manifest
+from arldm.files import kept_results, manifest
 from arldm.command_line import command
 from arldm.core import StoryError, say
-from arldm.files.atomic import (FolderTaken, create_json, load_json, lock_folder, refuse_foreign,
+from arldm.files.atomic import (FolderTaken, as_read_back, create_json, load_json, lock_folder, refuse_foreign,
                                 save_json, whole_folder)
 from arldm.files.manifest import (MANIFEST, folder_digest, hinted_path, path_hints, read_manifest,
                                   recover_folder, record_provenance, replace_folder)
@@ -259,8 +259,15 @@ def test_names_that_are_no_unicode_survive(tmp_path):
 
 def test_numbers_of_numpy_and_torch_stay_numbers(tmp_path):
     "Not text, which whoever reads the file would refuse."
-    save_json(tmp_path/'a.json', dict(a=np.float32(.5), b=np.int64(3), c=np.bool_(True), d=np.array([1, 2]), e=torch.tensor(2.5), f=tmp_path))
-    assert load_json(tmp_path/'a.json') == dict(a=.5, b=3, c=True, d=[1, 2], e=2.5, f=str(tmp_path))
+    facts = dict(a=np.float32(.5), b=np.int64(3), c=np.bool_(True), d=np.array([1, 2]), e=torch.tensor(2.5), f=tmp_path, g='lat\udcff')
+    plain = dict(a=.5, b=3, c=True, d=[1, 2], e=2.5, f=str(tmp_path), g='lat\udcff')
+    save_json(tmp_path/'a.json', facts)
+    assert load_json(tmp_path/'a.json') == plain and as_read_back(facts) == plain
+    record_provenance(tmp_path/'made.json', facts)
+    record_provenance(tmp_path/'made.json', plain)       # the same facts
+    assert load_json(tmp_path/'made.json') == plain
+    kept_results.keep_file(tmp_path/'kept', facts, lambda path: path.write_text('x'))
+    kept_results.keep_file(tmp_path/'kept', plain, lambda path: pytest.fail('made again'))
 
 def test_a_foreign_file_is_not_written_over(tmp_path):
     (tmp_path/'scores.json').write_text('my grades')
