@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import StoryError, first_line, say
-from ..files.atomic import load_json, refuse_foreign, save_json
+from ..files.atomic import as_read_back, load_json, refuse_foreign, save_json
 
 # %% ../../nbs/bench/85_budget.ipynb #3a480387
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Measurements:
             return
         old = self.read()
         # as a file would hold it: tuples become lists
-        new = json.loads(json.dumps(about))
+        new = as_read_back(about)
         differences = []
         for key in new: differences.extend(_differences(old[key], new[key], key))
         if differences:

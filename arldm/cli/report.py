@@ -62,8 +62,8 @@ def report(
             default: character
     """
     if len(others) > 1 or out:
-        nets = named_networks(inception, dinov2, clip, csd), named_detector(detector, clip)
-        return _rank([run, *others], data, split, Path(out or 'comparison'), *nets,
+        named = named_networks(inception, dinov2, clip, csd), named_detector(detector, clip)
+        return _rank([run, *others], data, split, Path(out or 'comparison'), *named,
                      detector_prompt or 'character', 100 if resamples is None else resamples)
     _only_for_rankings(data=data, resamples=resamples, inception=inception, dinov2=dinov2,
                        clip=clip, csd=csd, detector=detector, detector_prompt=detector_prompt)
@@ -95,23 +95,34 @@ def _print_differences(a, b, split):
     except StoryError as e: return say(f'note: the scores cannot be compared: {e}')
     for row in differences: say(f'{row["name"]:<44}{row["verdict"]}')
 
-def _rank(folders, data, split, out, weights, detector, prompt, n_resamples):
+# %% ../../nbs/cli/71_report.ipynb #642e6231
+def _opened(where, detector, prompt):
+    """Return the networks and the detector; raise the `StoryError` of one that a flag names: a
+    ranking says nothing of what was not measured."""
+    from arldm.score.cutting_out import detector_or_reason
+    from arldm.score.feature_networks import networks
+    nets = networks(where)
+    detector = detector_or_reason(detector, prompt)
+    for reason in [*(nets[name] for name, place in where.items() if place), detector]:
+        if isinstance(reason, StoryError): raise reason
+    return nets, detector
+
+def _rank(folders, data, split, out, where, detector, prompt, n_resamples):
     "Rank several systems, print their ranks, and return the page."
     if len(folders) < 2: raise StoryError('--out is for a ranking; name two folders or more')
     check_n_resamples(n_resamples)
     quiet_libraries()
     from arldm.report.ranking_page import rank_lines, write_ranking
     from arldm.report.systems import shared_split, system_names
-    from arldm.score.cutting_out import detector_or_reason
-    from arldm.score.feature_networks import features_file, networks
+    from arldm.score.feature_networks import features_file
     from arldm.cli.scoring_run import with_own_features
     system_names(folders)    # one named twice is refused before anything is opened
     stories = shared_split(folders, data, split)
-    nets, facts = with_own_features(stories, networks(weights))
+    nets, detector = _opened(where, detector, prompt)
+    nets, facts = with_own_features(stories, nets)
     store = features_file(stories.file.path, out)
     page, ranking = write_ranking(folders, stories, out, nets, facts, store=store,
-                                  detector=detector_or_reason(detector, prompt),
-                                  n_resamples=n_resamples)
+                                  detector=detector, n_resamples=n_resamples)
     for line in rank_lines(ranking): say(line)
     say(page)
     return page

@@ -26,16 +26,18 @@ def _check_numbers(batch_size, resamples, train_pictures, histories):
 
 # %% ../../nbs/cli/70_score.ipynb #08eb35dd
 def named_networks(
-    inception:str|Path=None, # Weights, folders or hub names; None = what the environment names
-    dinov2:str|Path=None,
-    clip:str|Path=None,
-    csd:str|Path=None,
+    inception:str|Path|None, # File of weights; None = what the environment names
+    dinov2:str|Path|None,    # Folder or hub name; None = what the environment names
+    clip:str|Path|None,      # Folder or hub name; None = what the environment names
+    csd:str|Path|None,       # File of weights; None = what the environment names
 )->dict:                     # Name -> what was named
-    """Name the feature networks of a command: CSD only if it is named, or no table shows its rows.
+    """Name the feature networks of a command; CSD only if something names it.
 
     Args:
-        inception (str | Path, optional): Weights, folders or hub names; None = what the environment
-            names
+        inception (str | Path | None): File of weights; None = what the environment names
+        dinov2 (str | Path | None): Folder or hub name; None = what the environment names
+        clip (str | Path | None): Folder or hub name; None = what the environment names
+        csd (str | Path | None): File of weights; None = what the environment names
 
     Returns:
         dict: Name -> what was named

@@ -96,6 +96,10 @@ def scores_folder(
     """
     if out is not None:
         refuse_other_scores(out, run)
+        path = Path(out)/'scores.json'
+        made_by = load_json(path, {'made_by?': object}).get('made_by') if path.is_file() else None
+        if made_by:
+            raise StoryError(f'--out {out} holds scores of {made_by}; name another folder')
         return Path(out)
     if not drawings.found.ours: return None
     refuse_outputs(run)

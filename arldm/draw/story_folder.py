@@ -7,13 +7,13 @@ __all__ = ['STORY_FIELDS', 'FINISHED', 'UNFINISHED', 'STORY_STRIP', 'sharing_nam
            'is_temporary', 'checked_manifest', 'frames_to_draw', 'kept_frames']
 
 # %% ../../nbs/draw/46_story_folder.ipynb #5da58830
-import json, os, re
+import os, re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..core import StoryError, expand_user, counted, one_of
 from ..settings import SHARING_FORMATS
-from ..files.atomic import FolderTaken, check_shape
+from ..files.atomic import FolderTaken, as_read_back, check_shape
 from ..files.manifest import (MANIFEST, file_digest, folder_digest, read_manifest,
                                   recover_folder)
 from ..files.pictures import read_picture
@@ -76,7 +76,7 @@ class OwnStory:
         """
         facts = dict(captions=self.captions, weights=self.weights, frames=self.frames,
                      cast=self.cards)
-        return json.loads(json.dumps(facts))
+        return as_read_back(facts)
 
 # %% ../../nbs/draw/46_story_folder.ipynb #984ca48d
 def own_story(

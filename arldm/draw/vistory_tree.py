@@ -6,10 +6,11 @@
 __all__ = ['check_vistory_ids', 'write_vistory']
 
 # %% ../../nbs/draw/44b_vistory_tree.ipynb #e0bc0b93
-import json, shutil, time
+import shutil, time
 from pathlib import Path
 
 from ..core import StoryError
+from ..files.atomic import as_read_back
 from ..files.manifest import read_manifest, recover_folder, replace_folder
 from ..data.story import StorySplit
 from ..data.vistory import LANGUAGES
@@ -61,7 +62,7 @@ def write_vistory(
     Returns:
         tuple: Path of the folder of the timestamp; how many stories are in it
     """
-    facts = json.loads(json.dumps(facts))    # as they will be read back
+    facts = as_read_back(facts)
     language = LANGUAGES.get(stories.file.corpus, 'en')
     parent = drawn.parent/'vistory'/method/f'seed-{facts["seed"]}'/language
     of_split = set(stories.ids)

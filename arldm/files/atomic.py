@@ -141,8 +141,8 @@ def _as_json(obj):
     return text.encode('utf-8', 'backslashreplace')
 
 def _plain(x):
-    "Return the numbers of NumPy and PyTorch as Python's, and the `str` of all else."
-    return x.tolist() if hasattr(x, 'tolist') else str(x)
+    "Return numbers and arrays of NumPy and PyTorch as Python's, and the `str` of all else."
+    return x.tolist() if hasattr(x, 'tolist') and not isinstance(x, type) else str(x)
 
 def as_read_back(obj:object) -> object:
     "Return what `load_json` would return after `save_json`, to compare it with what a file holds."

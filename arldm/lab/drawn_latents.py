@@ -269,7 +269,8 @@ def decoder_examples(
 
 # %% ../../nbs/lab/74b_drawn_latents.ipynb #7d4b0014
 DECODER_STEPS = 4000
-PATTERN_WEIGHT = 40    # of the absolute error in pixels that depend on a pattern
+# added to the weight, 1 or 9, of the absolute error in pixels that depend on a pattern
+PATTERN_WEIGHT = 40
 
 def _decoder_loss(vae, drawn, random_ones, n):
     """Return the error of the decoder on `n` frames, half of which are random ones; `drawn` are
@@ -324,7 +325,8 @@ def train_decoder(
     for weight in weights: weight.requires_grad_()
     vae.to(memory_format=torch.channels_last)
     # not more than are seen: marking their patterns takes some time
-    scenes, *random_ones = random_frames(min(4000, max_train_steps*train_batch_size), seed + 1)
+    n_random = min(4000, max_train_steps*(train_batch_size//2))
+    scenes, *random_ones = random_frames(n_random, seed + 1)
     random_ones.append(pattern_pixels(scenes))
     compute_loss = partial(_decoder_loss, vae, examples, random_ones, train_batch_size)
     yield from train_resumably(folder, vae, weights, compute_loss, max_train_steps,
@@ -363,5 +365,6 @@ def sharpen_decoder(
         StoryPipeline.from_model(model.eval()).save_pretrained(tmp)
     latents = tensors_digest((name, tensor) for name, tensor in load_drawn(paths).items())
     keep_folder(run/'pipeline', dict(start=start_digest(start), latents=latents, seed=seed,
-                                     max_train_steps=max_train_steps), make)
+                                     max_train_steps=max_train_steps,
+                                     pattern_weight=PATTERN_WEIGHT), make)
     return run/'pipeline'

@@ -27,8 +27,8 @@ from ..toy.reader import read
 from ..model.arldm import ARLDM
 from ..train.digest import data_digest
 from ..draw.pipeline import StoryPipeline
-from .drawn_latents import (DECODER_STEPS, decoded_pictures, draw_latents, load_drawn,
-                                     places_digest, sharpen_decoder)
+from .drawn_latents import (DECODER_STEPS, PATTERN_WEIGHT, decoded_pictures,
+                                     draw_latents, load_drawn, places_digest, sharpen_decoder)
 from .drawn_memory import MEMORY_SAMPLING, start_digest, train_changed
 
 # %% ../../nbs/lab/74c_own_drawings.ipynb #7d4c0008
@@ -231,7 +231,7 @@ def learn_from_drawings(
     _check_noise(start, s)
     claim_folder(run, dict(asdict(s), model=start_digest(start), stories=data_digest(stories),
                            decoder_steps=decoder_steps, n_drawn=n_drawn, n_rounds=n_rounds,
-                           drawing=MEMORY_SAMPLING))
+                           pattern_weight=PATTERN_WEIGHT, drawing=MEMORY_SAMPLING))
     # the last round needs no folder of its own; what a finished run was made from may be deleted
     folders = [run/f'round{k}' for k in range(1, n_rounds)] + [run]
     if (run/'pipeline').exists(): folders = [run]

@@ -16,7 +16,7 @@ from ..core import StoryError, counted
 from ..files.atomic import load_json, refuse_foreign, save_json
 from ..files.grids import source_digest
 from ..files.kept_results import MADE
-from ..files.manifest import file_digest, hinted_path, path_hints, record_provenance
+from ..files.manifest import hinted_path, path_hints, record_provenance
 from ..files.row_store import Store
 from ..data.story import StoryFile, StorySplit
 from ..draw.drawing_files import some
@@ -188,20 +188,15 @@ def common_notes(
     return lines + _same_pictures(systems)
 
 # %% ../../nbs/report/59a_systems.ipynb #ccb029fc
-_MADE_BY = dict(made_by='arldm-report, to rank systems')
+_RANKED = 'arldm-report'    # in `scores.json` of a ranking
 
-def _record_scores(out, name, digest): # digest: of `scores.json`; None = it is about to be written
-    "Record in `out` which scores of the folders in it a ranking wrote."
-    old = load_json(out/MADE, dict(made_by=str)) if (out/MADE).exists() else {}
-    written = {**old.get('scores', {}), name: digest}
-    record_provenance(out/MADE, _MADE_BY, hints=dict(scores=written))
+def _marks_scores(out):
+    "Whether rankings into a folder mark their scores; those of earlier versions did not."
+    if not (out/MADE).exists(): return not (out/'ranking.json').exists()
+    return load_json(out/MADE, {'marked?': bool}).get('marked', False)
 
-def _of_ranking(out, name):
-    "Whether the scores of a system in `out` are still those that a ranking wrote."
-    if not (out/MADE).exists(): return (out/'ranking.json').exists()    # of an earlier version
-    written = load_json(out/MADE, dict(made_by=str)).get('scores')
-    if written is None: return True                                     # also of an earlier version
-    return name in written and written[name] in (None, file_digest(out/name/'scores.json'))
+def _is_foreign(path): # of `scores.json`
+    return path.exists() and load_json(path, {'made_by?': object}).get('made_by') != _RANKED
 
 def _check_out(out, systems, folders): # `folders`: of their drawings
     "Raise `StoryError` if scoring into `out` would replace scores that no ranking has made."
@@ -211,10 +206,12 @@ def _check_out(out, systems, folders): # `folders`: of their drawings
             raise StoryError(f'--out {out} is in the folder of {system.name}; name another one')
         scored = out/system.name
         refuse_other_scores(scored, folder)
-        taken = scored.resolve() in named or scored.resolve() == folder.resolve()
-        if taken or (scored/'scores.json').exists() and not _of_ranking(out, system.name):
-            raise StoryError(f'--out {out}: a ranking would replace the scores in {scored}, which '
-                             'no ranking wrote; name another folder')
+        message = f'--out {out}: a ranking would replace the scores in {scored}, '
+        if scored.resolve() in named or scored.resolve() == folder.resolve():
+            raise StoryError(message + 'one of the folders to rank; name another folder')
+        if _marks_scores(out) and _is_foreign(scored/'scores.json'):
+            raise StoryError(message + 'which are not of a ranking; move them away, or name '
+                             'another folder')
 
 
 # %% ../../nbs/report/59a_systems.ipynb #ccb029fd
@@ -245,16 +242,16 @@ def score_systems(
     out = Path(out)
     folders = [system.drawings.found.folder for system in systems]
     _check_out(out, systems, folders)
+    marked = dict(marked=True) if _marks_scores(out) else {}
+    record_provenance(out/MADE, dict(made_by='arldm-report, to rank systems', **marked))
     side = lowest_resolution(systems)
     store = Store(store)
     scores = {}
     for system, folder in zip(systems, folders):
         drawings = replace(system.drawings, side=side)
-        _record_scores(out, system.name, None)
         scores[system.name] = evaluate(
             folder, drawings.split, nets, facts, detector=detector, drawings=drawings, store=store,
-            n_resamples=n_resamples, out=out/system.name)
-        _record_scores(out, system.name, file_digest(out/system.name/'scores.json'))
+            n_resamples=n_resamples, out=out/system.name, made_by=_RANKED)
     return scores
 
 

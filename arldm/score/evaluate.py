@@ -271,8 +271,8 @@ def evaluate(
     share:tuple=(0, 1),       # Which of several processes this is, and how many there are
     wait:Callable=lambda: None, # Returns when all processes have come here
     drawings:Drawings=None,   # From `match_drawings`; None = find those in `folder`
-    # Folder of the scores; None = `folder` if its layout is ours, else they are not kept
-    out:str|Path=None,
+    out:str|Path=None,        # Folder of scores; None = `folder` if its layout is ours, else none
+    made_by:str=None,         # Recorded in `scores.json`: the command, if not arldm-score
 )->dict:                      # What `scores.json` holds; empty if not `lead`
     """Score drawings against the stories that they illustrate, and keep `scores.json`.
 
@@ -293,8 +293,9 @@ def evaluate(
         share (tuple, default (0, 1)): Which of several processes this is, and how many there are
         wait (Callable, default lambda: None): Returns when all processes have come here
         drawings (Drawings, optional): From `match_drawings`; None = find those in `folder`
-        out (str | Path, optional): Folder of the scores; None = `folder` if its layout is ours,
-            else they are not kept
+        out (str | Path, optional): Folder of scores; None = `folder` if its layout is ours, else
+            none
+        made_by (str, optional): Recorded in `scores.json`: the command, if not arldm-score
 
     Returns:
         dict: What `scores.json` holds; empty if not `lead`
@@ -313,8 +314,8 @@ def evaluate(
     if not lead: return {}
     other_scores = _add_all_rows(table, features, nets, train_rows, facts, characters, cast)
     hints = path_hints(folder if out is None else out, split.file.path)
-    scores = dict(format=2, **hints, **made_from, **_summary(table, notes, cast), **other_scores,
-                  commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
+    scores = dict(format=2, made_by=made_by, **hints, **made_from, **_summary(table, notes, cast),
+                  **other_scores, commit=machine()['commit'], date=time.strftime('%Y-%m-%d'))
     if out is not None: _save(Path(out), table, scores)
     return scores
 

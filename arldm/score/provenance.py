@@ -41,8 +41,8 @@ _SOURCE = {'folder': str, 'folder_relative': str, 'layout?': str,
            'sets': [{'*': {'*': (str, list)}}]}
 _STORIES = {'name': str, 'better?': _TEXT, 'unit?': str, 'values': {'*': _NUMBER}}
 
-SCORES = {'format?': int, 'scores': [_ROW], 'frames?': [_FRAME], 'facts?': [_FACT],
-          'copies?': [_COPY], 'copies_floor?': _FLOOR, 'stories?': _STORIES,
+SCORES = {'format?': int, 'made_by?': _TEXT, 'scores': [_ROW], 'frames?': [_FRAME],
+          'facts?': [_FACT], 'copies?': [_COPY], 'copies_floor?': _FLOOR, 'stories?': _STORIES,
           'trouble?': [str], 'missing?': [str], 'unknown?': [str], 'split?': _TEXT,
           'data?': _TEXT, 'data_relative?': _TEXT, 'source?': _SOURCE,
           'digests?': {'*': _TEXT}, 'networks?': {'*': str}, 'drawing?': dict, 'n_stories?': int,
@@ -127,7 +127,9 @@ def refuse_other_scores(
     if out.exists() and not out.is_dir(): raise StoryError(f'--out {out} is a file; name a folder')
     refuse_outputs(out)
     if out.resolve() == Path(folder).resolve(): return
-    scores = load_json(out/'scores.json', SCORES) if (out/'scores.json').is_file() else {}
+    path = out/'scores.json'
+    # only what is needed: scores that no page can read may be replaced by new ones
+    scores = load_json(path, {'source?': _SOURCE}) if path.is_file() else {}
     source = hinted_path(out, scores.get('source', {}), 'folder')
     if any(path.is_dir() for path in set_paths(out)) or scores and source is None: source = out
     if source and source.resolve() != Path(folder).resolve():

@@ -172,7 +172,8 @@ def by_frame(
         if not math.isfinite(e.value): continue
         low, high = finite_interval(e)
         of_reference = reference.get(k) if reference else None
-        if of_reference is not None: of_reference = float(of_reference)
+        if of_reference is not None:
+            of_reference = float(of_reference) if math.isfinite(of_reference) else None
         self.frames.append(dict(name=name, k=int(k), value=float(e.value), low=low, high=high,
                                 n=n_values, reference=of_reference))
 

@@ -259,8 +259,8 @@ def test_names_that_are_no_unicode_survive(tmp_path):
 
 def test_numbers_of_numpy_and_torch_stay_numbers(tmp_path):
     "Not text, which whoever reads the file would refuse."
-    facts = dict(a=np.float32(.5), b=np.int64(3), c=np.bool_(True), d=np.array([1, 2]), e=torch.tensor(2.5), f=tmp_path, g='lat\udcff')
-    plain = dict(a=.5, b=3, c=True, d=[1, 2], e=2.5, f=str(tmp_path), g='lat\udcff')
+    facts = dict(a=np.float32(.5), b=np.int64(3), c=np.bool_(True), d=np.array([1, 2]), e=torch.tensor(2.5), f=tmp_path, g='lat\udcff', h=np.float32)
+    plain = dict(a=.5, b=3, c=True, d=[1, 2], e=2.5, f=str(tmp_path), g='lat\udcff', h=str(np.float32))
     save_json(tmp_path/'a.json', facts)
     assert load_json(tmp_path/'a.json') == plain and as_read_back(facts) == plain
     record_provenance(tmp_path/'made.json', facts)

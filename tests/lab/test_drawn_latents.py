@@ -185,23 +185,25 @@ def test_the_decoder_learns_its_examples(tmp_path):
     assert np.mean(losses[-5:]) < .7*np.mean(losses[:5])
 
 def test_pixels_of_patterns_weigh_more():
-    "By their absolute error, 40 times that of the rest."
+    "By 40 times their absolute error, in drawn and in random frames."
     vae = ARLDM.load(asset('toy/arldm')).vae
     latents, frames, figures, _ = some_examples(vae)
-    marks = torch.zeros(2, 5, 1, 64, 64, dtype=bool)
-    marks[1, ..., :8] = True
-    random_ones = frames, figures, marks[0]
+    none = torch.zeros(5, 1, 64, 64, dtype=bool)
+    left = none.clone()
+    left[..., :8] = True
     losses = []
-    for patterns in marks:
+    for drawn, random_ones in ((none, none), (left, none), (none, left)):
         torch.manual_seed(1)
-        losses.append(drawn_latents._decoder_loss(vae, (latents, frames, figures, patterns), random_ones, 2).item())
+        examples = latents, frames, figures, drawn
+        losses.append(drawn_latents._decoder_loss(vae, examples, (frames, figures, random_ones), 2).item())
+    assert losses[2] > losses[0]
     torch.manual_seed(1)
     row = torch.randint(5, (1,))
     with torch.no_grad(): decoded = vae.decode(latents[row]/vae.config.scaling_factor).sample
     error = (decoded - to_target(frames[row])).abs()[..., :8].sum()/(2*decoded.numel())
     assert losses[1] - losses[0] == pytest.approx(40*error.item(), rel=1e-3)
 
-def test_sharpening_changes_the_decoder_only(stories, tmp_path):
+def test_sharpening_changes_the_decoder_only(stories, tmp_path, monkeypatch):
     start = asset('toy/arldm')
     paths = draw_latents(tmp_path/'latents', start, start, stories['train'], range(2))
     how = dict(start=start, paths=paths, max_train_steps=2)
@@ -216,6 +218,8 @@ def test_sharpening_changes_the_decoder_only(stories, tmp_path):
               'latents=': dict(paths=paths*2)}
     for said, other in others.items():
         with pytest.raises(StoryError, match=said): sharpen_decoder(run, **{**how, **other})
+    monkeypatch.setattr(drawn_latents, 'PATTERN_WEIGHT', 0)
+    with pytest.raises(StoryError, match='pattern_weight=40, not 0'): sharpen_decoder(run, **how)
 
 def test_stories_of_one_frame_are_drawn(tmp_path):
     "Also as every third one; and of a few openings nothing is balanced."

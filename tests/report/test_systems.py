@@ -242,9 +242,15 @@ def test_scores_that_no_ranking_has_made_stay(drawn, split, tmp_path, monkeypatc
     runs, scored = ['runs/near', 'runs/far'], ['scores/near', 'scores/far']
     for folders, out in ((runs, 'runs'), (runs, 'scores'), (scored, 'scores')):
         said = one_line(write_ranking, folders, split, out, n_resamples=20)
-        assert f'--out {out}: a ranking would replace the scores in {out}/near' in said
+        why = 'which are not of a ranking' if (folders, out) == (runs, 'scores') else 'one of the folders to rank'
+        assert f'--out {out}: a ranking would replace the scores in {out}/near, {why}' in said
     assert tree(tmp_path) == before
     for folders in runs, scored, runs: write_ranking(folders, split, 'ranked', n_resamples=20)
+
+def test_a_folder_of_another_command_is_refused(drawn, split, tmp_path):
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out/made.json').write_text('{"model": "x"}')
+    assert 'was made with made_by=' in one_line(write_ranking, [drawn/'near', drawn/'far'], split, tmp_path/'out', n_resamples=20)
 
 def test_scores_put_into_a_ranking_stay(drawn, split, tmp_path, monkeypatch):
     "What a ranking wrote, the next one replaces; what somebody else put there, none does."
@@ -257,31 +263,45 @@ def test_scores_put_into_a_ranking_stay(drawn, split, tmp_path, monkeypatch):
     before = tree(tmp_path)
     for folders, name in (([near, far], 'near'), ([far, same], 'same')):
         said = one_line(write_ranking, folders, split, 'ranked', n_resamples=20)
-        assert f'the scores in ranked/{name}, which no ranking wrote; name another folder' in said
+        assert f'the scores in ranked/{name}, which are not of a ranking; move them away, or name another folder' in said
     assert tree(tmp_path) == before
     for name in 'near', 'same': shutil.rmtree(tmp_path/'ranked'/name)
     write_ranking([near, far, same], split, 'ranked', n_resamples=20)
-    write_ranking([near, same], split, 'ranked', n_resamples=20)   # still knows that it wrote these
+    write_ranking([near, same], split, 'ranked', n_resamples=20)
+    from arldm.cli.score import score
+    before = tree(tmp_path)
+    said = one_line(score, near, data=split.file.path, out='ranked/near', resamples=20)
+    assert said == '--out ranked/near holds scores of arldm-report; name another folder' and tree(tmp_path) == before
 
 def test_a_ranking_killed_while_scoring_goes_on(drawn, split, tmp_path, monkeypatch):
-    "Also if it had written scores, but not yet that it did."
+    "Also with scores that were put there in between: these stay."
     from arldm.report import systems
     folders = [drawn/'near', drawn/'far']
-    monkeypatch.setattr(systems, 'file_digest', lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    def killed(*args, **options):
+        if evaluated: raise KeyboardInterrupt
+        evaluated.append(evaluate(*args, **options))
+        return evaluated[0]
+    evaluated = []
+    monkeypatch.setattr(systems, 'evaluate', killed)
     with pytest.raises(KeyboardInterrupt): write_ranking(folders, split, tmp_path/'out', n_resamples=20)
-    assert (tmp_path/'out/near/scores.json').exists()
+    assert (tmp_path/'out/near/scores.json').exists() and not (tmp_path/'out/far/scores.json').exists()
     monkeypatch.undo()
+    evaluate(drawn/'far', split, n_resamples=20, out=tmp_path/'out/far')
+    assert 'not of a ranking' in one_line(write_ranking, folders, split, tmp_path/'out', n_resamples=20)
+    shutil.rmtree(tmp_path/'out/far')
     write_ranking(folders, split, tmp_path/'out', n_resamples=20)
 
-def test_a_ranking_of_an_earlier_version_goes_on(drawn, split, tmp_path):
-    "It did not record which scores it wrote."
-    folders = [drawn/'near', drawn/'far']
-    write_ranking(folders, split, tmp_path/'out', n_resamples=20)
-    made = tmp_path/'out/made.json'
-    made.write_text(json.dumps(dict(made_by=load_json(made)['made_by'])))
-    write_ranking(folders, split, tmp_path/'out', n_resamples=21)
-    made.unlink()
-    write_ranking(folders, split, tmp_path/'out', n_resamples=20)
+@pytest.mark.parametrize('made', [True, False])
+def test_a_ranking_of_an_earlier_version_goes_on(drawn, split, tmp_path, monkeypatch, made):
+    "It did not mark which scores it wrote, and still does not have to after some were scored again."
+    from arldm.report import systems
+    out, (near, far, same) = tmp_path/'out', (drawn/name for name in ('near', 'far', 'same'))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(systems, '_RANKED', None)
+        write_ranking([near, far, same], split, out, n_resamples=20)
+    if made: (out/'made.json').write_text(json.dumps(dict(made_by=load_json(out/'made.json')['made_by'])))
+    else: (out/'made.json').unlink()
+    for folders in [near, far], [far, same], [near, far, same]: write_ranking(folders, split, out, n_resamples=20)
 
 def test_the_split_that_a_folder_names(drawn, tmp_path):
     "With a story file, too; the first folder that names one decides."

@@ -321,3 +321,6 @@ def test_a_ranking_measures_cids_and_refuses_alike(tmp_path, folders, capsys, mo
     with pytest.raises(StoryError, match='name CLIP, too: --clip FOLDER'): report(*both, out=tmp_path/'r', detector=folders[0])
     for flag in 'csd', 'detector', 'detector_prompt':
         with pytest.raises(StoryError, match=f'--{flag.replace("_", "-")} is for a ranking'): report(*both, **{flag: 'character'})
+    for words, asked in (('no config.json in it', dict(clip=folders[1], detector=tmp_path/'nothing')), ('nothing', dict(csd=tmp_path/'nothing.pth'))):
+        with pytest.raises(StoryError, match=words): report(*both, out=tmp_path/'r', data=split.file.path, **asked)
+    assert not (tmp_path/'r').exists()
